@@ -1,0 +1,116 @@
+"""Two tests of honesty for any method on any backbone: no leak, and the noise floor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from patchcast.backbones.base import upsample
+from patchcast.plans import Plan
+from patchcast.pretrainer import Pretrainer
+from patchcast.targets import unpatchify
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How far predictions moved when pixels changed that they may not use (`worst`), and those they may (`allowed`)."""
+
+    worst: float
+    allowed: float
+
+    @property
+    def honest(self) -> bool:
+        """Nothing moved that must not, and something moved that may: a dead prediction proves nothing."""
+        return self.worst == 0.0 and self.allowed > 0.0
+
+
+@torch.no_grad()
+def no_leak(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan) -> Leak:
+    """Change every pixel that one prediction may not use; it must not move at all. Then those it may; it should.
+
+    What a prediction may use is `plan.may_use()`, stated from the method's definition. Predictions of weight zero are
+    not looked at: they teach nothing. The pretrainer is run in eval mode; its mode is put back.
+
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.methods import aim
+    >>> pretrainer = aim(wrap("test_vit", img_size=48), head_depth=1)
+    >>> images = torch.randn(2, 3, 48, 48)
+    >>> no_leak(pretrainer, images, pretrainer.draw(images)).honest
+    True
+    """
+    was_training = pretrainer.training
+    pretrainer.eval()
+    before = pretrainer(images, plan).predictions
+    # Whatever a plan says of itself, no prediction may use the unit that it predicts.
+    allowed = plan.may_use().scatter(-1, plan.predict[..., None], False)
+    counts = torch.ones(before.shape[:3], dtype=torch.bool) if plan.weight is None else plan.weight.cpu() > 0
+    noise = torch.randn_like(images)
+    worst, moved = 0.0, 0.0
+    for group in range(before.shape[1]):
+        # Predictions that may use the same units are judged in one pass: masked methods need one, causal ones P.
+        for may_use, these in _alike(allowed[:, group]):
+            counted = these & counts[:, group]
+            if counted.any():
+                worst = max(worst, _movement(pretrainer, images, noise, plan, ~may_use, before, group, counted))
+                moved = max(moved, _movement(pretrainer, images, noise, plan, may_use, before, group, counted))
+    pretrainer.train(was_training)
+    return Leak(worst, moved)
+
+
+def _alike(allowed: Bool[Tensor, "B P N"]) -> list[tuple[Bool[Tensor, "B N"], Bool[Tensor, "B P"]]]:
+    """Predictions grouped by what they may use: (what, which)."""
+    if bool((allowed == allowed[:, :1]).all()):
+        return [(allowed[:, 0], torch.ones(allowed.shape[:2], dtype=torch.bool))]
+    each = torch.eye(allowed.shape[1], dtype=torch.bool)
+    return [(allowed[:, p], each[p].expand(len(allowed), -1)) for p in range(allowed.shape[1])]
+
+
+def _movement(
+    pretrainer: Pretrainer,
+    images: Float[Tensor, "B C H W"],
+    noise: Float[Tensor, "B C H W"],
+    plan: Plan,
+    changed: Bool[Tensor, "B N"],
+    before: Float[Tensor, "B G P T"],
+    group: int,
+    counted: Bool[Tensor, "B P"],
+) -> float:
+    """The largest movement of the counted predictions of a group when the pixels of the changed units are replaced."""
+    where = upsample(changed.unflatten(1, plan.grid), (images.shape[-2], images.shape[-1]))[:, None]
+    after = pretrainer(torch.where(where, noise, images), plan).predictions
+    movement = (after - before)[:, group].abs().amax(dim=-1).cpu()
+    return float(movement[counted].max())
+
+
+def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr: float = 3e-3, seed: int = 0) -> float:
+    """Train on noise that is independent from unit to unit, new at every step; return the final loss over the variance.
+
+    Such a unit cannot be predicted from others, so that an honest method cannot get below 1 but for chance; a method
+    that is shown its answer falls towards 0. Each unit is a random mixture of the same four patterns, because a copy of
+    four numbers is learnt in a hundred steps, and one of every pixel is not. The pretrainer's weights are changed by
+    it: give it a copy.
+
+    Returns:
+        the ratio of the mean loss of the last quarter of the steps to that of predicting zero, the mean.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    backbone = pretrainer.backbone
+    (down, right), grid = backbone.stride, backbone.grid(backbone.image_size)
+    patterns = torch.randn(4, down * right * backbone.channels, generator=generator)
+    parameters = [each for each in pretrainer.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    ratios = []
+    pretrainer.train()
+    for step in range(steps):
+        units = torch.randn(batch, grid.units, 4, generator=generator) @ patterns
+        output = pretrainer(unpatchify(units, grid, backbone.stride).to(parameters[0].device), generator=generator)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        if step >= steps * 3 // 4:
+            constant = pretrainer.loss(torch.zeros_like(output.predictions), output.targets)
+            ratios.append(output.loss.item() / constant.mean().item())
+    return sum(ratios) / len(ratios)

@@ -1,0 +1,37 @@
+"""Losses: plain functions `(prediction, target) -> one number per prediction`. A plan's weights come after."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def squared(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P T"]) -> Float[Tensor, "B G P"]:
+    """Mean squared error over the values of a unit (He et al. 2022, section 3; El-Nouby et al. 2024, equation 2).
+
+    >>> import torch
+    >>> squared(torch.zeros(1, 1, 1, 2), torch.tensor([[[[1., 3.]]]])).item()
+    5.0
+    """
+    return (prediction - target).square().mean(dim=-1)
+
+
+def absolute(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P T"]) -> Float[Tensor, "B G P"]:
+    """Mean absolute error over the values of a unit (Xie et al. 2022, section 3.4).
+
+    >>> import torch
+    >>> absolute(torch.zeros(1, 1, 1, 2), torch.tensor([[[[1., -3.]]]])).item()
+    2.0
+    """
+    return (prediction - target).abs().mean(dim=-1)
+
+
+def smooth_l1(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P T"]) -> Float[Tensor, "B G P"]:
+    """Huber's loss with threshold 1, mean over the values of a unit (Assran et al. 2023 in practice).
+
+    >>> import torch
+    >>> smooth_l1(torch.zeros(1, 1, 1, 2), torch.tensor([[[[1., 3.]]]])).item()
+    1.5
+    """
+    return F.smooth_l1_loss(prediction, target, reduction="none").mean(dim=-1)

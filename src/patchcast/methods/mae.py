@@ -1,0 +1,54 @@
+"""MAE (He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners")."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from patchcast.backbones.base import Backbone
+from patchcast.losses import squared
+from patchcast.plans import RandomMask
+from patchcast.predictors import Decoder
+from patchcast.pretrainer import Pretrainer
+from patchcast.targets import Pixels
+from patchcast.views import Drop
+
+
+def mae(
+    backbone: Backbone,
+    *,
+    mask_ratio: float = 0.75,
+    decoder_width: int | None = None,
+    decoder_depth: int = 8,
+    normalize: bool = True,
+) -> Pretrainer:
+    """Hide most units, run the backbone on the rest, and decode the pixels of the hidden ones.
+
+    >>> from patchcast.backbones import wrap
+    >>> mae(wrap("test_vit")).plan
+    RandomMask(ratio=0.75)
+
+    Args:
+        mask_ratio: share of units hidden.
+        decoder_width: the paper's 512, or the backbone's width where that is smaller; its heads are 32 wide.
+        decoder_depth: blocks of the decoder.
+        normalize: predict each unit's pixels normalised by their own mean and spread (better features), or raw.
+    Raises:
+        CannotError: if the backbone cannot run on the visible units alone.
+    """
+    width = decoder_width or min(512, backbone.width)
+    target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
+    return Pretrainer(
+        backbone,
+        plan=RandomMask(mask_ratio),
+        view=Drop(),
+        predictor=Decoder(
+            width,
+            grid=backbone.grid(backbone.image_size),
+            depth=decoder_depth,
+            heads=max(1, width // 32),
+            embed=nn.Linear(backbone.width, width),
+            head=nn.Linear(width, target.outputs),
+        ),
+        target=target,
+        loss=squared,
+    )

@@ -1,0 +1,124 @@
+"""`Pretrainer` runs a method: plan, view, predictor, target and loss over a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from patchcast.backbones.base import Backbone, CannotError, take
+from patchcast.plans import Plan, Planner
+from patchcast.predictors import Predictor
+from patchcast.targets import Target
+from patchcast.views import View
+
+Loss = Callable[[Float[Tensor, "B G P T"], Tensor], Float[Tensor, "B G P"]]
+
+
+@dataclass
+class Output:
+    """What one forward pass of a `Pretrainer` gives.
+
+    Attributes:
+        loss: the mean over the predictions that count; the same number in train and eval mode.
+        predictions: for the units of `plan.predict`.
+        targets: what they should have been.
+        plan: what was seen and what was asked.
+    """
+
+    loss: Float[Tensor, ""]
+    predictions: Float[Tensor, "B G P T"]
+    targets: Tensor
+    plan: Plan
+    _backbone: Backbone = field(repr=False)
+    _images: Tensor = field(repr=False)
+
+    @cached_property
+    def embedding(self) -> Float[Tensor, "B D"]:
+        """The pooled feature of the whole, unmasked images: what probes use.
+
+        The same in train and eval mode, and without gradient. It is computed when first asked for, because it takes a
+        pass of its own: training sees only what the plan shows.
+        """
+        return embed(self._backbone, self._images)
+
+
+@torch.no_grad()
+def embed(backbone: Backbone, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+    """`backbone.pool` in eval mode and without gradients; every module's mode is put back afterwards."""
+    training = [module for module in backbone.modules() if module.training]
+    backbone.eval()
+    try:
+        return backbone.pool(images)
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Pretrainer(nn.Module):
+    """A method over a backbone, as a plain module for anybody's training loop.
+
+    >>> import timm
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.methods import mae
+    >>> pretrainer = mae(wrap(timm.create_model("test_vit")), decoder_width=64, decoder_depth=1)
+    >>> output = pretrainer(torch.randn(2, 3, 160, 160))
+    >>> output.predictions.shape, output.embedding.shape
+    (torch.Size([2, 1, 75, 768]), torch.Size([2, 64]))
+
+    Args:
+        plan: draws what may be seen and what is predicted.
+        view: makes the backbone see just that.
+        predictor: from what was seen to what was asked.
+        target: what it should be.
+        loss: `(prediction, target) -> one number per prediction`.
+    Raises:
+        CannotError: if the backbone cannot do what the view needs, or the predictor reads where the view has nothing.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, plan: Planner, view: View[Any], predictor: Predictor, target: Target, loss: Loss
+    ) -> None:
+        super().__init__()
+        if view.needs not in backbone.can:
+            raise CannotError(backbone.cannot(view.needs))
+        if predictor.reads_hidden and not view.holds_hidden:
+            raise CannotError(
+                f"{type(predictor).__name__} reads at hidden units, which {type(view).__name__} leaves out; "
+                "use a Decoder, or a view that keeps them (Replace, Attend)"
+            )
+        drawn = plan(backbone.grid(backbone.image_size), 1, torch.Generator())
+        if not isinstance(drawn, view.plans):
+            raise CannotError(
+                f"{type(view).__name__} shows a {view.plans.__name__}; {plan} draws a {type(drawn).__name__}"
+            )
+        self.backbone, self.plan, self.view = backbone, plan, view
+        self.predictor, self.target, self.loss = predictor, target, loss
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], plan: Plan | None = None, *, generator: torch.Generator | None = None
+    ) -> Output:
+        """Predict what the plan asks; `plan` is drawn (from a CPU generator) unless given."""
+        if plan is None:
+            plan = self.draw(images, generator)
+        predictions = self.predictor(self.view(self.backbone, images, plan), plan).float()
+        with torch.no_grad():
+            targets = take(self.target(images), plan.predict)
+        loss = weighted_mean(self.loss(predictions, targets), plan.weight)
+        return Output(loss, predictions, targets, plan, self.backbone, images)
+
+    def draw(self, images: Float[Tensor, "B C H W"], generator: torch.Generator | None = None) -> Plan:
+        """A plan for these images, on their device."""
+        return self.plan(self.backbone.grid(images), len(images), generator).to(images.device)
+
+
+def weighted_mean(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"] | None) -> Float[Tensor, ""]:
+    """The mean over every prediction of the batch that counts, not the mean of the images' means."""
+    if weight is None:
+        return losses.mean()
+    return (losses * weight).sum() / weight.sum()

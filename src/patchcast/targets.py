@@ -1,0 +1,94 @@
+"""Targets: what is to be predicted, for every unit of the image. They know nothing of plans."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from patchcast.backbones.base import Backbone, Grid
+
+
+class Target(nn.Module):
+    """`(images) -> one vector for every unit of the grid`.
+
+    Attributes:
+        outputs: values to predict for a unit.
+    """
+
+    outputs: int
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N T"]:
+        raise NotImplementedError
+
+    def to_pixels(
+        self, predictions: Float[Tensor, "B N T"], images: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Predictions of every unit, drawn; `images` lends what the target leaves out (a unit's mean and spread)."""
+        raise ValueError(f"{type(self).__name__} are no pixels: their predictions cannot be drawn")
+
+    def update(self, backbone: Backbone) -> None:
+        """Called after each optimiser step; targets that follow the backbone do so here."""
+
+
+class Pixels(Target):
+    """The pixels of each unit, in the order row, column, channel.
+
+    >>> import torch
+    >>> Pixels((2, 2), channels=1, normalize=False)(torch.arange(8.).view(1, 1, 2, 4)).tolist()
+    [[[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]]]
+
+    Args:
+        stride: pixels per side of a unit, (rows, cols).
+        normalize: subtract each unit's mean and divide by its standard deviation, with the unbiased variance and 1e-6
+            under the root (He et al. 2022, section 3, "reconstruction target").
+    Raises:
+        ValueError: if a unit of one value is to be normalised.
+    """
+
+    def __init__(self, stride: tuple[int, int], *, channels: int, normalize: bool = True) -> None:
+        super().__init__()
+        self.stride, self.channels, self.normalize = stride, channels, normalize
+        self.outputs = stride[0] * stride[1] * channels
+        if normalize and self.outputs < 2:
+            raise ValueError("a unit of one pixel and one channel has no spread to normalise by; use normalize=False")
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N T"]:
+        units = patchify(images, self.stride)
+        if not self.normalize:
+            return units
+        variance, mean = _spread(units)
+        return (units - mean) / (variance + 1e-6).sqrt()
+
+    def to_pixels(
+        self, predictions: Float[Tensor, "B N T"], images: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        (down, right), (height, width) = self.stride, images.shape[-2:]
+        if self.normalize:
+            variance, mean = _spread(patchify(images, self.stride))
+            predictions = predictions * (variance + 1e-6).sqrt() + mean
+        return unpatchify(predictions, Grid(height // down, width // right), self.stride)
+
+
+def _spread(units: Float[Tensor, "B N T"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:
+    return units.var(dim=-1, keepdim=True), units.mean(dim=-1, keepdim=True)
+
+
+def patchify(images: Float[Tensor, "B C H W"], stride: tuple[int, int]) -> Float[Tensor, "B N T"]:
+    """Images to units, row by row; the values of a unit in the order row, column, channel."""
+    batch, channels, height, width = images.shape
+    (down, right) = stride
+    x = images.reshape(batch, channels, height // down, down, width // right, right)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, down * right * channels)
+
+
+def unpatchify(units: Float[Tensor, "B N T"], grid: Grid, stride: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    """The inverse of `patchify`.
+
+    >>> import torch
+    >>> images = torch.rand(2, 3, 4, 6)
+    >>> torch.equal(unpatchify(patchify(images, (2, 2)), Grid(2, 3), (2, 2)), images)
+    True
+    """
+    (down, right) = stride
+    x = units.reshape(len(units), grid.rows, grid.cols, down, right, -1).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(len(units), -1, grid.rows * down, grid.cols * right)

@@ -1,0 +1,82 @@
+"""Views: how a backbone is made to see what a plan lets it see, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from patchcast.backbones.base import Backbone, Capability, Grid, take
+from patchcast.plans.base import MaskPlan, OrderPlan, PlanT
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the backbone made of what it saw.
+
+    Attributes:
+        prefix: features of class and register tokens.
+        units: features of the units that it holds.
+        at: which unit each row of `units` is; None for all of them, row by row.
+    """
+
+    grid: Grid
+    prefix: Float[Tensor, "B R D"]
+    units: Float[Tensor, "B V D"]
+    at: Int[Tensor, "B V"] | None = None
+
+
+class View(nn.Module, Generic[PlanT]):
+    """`(backbone, images, plan) -> Context`.
+
+    Attributes:
+        needs: the capability that it asks of the backbone.
+        plans: the kind of plan that it can show.
+        holds_hidden: whether its context has a row for units that were not seen, so that a head may read there.
+    """
+
+    needs: Capability
+    plans: type[PlanT]
+    holds_hidden: bool
+
+    def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: PlanT) -> Context:
+        raise NotImplementedError
+
+
+class Drop(View[MaskPlan]):
+    """The backbone runs on the visible units alone (MAE, I-JEPA)."""
+
+    needs = "drop"
+    plans = MaskPlan
+    holds_hidden = False
+
+    def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: MaskPlan) -> Context:
+        tokens = backbone.keep(backbone.embed(images), plan.visible)
+        prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
+        return Context(plan.grid, prefix, units, plan.visible)
+
+
+class Attend(View[OrderPlan]):
+    """The backbone runs on every unit, and attention obeys the plan's order (AIM, ImageGPT)."""
+
+    needs = "attend"
+    plans = OrderPlan
+    holds_hidden = True
+
+    def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: OrderPlan) -> Context:
+        tokens = backbone.embed(images)
+        if plan.is_raster:
+            features = backbone.forward_stages(tokens, is_causal=True)
+        else:
+            features = backbone.forward_stages(tokens, can_see=plan.can_see(tokens.prefix))
+        prefix, units = backbone.split(features, tokens)
+        return Context(plan.grid, prefix, units)
+
+
+def read(context: Context, units: Int[Tensor, "B G P"]) -> Float[Tensor, "B G P D"]:
+    """The features at the place of the given units, of a context that holds them all."""
+    if context.at is not None:
+        raise ValueError("this context holds only the units that were seen; a head cannot read at hidden ones")
+    return take(context.units, units)

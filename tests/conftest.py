@@ -1,0 +1,26 @@
+"""Shapes are checked in every test: jaxtyping with beartype, on all of patchcast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("patchcast", "beartype.beartype")
+
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images beside the checkout; absent for users."""
+    root = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not root.is_dir():
+        pytest.skip("needs the real images of ../shared/data, which are not here")
+    return root

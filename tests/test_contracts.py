@@ -1,0 +1,123 @@
+"""Every method on every backbone of the list, held to every contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchcast.backbones import Grid, wrap
+from patchcast.methods import aim, mae
+from patchcast.plans import OrderPlan, RasterOrder
+from patchcast.pretrainer import Pretrainer
+from tests import contracts
+
+BACKBONES: dict[str, Callable] = {
+    "plain": lambda: wrap("test_vit", img_size=48),
+    "non-square": lambda: wrap("test_vit", img_size=(32, 64)),
+    "grey": lambda: wrap("test_vit", img_size=32, patch_size=8, in_chans=1),
+    "registers": lambda: wrap("vit_small_patch14_reg4_dinov2", img_size=42, depth=2, embed_dim=48, num_heads=2),
+    "clip (pre-norm)": lambda: wrap("vit_base_patch32_clip_224", img_size=96, depth=2, embed_dim=48, num_heads=2),
+    "siglip (no class token)": lambda: wrap(
+        "vit_base_patch16_siglip_224", img_size=48, depth=2, embed_dim=48, num_heads=2
+    ),
+}
+METHODS: dict[str, Callable] = {
+    "mae": lambda backbone: mae(backbone, decoder_width=32, decoder_depth=2),
+    "aim": lambda backbone: aim(backbone, head_width=32, head_depth=2),
+    "aim, linear head": lambda backbone: aim(backbone, head_depth=0),
+    "aim, causal": lambda backbone: aim(backbone, random_prefix=False, head_width=32, head_depth=2),
+}
+GOLDEN = {"mae": 1.4182097, "aim": 1.3349203, "aim, linear head": 1.3919492, "aim, causal": 1.3336511}
+
+every_method = pytest.mark.parametrize("method", METHODS)
+every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
+
+
+def build(method: str, backbone: str) -> Pretrainer:
+    torch.manual_seed(0)
+    return METHODS[method](BACKBONES[backbone]())
+
+
+@every_backbone
+@every_method
+def test_no_leak(method: str, backbone: str) -> None:
+    contracts.check_no_leak(build(method, backbone))
+
+
+@every_method
+def test_noise_floor(method: str) -> None:
+    contracts.check_noise_floor(build(method, "grey"))
+
+
+@every_backbone
+@every_method
+def test_gradients(method: str, backbone: str) -> None:
+    contracts.check_gradients(build(method, backbone))
+
+
+@every_backbone
+@every_method
+def test_save_and_load(method: str, backbone: str) -> None:
+    contracts.check_save_and_load(build(method, backbone), build(method, backbone))
+
+
+@every_backbone
+@every_method
+def test_modes(method: str, backbone: str) -> None:
+    contracts.check_modes(build(method, backbone))
+
+
+@every_backbone
+@every_method
+def test_gradient_checkpointing(method: str, backbone: str) -> None:
+    contracts.check_gradient_checkpointing(build(method, backbone))
+
+
+@every_method
+def test_golden_loss(method: str) -> None:
+    assert contracts.golden(build(method, "plain")) == pytest.approx(GOLDEN[method], rel=1e-5)
+
+
+class InvertedMask(OrderPlan):
+    """A planted bug: True taken to mean "hidden", as one library does."""
+
+    def can_see(self, prefix_tokens: int) -> Tensor:
+        return ~super().can_see(prefix_tokens) | torch.eye(prefix_tokens + self.grid.units, dtype=torch.bool)
+
+
+class Unshifted(OrderPlan):
+    """A planted bug: the output at a unit is scored against that same unit, as another library does."""
+
+    @property
+    def predict(self) -> Tensor:
+        return self.source
+
+
+@pytest.mark.parametrize("bug", [InvertedMask, Unshifted])
+def test_planted_bugs_are_condemned(bug: type[OrderPlan]) -> None:
+    def planted() -> Pretrainer:
+        pretrainer = build("aim", "grey")
+        honest = pretrainer.plan
+
+        def draw(grid: Grid, batch: int, generator: torch.Generator | None = None) -> OrderPlan:
+            plan = honest(grid, batch, generator)
+            return bug(plan.grid, plan.order, plan.prefix)
+
+        pretrainer.plan = draw
+        return pretrainer
+
+    with pytest.raises(AssertionError, match="copies its answer"):
+        contracts.check_noise_floor(planted())
+    with pytest.raises(AssertionError, match="may not use"):
+        contracts.check_no_leak(planted())
+
+
+@pytest.mark.parametrize("random_prefix", [True, False])
+def test_the_plans_mask_is_what_it_may_use(random_prefix: bool) -> None:
+    """`can_see` and `may_use` are written from two definitions, and agree."""
+    plan = RasterOrder(random_prefix)(Grid(3, 4), 5, torch.Generator().manual_seed(0))
+    seen = plan.can_see(prefix_tokens=2)[:, 0, 2:, 2:]
+    assert torch.equal(seen[:, :-1], plan.may_use()[:, 0])

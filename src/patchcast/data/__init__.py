@@ -1,0 +1,28 @@
+"""The data room: any source of images in, batches out that are a function of (seed, step) alone.
+
+Reading order: `stores.py` (what a source hands out), `decode.py` (bytes to pixels), `images.py` (a data set that bad
+files cannot stop), `transforms.py`, `stream.py` (which image comes when).
+"""
+
+from patchcast.data.check import Report, check
+from patchcast.data.images import Example, Images, Unreadable, open_images
+from patchcast.data.statistics import channel_statistics
+from patchcast.data.stream import EpochSampler, EvalSet, TrainSet, loader
+from patchcast.data.transforms import Augment, Evaluate, denormalise
+
+__all__ = [
+    "Augment",
+    "EpochSampler",
+    "EvalSet",
+    "Evaluate",
+    "Example",
+    "Images",
+    "Report",
+    "TrainSet",
+    "Unreadable",
+    "channel_statistics",
+    "check",
+    "denormalise",
+    "loader",
+    "open_images",
+]

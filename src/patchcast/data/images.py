@@ -1,0 +1,256 @@
+"""`Images`: a source as a torch dataset that bad files cannot stop, and `open_images`, which finds out what it is."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, read_header
+from patchcast.data.digits import digits_splits
+from patchcast.data.folder import EXTENSIONS, folder_splits, list_files
+from patchcast.data.parquet import parquet_splits
+from patchcast.data.stores import Splits, Store
+
+SAMPLE = 64
+"""Images looked at to learn channels and typical size."""
+VERIFY_UP_TO = 20_000
+"""Sources of at most this many images have every header read when they are opened: half a second, on local disk."""
+PATIENCE = 1000
+"""Unreadable images in a row after which the source, and not the image, is taken to be broken."""
+DECODED_BYTES = 2**30
+"""Most memory that `Images.preload` may take."""
+
+
+class Example(NamedTuple):
+    """One image and its class; -1 where the source has none."""
+
+    image: UInt8[Tensor, "C H W"]
+    label: int
+
+
+@dataclass(frozen=True, order=True)
+class Unreadable:
+    """An image that was skipped: its place in the source (counted before anything was skipped), its name, and why."""
+
+    index: int
+    path: str
+    reason: str
+
+
+class Images(Dataset[Example]):
+    """The images of one split of a source, in a fixed order.
+
+    >>> images = open_images("digits")
+    >>> len(images), images[0].image.shape, images[0].label, images.class_names[:3]
+    (1437, torch.Size([1, 8, 8]), 0, ['0', '1', '2'])
+
+    **Unreadable images never end a run.** They are met in two places:
+
+    1. When the source is opened and has at most 20,000 images, every header is read. Empty files, text under an
+       image's name and decompression bombs are left out: they are not counted by `len`, and have no index.
+    2. What shows only when pixels are decoded (a truncated file), or in a larger source, is met in the middle of a
+       run. It keeps its index, and `images[i]` gives the next readable image with that image's label: a function of
+       the files alone, so that every worker, rank and restarted run sees the same. Take labels from the examples, and
+       not from `labels`, where this matters.
+
+    Either way it is named in `unreadable` and in one warning a file and process. A loader's worker is a process of its
+    own: what it finds is in its warnings, not in this process's `unreadable`. `patchcast.data.check` finds everything.
+
+    Attributes:
+        name: of the source, for people.
+        split: which of `splits` this is.
+        splits: those that the source has.
+        channels: 1, 3 or 4, of every image handed out.
+        typical_size: (height, width) that most of a sample have.
+        labels: class of each image, -1 for none; None if the source has no labels.
+        class_names: what the labels mean, if the source says so.
+        store: where the encoded images lie.
+        positions: where in the store each image lies.
+    """
+
+    def __init__(self, store: Store, *, name: str, split: str, splits: list[str], channels: int | None = None) -> None:
+        """See `open_images`."""
+        self.store = store
+        self.name = name
+        self.split = split
+        self.splits = splits
+        self._bad: dict[int, Unreadable] = {}
+        self._decoded: UInt8[Tensor, "N C H W"] | None = None
+
+        everything = np.arange(len(store))
+        headers = self._read_headers(everything if len(store) <= VERIFY_UP_TO else _spread(everything, SAMPLE))
+        if not headers:
+            reason = next(iter(self._bad.values()), None)
+            first = f"; the first: {reason.path}: {reason.reason}" if reason else ""
+            raise ValueError(f"none of the {len(store)} images of {name} ({split}) can be read{first}")
+        self.positions = everything[~np.isin(everything, list(self._bad))]
+        sample = _spread(np.array(list(headers)), SAMPLE)
+        self.typical_size = Counter(headers[position].size for position in sample).most_common(1)[0][0]
+        self.channels = channels or self._common_channels({position: headers[position] for position in sample})
+
+    @property
+    def labels(self) -> Int64[np.ndarray, "N"] | None:
+        return None if self.store.labels is None else self.store.labels[self.positions]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.store.class_names
+
+    @property
+    def unreadable(self) -> list[Unreadable]:
+        """What this process has found so far, in the source's order."""
+        return sorted(self._bad.values())
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        for step in range(min(PATIENCE, len(self))):
+            found = (index + step) % len(self)
+            position = int(self.positions[found])
+            if position in self._bad:
+                continue
+            try:
+                image = self.read(position) if self._decoded is None else self._decoded[found]
+            except UnreadableImageError as problem:
+                self._skip(position, str(problem))
+                continue
+            return Example(image, -1 if self.store.labels is None else int(self.store.labels[position]))
+        last = self.unreadable[-1]
+        raise ValueError(
+            f"{step + 1} images in a row of {self.name} ({self.split}) cannot be read: "
+            f"is the source still there? {last.path}: {last.reason}"
+        )
+
+    def read(self, position: int) -> UInt8[Tensor, "C H W"]:
+        """The image at a position of the store.
+
+        Raises:
+            UnreadableImageError: if it cannot be read; `images[i]` deals with that.
+        """
+        try:
+            file = self.store.open(position)
+        except OSError as problem:
+            raise UnreadableImageError(problem.strerror or str(problem)) from problem
+        with file:
+            return decode(file, self.channels)
+
+    def preload(self) -> bool:
+        """Decode every image into memory, if all are of one size and take at most 1 GiB; what is read stays the same.
+
+        Worth its time for small images that are read many times: a CIFAR-10 image takes longer to decode than to
+        augment.
+
+        Returns:
+            whether they are in memory now.
+        """
+        size = (self.channels, *self.typical_size)
+        if self._decoded is not None or len(self) * int(np.prod(size)) > DECODED_BYTES:
+            return self._decoded is not None
+        decoded = torch.zeros(len(self), *size, dtype=torch.uint8)
+        for index, position in enumerate(self.positions.tolist()):
+            if position in self._bad:
+                continue
+            try:
+                image = self.read(position)
+            except UnreadableImageError as problem:
+                self._skip(position, str(problem))
+                continue
+            if image.shape != size:
+                return False
+            decoded[index] = image
+        self._decoded = decoded
+        return True
+
+    def _read_headers(self, positions: np.ndarray) -> dict[int, Header]:
+        headers = {}
+        for position in positions.tolist():
+            try:
+                with self.store.open(position) as file:
+                    headers[position] = read_header(file)
+            except (UnreadableImageError, OSError) as problem:
+                self._skip(position, getattr(problem, "strerror", None) or str(problem))
+        return headers
+
+    def _common_channels(self, headers: dict[int, Header]) -> int:
+        if all(header.has_alpha for header in headers.values()) and any(map(self._is_transparent, headers)):
+            return 4
+        return 1 if all(header.is_grey for header in headers.values()) else 3
+
+    def _is_transparent(self, position: int) -> bool:
+        try:
+            with self.store.open(position) as file:
+                return is_transparent(file)
+        except (UnreadableImageError, OSError):
+            return False  # it is named when it is read for its pixels
+
+    def _skip(self, position: int, reason: str) -> None:
+        bad = Unreadable(position, self.store.path(position), reason)
+        self._bad[position] = bad
+        warnings.warn(f"skipped {bad.path}: {reason}", stacklevel=3)
+
+
+def open_images(source: str, *, split: str = "train", channels: int | None = None) -> Images:
+    """Open a source of images, whatever it is.
+
+    >>> test = open_images("digits", split="test")
+    >>> len(test), test.channels, test.typical_size, test.splits
+    (360, 1, (8, 8), ['train', 'test'])
+
+    Args:
+        source: one of
+            - `"digits"`: scikit-learn's 1,797 digits, 8x8; 20 % of each digit are `test`, drawn once with seed 0;
+            - a folder of images, flat or nested. Sub-folders `train` and `test`, `val` or `validation` are splits.
+              First sub-folders are classes, if there are two or more and no image lies beside them;
+            - a parquet file, or a folder of them: a column `image` or `img`, as bytes or as a struct of bytes and
+              path, and perhaps a column `label` (integers or text). In a folder, the files' names give the splits:
+              `train-*`, `test-*`, `validation-*`.
+            A source without splits is all `train`.
+        split: one of the source's splits.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
+            1 if all are grey, 4 if all have an alpha channel that is used, else 3.
+    Raises:
+        ValueError: in one sentence, if the source or the split is not there, or holds no images.
+    """
+    if channels is not None and channels not in MODES:
+        raise ValueError(f"images can have {', '.join(map(str, MODES))} channels; asked for {channels}")
+    splits = _find_splits(source)
+    if split not in splits:
+        near = difflib.get_close_matches(split, splits, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{source} has no split {split!r}: it has {', '.join(splits)}{hint}")
+    name = source if source == "digits" else Path(source).resolve().name
+    return Images(splits[split](), name=name, split=split, splits=list(splits), channels=channels)
+
+
+def _find_splits(source: str) -> Splits:
+    if source == "digits":
+        return digits_splits()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = list_files(path)
+        tables = [path / file for file in files if file.lower().endswith(".parquet")]
+        # Images win: a table that lies beside them describes them.
+        holds_images = any(file.lower().endswith(EXTENSIONS) for file in files)
+        return parquet_splits(tables) if tables and not holds_images else folder_splits(path, files)
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        return parquet_splits([path])
+    problem = "is neither a folder nor a parquet file" if path.exists() else "is not there"
+    raise ValueError(f"{source} {problem}: a source is 'digits', a folder of images, or parquet files")
+
+
+def _spread(values: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the values, evenly spaced, the first and the last among them."""
+    return values[np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).astype(int))]

@@ -1,0 +1,178 @@
+"""Which image is seen when, and how it is augmented: a function of the seed and the step alone.
+
+A run that is stopped and goes on at step t, or has other workers or ranks, is given the very same batches: nothing
+here keeps a state, and no global random state is read or changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from patchcast.data.images import Images
+from patchcast.data.transforms import Augment
+
+
+def mix_seed(*numbers: int) -> int:
+    """A 64-bit seed from whole numbers: the first 8 bytes of BLAKE2b of their decimals with spaces between, lowest
+    byte first. Unlike a sum it keeps (seed 0, epoch 1) and (seed 1, epoch 0) apart, and it is the same on any machine.
+
+    >>> mix_seed(0, 1) == mix_seed(1, 0)
+    False
+    """
+    text = " ".join(map(str, numbers)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index), the t-th of which depends on the seed and on t, and on nothing else.
+
+    >>> sampler = EpochSampler(10, 4, seed=0, steps=5)
+    >>> len(sampler), sampler.steps_per_epoch, [len({index for _, index in batch}) for batch in sampler]
+    (5, 2, [4, 4, 4, 4, 4])
+    >>> list(EpochSampler(10, 4, seed=0, steps=5, start_step=3)) == list(sampler)[3:]
+    True
+
+    Each epoch has a permutation of its own. A batch never spans two epochs: the up to `batch_size - 1` images left
+    over at the end of one are not seen in it (other ones in each epoch). If there are fewer images than a batch takes,
+    batches are cut from the permutations of one epoch after another without a gap, so that a batch holds some images
+    several times, each time augmented in another way.
+
+    Args:
+        length: how many images there are.
+        batch_size: images of one step, over all ranks together.
+        seed: of the run.
+        steps: of the whole run; the last batch is that of step `steps - 1`.
+        start_step: the first step to give a batch for; 0, or where a stopped run goes on.
+        rank: which part of each batch is given: the `rank`-th of `world` equal ones, in order.
+        world: number of ranks.
+    Raises:
+        ValueError: if there are no images, or `world` equal parts cannot be cut from a batch.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, seed: int, steps: int, start_step: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        if length < 1 or batch_size < 1:
+            raise ValueError(f"needs at least one image and one image a batch; got {length} and {batch_size}")
+        if batch_size % world:
+            raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} ranks")
+        if not 0 <= rank < world:
+            raise ValueError(f"needs 0 <= rank < world; got rank {rank} of {world}")
+        if not 0 <= start_step <= steps:
+            raise ValueError(f"needs 0 <= start_step <= steps; got {start_step} and {steps}")
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps = steps
+        self.start_step = start_step
+        self.rank = rank
+        self.world = world
+        self._latest: tuple[int, list[int]] = (-1, [])
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """A whole number, unless a batch is larger than an epoch."""
+        return self.length // self.batch_size or self.length / self.batch_size
+
+    def __len__(self) -> int:
+        return self.steps - self.start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return map(self.batch, range(self.start_step, self.steps))
+
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        """This rank's part of the batch of a step."""
+        share = self.batch_size // self.world
+        if self.batch_size > self.length:
+            first = step * self.batch_size + self.rank * share
+            places = [divmod(place, self.length) for place in range(first, first + share)]
+        else:
+            epoch, batch = divmod(step, self.length // self.batch_size)
+            first = batch * self.batch_size + self.rank * share
+            places = [(epoch, place) for place in range(first, first + share)]
+        return [(epoch, self._permutation(epoch)[place]) for epoch, place in places]
+
+    def _permutation(self, epoch: int) -> list[int]:
+        if self._latest[0] != epoch:
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
+            self._latest = (epoch, torch.randperm(self.length, generator=generator).tolist())
+        return self._latest[1]
+
+
+class TrainSet(Dataset[tuple[Tensor, int]]):
+    """Augmented images, by the keys of an `EpochSampler`; the same key always gives the same pixels.
+
+    >>> from patchcast.data import open_images
+    >>> train_set = TrainSet(open_images("digits"), Augment((16, 16), (0.4, 1), True, (0.3,), (0.4,)), seed=0)
+    >>> image, label = train_set[3, 7]
+    >>> image.shape, torch.equal(image, train_set[3, 7][0]), torch.equal(image, train_set[4, 7][0])
+    (torch.Size([1, 16, 16]), True, False)
+
+    Args:
+        augment: is called with `mix_seed(seed, epoch, index)`.
+        seed: of the run.
+    """
+
+    def __init__(self, images: Images, augment: Augment, seed: int) -> None:
+        self.images = images
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Float32[Tensor, "C H W"], int]:
+        epoch, index = key
+        image, label = self.images[index]
+        return self.augment(image, mix_seed(self.seed, epoch, index)), label
+
+
+class EvalSet(Dataset[tuple[Tensor, int]]):
+    """Images through a transform without chance, with their labels.
+
+    >>> from patchcast.data import Evaluate, open_images
+    >>> image, label = EvalSet(open_images("digits", split="test"), Evaluate((8, 8), (0.3,), (0.4,)))[0]
+    >>> image.shape, image.dtype
+    (torch.Size([1, 8, 8]), torch.float32)
+    """
+
+    def __init__(self, images: Images, transform: Callable[[Tensor], Tensor]) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Float32[Tensor, "C H W"], int]:
+        image, label = self.images[index]
+        return self.transform(image), label
+
+
+def loader(train_set: TrainSet, sampler: EpochSampler, workers: int) -> DataLoader[Any]:
+    """Batches (images, labels) in the sampler's order, the same ones for any number of workers.
+
+    >>> from patchcast.data import open_images
+    >>> train_set = TrainSet(open_images("digits"), Augment((16, 16), (0.4, 1), True, (0.3,), (0.4,)), seed=0)
+    >>> batches = loader(train_set, EpochSampler(len(train_set), 32, seed=0, steps=2), workers=0)
+    >>> [images.shape for images, labels in batches]
+    [torch.Size([32, 1, 16, 16]), torch.Size([32, 1, 16, 16])]
+
+    Small sources are decoded into memory first (`Images.preload`), if every image will be read twice or more.
+    """
+    if len(sampler) * sampler.batch_size >= 2 * len(train_set):
+        train_set.images.preload()
+    return DataLoader(
+        train_set,
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        # The loader draws a base seed for its workers, which nothing here uses: not from the run's own generator.
+        generator=torch.Generator(),
+    )

@@ -171,7 +171,7 @@ def _minimise(
         max_eval=8000,
         history_size=20,
         # Of a gradient in coordinates of curvature about one, so nearly the distance from the minimum.
-        tolerance_grad=1e-3 * min(1.0, strength * images),
+        tolerance_grad=1e-4 * min(1.0, strength * images),
         tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )

@@ -1,8 +1,7 @@
-"""A linear probe in closed form: the one for few labels, where the penalty has to be chosen on the labels themselves."""
+"""A linear probe in closed form, for few labels: its penalty has to be chosen on the labels themselves."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor

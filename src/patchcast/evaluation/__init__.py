@@ -1,0 +1,43 @@
+"""Evaluation: what a backbone has learnt, one protocol a file."""
+
+from patchcast.evaluation.features import (
+    Features,
+    TokenFeatures,
+    evaluating,
+    extract,
+    extract_layers,
+    extract_tokens,
+    raw_pixels,
+)
+from patchcast.evaluation.few_labels import FewLabels, PairedDifference, few_labels, paired_differences
+from patchcast.evaluation.intervals import Interval, accuracy_interval, mean_interval, paired_accuracy_difference
+from patchcast.evaluation.knn import knn_accuracy
+from patchcast.evaluation.linear import LinearResult, LogisticProbe, linear_probe, logistic_path
+from patchcast.evaluation.ridge import ridge_accuracy
+from patchcast.evaluation.splits import draw_per_class, stratified_split
+
+__all__ = [
+    "Features",
+    "FewLabels",
+    "Interval",
+    "LinearResult",
+    "LogisticProbe",
+    "PairedDifference",
+    "TokenFeatures",
+    "accuracy_interval",
+    "draw_per_class",
+    "evaluating",
+    "extract",
+    "extract_layers",
+    "extract_tokens",
+    "few_labels",
+    "knn_accuracy",
+    "linear_probe",
+    "logistic_path",
+    "mean_interval",
+    "paired_accuracy_difference",
+    "paired_differences",
+    "raw_pixels",
+    "ridge_accuracy",
+    "stratified_split",
+]

@@ -1,0 +1,320 @@
+"""Frozen features: what every probe starts from. One pass over the images, in eval mode, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from patchcast.backbones.base import Backbone
+
+Images = Float[Tensor, "B C H W"]
+Loader = Iterable[Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Features:
+    """One vector per image, with its label. Probes compute where the features live: `features.to("cuda")` moves them.
+
+    >>> features = Features(torch.eye(3), torch.tensor([0, 1, 1]))
+    >>> len(features), features.take(torch.tensor([2])).labels.tolist()
+    (3, [1])
+
+    Attributes:
+        labels: class indices; -1 where the source has no label.
+    """
+
+    x: Float[Tensor, "N D"]
+    labels: Int[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Int[Tensor, " M"]) -> Features:
+        """The features of some images, in the given order."""
+        index = index.to(self.labels.device)
+        return Features(self.x[index], self.labels[index])
+
+    def to(self, device: torch.device | str) -> Features:
+        return Features(self.x.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class TokenFeatures:
+    """One vector per unit of each image, for probes that pool by themselves. N * L * D * 4 bytes of memory.
+
+    >>> len(TokenFeatures(torch.zeros(3, 16, 8), torch.tensor([0, 1, 1])))
+    3
+    """
+
+    x: Float[Tensor, "N L D"]
+    labels: Int[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> TokenFeatures:
+        return TokenFeatures(self.x.to(device), self.labels.to(device))
+
+
+AnyFeatures = TypeVar("AnyFeatures", Features, TokenFeatures)
+
+
+def check_probe(train: AnyFeatures, test: AnyFeatures) -> None:
+    """Refuse what no probe can work with, in one sentence.
+
+    >>> check_probe(Features(torch.eye(2), torch.tensor([-1, -1])), Features(torch.eye(2), torch.tensor([0, 1])))
+    Traceback (most recent call last):
+    ValueError: the source has no labels; a probe needs them
+
+    Raises:
+        ValueError: if labels are missing, an image set is empty, widths differ, all training labels are one class, or
+            features are not finite.
+    """
+    for name, features in (("training", train), ("test", test)):
+        if not len(features):
+            raise ValueError(f"the {name} set is empty; a probe needs images to train on and images to test on")
+        if bool((features.labels < 0).any()):
+            raise ValueError("the source has no labels; a probe needs them")
+        broken = int((~features.x.isfinite()).flatten(1).any(dim=1).sum())
+        if broken:
+            raise ValueError(f"the features of {broken} of {len(features)} {name} images are NaN or infinite")
+    if train.x.shape[1:] != test.x.shape[1:]:
+        widths = f"{tuple(train.x.shape[1:])} and {tuple(test.x.shape[1:])}"
+        raise ValueError(f"training and test features differ in shape, {widths}: they are not of one backbone")
+    if len(train.labels.unique()) < 2:
+        raise ValueError(f"all {len(train)} training images are of class {int(train.labels[0])}; a probe needs two")
+
+
+def extract(
+    backbone: Backbone,
+    loader: Loader,
+    *,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype | None = None,
+    cache: Path | None = None,
+) -> Features:
+    """The embedding of every image: `backbone.pool`, in eval mode, without gradients.
+
+    >>> from patchcast.backbones.sequence import ViT
+    >>> backbone = ViT(timm.create_model("test_vit", img_size=32, patch_size=8))
+    >>> extract(backbone, [(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))]).x.shape
+    torch.Size([2, 64])
+
+    Args:
+        loader: yields batches of (images, labels); the images as the backbone wants them. Labels are class indices, -1
+            for none. It must not augment: what is cached, and compared, is one view of each image.
+        device: where the backbone runs, and where it is left. The features come back in main memory, as float32.
+        precision: dtype of autocast (torch.bfloat16); None computes in the weights' own.
+        cache: folder in which each batch's features are kept, under a hash of the weights and one of the images as
+            transformed, so that a change of either is computed anew. The images are still read: their content is what
+            the hash is of.
+    Raises:
+        ValueError: if the loader is empty, or an image does not fit the backbone.
+    """
+    outputs, labels = _run(
+        backbone, loader, "pool", lambda images: {"x": backbone.pool(images)}, device, precision, cache
+    )
+    return Features(outputs["x"], labels)
+
+
+def extract_layers(
+    backbone: Backbone,
+    loader: Loader,
+    *,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype | None = None,
+    cache: Path | None = None,
+) -> dict[int, Features]:
+    """The mean over units of every block's raw output (no final norm), all in one pass; keys are block indices.
+
+    >>> from patchcast.backbones.sequence import ViT
+    >>> backbone = ViT(timm.create_model("test_vit", img_size=32, patch_size=8))
+    >>> layers = extract_layers(backbone, [(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))])
+    >>> {block: tuple(features.x.shape) for block, features in layers.items()}
+    {0: (2, 64), 1: (2, 64), 2: (2, 64), 3: (2, 64), 4: (2, 64), 5: (2, 64)}
+
+    A hierarchical model answers stage by stage, each with its own width. Arguments as in `extract`.
+
+    Raises:
+        ValueError: if timm gives this architecture no `forward_intermediates`.
+    """
+
+    def compute(images: Images) -> dict[str, Tensor]:
+        return {str(block): x.mean(dim=(2, 3)) for block, x in enumerate(_block_outputs(backbone, images, None))}
+
+    outputs, labels = _run(backbone, loader, "layers", compute, device, precision, cache)
+    return {int(block): Features(x, labels) for block, x in sorted(outputs.items(), key=lambda item: int(item[0]))}
+
+
+def extract_tokens(
+    backbone: Backbone,
+    loader: Loader,
+    *,
+    blocks: int | Sequence[int] = 6,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype | None = None,
+    cache: Path | None = None,
+) -> TokenFeatures:
+    """Every unit's feature, averaged over the raw outputs of some blocks: the attentive probe's input (AIM, sec. 5).
+
+    >>> from patchcast.backbones.sequence import ViT
+    >>> backbone = ViT(timm.create_model("test_vit", img_size=32, patch_size=8))
+    >>> extract_tokens(backbone, [(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))], blocks=(4, 5)).x.shape
+    torch.Size([2, 16, 64])
+
+    Args:
+        blocks: the last so many blocks, or their indices; AIM averages six. Others as in `extract`.
+    Raises:
+        ValueError: if timm gives this architecture no `forward_intermediates`, or the blocks differ in shape.
+    """
+
+    def compute(images: Images) -> dict[str, Tensor]:
+        taken = _block_outputs(backbone, images, blocks)
+        if len({x.shape for x in taken}) > 1:
+            shapes = ", ".join(f"{tuple(x.shape[1:])}" for x in taken)
+            raise ValueError(
+                f"{backbone.name}'s blocks {blocks} differ in shape ({shapes}); choose blocks of one stage"
+            )
+        return {"x": torch.stack(taken).mean(dim=0).flatten(2).transpose(1, 2)}
+
+    outputs, labels = _run(backbone, loader, f"tokens {blocks}", compute, device, precision, cache)
+    return TokenFeatures(outputs["x"], labels)
+
+
+def raw_pixels(loader: Loader, *, size: tuple[int, int] | None = None) -> Features:
+    """The pixels themselves as features: the baseline that a learnt feature has to beat.
+
+    >>> raw_pixels([(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))], size=(8, 8)).x.shape
+    torch.Size([2, 192])
+
+    Args:
+        size: (height, width) to average the images down to first; None keeps every pixel.
+    Raises:
+        ValueError: if the loader is empty.
+    """
+
+    def pixels(images: Images) -> Tensor:
+        return (images if size is None else F.interpolate(images, size=size, mode="area")).flatten(1)
+
+    rows = [(pixels(images).float(), labels) for images, labels in loader]
+    return Features(*_join(rows))
+
+
+# ---- one pass over the images ---------------------------------------------------------------------------------------
+
+
+def _block_outputs(backbone: Backbone, images: Images, blocks: int | Sequence[int] | None) -> list[Tensor]:
+    forward = getattr(backbone.model, "forward_intermediates", None)
+    if not callable(forward):
+        raise ValueError(f"{backbone.name} cannot be probed by layer: timm gives it no forward_intermediates")
+    backbone.grid(images)  # the size is refused here in one sentence, and by some models' own forward not at all
+    indices = blocks if blocks is None or isinstance(blocks, int) else list(blocks)
+    return forward(images, indices=indices, norm=False, intermediates_only=True, output_fmt="NCHW")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; every submodule's own mode afterwards, a frozen one's too.
+
+    >>> model = nn.Sequential(nn.Dropout()).train()
+    >>> with evaluating(model):
+    ...     model.training, model[0].training
+    (False, False)
+    >>> model.training, model[0].training
+    (True, True)
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _run(
+    backbone: Backbone,
+    loader: Loader,
+    what: str,
+    compute: Callable[[Images], dict[str, Tensor]],
+    device: torch.device | str,
+    precision: torch.dtype | None,
+    cache: Path | None,
+) -> tuple[dict[str, Tensor], Int[Tensor, " N"]]:
+    device = torch.device(device)
+    backbone.to(device)
+    folder = None
+    if cache is not None:
+        folder = Path(cache) / _digest(_weights_content(backbone), f"{what} {precision}".encode())
+        folder.mkdir(parents=True, exist_ok=True)
+    batches: list[dict[str, Tensor]] = []
+    all_labels: list[Tensor] = []
+    with evaluating(backbone), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+        for images, labels in loader:
+            file = None if folder is None else folder / f"{_digest(_tensor_content(images))}.safetensors"
+            if file is not None and file.exists():
+                batches.append(load_file(file))
+            else:
+                outputs = compute(images.to(device))
+                batches.append({name: x.float().cpu().contiguous() for name, x in outputs.items()})
+                if file is not None:
+                    _save(batches[-1], file)
+            all_labels.append(labels)
+    if not batches:
+        raise ValueError("the loader yields no images")
+    # Cloned outside inference mode, so that a probe may ask gradients of what it computes from them.
+    return {name: torch.cat([batch[name] for batch in batches]).clone() for name in batches[0]}, torch.cat(all_labels)
+
+
+def _join(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if not rows:
+        raise ValueError("the loader yields no images")
+    xs, labels = zip(*rows, strict=True)
+    return torch.cat(xs), torch.cat(labels)
+
+
+def _save(outputs: dict[str, Tensor], file: Path) -> None:
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    save_file(outputs, partial)
+    partial.replace(file)  # so that an interrupted run leaves no half-written file that looks like a whole one
+
+
+def _digest(*parts: Iterable[bytes | memoryview] | bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        for piece in [part] if isinstance(part, bytes) else part:
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _tensor_content(x: Tensor) -> Iterator[bytes | memoryview]:
+    yield f"{x.dtype} {tuple(x.shape)} ".encode()
+    yield x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _weights_content(model: nn.Module) -> Iterator[bytes | memoryview]:
+    """All that the output depends on besides the image: tensors, each module's class and plain settings, versions.
+
+    The tensors alone would not do: two models that differ in the number of heads can share every one of them.
+    """
+    yield f"torch {torch.__version__} timm {timm.__version__} ".encode()
+    for name, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple)) and k[0] != "_"}
+        plain.pop("training", None)
+        yield f"{name} {type(module).__module__}.{type(module).__qualname__} {sorted(plain.items())} ".encode()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        yield f"{name} ".encode()
+        yield from _tensor_content(tensor)

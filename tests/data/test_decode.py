@@ -114,10 +114,14 @@ def test_first_frame_of_an_animation():
     assert decoded[:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_header_reads_size_and_colours_without_pixels():
-    file = encode(Image.fromarray(COLOURS), "jpeg")
-    start = BytesIO(file.getvalue()[:-20])
-    assert read_header(start) == ((6, 8), False, False)
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_header_reads_size_and_colours_without_pixels(kind):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    file = encode(Image.fromarray(noise), kind)
+    start = BytesIO(file.getvalue()[:-1000])
+    assert read_header(start) == ((64, 48), False, False)
+    with pytest.raises(UnreadableImageError):
+        decode(start, 3)
 
 
 def bomb() -> bytes:

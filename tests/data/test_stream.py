@@ -9,6 +9,8 @@ import torch
 
 from patchcast.data import Augment, EpochSampler, EvalSet, Evaluate, TrainSet, loader, open_images
 from patchcast.data.stream import mix_seed
+from tests.data.test_images import truncated
+from tests.data.test_sources import draw
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,26 @@ def test_a_run_that_goes_on_sees_the_same_pixels(train_set, workers):
         (100,),
         torch.int64,
     )
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_workers_stand_in_for_unreadable_images_as_one_process_does(tmp_path):
+    for value in range(12):
+        draw(tmp_path / f"{value:02}.png", 20 * value, size=(32, 32))
+    for value in (3, 4, 11):
+        (tmp_path / f"{value:02}.jpg").write_bytes(truncated(value))
+        (tmp_path / f"{value:02}.png").unlink()
+
+    def batches(workers: int) -> list:
+        images = open_images(str(tmp_path))
+        assert len(images) == 12  # truncation shows only when pixels are decoded
+        train_set = TrainSet(images, Augment((8, 8), (0.4, 1.0), False, (0.0,) * 3, (1.0,) * 3), seed=0)
+        return list(loader(train_set, EpochSampler(12, 6, seed=0, steps=3), workers))
+
+    alone = batches(0)
+    assert same(batches(2), alone)
+    seen = {round(float(image.mean()) * 255 / 20) for images, _ in alone for image in images}
+    assert seen == set(range(12)) - {3, 4, 11}
 
 
 def test_ranks_see_the_pixels_of_one_process(train_set):

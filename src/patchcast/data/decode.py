@@ -33,7 +33,7 @@ class Header(NamedTuple):
 
 
 def read_header(file: ImageFile) -> Header:
-    """Size and colours of an image, from its first bytes only (about 25 microseconds).
+    """Size and colours of an image, from its first bytes only (20 to 45 microseconds).
 
     Empty files, text with an image's name and decompression bombs are found out here; truncated files are not.
 
@@ -43,8 +43,9 @@ def read_header(file: ImageFile) -> Header:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            # Pillow turns TIFF upright by itself, when it opens it.
-            if image.format != "TIFF" and image.getexif().get(ORIENTATION) in SIDEWAYS:
+            # Asked without need, Pillow would decode a whole PNG to look for EXIF behind its pixels; and TIFF, which
+            # has none in `info`, it turns upright by itself.
+            if "exif" in image.info and image.getexif().get(ORIENTATION) in SIDEWAYS:
                 width, height = height, width
             return Header((height, width), image.mode in GREYS, image.has_transparency_data)
     except Exception as problem:  # a hostile file can raise nearly anything: struct.error, SyntaxError, KeyError ...

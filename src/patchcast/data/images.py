@@ -25,7 +25,7 @@ from patchcast.data.stores import Splits, Store
 SAMPLE = 64
 """Images looked at to learn channels and typical size."""
 VERIFY_UP_TO = 20_000
-"""Sources of at most this many images have every header read when they are opened: half a second, on local disk."""
+"""Sources of at most this many images have every header read when they are opened: within a second, on local disk."""
 PATIENCE = 1000
 """Unreadable images in a row after which the source, and not the image, is taken to be broken."""
 DECODED_BYTES = 2**30
@@ -156,8 +156,8 @@ class Images(Dataset[Example]):
     def preload(self) -> bool:
         """Decode every image into memory, if all are of one size and take at most 1 GiB; what is read stays the same.
 
-        Worth its time for small images that are read many times: a CIFAR-10 image takes longer to decode than to
-        augment.
+        Worth its time for small images that are read many times. CIFAR-10 takes 7 s to decode on one core; `Augment`
+        then gives 14,700 images a second instead of 3,600.
 
         Returns:
             whether they are in memory now.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO, NamedTuple
+from io import BufferedReader, BytesIO
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
+
+ImageFile = BytesIO | BufferedReader
+"""An encoded image, opened: in memory or on disk."""
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -28,8 +32,8 @@ class Header(NamedTuple):
     has_alpha: bool
 
 
-def read_header(file: BinaryIO) -> Header:
-    """Size and colours of an image, from its first bytes only (about 25 microseconds).
+def read_header(file: ImageFile) -> Header:
+    """Size and colours of an image, from its first bytes only (20 to 45 microseconds).
 
     Empty files, text with an image's name and decompression bombs are found out here; truncated files are not.
 
@@ -39,15 +43,16 @@ def read_header(file: BinaryIO) -> Header:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            # Pillow turns TIFF upright by itself, when it opens it.
-            if image.format != "TIFF" and image.getexif().get(ORIENTATION) in SIDEWAYS:
+            # Asked without need, Pillow would decode a whole PNG to look for EXIF behind its pixels; and TIFF, which
+            # has none in `info`, it turns upright by itself.
+            if "exif" in image.info and image.getexif().get(ORIENTATION) in SIDEWAYS:
                 width, height = height, width
             return Header((height, width), image.mode in GREYS, image.has_transparency_data)
     except Exception as problem:  # a hostile file can raise nearly anything: struct.error, SyntaxError, KeyError ...
         raise UnreadableImageError(_reason(problem, file)) from problem
 
 
-def decode(file: BinaryIO, channels: int) -> UInt8[Tensor, "C H W"]:
+def decode(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"]:
     """The first frame of an image file as `channels` channels, upright.
 
     - EXIF orientation is applied.
@@ -65,14 +70,14 @@ def decode(file: BinaryIO, channels: int) -> UInt8[Tensor, "C H W"]:
     try:
         with Image.open(file) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.array(_convert(upright, channels))
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = np.array(_convert(image, channels))
     except Exception as problem:
         raise UnreadableImageError(_reason(problem, file)) from problem
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
-def is_transparent(file: BinaryIO) -> bool:
+def is_transparent(file: ImageFile) -> bool:
     """Whether any pixel lets the background through: many files carry an alpha channel that says nothing."""
     try:
         with Image.open(file) as image:
@@ -97,7 +102,7 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(MODES[channels])
 
 
-def _reason(problem: Exception, file: BinaryIO) -> str:
+def _reason(problem: Exception, file: ImageFile) -> str:
     if isinstance(problem, Image.UnidentifiedImageError):
         file.seek(0)
         return "no known image format" if file.read(1) else "empty file"

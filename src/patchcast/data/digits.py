@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from io import BytesIO
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from patchcast.data.decode import ImageFile
 from patchcast.data.stores import Splits, Store
 
 
@@ -24,7 +24,7 @@ class DigitsStore(Store):
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def open(self, position: int) -> BinaryIO:
+    def open(self, position: int) -> ImageFile:
         height, width = self.pixels.shape[1:]
         return BytesIO(b"P5 %d %d 255\n" % (width, height) + self.pixels[position].tobytes())
 

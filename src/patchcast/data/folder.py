@@ -6,10 +6,10 @@ import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from patchcast.data.decode import ImageFile
 from patchcast.data.stores import Splits, Store
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -34,7 +34,7 @@ class FolderStore(Store):
     def __len__(self) -> int:
         return len(self.files)
 
-    def open(self, position: int) -> BinaryIO:
+    def open(self, position: int) -> ImageFile:
         return open(self.root / self.files[position], "rb")
 
     def path(self, position: int) -> str:

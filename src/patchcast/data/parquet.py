@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchcast.data.decode import ImageFile
 from patchcast.data.folder import SPLIT_NAMES
 from patchcast.data.stores import Splits, Store
 
@@ -50,7 +51,7 @@ class ParquetStore(Store):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_images"}
 
-    def open(self, position: int) -> BinaryIO:
+    def open(self, position: int) -> ImageFile:
         image = self._images[position].as_py()
         if image is None:
             raise OSError("no bytes in this row")
@@ -102,6 +103,8 @@ def parquet_splits(files: list[Path]) -> Splits:
     by_split: dict[str, list[Path]] = {}
     for file in files:
         by_split.setdefault(_split_of(file) if len(files) > 1 else "train", []).append(file)
+    known = [*SPLIT_NAMES, *sorted(by_split)]
+    by_split = {name: by_split[name] for name in dict.fromkeys(known) if name in by_split}
     columns = {name: _image_column(group[0]) for name, group in by_split.items()}
     labels, class_names = _read_labels(by_split)
     return {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from patchcast.data.images import Images
+from patchcast.data.images import Images, evenly_spaced
 
 SMALLEST_STD = 1 / 255
 
@@ -25,7 +24,7 @@ def channel_statistics(images: Images, limit: int = 1000) -> tuple[tuple[float, 
         limit: most images to read.
     """
     count, total, squares = 0, torch.zeros(images.channels).double(), torch.zeros(images.channels).double()
-    for index in np.linspace(0, len(images) - 1, min(limit, len(images))).astype(int).tolist():
+    for index in evenly_spaced(len(images), limit):
         pixels = images[index].image.flatten(1).double() / 255
         count += pixels.shape[1]
         total += pixels.sum(1)

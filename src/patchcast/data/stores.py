@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int64
+
+from patchcast.data.decode import ImageFile
 
 
 class Store(ABC):
@@ -30,7 +31,7 @@ class Store(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def open(self, position: int) -> BinaryIO:
+    def open(self, position: int) -> ImageFile:
         """The image file at a position, opened. The caller closes it."""
 
     @abstractmethod

@@ -35,7 +35,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     >>> sampler = EpochSampler(10, 4, seed=0, steps=5)
     >>> len(sampler), sampler.steps_per_epoch, [len({index for _, index in batch}) for batch in sampler]
-    (5, 2, [4, 4, 4, 4, 4])
+    (5, 2.0, [4, 4, 4, 4, 4])
     >>> list(EpochSampler(10, 4, seed=0, steps=5, start_step=3)) == list(sampler)[3:]
     True
 
@@ -79,7 +79,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     @property
     def steps_per_epoch(self) -> float:
         """A whole number, unless a batch is larger than an epoch."""
-        return self.length // self.batch_size or self.length / self.batch_size
+        return float(self.length // self.batch_size or self.length / self.batch_size)
 
     def __len__(self) -> int:
         return self.steps - self.start_step
@@ -110,7 +110,7 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
     """Augmented images, by the keys of an `EpochSampler`; the same key always gives the same pixels.
 
     >>> from patchcast.data import open_images
-    >>> train_set = TrainSet(open_images("digits"), Augment((16, 16), (0.4, 1), True, (0.3,), (0.4,)), seed=0)
+    >>> train_set = TrainSet(open_images("digits"), Augment((16, 16), (0.4, 1.0), True, (0.3,), (0.4,)), seed=0)
     >>> image, label = train_set[3, 7]
     >>> image.shape, torch.equal(image, train_set[3, 7][0]), torch.equal(image, train_set[4, 7][0])
     (torch.Size([1, 16, 16]), True, False)
@@ -159,7 +159,7 @@ def loader(train_set: TrainSet, sampler: EpochSampler, workers: int) -> DataLoad
     """Batches (images, labels) in the sampler's order, the same ones for any number of workers.
 
     >>> from patchcast.data import open_images
-    >>> train_set = TrainSet(open_images("digits"), Augment((16, 16), (0.4, 1), True, (0.3,), (0.4,)), seed=0)
+    >>> train_set = TrainSet(open_images("digits"), Augment((16, 16), (0.4, 1.0), True, (0.3,), (0.4,)), seed=0)
     >>> batches = loader(train_set, EpochSampler(len(train_set), 32, seed=0, steps=2), workers=0)
     >>> [images.shape for images, labels in batches]
     [torch.Size([32, 1, 16, 16]), torch.Size([32, 1, 16, 16])]

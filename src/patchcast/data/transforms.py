@@ -108,14 +108,13 @@ class Normalise:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != len(std) or min(std) <= 0:
             raise ValueError(f"needs a mean and a positive std for each channel; got mean {mean} and std {std}")
-        # One multiplication and one addition, made ready here: a third of the time on small images.
         self.factor = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float()[:, None, None]
         self.offset = -(torch.tensor(mean, dtype=torch.float64) / torch.tensor(std)).float()[:, None, None]
 
     def __call__(self, image: UInt8[Tensor, "C H W"]) -> Float32[Tensor, "C H W"]:
         if len(image) != len(self.factor):
             raise ValueError(f"mean and std are of {len(self.factor)} channels; the image has {len(image)}")
-        return torch.addcmul(self.offset, image, self.factor).contiguous()
+        return image.contiguous().float().mul_(self.factor).add_(self.offset)
 
 
 def resize(image: UInt8[Tensor, "C H W"], size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:

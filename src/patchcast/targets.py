@@ -13,9 +13,11 @@ class Target(nn.Module):
 
     Attributes:
         outputs: values to predict for a unit.
+        lends: what `to_pixels` takes from the image itself, in words; for the caption of a picture.
     """
 
     outputs: int
+    lends: str = ""
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N T"]:
         raise NotImplementedError
@@ -49,6 +51,7 @@ class Pixels(Target):
         super().__init__()
         self.stride, self.channels, self.normalize = stride, channels, normalize
         self.outputs = stride[0] * stride[1] * channels
+        self.lends = "normalised targets: the mean and contrast of each unit are the image's own" if normalize else ""
         if normalize and self.outputs < 2:
             raise ValueError("a unit of one pixel and one channel has no spread to normalise by; use normalize=False")
 

@@ -1,0 +1,7 @@
+"""`python -m patchcast`."""
+
+import sys
+
+from patchcast.cli import main
+
+sys.exit(main())

@@ -1,0 +1,144 @@
+"""The command line. Nothing heavy is imported before a command is known and its options are right."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from patchcast import __version__
+
+
+def _pretrain(arguments: Sequence[str]) -> None:
+    """pretrain a vision transformer on unlabelled images"""
+    from jsonargparse import ArgumentParser
+
+    from patchcast.recipe import Recipe
+
+    parser = ArgumentParser(prog="patchcast pretrain", description=(Recipe.__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="a YAML recipe, or the config.yaml of a run")
+    parser.add_class_arguments(Recipe, as_group=False)
+    options = parser.parse_args(list(arguments))
+    options.pop("config")
+    recipe = Recipe(**parser.instantiate_classes(options).as_dict())
+
+    from patchcast.commands.pretrain import pretrain
+
+    pretrain(recipe)
+
+
+def _probe(arguments: Sequence[str]) -> None:
+    """measure what a run has learnt, with labels"""
+    parser = _parser("probe", _probe)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--data", help="labelled images; default: the run's own data")
+    parser.add_argument(
+        "--per_class", type=int, nargs="*", default=[1, 5, 10, 20], help="labels per class; %(default)s"
+    )
+    parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
+    parser.add_argument("--limit", type=int, help="use at most so many training images")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.probe import probe
+
+    probe(options.run, data=options.data, per_class=options.per_class, draws=options.draws, limit=options.limit)
+
+
+def _show(arguments: Sequence[str]) -> None:
+    """draw what a run predicts for images"""
+    parser = _parser("show", _show)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("images", type=Path, nargs="*", help="image files; default: the first of the run's data")
+    parser.add_argument("--count", type=int, default=8, help="images of the run's data; %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of what is hidden; %(default)s")
+    parser.add_argument("--out", type=Path, help="the picture; default: show.png in the run folder")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.show import show
+
+    show(options.run, options.images, count=options.count, seed=options.seed, out=options.out)
+
+
+def _export(arguments: Sequence[str]) -> None:
+    """write a run's encoder for timm"""
+    parser = _parser("export", _export)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for model.safetensors and config.json")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.export import export
+
+    export(options.run, options.out)
+
+
+def _demo(arguments: Sequence[str]) -> None:
+    """pretrain on handwritten digits in two minutes, and show what was learnt"""
+    parser = _parser("demo", _demo)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="a new run folder; %(default)s")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.demo import demo
+
+    demo(options.out)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "pretrain": _pretrain,
+    "probe": _probe,
+    "show": _show,
+    "export": _export,
+    "demo": _demo,
+}
+
+HELP = """\
+usage: patchcast COMMAND [options]
+
+Generative self-supervised pretraining of vision transformers.
+
+{commands}
+
+patchcast COMMAND --help tells the options. To begin:
+
+  patchcast demo
+  patchcast pretrain --method mae --model vit_tiny_patch16_224 --data FOLDER_OF_IMAGES --out runs/first
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it went well, 2 with one sentence if the user can put it right."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:9} {run.__doc__}" for name, run in COMMANDS.items())), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"patchcast {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        return _fail(f"no command is called {arguments[0]!r}; {hint}")
+    try:
+        COMMANDS[arguments[0]](arguments[1:])
+    except ValueError as problem:
+        if os.environ.get("PATCHCAST_TRACEBACK"):
+            raise
+        return _fail(str(problem))
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command goes on from the last checkpoint, if it is a run", code=130)
+    return 0
+
+
+def _parser(name: str, run: Callable[[Sequence[str]], None]) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"patchcast {name}", description=run.__doc__)
+
+
+def _fail(sentence: str, code: int = 2) -> int:
+    print(f"patchcast: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

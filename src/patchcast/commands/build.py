@@ -1,0 +1,140 @@
+"""From a recipe to its parts: what is left out is taken from the model, the data and the method."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from typing import Any
+
+import timm
+import torch
+
+from patchcast.backbones import Backbone, wrap
+from patchcast.data import Augment, Evaluate, Images, channel_statistics
+from patchcast.methods import METHODS, Method
+from patchcast.pretrainer import Pretrainer
+from patchcast.recipe import Recipe, Resolved
+from patchcast.training.run import default_precision
+
+FEWEST_UNITS = 7  # a side; with fewer there is little to predict a patch from
+SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalise by
+
+
+def find_method(name: str) -> Method:
+    """The method of this name, or an error that names what is near."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
+        raise ValueError(f"no method is called {name!r}; {hint}")
+    return METHODS[name]
+
+
+def resolve(recipe: Recipe, images: Images) -> Resolved:
+    """The recipe with nothing left open, so that its config runs the same again.
+
+    Raises:
+        ValueError: if the method, one of its options, or the model is not known, or the sizes do not fit.
+    """
+    method = find_method(recipe.method)
+    _check_options(recipe.method, method, recipe.method_args)
+    nominal = _nominal(recipe)
+    size = recipe.image_size or _follow(images.typical_size, nominal)
+    patch = recipe.patch_size
+    if patch is None and not recipe.pretrained and "drop" in nominal.can:
+        patch = _patch_for(size, nominal.stride)
+    mean, std = recipe.mean, recipe.std
+    if recipe.pretrained and mean is None and std is None:
+        mean, std = _pretrained_cfg(recipe.model).mean, _pretrained_cfg(recipe.model).std
+    if mean is None or std is None:
+        measured = channel_statistics(images)
+        mean, std = mean or measured[0], std or measured[1]
+    steps = recipe.steps or max(1, round(recipe.epochs * len(images) / recipe.batch_size))
+    flip = recipe.flip if recipe.flip is not None else recipe.data != "digits"
+    given = {each.name: getattr(recipe, each.name) for each in dataclasses.fields(recipe)}
+    found = {
+        "image_size": size,
+        "patch_size": patch,
+        "channels": images.channels,
+        "mean": tuple(round(each, 4) for each in mean),
+        "std": tuple(round(each, 4) for each in std),
+        "crop_scale": recipe.crop_scale or method.crop_scale,
+        "flip": flip,
+        "steps": steps,
+        "epochs": round(steps * recipe.batch_size / len(images), 2),
+        "lr": recipe.lr or method.lr_per_256 * recipe.batch_size / 256,
+        "weight_decay": recipe.weight_decay if recipe.weight_decay is not None else method.weight_decay,
+        "clip": recipe.clip if recipe.clip is not None else (method.clip or 0.0),
+        "precision": recipe.precision or default_precision(),
+        "eval_every": recipe.eval_every or max(1, steps // 10),
+        "checkpoint_every": recipe.checkpoint_every or max(1, steps // 10),
+    }
+    return Resolved(**{**given, **found})
+
+
+def build(recipe: Resolved) -> Pretrainer:
+    """The method over its backbone, with the initial weights of a resolved recipe's seed.
+
+    Raises:
+        ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
+    """
+    torch.manual_seed(recipe.seed)
+    backbone = wrap(recipe.model, pretrained=recipe.pretrained, **timm_args(recipe))
+    backbone.grid(recipe.image_size)
+    return find_method(recipe.method).build(backbone, **recipe.method_args)
+
+
+def timm_args(recipe: Resolved) -> dict[str, Any]:
+    """The arguments of `timm.create_model` for a resolved recipe's model."""
+    args: dict[str, Any] = {}
+    if _pretrained_cfg(recipe.model).fixed_input_size:
+        args["img_size"] = list(recipe.image_size)
+    if recipe.patch_size is not None:
+        args["patch_size"] = recipe.patch_size
+    args["in_chans"] = recipe.channels
+    return {**args, **recipe.model_args}
+
+
+def augmentation(recipe: Resolved) -> Augment:
+    """What training sees of an image."""
+    return Augment(recipe.image_size, recipe.crop_scale, bool(recipe.flip), recipe.mean, recipe.std)
+
+
+def evaluation(recipe: Resolved) -> Evaluate:
+    """What probes and pictures see of an image: all of it, and nothing random."""
+    return Evaluate(recipe.image_size, recipe.mean, recipe.std)
+
+
+def _nominal(recipe: Recipe) -> Backbone:
+    """The model as timm makes it, without memory or weights: to ask what sizes it is for."""
+    args = {"patch_size": recipe.patch_size} if recipe.patch_size else {}
+    with torch.device("meta"):
+        return wrap(recipe.model, **args, **recipe.model_args)
+
+
+def _pretrained_cfg(model: str) -> Any:
+    """What timm knows of an architecture without building it."""
+    return timm.get_pretrained_cfg(model)
+
+
+def _follow(typical: tuple[int, int], nominal: Backbone) -> tuple[int, int]:
+    """The data's size where it is smaller than the model's: enlarging images adds work and no information."""
+    if typical[0] < nominal.image_size[0] and typical[1] < nominal.image_size[1]:
+        return typical
+    return nominal.image_size
+
+
+def _patch_for(size: tuple[int, int], stride: tuple[int, int]) -> int | None:
+    """The largest patch, up to the model's, that gives enough units a side; None for the model's own."""
+    largest = min(stride)
+    fitting = [patch for patch in range(SMALLEST_PATCH, largest + 1) if size[0] % patch == size[1] % patch == 0]
+    ample = [patch for patch in fitting if min(size) // patch >= FEWEST_UNITS]
+    chosen = max(ample, default=min(fitting, default=largest))
+    return None if chosen == largest else chosen
+
+
+def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
+    known = [each for each in inspect.signature(method.build).parameters if each != "backbone"]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")

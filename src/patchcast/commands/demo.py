@@ -1,0 +1,38 @@
+"""`patchcast demo`: the main job on the digits that come with scikit-learn, from nothing to a verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from patchcast.commands.pretrain import pretrain
+from patchcast.commands.probe import probe
+from patchcast.recipe import Recipe
+
+
+def demo_recipe(out: Path) -> Recipe:
+    """A small ViT on 1,437 digits of 8x8 pixels, in patches of 2x2."""
+    return Recipe(
+        method="aim",
+        model="vit_tiny_patch16_224",
+        data="digits",
+        out=out,
+        model_args={"depth": 6, "embed_dim": 96, "num_heads": 3},
+        method_args={"head_depth": 2, "normalize": False},  # four pixels are too few to normalise by
+        steps=600,
+        batch_size=128,
+        lr=1e-3,
+        workers=0,
+    )
+
+
+def demo(out: Path) -> None:
+    """Pretrain on digits without their labels, then probe with few of them."""
+    recipe = pretrain(demo_recipe(out))
+    Console().print()
+    probe(recipe.out, data=None, per_class=[1, 5, 10, 20], draws=20, limit=None)
+    Console().print(
+        f"\nLook at {out / 'reconstructions.png'} and {out / 'loss.png'}. Then your own images:\n"
+        "[bold]patchcast pretrain --method mae --model vit_tiny_patch16_224 --data FOLDER --out runs/mine[/]"
+    )

@@ -1,0 +1,27 @@
+"""What a method's paper says of its training, beside the function that builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from patchcast.pretrainer import Pretrainer
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and the published settings of its training.
+
+    Attributes:
+        build: the method's function, `(backbone, **options) -> Pretrainer`.
+        lr_per_256: learning rate for 256 images a step; it grows in proportion to the batch (Goyal et al. 2017).
+        crop_scale: share of the image's area that random crops keep.
+        clip: largest norm of the gradient.
+    """
+
+    build: Callable[..., Pretrainer]
+    lr_per_256: float
+    crop_scale: tuple[float, float]
+    clip: float | None
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05

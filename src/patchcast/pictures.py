@@ -1,0 +1,67 @@
+"""Figures: reconstructions and curves, drawn without pyplot: no display and no global state are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from matplotlib.figure import Figure
+from torch import Tensor
+
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+class Version(NamedTuple):
+    """One version of some images; where `hidden` is True, there is nothing to show."""
+
+    images: UInt8[Tensor, "B C H W"]
+    hidden: Bool[Tensor, "B H W"] | None = None
+
+
+HIDDEN = 0.85  # the grey that stands for what was not seen
+
+
+def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
+    """Images side by side, and below each its other versions: a row for each version, a column for each image."""
+    images = next(iter(versions.values())).images
+    height, width = images.shape[-2:]
+    side = 1.2
+    size = (side * len(images) * width / height + 0.3, (side + 0.1) * len(versions) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(versions), len(images), squeeze=False)
+    for row, (title, version) in zip(axes, versions.items(), strict=True):
+        for place, axis in enumerate(row):
+            shown = _pixels(version.images[place])
+            if version.hidden is not None:
+                shown = np.where(version.hidden[place].numpy()[..., None], HIDDEN, shown)
+            axis.imshow(shown, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        row[0].set_ylabel(title, fontsize=8)
+    if caption:
+        figure.supxlabel(caption, fontsize=7)
+    return figure
+
+
+def _pixels(image: UInt8[Tensor, "C H W"]) -> np.ndarray:
+    """An image as matplotlib wants it, in [0, 1]; of more than three channels, the first three."""
+    colour = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    return colour.permute(1, 2, 0).to(torch.float32).numpy() / 255
+
+
+def draw_loss(training: Curve, held_out: Curve, *, title: str) -> Figure:
+    """The loss against optimiser steps, on training and on held-out images."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(*training, linewidth=1, alpha=0.8, label="training images")
+    if held_out[0]:
+        axis.plot(*held_out, marker="o", markersize=3, label="held-out images")
+    axis.set_xlabel("optimiser step")
+    axis.set_ylabel("loss")
+    axis.set_title(title)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure

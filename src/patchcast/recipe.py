@@ -1,0 +1,154 @@
+"""`Recipe`: all that a run is, as plain values. Flags, YAML files and a run folder's config.yaml are the same thing.
+
+Light on purpose: nothing here imports torch until a recipe is resolved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Precision = Literal["fp32", "bf16"]
+Device = Literal["auto", "cpu", "gpu"]
+SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
+
+
+@dataclass
+class Recipe:
+    """Pretrain a vision transformer on unlabelled images.
+
+    What is left out follows the model, the data and the method, and is written to config.yaml in the run folder.
+
+    Args:
+        method: aim or mae.
+        model: any timm vision transformer, by name.
+        data: "digits", a folder of images, or a parquet file or folder in the Hugging Face layout.
+        out: the run folder.
+        method_args: options of the method, such as mask_ratio of mae; see the method's page.
+        model_args: arguments of timm's create_model.
+        pretrained: start from timm's weights instead of random ones.
+        image_size: height and width in pixels. Default: the model's; or the data's, where the images are smaller.
+        patch_size: pixels per side of a patch. Default: the model's; where images are smaller than the model's, one
+            that gives at least 7 patches a side.
+        channels: of the images, 1, 3 or 4. Default: the data's.
+        mean: of each channel, white being 1. Default: measured on the data; the model's if it is pretrained.
+        std: of each channel, likewise.
+        crop_scale: smallest and largest share of the area that random crops keep. Default: the method's.
+        flip: mirror half of the images. Not for digits, letters or anything else that has a handedness.
+        epochs: passes over the data; ignored if steps is given.
+        steps: optimiser steps.
+        batch_size: images a step.
+        lr: peak learning rate. Default: the method's for 256 images, in proportion to the batch.
+        weight_decay: of matrices. Default: the method's.
+        warmup: share of the steps over which the learning rate rises.
+        clip: largest norm of the gradient, 0 for none. Default: the method's.
+        precision: fp32 or bf16. Default: bf16 on a GPU that has it.
+        device: auto, cpu or gpu.
+        workers: processes that read and augment images.
+        seed: of everything random.
+        log_every: steps between two rows of metrics.csv.
+        eval_every: steps between two evaluations on the data's test or validation split. Default: ten in the run.
+        checkpoint_every: steps between two checkpoints. Default: ten in the run.
+        tensorboard: also log to TensorBoard, in the run folder.
+    """
+
+    method: str
+    model: str
+    data: str
+    out: Path
+    method_args: dict[str, Any] = field(default_factory=dict)
+    model_args: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    image_size: tuple[int, int] | None = None
+    patch_size: int | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_scale: tuple[float, float] | None = None
+    flip: bool | None = None
+    epochs: float = 100
+    steps: int | None = None
+    batch_size: int = 256
+    lr: float | None = None
+    weight_decay: float | None = None
+    warmup: float = 0.05
+    clip: float | None = None
+    precision: Precision | None = None
+    device: Device = "auto"
+    workers: int = 2
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    tensorboard: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for YAML."""
+        values = dataclasses.asdict(self)
+        return {name: _plain(value) for name, value in values.items()}
+
+    def differences(self, other: Recipe) -> str:
+        """In what both would not learn the same, in words; empty if they would.
+
+        Where and how fast they run makes no difference.
+        """
+        indifferent = {"out", "device", "workers", "log_every", "eval_every", "checkpoint_every", "tensorboard"}
+        mine, theirs = self.to_dict(), other.to_dict()
+        differing = [name for name in mine if name not in indifferent and mine[name] != theirs[name]]
+        return ", ".join(f"{name} is {theirs[name]} there and {mine[name]} here" for name in differing)
+
+    def save(self, file: Path) -> None:
+        import yaml
+
+        heading = f"# Run again with: patchcast pretrain --config {file.name} --out ANOTHER_FOLDER\n"
+        file.write_text(heading + yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def load(cls: type[SomeRecipe], file: Path) -> SomeRecipe:
+        """Read a recipe that `save` wrote.
+
+        Raises:
+            ValueError: if the file has an option that recipes do not.
+        """
+        import yaml
+
+        values = yaml.safe_load(file.read_text())
+        known = {each.name for each in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"{file} has unknown options: {', '.join(unknown)}")
+        for name in ("image_size", "mean", "std", "crop_scale"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        return cls(**{**values, "out": Path(values["out"])})
+
+
+@dataclass(kw_only=True)
+class Resolved(Recipe):
+    """A recipe with nothing left open: what config.yaml of a run holds."""
+
+    image_size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_scale: tuple[float, float]
+    flip: bool
+    steps: int
+    lr: float
+    weight_decay: float
+    clip: float
+    precision: Precision
+    eval_every: int
+    checkpoint_every: int
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return value

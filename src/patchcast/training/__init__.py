@@ -1,0 +1,1 @@
+"""The training engine: a `Pretrainer` under Lightning."""

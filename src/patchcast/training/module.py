@@ -1,0 +1,56 @@
+"""`Training`: a `Pretrainer` as Lightning runs it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from patchcast.data.stream import mix_seed
+from patchcast.pretrainer import Output, Pretrainer
+from patchcast.training.optimization import Optimization, make_optimizer, warmup_cosine
+
+
+class Training(L.LightningModule):
+    """Trains a pretrainer for a number of steps.
+
+    All chance in a step comes from (seed, step, rank), so that a run that goes on from a checkpoint draws what it would
+    have drawn, and nothing random needs saving.
+
+    Args:
+        steps: optimiser steps of the whole run.
+    """
+
+    def __init__(self, pretrainer: Pretrainer, optimization: Optimization, *, steps: int, seed: int) -> None:
+        super().__init__()
+        self.pretrainer = pretrainer
+        self.optimization, self.steps, self.seed = optimization, steps, seed
+        # No gradient ever reaches a classifier head that stays behind; DDP would wait for it.
+        for parameter in pretrainer.backbone.unused_parameters():
+            parameter.requires_grad_(False)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        torch.manual_seed(mix_seed(self.seed, self.global_step, self.global_rank))
+        output: Output = self.pretrainer(batch[0])
+        self.log("loss", output.loss.detach(), batch_size=len(batch[0]))
+        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return output.loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """The same loss on images not trained on, under the same plans each time."""
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, index))
+        output: Output = self.pretrainer(batch[0], generator=generator)
+        self.log("eval_loss", output.loss, batch_size=len(batch[0]), sync_dist=True)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.pretrainer.target.update(self.pretrainer.backbone)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.pretrainer, self.optimization)
+        shape = partial(warmup_cosine, steps=self.steps, warmup=self.optimization.warmup)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,66 @@
+"""The optimiser, what it decays, and the schedule of its learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+NEVER_DECAYED = ("pos_embed", "position", "token", "rel_pos")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with linear warm-up and a cosine to zero.
+
+    Attributes:
+        lr: the peak learning rate.
+        betas: of AdamW.
+        weight_decay: of matrices; norms, biases, positions and tokens are never decayed.
+        warmup: share of the steps over which the learning rate rises from zero.
+        clip: largest norm of the gradient; None for no clipping.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    clip: float | None = None
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups, decayed and not: norms, biases, positions and tokens are not.
+
+    >>> groups = parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), 0.05)
+    >>> [(group["weight_decay"], len(group["params"])) for group in groups]
+    [(0.05, 1), (0.0, 3)]
+    """
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own_name = name.rpartition(".")[2]  # a module may be a "token_mixer", and is no token
+            spare = parameter.ndim < 2 or any(word in own_name for word in NEVER_DECAYED)
+            (spared if spare else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+
+
+def warmup_cosine(step: int, *, steps: int, warmup: float) -> float:
+    """The learning rate at a step as a share of its peak.
+
+    >>> [round(warmup_cosine(step, steps=100, warmup=0.1), 3) for step in (0, 9, 10, 55, 99)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+    rising = max(1, round(steps * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
+    """AdamW over the two groups, in its fused form: one kernel instead of one for every parameter."""
+    groups = parameter_groups(model, settings.weight_decay)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)

@@ -23,7 +23,7 @@ def _pretrain(arguments: Sequence[str]) -> None:
     parser.add_class_arguments(Recipe, as_group=False)
     options = parser.parse_args(list(arguments))
     options.pop("config")
-    recipe = Recipe(**parser.instantiate_classes(options).as_dict())
+    recipe = Recipe(**options.as_dict())
 
     from patchcast.commands.pretrain import pretrain
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-Curve = tuple[Sequence[float], Sequence[float]]
+Curve = tuple[Sequence[int], Sequence[float]]
 
 
 class Version(NamedTuple):

@@ -68,7 +68,7 @@ class Recipe:
     std: tuple[float, ...] | None = None
     crop_scale: tuple[float, float] | None = None
     flip: bool | None = None
-    epochs: float = 100
+    epochs: float = 100.0
     steps: int | None = None
     batch_size: int = 256
     lr: float | None = None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+SECONDS_BETWEEN_WRITES = 5.0
 COLUMNS = ["step", "loss", "eval_loss", "lr", "images_per_second"]
 
 
@@ -24,6 +27,7 @@ class MetricsFile(Logger):
         super().__init__()
         self.file = file
         self.rows: dict[int, dict[str, Any]] = {}
+        self.written = time.monotonic()
 
     @property
     def name(self) -> str:
@@ -48,18 +52,27 @@ class MetricsFile(Logger):
         if known and step is not None:
             self.rows.setdefault(step, {"step": step}).update(known)
 
-    @rank_zero_only
     def save(self) -> None:
+        """Lightning calls this after every row; the file is written every few seconds."""
+        if time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """A run that goes on from this checkpoint must find the rows before it."""
+        self.write()
+
+    def finalize(self, status: str) -> None:
+        self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
+        self.written = time.monotonic()
         partial = self.file.with_suffix(".partial")
         with partial.open("w", newline="") as out:
             writer = csv.DictWriter(out, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(self.rows[step] for step in sorted(self.rows))
         partial.replace(self.file)
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self.save()
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -32,14 +33,14 @@ class Training(L.LightningModule):
         for parameter in pretrainer.backbone.unused_parameters():
             parameter.requires_grad_(False)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
         torch.manual_seed(mix_seed(self.seed, self.global_step, self.global_rank))
         output: Output = self.pretrainer(batch[0])
         self.log("loss", output.loss.detach(), batch_size=len(batch[0]))
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return output.loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+    def validation_step(self, batch: Sequence[Tensor], index: int) -> None:
         """The same loss on images not trained on, under the same plans each time."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, index))
         output: Output = self.pretrainer(batch[0], generator=generator)

@@ -89,6 +89,7 @@ def train(
     extra_callbacks: list[L.Callback] | None = None,
 ) -> None:
     """Train in place to the stream's last step, from the last checkpoint under `out` if there is one."""
+    out.mkdir(parents=True, exist_ok=True)
     log = MetricsFile(out / "metrics.csv")
     checkpoints = ModelCheckpoint(
         dirpath=out / "checkpoints",

@@ -1,0 +1,40 @@
+# Needs Python 3.11 or newer and make; everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-all lint format constraints clean
+.DEFAULT_GOAL := demo
+
+demo: $(READY)  ## pretrain on handwritten digits, probe, and show what was learnt
+	rm -rf runs/demo
+	$(BIN)/patchcast demo --out runs/demo
+
+test: $(READY)  ## the fast suite
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)  ## the fast suite and the long sweeps
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints:  ## write down what is installed now as what was tested
+	echo "# What was tested, on Python 3.11. Written by: make constraints" > constraints.txt
+	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -v -E "^(uv|pip|setuptools)==" >> constraints.txt
+
+clean:
+	rm -rf .venv runs
+
+# uv installs the CUDA wheels of torch and torchvision, which run on the CPU as well, in about twenty seconds.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev,peers]"
+	touch $@

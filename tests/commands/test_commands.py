@@ -1,0 +1,174 @@
+"""The command line as a person uses it: what it writes, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from patchcast.cli import COMMANDS, main
+from patchcast.commands.build import build, resolve
+from patchcast.commands.folder import open_run
+from patchcast.data import open_images
+from patchcast.methods import METHODS
+from patchcast.recipe import Recipe, Resolved
+
+TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
+SMALL_MAE = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "mae"
+    assert main(["pretrain", *SMALL_MAE, *TINY, "--out", str(out)]) == 0
+    return out
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence that a mistake is answered with."""
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("patchcast: ")
+    assert captured.err.count("\n") == 1, "one sentence, on one line"
+    return captured.err
+
+
+def test_a_run_leaves_everything_behind(finished: Path) -> None:
+    files = {each.name for each in finished.iterdir()}
+    assert files >= {
+        "config.yaml", "config.json", "model.safetensors", "pretrainer.safetensors",
+        "metrics.csv", "metrics.json", "loss.png", "reconstructions.png",
+    }  # fmt: skip
+    with Image.open(finished / "reconstructions.png") as picture:
+        assert len(set(np.asarray(picture.convert("L")).ravel().tolist())) > 20, "the picture is blank"
+    assert json.loads((finished / "metrics.json").read_text())["loss"] > 0
+
+
+def test_the_config_runs_the_same_again(finished: Path, tmp_path: Path) -> None:
+    assert main(["pretrain", "--config", str(finished / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    first, again = (load_file(out / "pretrainer.safetensors") for out in (finished, tmp_path / "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not Resolved.load(finished / "config.yaml").differences(Resolved.load(tmp_path / "again" / "config.yaml"))
+
+
+def test_export_loads_strictly_into_timm_with_equal_outputs(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    assert main(["export", str(finished), "--out", str(out)]) == 0
+    recipe, pretrainer = open_run(finished)
+    images = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        ours = pretrainer.backbone(images)
+        by_keys = timm.create_model("test_vit", img_size=8, patch_size=2, in_chans=1).eval()
+        by_keys.load_state_dict(load_file(out / "model.safetensors"), strict=True)
+        assert torch.equal(by_keys.forward_features(images), ours)
+        by_folder = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=0).eval()
+        assert torch.equal(by_folder.forward_features(images), ours)
+    assert tuple(by_folder.pretrained_cfg["mean"]) == recipe.mean
+    assert tuple(by_folder.pretrained_cfg["input_size"]) == (1, 8, 8)
+
+
+def test_export_of_a_model_as_timm_makes_it(tmp_path: Path) -> None:
+    """No arguments but the name: then `timm.create_model(name)` takes every key."""
+    from patchcast.commands.export import write_encoder
+
+    recipe = Recipe(method="mae", model="test_vit", data="digits", out=tmp_path, image_size=(160, 160), channels=3)
+    resolved = resolve(recipe, open_images("digits", channels=3))
+    write_encoder(resolved, build(resolved).backbone, tmp_path)
+    timm.create_model("test_vit").load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+
+
+def test_show_and_probe(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    assert main(["show", str(finished), str(tmp_path / "a.png"), "--out", str(tmp_path / "shown.png")]) == 0
+    assert (tmp_path / "shown.png").stat().st_size > 1000
+    assert main(["probe", str(finished), "--draws", "2", "--per_class", "1", "5"]) == 0
+    found = json.loads((finished / "probe.json").read_text())
+    assert found["raw pixels"]["linear"]["value"] > 0.9, "raw pixels of digits are easily told apart"
+    assert found["pretrained"]["few_labels"][1]["per_class"] == 5
+    assert "labels per class" in capsys.readouterr().out
+
+
+def test_mistakes_get_one_sentence(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def pretrain(*arguments: str) -> str:
+        return fails(capsys, "pretrain", "--out", str(tmp_path / "new"), "--steps", "1", "--workers", "0", *arguments)
+
+    digits = ("--data", "digits")
+    assert "did you mean vit_tiny_patch16_224" in pretrain("--method", "mae", "--model", "vit_tiny_patch16_22", *digits)
+    assert "did you mean mae" in pretrain("--method", "mea", "--model", "test_vit", *digits)
+    assert "mae has no option 'mask_ration'; it has mask_ratio" in pretrain(
+        "--method", "mae", "--model", "test_vit", *digits, "--method_args", '{"mask_ration": 0.5}'
+    )
+    assert "needs H and W divisible by 16; got 225x224" in pretrain(
+        "--method", "mae", "--model", "test_vit", *digits, "--image_size", "[225, 224]"
+    )
+    (tmp_path / "empty").mkdir()
+    assert "no images under" in pretrain("--method", "mae", "--model", "test_vit", "--data", str(tmp_path / "empty"))
+    assert "choose another --out" in fails(capsys, "pretrain", *SMALL_MAE, *TINY, "--out", str(finished))
+    different = fails(capsys, "pretrain", *SMALL_MAE, *TINY, "--out", str(finished), "--lr", "0.5")
+    assert "lr is" in different
+    assert "0.5 here" in different
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    assert "holds no run of patchcast" in fails(capsys, "pretrain", *SMALL_MAE, *TINY, "--out", str(tmp_path / "notes"))
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
+    assert "holds no run" in fails(capsys, "show", str(tmp_path / "notes"))
+    assert "did you mean pretrain" in fails(capsys, "pretrian")
+    assert not (tmp_path / "new").exists(), "a refused run leaves nothing behind"
+
+
+def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
+    folder, generator = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(6):
+        Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    (folder / "torn.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    (folder / "empty.jpg").touch()
+    with pytest.warns(UserWarning, match="empty.jpg"):
+        assert main(["pretrain", *SMALL_MAE, *TINY, "--data", str(folder), "--out", str(tmp_path / "run")]) == 0
+    named = " ".join(json.loads((tmp_path / "run" / "metrics.json").read_text())["unreadable_images"])
+    assert "torn.png" in named
+    assert "empty.jpg" in named
+
+
+@pytest.mark.parametrize(
+    ("data_size", "model", "image_size", "patch_size"),
+    [
+        ((32, 32), "vit_tiny_patch16_224", (32, 32), 4),
+        ((28, 28), "vit_tiny_patch16_224", (28, 28), 4),
+        ((64, 64), "vit_tiny_patch16_224", (64, 64), 8),
+        ((48, 96), "vit_tiny_patch16_224", (48, 96), 6),
+        ((384, 512), "vit_tiny_patch16_224", (224, 224), None),
+        ((8, 8), "test_vit", (8, 8), 2),
+    ],
+)
+def test_sizes_follow_the_model_and_the_data(
+    data_size: tuple[int, int], model: str, image_size: tuple[int, int], patch_size: int | None, tmp_path: Path
+) -> None:
+    for i in range(3):
+        Image.fromarray(np.full((*data_size, 3), i, dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    recipe = Recipe(method="mae", model=model, data=str(tmp_path), out=tmp_path / "run")
+    resolved = resolve(recipe, open_images(str(tmp_path)))
+    assert (resolved.image_size, resolved.patch_size) == (image_size, patch_size)
+    build(resolved)
+
+
+def test_help_is_instant_and_flags_are_yaml(tmp_path: Path) -> None:
+    lazy = "import sys, patchcast.cli as cli; cli.main(['--help']); assert 'torch' not in sys.modules"
+    told = subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout
+    assert all(command in told for command in COMMANDS)
+    options = ["pretrain", *SMALL_MAE, *TINY, "--out", "somewhere", "--print_config"]
+    printed = subprocess.run([sys.executable, "-m", "patchcast", *options], capture_output=True, text=True, check=True)
+    (tmp_path / "recipe.yaml").write_text(printed.stdout)
+    assert Recipe.load(tmp_path / "recipe.yaml").method_args == {"decoder_width": 32, "decoder_depth": 1}
+
+
+def test_the_recipes_help_names_every_method() -> None:
+    assert all(method in (Recipe.__doc__ or "") for method in METHODS)

@@ -1,0 +1,107 @@
+"""Training on digits with a tiny network: it learns, it goes on to the bit, and it decays what it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from patchcast.backbones import wrap
+from patchcast.data import Augment, EvalSet, Evaluate, TrainSet, open_images
+from patchcast.methods import aim, mae
+from patchcast.pretrainer import Pretrainer
+from patchcast.training.log import curve
+from patchcast.training.optimization import Optimization, parameter_groups
+from patchcast.training.run import Engine, Stream, train
+
+METHODS = {
+    "mae": lambda backbone: mae(backbone, decoder_width=32, decoder_depth=1),
+    "aim": lambda backbone: aim(backbone, head_depth=1),
+}
+
+
+def tiny(method: str) -> Pretrainer:
+    torch.manual_seed(0)
+    return METHODS[method](
+        wrap("test_vit", img_size=8, patch_size=2, in_chans=1, depth=2, drop_path_rate=0.2, pos_drop_rate=0.1)
+    )
+
+
+def run(pretrainer: Pretrainer, out: Path, *, steps: int = 12, workers: int = 0, **how: Any) -> None:
+    images = open_images("digits")
+    stream = Stream(
+        TrainSet(images, Augment((8, 8), (0.4, 1.0), False, (0.3,), (0.4,)), seed=3),
+        batch_size=16,
+        steps=steps,
+        seed=3,
+        workers=workers,
+    )
+    held_out = DataLoader(EvalSet(images, Evaluate((8, 8), (0.3,), (0.4,))), batch_size=512)
+    how.setdefault("optimization", Optimization(lr=1e-3, clip=1.0))
+    engine = Engine(precision="fp32", workers=workers, device="cpu", log_every=2, eval_every=6, checkpoint_every=5)
+    train(pretrainer, stream, held_out, engine=engine, out=out, title="test", **how)
+
+
+class Killed(RuntimeError):
+    pass
+
+
+class KillAt(L.Callback):
+    """Ends the process's work in the middle of a step, between two checkpoints."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kill_at", [7, 10])
+def test_a_killed_run_goes_on_to_the_bit(method: str, kill_at: int, tmp_path: Path) -> None:
+    """Drop path, dropout, augmentation, masks, optimiser and schedule included; also with worker processes."""
+    whole, broken, resumed = tiny(method), tiny(method), tiny(method)
+    run(whole, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(broken, tmp_path / "broken", extra_callbacks=[KillAt(kill_at)])
+    run(resumed, tmp_path / "broken", workers=1 if kill_at == 7 else 0)
+    for (name, one), two in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+    for metric in ("loss", "eval_loss", "lr"):
+        assert curve(tmp_path / "whole" / "metrics.csv", metric) == curve(tmp_path / "broken" / "metrics.csv", metric)
+
+
+def test_the_log_has_every_loss(tmp_path: Path) -> None:
+    run(tiny("mae"), tmp_path)
+    steps, losses = curve(tmp_path / "metrics.csv", "loss")
+    assert steps == [1, 3, 5, 7, 9, 11]
+    assert all(loss > 0 for loss in losses)
+    assert curve(tmp_path / "metrics.csv", "eval_loss")[0] == [5, 11]
+    assert curve(tmp_path / "metrics.csv", "lr")[1][0] > curve(tmp_path / "metrics.csv", "lr")[1][-1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_falls_on_real_images(method: str, tmp_path: Path) -> None:
+    pretrainer = tiny(method)
+    run(pretrainer, tmp_path, steps=80, optimization=Optimization(lr=3e-3))
+    _, held_out = curve(tmp_path / "metrics.csv", "eval_loss")
+    assert held_out[-1] < 0.9 * held_out[0]
+
+
+def test_norms_biases_positions_and_tokens_are_not_decayed() -> None:
+    pretrainer = mae(wrap("vit_small_patch14_reg4_dinov2", img_size=28, depth=1, embed_dim=48, num_heads=2))
+    decayed, spared = parameter_groups(pretrainer, 0.05)
+    names = {id(parameter): name for name, parameter in pretrainer.named_parameters()}
+    decayed_names = {names[id(each)] for each in decayed["params"]}
+    assert decayed["weight_decay"] == 0.05
+    assert spared["weight_decay"] == 0.0
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    assert all(name.endswith(".weight") and "norm" not in name for name in decayed_names)
+    for spare in ("cls_token", "reg_token", "pos_embed", "blocks.0.ls1.gamma", "blocks.0.norm1.weight"):
+        assert f"backbone.model.{spare}" not in decayed_names
+    assert "predictor.mask_token" not in decayed_names

@@ -2,6 +2,6 @@
 
 from patchcast.plans.base import MaskPlan, OrderPlan, Plan, Planner
 from patchcast.plans.masks import RandomMask
-from patchcast.plans.orders import RasterOrder
+from patchcast.plans.orders import FixedOrder, RandomOrder, RasterOrder
 
-__all__ = ["MaskPlan", "OrderPlan", "Plan", "Planner", "RandomMask", "RasterOrder"]
+__all__ = ["FixedOrder", "MaskPlan", "OrderPlan", "Plan", "Planner", "RandomMask", "RandomOrder", "RasterOrder"]

@@ -1,13 +1,76 @@
-"""Plans that predict the units one after the other."""
+"""Plans that predict the units one after the other, and the curves that they follow."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from patchcast.backbones.base import Grid
 from patchcast.plans.base import OrderPlan
+
+# ---- curves: a grid to the order in which its units are visited ------------------------------------------------------
+
+
+def raster(grid: Grid) -> Int[Tensor, " N"]:
+    """Row by row.
+
+    >>> raster(Grid(2, 3)).tolist()
+    [0, 1, 2, 3, 4, 5]
+    """
+    return torch.arange(grid.units)
+
+
+def snake(grid: Grid) -> Int[Tensor, " N"]:
+    """Row by row, every other one backwards: each unit touches the one before.
+
+    >>> snake(Grid(2, 3)).tolist()
+    [0, 1, 2, 5, 4, 3]
+    """
+    rows = raster(grid).view(grid)
+    rows[1::2] = rows[1::2].flip(1)
+    return rows.flatten()
+
+
+def hilbert(grid: Grid) -> Int[Tensor, " N"]:
+    """Along Hilbert's curve, which keeps near what is near (Hilbert 1891).
+
+    The curve fills the smallest square with a power of two a side; of other rectangles, what is outside is passed over.
+
+    >>> hilbert(Grid(2, 2)).tolist()
+    [0, 1, 3, 2]
+    """
+    side = 1 << (max(grid) - 1).bit_length() if max(grid) > 1 else 1
+    place = torch.arange(side * side)
+    row, col, rest, level = torch.zeros_like(place), torch.zeros_like(place), place, 1
+    while level < side:
+        down = (rest // 2) & 1
+        right = (rest ^ down) & 1
+        # A quarter of the curve is the whole one, turned: mirrored on the diagonals in the first and the last.
+        turned = right == 0
+        mirrored = turned & (down == 1)
+        row, col = torch.where(mirrored, level - 1 - row, row), torch.where(mirrored, level - 1 - col, col)
+        row, col = torch.where(turned, col, row), torch.where(turned, row, col)
+        row, col, rest, level = row + level * down, col + level * right, rest // 4, level * 2
+    inside = (row < grid.rows) & (col < grid.cols)
+    return (row * grid.cols + col)[inside]
+
+
+def coarse_to_fine(grid: Grid) -> Int[Tensor, " N"]:
+    """Every eighth row and column first, then every fourth, every second, and the rest: from overview to detail.
+
+    >>> coarse_to_fine(Grid(2, 4)).tolist()
+    [0, 2, 1, 3, 4, 5, 6, 7]
+    """
+    rows, cols = torch.arange(grid.rows)[:, None], torch.arange(grid.cols)[None, :]
+    level = sum(((rows % step == 0) & (cols % step == 0)).long() for step in (2, 4, 8))
+    return level.flatten().argsort(descending=True, stable=True)
+
+
+# ---- planners --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -27,9 +90,51 @@ class RasterOrder:
     random_prefix: bool = True
 
     def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> OrderPlan:
-        if grid.units < 2:
-            raise ValueError(f"predicting the next unit needs at least two; the grid is {grid}")
-        order = torch.arange(grid.units).expand(batch, -1)
-        if not self.random_prefix:
-            return OrderPlan(grid, order, torch.zeros(batch, dtype=torch.long), is_raster=True)
-        return OrderPlan(grid, order, torch.randint(1, grid.units, (batch,), generator=generator))
+        plan = FixedOrder(raster, self.random_prefix)(grid, batch, generator)
+        return OrderPlan(grid, plan.order, plan.prefix, is_raster=not self.random_prefix)
+
+
+@dataclass(frozen=True)
+class FixedOrder:
+    """Along the same curve in every image.
+
+    >>> FixedOrder(snake)(Grid(2, 3), 1).order.tolist()
+    [[0, 1, 2, 5, 4, 3]]
+
+    Args:
+        curve: the order of a grid: `snake`, `hilbert`, `coarse_to_fine`, or your own.
+        random_prefix: as in `RasterOrder`.
+    """
+
+    curve: Callable[[Grid], Int[Tensor, " N"]]
+    random_prefix: bool = True
+
+    def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> OrderPlan:
+        return OrderPlan(
+            grid, self.curve(grid).expand(batch, -1), draw_prefix(grid, batch, self.random_prefix, generator)
+        )
+
+
+@dataclass(frozen=True)
+class RandomOrder:
+    """In another random order for every image (Hua et al. 2022). The model must be told which unit comes next.
+
+    >>> plan = RandomOrder()(Grid(2, 2), 2, torch.Generator().manual_seed(0))
+    >>> plan.order.sort().values.tolist()
+    [[0, 1, 2, 3], [0, 1, 2, 3]]
+    """
+
+    random_prefix: bool = True
+
+    def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> OrderPlan:
+        order = torch.rand(batch, grid.units, generator=generator).argsort(dim=1)
+        return OrderPlan(grid, order, draw_prefix(grid, batch, self.random_prefix, generator))
+
+
+def draw_prefix(grid: Grid, batch: int, random: bool, generator: torch.Generator | None) -> Int[Tensor, " B"]:
+    """Prefix lengths: each of 1..N-1 as likely as any other, or none."""
+    if grid.units < 2:
+        raise ValueError(f"predicting the next unit needs at least two; the grid is {grid}")
+    if not random:
+        return torch.zeros(batch, dtype=torch.long)
+    return torch.randint(1, grid.units, (batch,), generator=generator)

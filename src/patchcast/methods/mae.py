@@ -7,7 +7,7 @@ from torch import nn
 from patchcast.backbones.base import Backbone
 from patchcast.losses import squared
 from patchcast.plans import RandomMask
-from patchcast.predictors import Decoder
+from patchcast.predictors import Decoder, usable_width
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
 from patchcast.views import Drop
@@ -29,13 +29,13 @@ def mae(
 
     Args:
         mask_ratio: share of units hidden.
-        decoder_width: the paper's 512, or the backbone's width where that is smaller; its heads are 32 wide.
+        decoder_width: the paper's 512, or about the backbone's width where that is smaller; its heads are 32 wide.
         decoder_depth: blocks of the decoder.
         normalize: predict each unit's pixels normalised by their own mean and spread (better features), or raw.
     Raises:
         CannotError: if the backbone cannot run on the visible units alone.
     """
-    width = decoder_width or min(512, backbone.width)
+    width = decoder_width or usable_width(min(512, backbone.width))
     target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
     return Pretrainer(
         backbone,

@@ -19,6 +19,7 @@ def mae(
     mask_ratio: float = 0.75,
     decoder_width: int | None = None,
     decoder_depth: int = 8,
+    decoder_heads: int | None = None,
     normalize: bool = True,
 ) -> Pretrainer:
     """Hide most units, run the backbone on the rest, and decode the pixels of the hidden ones.
@@ -29,8 +30,9 @@ def mae(
 
     Args:
         mask_ratio: share of units hidden.
-        decoder_width: the paper's 512, or about the backbone's width where that is smaller; its heads are 32 wide.
+        decoder_width: the paper's 512, or about the backbone's width where that is smaller.
         decoder_depth: blocks of the decoder.
+        decoder_heads: attention heads in each, 32 channels wide as the paper's if None.
         normalize: predict each unit's pixels normalised by their own mean and spread (better features), or raw.
     Raises:
         CannotError: if the backbone cannot run on the visible units alone.
@@ -45,7 +47,7 @@ def mae(
             width,
             grid=backbone.grid(backbone.image_size),
             depth=decoder_depth,
-            heads=max(1, width // 32),
+            heads=decoder_heads or max(1, width // 32),
             embed=nn.Linear(backbone.width, width),
             head=nn.Linear(width, target.outputs),
         ),

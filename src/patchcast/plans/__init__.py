@@ -1,7 +1,19 @@
 """Plans: what may be seen, and what is to be predicted."""
 
 from patchcast.plans.base import MaskPlan, OrderPlan, Plan, Planner
-from patchcast.plans.masks import RandomMask
+from patchcast.plans.blocks import BlockMask, InverseBlockMask, MultiBlock
+from patchcast.plans.masks import GridMask, RandomMask
 from patchcast.plans.orders import RasterOrder
 
-__all__ = ["MaskPlan", "OrderPlan", "Plan", "Planner", "RandomMask", "RasterOrder"]
+__all__ = [
+    "BlockMask",
+    "GridMask",
+    "InverseBlockMask",
+    "MaskPlan",
+    "MultiBlock",
+    "OrderPlan",
+    "Plan",
+    "Planner",
+    "RandomMask",
+    "RasterOrder",
+]

@@ -48,7 +48,7 @@ def start_from_sincos(backbone: Backbone) -> bool:
     """Write sine-cosine positions into the learnable table of a backbone that starts from scratch, zeros for prefixes.
 
     MAE and I-JEPA train with these (He et al. 2022, appendix A.1). Only for fresh weights: a trained table would be
-    lost.
+    lost. To be called before a method is built over the backbone, because a teacher is a copy of it.
 
     >>> from patchcast.backbones import wrap
     >>> backbone = wrap("test_vit", img_size=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.base import Backbone, Grid
+from patchcast.positions import sincos_positions
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -65,12 +67,27 @@ def _few(names: list[str]) -> str:
 
 
 def fit_positions(state: dict[str, Tensor], backbone: Backbone) -> None:
-    """Resample a timm encoder's `pos_embed` in place, where the backbone's grid is another."""
-    own = backbone.model.state_dict().get("pos_embed")
-    if own is not None and "pos_embed" in state and state["pos_embed"].shape[1] != own.shape[1]:
-        grid = backbone.grid(backbone.image_size)
-        state["pos_embed"] = resample_abs_pos_embed(
-            state["pos_embed"], list(grid), num_prefix_tokens=own.shape[1] - grid.units
+    """Resample a timm encoder's `pos_embed` in place, from a square, where the backbone's grid is another."""
+    own, found = backbone.model.state_dict().get("pos_embed"), state.get("pos_embed")
+    if own is None or found is None or own.shape == found.shape:
+        return
+    grid = backbone.grid(backbone.image_size)
+    prefix = own.shape[1] - grid.units
+    if isqrt(found.shape[1] - prefix) ** 2 == found.shape[1] - prefix:  # otherwise it has other prefix tokens
+        state["pos_embed"] = resample_abs_pos_embed(found, list(grid), num_prefix_tokens=prefix)
+
+
+def check_positions(table: Tensor | None, source: str) -> None:
+    """Our decoder computes its positions, and would silently replace those of a file that has others."""
+    if table is None:
+        return
+    side = isqrt(table.shape[1])
+    expected = sincos_positions(Grid(side, side), table.shape[2])
+    off = (table[0, -expected.shape[0] :].float() - expected).abs().max().item()
+    if off > 1e-2:  # half precision is off by less than 1e-3
+        raise ValueError(
+            f"{source} has decoder positions that differ by up to {off:.2f} from the sine-cosine ones; "
+            "models begun by transformers 5.23 have zeros there"
         )
 
 

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Mapping
 from functools import partial
-from math import isqrt
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +18,10 @@ from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from patchcast.backbones import Backbone, Grid, wrap
-from patchcast.interop.files import fit_positions, heads, load_exactly, read, without_module
+from patchcast.backbones import Backbone, wrap
+from patchcast.interop.files import check_positions, fit_positions, heads, load_exactly, read, without_module
 from patchcast.methods.mae import mae
 from patchcast.plans import RandomMask
-from patchcast.positions import sincos_positions
 from patchcast.predictors import Decoder
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
@@ -97,7 +95,7 @@ def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
         )
     found = read(path)
     state = paper_names(without_module(found.get("model", found)))
-    _check_positions(state.pop("decoder_pos_embed", None), str(path))
+    check_positions(state.pop("decoder_pos_embed", None), str(path))
     fit_positions(state, pretrainer.backbone)
     has_decoder = "mask_token" in state
     load_exactly(
@@ -196,7 +194,7 @@ def _config(backbone: Backbone, decoder: Decoder, plan: RandomMask, target: Pixe
 def paper_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state with the names of the paper's files, from either format."""
     if any(name.startswith(("vit.", "embeddings.")) for name in state):
-        return _join_qkv({_rename(name, FROM_TRANSFORMERS): value for name, value in state.items()})
+        return join_qkv({_rename(name, FROM_TRANSFORMERS): value for name, value in state.items()})
     return dict(state)
 
 
@@ -218,7 +216,7 @@ def _paper_name(name: str) -> str:
     return name.removeprefix("backbone.model.")
 
 
-def _join_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def join_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     joined = {name: value for name, value in state.items() if not re.search(r"\.attn\.[qkv]\.", name)}
     for name in state:
         if ".attn.q." in name:
@@ -234,17 +232,3 @@ def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for each, part in zip("qkv", value.chunk(3), strict=True):
                 split[name.replace(".attn.qkv.", f".attn.{each}.")] = part
     return split
-
-
-def _check_positions(table: Tensor | None, source: str) -> None:
-    """Our decoder computes its positions, and would silently replace those of a file that has others."""
-    if table is None:
-        return
-    side = isqrt(table.shape[1])
-    expected = sincos_positions(Grid(side, side), table.shape[2])
-    off = (table[0, -expected.shape[0] :].float() - expected).abs().max().item()
-    if off > 1e-2:  # half precision is off by less than 1e-3
-        raise ValueError(
-            f"{source} has decoder positions that differ by up to {off:.2f} from the sine-cosine ones of MAE; "
-            "models begun by transformers 5.23 have zeros there"
-        )

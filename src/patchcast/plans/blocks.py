@@ -112,9 +112,9 @@ class MultiBlock:
     Sizes are drawn once for a batch, places for each image. What I-JEPA's published sampler does by accident is not
     done here: scale and aspect are drawn independently (there from one number, which leaves six target sizes on a 16x16
     grid); blocks reach the last row and column (there never); the context may be the whole grid (there never); contexts
-    are cut to the smallest of the batch by chance (there from the bottom); where a context has too few units, the image is
-    drawn anew (there, after 20 failures, the context may keep units of a target). On grids that are not square the context has the
-    grid's proportions, and a block that does not fit in height is wider instead.
+    are cut to the smallest of the batch by chance (there from the bottom); where a context has too few units, the image
+    is drawn anew (there, after 20 failures, the context may keep units of a target). On grids that are not square the
+    context has the grid's proportions, and a block that does not fit in height is wider instead.
 
     >>> plan = MultiBlock()(Grid(14, 14), 2, torch.Generator().manual_seed(0))
     >>> plan.predict.shape[:2], bool(plan.is_hidden.flatten(1).gather(1, plan.predict.flatten(1)).all())

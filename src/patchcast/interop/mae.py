@@ -56,6 +56,7 @@ PAPER_NAMES = (
     r"cls_token|pos_embed|mask_token|decoder_pos_embed|(patch_embed\.proj|norm|decoder_(embed|norm|pred)"
     r"|(decoder_)?blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
 )
+UNSAID = {"qkv_bias": True, "mask_ratio": 0.75, "norm_pix_loss": False, "layer_norm_eps": 1e-12}  # transformers' own
 TO_TRANSFORMERS = (
     (r"^patch_embed\.proj\.", "vit.embeddings.patch_embeddings.projection."),
     (r"^pos_embed$", "vit.embeddings.position_embeddings"),
@@ -80,6 +81,12 @@ def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
 
     Encoder positions are resampled where the backbone's grid is another.
 
+    >>> import tempfile
+    >>> folder, pretrainer = tempfile.mkdtemp(), mae(wrap("test_vit", img_size=32))
+    >>> save_mae(pretrainer, folder)
+    >>> load_mae(pretrainer, folder)
+    True
+
     Args:
         pretrainer: of `patchcast.methods.mae`, over a plain timm ViT of the checkpoint's size.
         path: a file of `torch.save` or safetensors, or transformers' folder.
@@ -88,11 +95,7 @@ def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
     Raises:
         ValueError: if the checkpoint does not fit, or its decoder has other positions than sine-cosine ones.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = next(
-            (path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()), path
-        )
+    path = _weights_in(Path(path))
     found = read(path)
     state = paper_names(without_module(found.get("model", found)))
     check_positions(state.pop("decoder_pos_embed", None), str(path))
@@ -108,8 +111,19 @@ def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
 
 
 def mae_from_transformers(folder: str | Path) -> Pretrainer:
-    """The pretrainer, backbone and all, that transformers' folder of a `ViTMAEForPreTraining` describes."""
-    config = json.loads((Path(folder) / "config.json").read_text())
+    """The pretrainer, backbone and all, that transformers' folder of a `ViTMAEForPreTraining` describes.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> save_mae(mae(wrap("test_vit", img_size=32), mask_ratio=0.5), folder)
+    >>> mae_from_transformers(folder).plan
+    RandomMask(ratio=0.5)
+
+    Raises:
+        FileNotFoundError: if the folder holds no configuration or no weights.
+        ValueError: if it holds an encoder only, or does not fit.
+    """
+    config = {**UNSAID, **json.loads((Path(folder) / "config.json").read_text())}
     norm: Any = partial(nn.LayerNorm, eps=config["layer_norm_eps"])
     vit = VisionTransformer(
         img_size=config["image_size"],
@@ -163,6 +177,16 @@ def save_mae(pretrainer: Pretrainer, folder: str | Path) -> None:
     renamed = {_rename(name, TO_TRANSFORMERS): value.contiguous() for name, value in _split_qkv(state).items()}
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_config(backbone, decoder, plan, target), indent=2) + "\n")
+
+
+def _weights_in(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    names = ("model.safetensors", "pytorch_model.bin")
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"{path} holds no {' or '.join(names)}")
 
 
 def _config(backbone: Backbone, decoder: Decoder, plan: RandomMask, target: Pixels) -> dict[str, Any]:

@@ -54,6 +54,14 @@ def test_ijepa_on_swin_by_replacement(channels: int) -> None:
     check(pretrainer)
 
 
+@pytest.mark.parametrize("method", [mae, ijepa], ids=lambda method: method.__name__)
+def test_dropping_units_of_a_stem_that_overlaps(method) -> None:
+    """Hiera's tokens reach three pixels into their neighbours."""
+    pretrainer = method(wrap_or_skip("hiera_tiny_224", img_size=128))
+    assert isinstance(pretrainer.view, Drop)
+    check(pretrainer)
+
+
 def test_simmim_and_beit_on_swin() -> None:
     check(simmim(swin()))
     backbone = swin()

@@ -47,14 +47,17 @@ class View(nn.Module, Generic[PlanT]):
 
 
 class Drop(View[MaskPlan]):
-    """The backbone runs on the visible units alone (MAE, I-JEPA)."""
+    """The backbone runs on the visible units alone (MAE, I-JEPA).
+
+    The pixels of the others are blanked first: where stems overlap (Hiera), visible tokens would hold some of them.
+    """
 
     needs = "drop"
     plans = MaskPlan
     holds_hidden = False
 
     def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: MaskPlan) -> Context:
-        tokens = backbone.keep(backbone.embed(images), plan.visible)
+        tokens = backbone.keep(backbone.embed(paint(images, plan.is_hidden)), plan.visible)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units, plan.visible)
 

@@ -58,7 +58,11 @@ def diversity(features: Float[Tensor, "N D"]) -> Diversity:
 
 
 def warn_of_collapse(features: Float[Tensor, "N D"]) -> Diversity:
-    """`diversity`, with a `CollapseWarning` where the features have collapsed."""
+    """`diversity`, with a `CollapseWarning` where the features have collapsed.
+
+    >>> warn_of_collapse(torch.eye(64)).rank > 60
+    True
+    """
     found = diversity(features)
     if found.collapsed:
         warnings.warn(

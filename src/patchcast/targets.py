@@ -81,6 +81,11 @@ class Codes(Target):
 
     The tokenizer is frozen, kept in eval mode, and saved with the pretrainer if it is a module.
 
+    >>> from patchcast.tokenizers.patches import PatchCodebook
+    >>> target = Codes(PatchCodebook(torch.tensor([[0.0], [1.0]]), stride=(1, 1), normalize=False))
+    >>> target(torch.tensor([[[[0.2, 0.9]]]])).tolist()
+    [[[0], [1]]]
+
     Args:
         tokenizer: anything with `vocabulary` and `encode`; see `patchcast.tokenizers.Tokenizer`.
     """

@@ -84,6 +84,13 @@ class Replace(View[MaskPlan]):
 
     Their pixels are blanked as well, because in stems that overlap they would reach the neighbours' tokens.
 
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.plans import RandomMask
+    >>> backbone = wrap("test_vit", img_size=64)
+    >>> context = Replace(backbone.embed_width)(backbone, torch.rand(2, 3, 64, 64), RandomMask(0.5)(Grid(4, 4), 2))
+    >>> context.units.shape
+    torch.Size([2, 16, 64])
+
     Args:
         embed_width: channels of a token where the mask token goes in: `backbone.embed_width`.
     """
@@ -103,7 +110,13 @@ class Replace(View[MaskPlan]):
 
 
 class Paint(View[MaskPlan]):
-    """The backbone sees the image with hidden units painted over, in the mean colour: any model at all can do this."""
+    """The backbone sees the image with hidden units painted over, in the mean colour: any model at all can do this.
+
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.plans import RandomMask
+    >>> Paint()(wrap("test_vit", img_size=64), torch.rand(2, 3, 64, 64), RandomMask(0.5)(Grid(4, 4), 2)).units.shape
+    torch.Size([2, 16, 64])
+    """
 
     needs = "paint"
     plans = MaskPlan

@@ -99,6 +99,10 @@ class PatchCodebook(nn.Module):
 class PerUnit(nn.Module):
     """A tokenizer of pixels (a colour palette) used on units: the code of each unit's mean colour.
 
+    >>> greys = PatchCodebook(torch.tensor([[0.0], [1.0]]), stride=(1, 1), normalize=False)
+    >>> PerUnit(greys, (1, 2)).encode(torch.tensor([[[[0.1, 0.3, 0.2, 0.9]]]])).tolist()
+    [[0, 1]]
+
     Args:
         pixels: a tokenizer that gives each pixel a code.
         stride: pixels per side of a unit, (rows, cols): the backbone's.

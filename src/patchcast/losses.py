@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -35,3 +35,13 @@ def smooth_l1(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P
     1.5
     """
     return F.smooth_l1_loss(prediction, target, reduction="none").mean(dim=-1)
+
+
+def cross_entropy(prediction: Float[Tensor, "B G P V"], target: Int[Tensor, "B G P 1"]) -> Float[Tensor, "B G P"]:
+    """Cross-entropy in nats, of codes predicted by their logits (Bao et al. 2022, equation 1; Chen et al. 2020).
+
+    >>> import torch
+    >>> cross_entropy(torch.zeros(1, 1, 1, 8), torch.tensor([[[[5]]]])).exp().item()
+    8.0
+    """
+    return F.cross_entropy(prediction.movedim(-1, 1), target.squeeze(-1), reduction="none")

@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid
-from patchcast.plans import Plan
+from patchcast.backbones.base import Grid, take
+from patchcast.plans import MaskPlan, Plan
 from patchcast.positions import Positions
 from patchcast.views import Context, read
 
@@ -21,9 +22,11 @@ class Predictor(nn.Module):
 
     Attributes:
         reads_hidden: whether it reads the context at the place of hidden units, which the view must then hold.
+        plans: the kind of plan whose predictions it can make.
     """
 
     reads_hidden: bool
+    plans: type[Plan] = Plan
 
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
         raise NotImplementedError
@@ -85,15 +88,30 @@ class Decoder(Predictor):
 
     In gather form, which serves both: the sequence is `[prefix, context at its positions, mask tokens at the positions
     to predict]`, once for each group of targets, and the last P outputs are the predictions (He et al. 2022,
-    section 3; Assran et al. 2023, section 3).
+    section 3; Assran et al. 2023, section 3). Prefix tokens have no position. Of a context that holds every unit, only
+    the visible ones are used: the decoder means the same under every view.
+
+    >>> from patchcast.backbones.base import Grid
+    >>> from patchcast.plans import RandomMask
+    >>> decoder = Decoder(
+    ...     32, grid=Grid(4, 4), depth=1, heads=2, embed=torch.nn.Linear(8, 32), head=torch.nn.Linear(32, 5)
+    ... )
+    >>> plan = RandomMask(0.75)(Grid(4, 6), 2)  # another grid than the usual one: positions are computed for it
+    >>> decoder(Context(plan.grid, torch.randn(2, 1, 8), torch.randn(2, 6, 8), plan.visible), plan).shape
+    torch.Size([2, 1, 18, 5])
 
     Args:
         width: of the decoder's tokens.
+        grid: the usual one, whose positions are kept ready.
         embed: maps a feature of the backbone to `width`.
         head: maps `width` to the values of a unit.
+        drop_path: rate at which the last block is skipped in training; it rises from 0 at the first.
+    Raises:
+        ValueError: if `width` is not divisible by `heads` and by 4.
     """
 
     reads_hidden = False
+    plans = MaskPlan
 
     def __init__(
         self,
@@ -105,26 +123,71 @@ class Decoder(Predictor):
         embed: nn.Module,
         head: nn.Module,
         mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"the decoder's width must be divisible by its heads; got {width} and {heads}")
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.embed, self.head = embed, head
         self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
         self.positions = Positions(grid, width)
-        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm)
+            for rate in torch.linspace(0, drop_path, depth).tolist()
         )
         self.norm = norm(width)
+        self.grad_checkpointing = False
+        self.apply(xavier)
 
-    def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations: timm's name for it."""
+        self.grad_checkpointing = enable
+
+    def forward(
+        self, context: Context, plan: Plan, can_see: Bool[Tensor, "*BG L L"] | None = None
+    ) -> Float[Tensor, "B G P T"]:
+        """Predict the units of `plan.predict`.
+
+        Args:
+            can_see: True where a token of the row may look at that of the column, in the sequence of R prefix, V
+                context and P mask tokens; (L, L) for all, or (B, G, L, L). None: each sees every other.
+        """
+        assert isinstance(plan, MaskPlan)
+        at, units = context.at, context.units
+        if at is None:
+            at, units = plan.visible, take(units, plan.visible)
         positions = self.positions(plan.grid)
-        groups, asked = plan.predict.shape[1:]
-        units = self.embed(context.units) + (positions if context.at is None else positions[context.at])
-        seen = torch.cat([self.embed(context.prefix), units], dim=1)
+        seen = torch.cat([self.embed(context.prefix), self.embed(units) + positions[at]], dim=1)
         queries = self.mask_token + positions[plan.predict]
+        groups, asked = plan.predict.shape[1:]
         x = torch.cat([seen[:, None].expand(-1, groups, -1, -1), queries.to(seen.dtype)], dim=2).flatten(0, 1)
+        mask = can_see.flatten(0, 1)[:, None] if can_see is not None and can_see.ndim == 4 else can_see
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, attn_mask=mask) if self.grad_checkpointing else block(x, attn_mask=mask)
         return self.head(self.norm(x[:, -asked:])).unflatten(0, (-1, groups))
+
+
+def usable_width(wish: int) -> int:
+    """The widest a decoder can be up to `wish` with heads of 32 channels; 32 at least.
+
+    >>> usable_width(200), usable_width(24)
+    (192, 32)
+    """
+    return max(32, wish // 32 * 32)
+
+
+def xavier(module: nn.Module) -> None:
+    """How MAE begins its linear maps (to be given to `apply`): uniform by fan-in and fan-out, biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def small_normal(module: nn.Module) -> None:
+    """How I-JEPA and BEiT begin theirs (to be given to `apply`): normal with deviation 0.02, biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

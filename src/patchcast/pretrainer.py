@@ -97,6 +97,11 @@ class Pretrainer(nn.Module):
             raise CannotError(
                 f"{type(view).__name__} shows a {view.plans.__name__}; {plan} draws a {type(drawn).__name__}"
             )
+        if not isinstance(drawn, predictor.plans):
+            raise CannotError(
+                f"{type(predictor).__name__} predicts from a {predictor.plans.__name__}; "
+                f"{plan} draws a {type(drawn).__name__}"
+            )
         self.backbone, self.plan, self.view = backbone, plan, view
         self.predictor, self.target, self.loss = predictor, target, loss
 
@@ -108,7 +113,10 @@ class Pretrainer(nn.Module):
             plan = self.draw(images, generator)
         predictions = self.predictor(self.view(self.backbone, images, plan), plan).float()
         with torch.no_grad():
-            targets = take(self.target(images), plan.predict)
+            every = self.target(images)
+        if every.shape[1] != plan.grid.units:
+            raise ValueError(f"the target gives {every.shape[1]} rows for the {plan.grid.units} units of {plan.grid}")
+        targets = take(every, plan.predict)
         loss = weighted_mean(self.loss(predictions, targets), plan.weight)
         return Output(loss, predictions, targets, plan, self.backbone, images)
 

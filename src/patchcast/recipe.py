@@ -22,7 +22,7 @@ class Recipe:
     What is left out follows the model, the data and the method, and is written to config.yaml in the run folder.
 
     Args:
-        method: aim or mae.
+        method: aim, ijepa, mae or simmim.
         model: any timm vision transformer, by name.
         data: "digits", a folder of images, or a parquet file or folder in the Hugging Face layout.
         out: the run folder.
@@ -41,6 +41,7 @@ class Recipe:
         steps: optimiser steps.
         batch_size: images a step.
         lr: peak learning rate. Default: the method's for 256 images, in proportion to the batch.
+        betas: of AdamW. Default: the method's.
         weight_decay: of matrices. Default: the method's.
         warmup: share of the steps over which the learning rate rises.
         clip: largest norm of the gradient, 0 for none. Default: the method's.
@@ -72,6 +73,7 @@ class Recipe:
     steps: int | None = None
     batch_size: int = 256
     lr: float | None = None
+    betas: tuple[float, float] | None = None
     weight_decay: float | None = None
     warmup: float = 0.05
     clip: float | None = None
@@ -119,7 +121,7 @@ class Recipe:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"{file} has unknown options: {', '.join(unknown)}")
-        for name in ("image_size", "mean", "std", "crop_scale"):
+        for name in ("image_size", "mean", "std", "crop_scale", "betas"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
         return cls(**{**values, "out": Path(values["out"])})
@@ -137,6 +139,7 @@ class Resolved(Recipe):
     flip: bool
     steps: int
     lr: float
+    betas: tuple[float, float]
     weight_decay: float
     clip: float
     precision: Precision

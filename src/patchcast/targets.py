@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import copy
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from patchcast.backbones.base import Backbone, Grid
+from patchcast.tokenizers.base import Tokenizer
 
 
 class Target(nn.Module):
@@ -19,7 +25,8 @@ class Target(nn.Module):
     outputs: int
     lends: str = ""
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N T"]:
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Num[Tensor, "B N T"]:
+        """Targets of every unit, row by row: vectors, or a code each."""
         raise NotImplementedError
 
     def to_pixels(
@@ -70,6 +77,90 @@ class Pixels(Target):
             variance, mean = _spread(patchify(images, self.stride))
             predictions = predictions * (variance + 1e-6).sqrt() + mean
         return unpatchify(predictions, Grid(height // down, width // right), self.stride)
+
+
+class Codes(Target):
+    """The code of each unit in the vocabulary of a tokenizer, to be predicted by one logit for each (BEiT, ImageGPT).
+
+    The tokenizer is frozen, kept in eval mode, and saved with the pretrainer if it is a module.
+
+    >>> from patchcast.tokenizers.patches import PatchCodebook
+    >>> target = Codes(PatchCodebook(torch.tensor([[0.0], [1.0]]), stride=(1, 1), normalize=False))
+    >>> target(torch.tensor([[[[0.2, 0.9]]]])).tolist()
+    [[[0], [1]]]
+
+    Args:
+        tokenizer: anything with `vocabulary` and `encode`; see `patchcast.tokenizers.Tokenizer`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer, self.outputs = tokenizer, tokenizer.vocabulary
+        if isinstance(tokenizer, nn.Module):
+            tokenizer.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Codes:
+        super().train(mode)
+        if isinstance(self.tokenizer, nn.Module):
+            self.tokenizer.eval()
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N 1"]:
+        return self.tokenizer.encode(images)[..., None]
+
+
+class EMAFeatures(Target):
+    """Layer-normed features of a teacher, which is a slowly moving average of the backbone (Assran et al. 2023).
+
+    The teacher sees the whole image, in eval mode. Its momentum rises linearly to 1 over the training. Teacher and
+    step are part of the state, so that a training resumed is the same training.
+
+    >>> from patchcast.backbones import wrap
+    >>> backbone = wrap("test_vit", img_size=32)
+    >>> target = EMAFeatures(backbone, momentum=0.9, steps=2)
+    >>> target.update(backbone); target.momentum
+    0.95
+
+    Args:
+        backbone: copied; the copy takes no gradient.
+        momentum: at the first step.
+        steps: optimiser steps after which it is 1; None: it stays where it is. It may be set later, when the length of
+            the training is known.
+    """
+
+    step: Tensor
+
+    def __init__(self, backbone: Backbone, *, momentum: float = 0.996, steps: int | None = None) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(backbone).requires_grad_(False).eval()
+        self.start, self.steps, self.outputs = momentum, steps, backbone.width
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    @property
+    def momentum(self) -> float:
+        """The teacher's share in its next value."""
+        if self.steps is None:
+            return self.start
+        return self.start + (1 - self.start) * min(1.0, int(self.step) / self.steps)
+
+    def train(self, mode: bool = True) -> EMAFeatures:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        features = self.teacher.units(images)
+        return F.layer_norm(features.float(), features.shape[-1:])
+
+    @torch.no_grad()
+    def update(self, backbone: Backbone) -> None:
+        average = get_ema_multi_avg_fn(self.momentum)
+        average(list(self.teacher.parameters()), [each.detach() for each in backbone.parameters()], self.step)
+        for mine, theirs in zip(self.teacher.buffers(), backbone.buffers(), strict=True):
+            mine.copy_(theirs)
+        self.step += 1
 
 
 def _spread(units: Float[Tensor, "B N T"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:

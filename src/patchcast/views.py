@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone, Capability, Grid, take
+from patchcast.backbones.base import Backbone, Capability, Grid, paint, take
 from patchcast.plans.base import MaskPlan, OrderPlan, PlanT
 
 
@@ -46,14 +47,17 @@ class View(nn.Module, Generic[PlanT]):
 
 
 class Drop(View[MaskPlan]):
-    """The backbone runs on the visible units alone (MAE, I-JEPA)."""
+    """The backbone runs on the visible units alone (MAE, I-JEPA).
+
+    The pixels of the others are blanked first: where stems overlap (Hiera), visible tokens would hold some of them.
+    """
 
     needs = "drop"
     plans = MaskPlan
     holds_hidden = False
 
     def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: MaskPlan) -> Context:
-        tokens = backbone.keep(backbone.embed(images), plan.visible)
+        tokens = backbone.keep(backbone.embed(paint(images, plan.is_hidden)), plan.visible)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units, plan.visible)
 
@@ -72,6 +76,55 @@ class Attend(View[OrderPlan]):
         else:
             features = backbone.forward_stages(tokens, can_see=plan.can_see(tokens.prefix))
         prefix, units = backbone.split(features, tokens)
+        return Context(plan.grid, prefix, units)
+
+
+class Replace(View[MaskPlan]):
+    """The backbone runs on every unit, with a learnt mask token in the place of those that are hidden (SimMIM, BEiT).
+
+    Their pixels are blanked as well, because in stems that overlap they would reach the neighbours' tokens.
+
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.plans import RandomMask
+    >>> backbone = wrap("test_vit", img_size=64)
+    >>> context = Replace(backbone.embed_width)(backbone, torch.rand(2, 3, 64, 64), RandomMask(0.5)(Grid(4, 4), 2))
+    >>> context.units.shape
+    torch.Size([2, 16, 64])
+
+    Args:
+        embed_width: channels of a token where the mask token goes in: `backbone.embed_width`.
+    """
+
+    needs = "replace"
+    plans = MaskPlan
+    holds_hidden = True
+
+    def __init__(self, embed_width: int) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.empty(embed_width).normal_(std=0.02))
+
+    def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: MaskPlan) -> Context:
+        tokens = backbone.embed(images, is_hidden=plan.is_hidden, mask_token=self.mask_token)
+        prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
+        return Context(plan.grid, prefix, units)
+
+
+class Paint(View[MaskPlan]):
+    """The backbone sees the image with hidden units painted over, in the mean colour: any model at all can do this.
+
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.plans import RandomMask
+    >>> Paint()(wrap("test_vit", img_size=64), torch.rand(2, 3, 64, 64), RandomMask(0.5)(Grid(4, 4), 2)).units.shape
+    torch.Size([2, 16, 64])
+    """
+
+    needs = "paint"
+    plans = MaskPlan
+    holds_hidden = True
+
+    def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: MaskPlan) -> Context:
+        tokens = backbone.embed(paint(images, plan.is_hidden))
+        prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units)
 
 

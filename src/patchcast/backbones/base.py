@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 Layout = Literal["NLC", "NHWC", "NCHW"]
@@ -237,7 +237,7 @@ def fill(patches: Tokens, is_hidden: Bool[Tensor, "B rows cols"], mask_token: Fl
     return patches.with_(x=torch.where(hidden[:, None], token[:, None, None], x))
 
 
-def take(x: Float[Tensor, "B N D"], index: Int[Tensor, "B *K"]) -> Float[Tensor, "B *K D"]:
+def take(x: Num[Tensor, "B N D"], index: Int[Tensor, "B *K"]) -> Num[Tensor, "B *K D"]:
     """Rows of each batch element by index, for an index of any shape.
 
     >>> take(torch.arange(6.).view(1, 3, 2), torch.tensor([[[2, 0]]])).tolist()

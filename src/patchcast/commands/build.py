@@ -50,7 +50,7 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
         measured = channel_statistics(images)
         mean, std = mean or measured[0], std or measured[1]
     steps = recipe.steps or max(1, round(recipe.epochs * len(images) / recipe.batch_size))
-    flip = recipe.flip if recipe.flip is not None else recipe.data != "digits"
+    flip = recipe.flip if recipe.flip is not None else method.flip and recipe.data != "digits"
     given = {each.name: getattr(recipe, each.name) for each in dataclasses.fields(recipe)}
     found = {
         "image_size": size,
@@ -63,6 +63,7 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
         "steps": steps,
         "epochs": round(steps * recipe.batch_size / len(images), 2),
         "lr": recipe.lr or method.lr_per_256 * recipe.batch_size / 256,
+        "betas": recipe.betas or method.betas,
         "weight_decay": recipe.weight_decay if recipe.weight_decay is not None else method.weight_decay,
         "clip": recipe.clip if recipe.clip is not None else (method.clip or 0.0),
         "precision": recipe.precision or default_precision(),
@@ -81,7 +82,9 @@ def build(recipe: Resolved) -> Pretrainer:
     torch.manual_seed(recipe.seed)
     backbone = wrap(recipe.model, pretrained=recipe.pretrained, **timm_args(recipe))
     backbone.grid(recipe.image_size)
-    return find_method(recipe.method).build(backbone, **recipe.method_args)
+    method = find_method(recipe.method)
+    schedule = {"steps": recipe.steps} if method.knows_steps else {}
+    return method.build(backbone, **{**schedule, **recipe.method_args})
 
 
 def timm_args(recipe: Resolved) -> dict[str, Any]:

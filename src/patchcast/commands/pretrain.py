@@ -71,7 +71,11 @@ def _train(recipe: Resolved, images: Images, pretrainer: Any) -> None:
         stream,
         held_out_loader(recipe, images),
         optimization=Optimization(
-            lr=recipe.lr, weight_decay=recipe.weight_decay, warmup=recipe.warmup, clip=recipe.clip or None
+            lr=recipe.lr,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            warmup=recipe.warmup,
+            clip=recipe.clip or None,
         ),
         engine=Engine(
             precision=recipe.precision,

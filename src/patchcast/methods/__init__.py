@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from patchcast.methods.aim import aim
 from patchcast.methods.base import Method
+from patchcast.methods.beit import beit
+from patchcast.methods.ijepa import ijepa
 from patchcast.methods.mae import mae
+from patchcast.methods.simmim import simmim
 
 METHODS: dict[str, Method] = {
     "aim": Method(aim, lr_per_256=6.25e-5, crop_scale=(0.4, 1.0), clip=1.0),
-    "mae": Method(mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), clip=None),
+    "ijepa": Method(ijepa, lr_per_256=1.25e-4, crop_scale=(0.3, 1.0), flip=False, betas=(0.9, 0.999), knows_steps=True),
+    "mae": Method(mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0)),
+    "simmim": Method(simmim, lr_per_256=1e-4, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0),
 }
-"""What the command line knows by name. In Python, call the functions."""
+"""What the command line knows by name. In Python, call the functions; `beit` needs a tokenizer, and is only there."""
 
-__all__ = ["METHODS", "Method", "aim", "mae"]
+__all__ = ["METHODS", "Method", "aim", "beit", "ijepa", "mae", "simmim"]

@@ -16,12 +16,18 @@ class Method:
         build: the method's function, `(backbone, **options) -> Pretrainer`.
         lr_per_256: learning rate for 256 images a step; it grows in proportion to the batch (Goyal et al. 2017).
         crop_scale: share of the image's area that random crops keep.
-        clip: largest norm of the gradient.
+        clip: largest norm of the gradient, None for no clipping.
+        flip: whether half of the images are mirrored.
+        betas: of AdamW.
+        weight_decay: of matrices.
+        knows_steps: whether `build` takes the number of optimiser steps, for a schedule of its own.
     """
 
     build: Callable[..., Pretrainer]
     lr_per_256: float
     crop_scale: tuple[float, float]
-    clip: float | None
+    clip: float | None = None
+    flip: bool = True
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
+    knows_steps: bool = False

@@ -7,7 +7,7 @@ from torch import nn
 from patchcast.backbones.base import Backbone
 from patchcast.losses import squared
 from patchcast.plans import RandomMask
-from patchcast.predictors import Decoder
+from patchcast.predictors import Decoder, usable_width
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
 from patchcast.views import Drop
@@ -19,6 +19,7 @@ def mae(
     mask_ratio: float = 0.75,
     decoder_width: int | None = None,
     decoder_depth: int = 8,
+    decoder_heads: int | None = None,
     normalize: bool = True,
 ) -> Pretrainer:
     """Hide most units, run the backbone on the rest, and decode the pixels of the hidden ones.
@@ -29,13 +30,14 @@ def mae(
 
     Args:
         mask_ratio: share of units hidden.
-        decoder_width: the paper's 512, or the backbone's width where that is smaller; its heads are 32 wide.
+        decoder_width: the paper's 512, or about the backbone's width where that is smaller.
         decoder_depth: blocks of the decoder.
+        decoder_heads: attention heads in each, 32 channels wide as the paper's if None.
         normalize: predict each unit's pixels normalised by their own mean and spread (better features), or raw.
     Raises:
         CannotError: if the backbone cannot run on the visible units alone.
     """
-    width = decoder_width or min(512, backbone.width)
+    width = decoder_width or usable_width(min(512, backbone.width))
     target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
     return Pretrainer(
         backbone,
@@ -45,7 +47,7 @@ def mae(
             width,
             grid=backbone.grid(backbone.image_size),
             depth=decoder_depth,
-            heads=max(1, width // 32),
+            heads=decoder_heads or max(1, width // 32),
             embed=nn.Linear(backbone.width, width),
             head=nn.Linear(width, target.outputs),
         ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Num
+from torch import Tensor
 
 from patchcast.backbones.base import Grid
 from patchcast.plans.base import MaskPlan
@@ -27,14 +29,63 @@ class RandomMask:
     ratio: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise ValueError(f"the mask ratio must lie between 0 and 1, both excluded; got {self.ratio}")
+        check_ratio(self.ratio)
 
     def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
         hidden = round(grid.units * self.ratio)
-        if not 0 < hidden < grid.units:
-            raise ValueError(f"a mask ratio of {self.ratio} hides {hidden} of the {grid.units} units of a {grid} grid")
-        shuffled = torch.rand(batch, grid.units, generator=generator).argsort(dim=1)
-        # Sorted, because memory is read in order and pictures of plans are easier to follow; no method cares.
-        visible, masked = shuffled[:, hidden:].sort(dim=1).values, shuffled[:, :hidden].sort(dim=1).values
-        return MaskPlan(grid, visible, masked[:, None])
+        check_hidden(hidden, self.ratio, grid)
+        return hide_first(grid, torch.rand(batch, grid.units, generator=generator), hidden)
+
+
+@dataclass(frozen=True)
+class GridMask:
+    """Hide a random `ratio` of square cells of `cell` x `cell` units (Xie et al. 2022, section 3.2).
+
+    Where the grid is no multiple of the cell, the cells at its right and lower edge are smaller, and one cell of each
+    image may be hidden in part, so that every image hides the same number of units.
+
+    >>> plan = GridMask(0.6, cell=2)(Grid(12, 12), 2, torch.Generator().manual_seed(0))
+    >>> plan.predict.shape  # 22 of 36 cells
+    torch.Size([2, 1, 88])
+
+    Args:
+        ratio: share of units hidden, in (0, 1), rounded to whole cells.
+        cell: units per side of what is hidden together.
+    Raises:
+        ValueError: if `ratio` is not in (0, 1) or `cell` not positive, or if no unit or every unit would be hidden.
+    """
+
+    ratio: float
+    cell: int = 2
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+        if self.cell < 1:
+            raise ValueError(f"a cell has at least one unit per side; got {self.cell}")
+
+    def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
+        hidden = round(grid.units * self.ratio / self.cell**2) * self.cell**2
+        check_hidden(hidden, self.ratio, grid)
+        rows, cols = torch.arange(grid.rows) // self.cell, torch.arange(grid.cols) // self.cell
+        cell_of = (rows[:, None] * (int(cols[-1]) + 1) + cols).flatten()
+        cells = int(cell_of[-1]) + 1
+        turn = torch.rand(batch, cells, generator=generator).argsort(dim=1).argsort(dim=1)
+        # Whole cells by their turn, and within a cell by chance.
+        return hide_first(grid, turn[:, cell_of] + torch.rand(batch, grid.units, generator=generator), hidden)
+
+
+def check_ratio(ratio: float) -> None:
+    if not 0 < ratio < 1:
+        raise ValueError(f"the mask ratio must lie between 0 and 1, both excluded; got {ratio}")
+
+
+def check_hidden(hidden: int, ratio: float, grid: Grid) -> None:
+    if not 0 < hidden < grid.units:
+        raise ValueError(f"a mask ratio of {ratio} hides {hidden} of the {grid.units} units of a {grid} grid")
+
+
+def hide_first(grid: Grid, turn: Num[Tensor, "B N"], hidden: int) -> MaskPlan:
+    """Hide, in each image, the `hidden` units whose turn comes first, and predict them."""
+    order = turn.argsort(dim=1)
+    # Sorted, because memory is read in order and pictures of plans are easier to follow; no method cares.
+    return MaskPlan(grid, order[:, hidden:].sort(dim=1).values, order[:, None, :hidden].sort(dim=2).values)

@@ -1,0 +1,40 @@
+"""BEiT (Bao et al. 2022, "BEiT: BERT Pre-Training of Image Transformers")."""
+
+from __future__ import annotations
+
+from patchcast.backbones.base import Backbone
+from patchcast.losses import cross_entropy
+from patchcast.plans import BlockMask
+from patchcast.predictors import LinearHead
+from patchcast.pretrainer import Pretrainer
+from patchcast.targets import Codes
+from patchcast.tokenizers.base import Tokenizer
+from patchcast.views import Replace
+
+
+def beit(backbone: Backbone, tokenizer: Tokenizer, *, mask_ratio: float = 0.4) -> Pretrainer:
+    """Put a mask token in the place of hidden blocks, and classify which code of the tokenizer each unit has.
+
+    >>> import torch
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.tokenizers.patches import PatchCodebook
+    >>> backbone = wrap("test_vit")
+    >>> tokenizer = PatchCodebook.fit([torch.rand(8, 3, 160, 160)], stride=backbone.stride, vocabulary=64)
+    >>> beit(backbone, tokenizer).plan.ratio
+    0.4
+
+    Args:
+        tokenizer: gives every unit of an image a code: `PatchCodebook`, or anything with `vocabulary` and `encode`.
+        mask_ratio: share of units hidden.
+    Raises:
+        CannotError: if no mask token can be put into the backbone.
+    """
+    target = Codes(tokenizer)
+    return Pretrainer(
+        backbone,
+        plan=BlockMask(mask_ratio),
+        view=Replace(backbone.embed_width),
+        predictor=LinearHead(backbone.width, target.outputs),
+        target=target,
+        loss=cross_entropy,
+    )

@@ -1,0 +1,63 @@
+"""I-JEPA (Assran et al. 2023).
+
+"Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture".
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from patchcast.backbones.base import Backbone
+from patchcast.losses import smooth_l1
+from patchcast.plans import MultiBlock
+from patchcast.predictors import Decoder, small_normal, usable_width
+from patchcast.pretrainer import Pretrainer
+from patchcast.targets import EMAFeatures
+from patchcast.views import Drop, Replace
+
+
+def ijepa(
+    backbone: Backbone,
+    *,
+    predictor_width: int | None = None,
+    predictor_depth: int = 6,
+    predictor_heads: int | None = None,
+    momentum: float = 0.996,
+    steps: int | None = None,
+) -> Pretrainer:
+    """Predict, from one large block, the features that a slow copy of the backbone gives to several smaller ones.
+
+    Where the backbone cannot run on the visible units alone, hidden ones are replaced by a mask token instead. The loss
+    is no measure of success: it may rise while features get better, and is least when they collapse. Watch
+    `patchcast.collapse` and a probe.
+
+    >>> from patchcast.backbones import wrap
+    >>> ijepa(wrap("test_vit")).plan.targets
+    4
+
+    Args:
+        predictor_width: half the backbone's width and 384 at most, which is what the paper has for ViT-B and larger.
+        predictor_depth: blocks of the predictor: the paper's 6 for ViT-B (12 for ViT-L and ViT-H).
+        predictor_heads: attention heads in each, 32 channels wide if None (the paper: as many as in the encoder).
+        momentum: of the teacher at the beginning.
+        steps: optimiser steps of the training, over which the momentum rises to 1; None: it stays.
+    Raises:
+        CannotError: if the backbone can neither drop units nor replace them.
+    """
+    width = predictor_width or usable_width(min(384, backbone.width // 2))
+    predictor = Decoder(
+        width,
+        grid=backbone.grid(backbone.image_size),
+        depth=predictor_depth,
+        heads=predictor_heads or max(1, width // 32),
+        embed=nn.Linear(backbone.width, width),
+        head=nn.Linear(width, backbone.width),
+    )
+    return Pretrainer(
+        backbone,
+        plan=MultiBlock(),
+        view=Drop() if "drop" in backbone.can else Replace(backbone.embed_width),
+        predictor=predictor.apply(small_normal),
+        target=EMAFeatures(backbone, momentum=momentum, steps=steps),
+        loss=smooth_l1,
+    )

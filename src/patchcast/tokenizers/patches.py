@@ -1,0 +1,116 @@
+"""A codebook of patches, found by k-means on the user's own images; and pixel tokenizers used on whole units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor, nn
+
+from patchcast.targets import Pixels
+from patchcast.tokenizers.base import Tokenizer
+
+
+class PatchCodebook(nn.Module):
+    """Each unit's code is that of the nearest of `centres` to its pixels, normalised as for `Pixels` or raw.
+
+    >>> images = torch.rand(8, 3, 32, 32)
+    >>> tokenizer = PatchCodebook.fit([images], stride=(8, 8), vocabulary=16)
+    >>> tokenizer.encode(images).shape
+    torch.Size([8, 16])
+
+    Args:
+        centres: one row for each code, in the order of values of `Pixels`.
+        stride: pixels per side of a unit, (rows, cols): the backbone's.
+        normalize: compare units normalised by their own mean and spread: texture rather than colour.
+    Raises:
+        ValueError: if the rows are no units of this stride.
+    """
+
+    centres: Tensor
+
+    def __init__(self, centres: Float[Tensor, "V T"], stride: tuple[int, int], *, normalize: bool = True) -> None:
+        super().__init__()
+        channels, rest = divmod(centres.shape[1], stride[0] * stride[1])
+        if rest or not channels:
+            raise ValueError(f"a centre of {centres.shape[1]} values is no unit of {stride[0]}x{stride[1]} pixels")
+        self.pixels = Pixels(stride, channels=channels, normalize=normalize)
+        self.register_buffer("centres", centres)
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.centres)
+
+    @classmethod
+    def fit(
+        cls,
+        batches: Iterable[Float[Tensor, "B C H W"]],
+        *,
+        stride: tuple[int, int],
+        vocabulary: int = 512,
+        normalize: bool = True,
+        units: int = 100_000,
+        seed: int = 0,
+    ) -> PatchCodebook:
+        """Find the centres among the first `units` units of the given batches of images.
+
+        Raises:
+            ValueError: if there are fewer units than codes.
+        """
+        found: list[Tensor] = []
+        for images in batches:
+            pixels = Pixels(stride, channels=images.shape[1], normalize=normalize)
+            found.append(pixels(images.float().cpu()).flatten(0, 1))
+            if sum(map(len, found)) >= units:
+                break
+        sample = torch.cat(found)[:units] if found else torch.empty(0, 1)
+        if len(sample) < vocabulary:
+            raise ValueError(f"{len(sample)} units are too few for {vocabulary} codes; give more images")
+        kmeans = MiniBatchKMeans(vocabulary, batch_size=4096, n_init=1, random_state=seed).fit(sample.numpy())
+        return cls(torch.from_numpy(kmeans.cluster_centers_).float(), stride, normalize=normalize)
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
+        units = self.pixels(images.float())
+        # |u - c|² without the part that is the same for every centre; in pieces, for the memory of a large vocabulary.
+        offset = self.centres.square().sum(dim=1)
+        nearest = [(offset - 2 * part @ self.centres.T).argmin(dim=1) for part in units.flatten(0, 1).split(8192)]
+        return torch.cat(nearest).view(units.shape[:2])
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file."""
+        stride = torch.tensor(self.pixels.stride)
+        normalize = torch.tensor(self.pixels.normalize)
+        save_file({"centres": self.centres.contiguous(), "stride": stride, "normalize": normalize}, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PatchCodebook:
+        """Read what `save` wrote."""
+        state = load_file(path)
+        rows, cols = state["stride"].tolist()
+        return cls(state["centres"], (rows, cols), normalize=bool(state["normalize"]))
+
+
+class PerUnit(nn.Module):
+    """A tokenizer of pixels (a colour palette) used on units: the code of each unit's mean colour.
+
+    >>> greys = PatchCodebook(torch.tensor([[0.0], [1.0]]), stride=(1, 1), normalize=False)
+    >>> PerUnit(greys, (1, 2)).encode(torch.tensor([[[[0.1, 0.3, 0.2, 0.9]]]])).tolist()
+    [[0, 1]]
+
+    Args:
+        pixels: a tokenizer that gives each pixel a code.
+        stride: pixels per side of a unit, (rows, cols): the backbone's.
+    """
+
+    def __init__(self, pixels: Tokenizer, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.pixels, self.stride, self.vocabulary = pixels, stride, pixels.vocabulary
+
+    def encode(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
+        return self.pixels.encode(F.avg_pool2d(images, self.stride))

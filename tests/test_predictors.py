@@ -1,0 +1,242 @@
+"""The one masked decoder, against the two of lightly that it stands for, and what neither of them can do."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from patchcast.backbones import CannotError, Grid, wrap
+from patchcast.losses import squared
+from patchcast.plans import MaskPlan, RandomMask, RasterOrder
+from patchcast.predictors import Decoder
+from patchcast.pretrainer import Pretrainer
+from patchcast.targets import Pixels
+from patchcast.views import Attend, Context, Drop, View
+from tests.peers import assert_same_gradients, copy_weights, wake
+
+GRID, WIDTH, ENCODER = Grid(4, 4), 32, 24
+
+
+def decoder(grid: Grid = GRID, *, drop_path: float = 0.0, depth: int = 2) -> Decoder:
+    built = Decoder(
+        WIDTH,
+        grid=grid,
+        depth=depth,
+        heads=4,
+        embed=nn.Linear(ENCODER, WIDTH),
+        head=nn.Linear(WIDTH, 12),
+        drop_path=drop_path,
+    )
+    wake(built)
+    return built
+
+
+def context(plan: MaskPlan, prefix: int = 1) -> Context:
+    batch, seen = plan.visible.shape
+    units = torch.randn(batch, seen, ENCODER, requires_grad=True)
+    return Context(plan.grid, torch.randn(batch, prefix, ENCODER, requires_grad=True), units, plan.visible)
+
+
+@pytest.fixture
+def lightly() -> object:
+    pytest.importorskip("lightly", reason="lightly is the peer here: pip install patchcast[peers]")
+    from lightly.models import modules, utils
+
+    return type("lightly", (), {"modules": modules, "utils": utils})
+
+
+def test_equals_lightlys_mae_decoder(lightly) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its successor is compared below
+        theirs = lightly.modules.MAEDecoderTIMM(
+            num_patches=16,
+            patch_size=2,
+            embed_dim=ENCODER,
+            decoder_embed_dim=WIDTH,
+            decoder_depth=2,
+            decoder_num_heads=4,
+        )
+    wake(theirs)
+    ours, plan = decoder(), RandomMask(0.75)(GRID, 3)
+
+    def name(key: str) -> str:
+        first, *rest = key.split(".")
+        renamed = {"head": "decoder_pred", "mask_token": "mask_token"}.get(first, f"decoder_{first}")
+        return ".".join([renamed, *rest])
+
+    copy_weights(ours, theirs, name)
+    seen = context(plan)
+    predictions = ours(seen, plan)
+    predictions.square().sum().backward()
+
+    units, prefix = seen.units.detach().requires_grad_(), seen.prefix.detach().requires_grad_()
+    keep, hide = plan.visible + 1, plan.hidden[:, 0] + 1
+    keep = torch.cat([torch.zeros(3, 1, dtype=torch.long), keep], dim=1)
+    full = lightly.utils.repeat_token(theirs.mask_token, (3, 17))
+    full = lightly.utils.set_at_index(full, keep, theirs.embed(torch.cat([prefix, units], dim=1)))
+    expected = theirs.predict(lightly.utils.get_at_index(theirs.decode(full), hide))
+    expected.square().sum().backward()
+
+    torch.testing.assert_close(predictions[:, 0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.units.grad, units.grad, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(seen.prefix.grad, prefix.grad, atol=1e-4, rtol=1e-5)
+    assert_same_gradients(ours, theirs, name, atol=1e-4)
+
+
+def test_equals_lightlys_shared_decoder(lightly) -> None:
+    """The class that replaces it in lightly, which takes the whole sequence and an index of what is hidden."""
+    theirs = lightly.modules.MaskedVisionTransformerDecoderTIMM(16, WIDTH, depth=2, num_heads=4, num_prefix_tokens=2)
+    wake(theirs)
+    ours, plan = decoder(), RandomMask(0.5)(GRID, 2)
+    ours.embed, ours.head = nn.Identity(), nn.Identity()
+    copy_weights(ours, theirs, lambda key: key)
+    prefix, every = torch.randn(2, 2, WIDTH), torch.randn(2, 16, WIDTH)
+    seen = Context(GRID, prefix, every.gather(1, plan.visible[..., None].expand(-1, -1, WIDTH)), plan.visible)
+    predictions = ours(seen, plan)
+    predictions.square().sum().backward()
+
+    hide = plan.hidden[:, 0] + 2
+    expected = theirs(torch.cat([prefix, every], dim=1), idx_mask=hide)
+    expected = lightly.utils.get_at_index(expected, hide)
+    expected.square().sum().backward()
+    torch.testing.assert_close(predictions[:, 0], expected, atol=1e-5, rtol=0)
+    assert_same_gradients(ours, theirs, lambda key: key, atol=1e-4)
+
+
+def test_equals_lightlys_ijepa_predictor(lightly) -> None:
+    theirs = lightly.modules.IJEPAPredictorTIMM(
+        num_patches=16, depth=2, mlp_dim=ENCODER, predictor_embed_dim=WIDTH, num_heads=4
+    )
+    wake(theirs)
+    ours = decoder()
+    ours.head = nn.Linear(WIDTH, ENCODER)
+
+    def name(key: str) -> str:
+        first, _, rest = key.partition(".")
+        return {"embed": f"predictor_embed.{rest}", "head": f"predictor_proj.{rest}"}.get(first, f"decoder.{key}")
+
+    copy_weights(ours, theirs, name)
+    shuffled = torch.stack([torch.randperm(16) for _ in range(3)])
+    plan = MaskPlan(GRID, shuffled[:, :6], torch.stack([shuffled[:, 6:10], shuffled[:, 8:12], shuffled[:, 12:]], dim=1))
+    seen = context(plan, prefix=0)
+    predictions = ours(seen, plan)
+    predictions.square().sum().backward()
+
+    units = seen.units.detach().requires_grad_()
+    expected = theirs(units, [plan.visible], list(plan.predict.unbind(dim=1)))  # groups first, then images
+    expected.square().sum().backward()
+    torch.testing.assert_close(predictions, expected.unflatten(0, (3, 3)).transpose(0, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.units.grad, units.grad, atol=1e-4, rtol=1e-5)
+    assert_same_gradients(ours, theirs, name, atol=1e-4)
+
+
+def test_groups_do_not_see_one_another() -> None:
+    """Four groups in one call are four calls of one group."""
+    ours = decoder()
+    shuffled = torch.stack([torch.randperm(16) for _ in range(2)])
+    plan = MaskPlan(GRID, shuffled[:, :4], shuffled[:, 4:].unflatten(1, (4, 3)))
+    seen = context(plan)
+    together = ours(seen, plan)
+    for group in range(4):
+        alone = ours(seen, MaskPlan(GRID, plan.visible, plan.hidden[:, group : group + 1]))
+        torch.testing.assert_close(together[:, group], alone[:, 0], atol=1e-5, rtol=0)
+
+
+def test_a_whole_context_gives_only_its_visible_rows() -> None:
+    plan = RandomMask(0.75)(GRID, 2)
+    seen = context(plan)
+    every = torch.full((2, 16, ENCODER), float("nan")).scatter(
+        1, plan.visible[..., None].expand(-1, -1, ENCODER), seen.units.detach()
+    )
+    ours = decoder()
+    whole = ours(Context(GRID, seen.prefix, every), plan)
+    assert torch.equal(whole, ours(seen, plan))
+
+
+@pytest.mark.parametrize("grid", [Grid(2, 7), Grid(8, 8)])
+def test_any_grid(grid: Grid) -> None:
+    """A decoder built for one grid gives on another what one built for that other gives."""
+    ours, other = decoder(), decoder(grid)
+    assert not {"positions.table"} & ours.state_dict().keys()  # computed, not learnt: nothing to resize
+    other.load_state_dict(ours.state_dict())
+    plan = RandomMask(0.5)(grid, 2)
+    seen = context(plan)
+    assert torch.equal(ours(seen, plan), other(seen, plan))
+
+
+def test_an_attention_mask_is_obeyed() -> None:
+    """Mask tokens that look at the context only, as in cross-attention, do not depend on one another."""
+    ours, plan = decoder(), RandomMask(0.75)(GRID, 2)
+    seen = context(plan)
+    length, asked = 1 + plan.visible.shape[1] + plan.predict.shape[2], plan.predict.shape[2]
+    can_see = torch.ones(length, length, dtype=torch.bool)
+    can_see[:, -asked:] = False
+    can_see |= torch.eye(length, dtype=torch.bool)
+    together = ours(seen, plan, can_see)
+    one = MaskPlan(GRID, plan.visible, plan.hidden[..., 3:4])
+    torch.testing.assert_close(together[:, :, 3:4], ours(seen, one, can_see[: 1 - asked, : 1 - asked]))
+    assert not torch.allclose(together, ours(seen, plan))
+    each = can_see.expand(2, 1, length, length)
+    torch.testing.assert_close(ours(seen, plan, each), together)
+
+
+def test_gradient_checkpointing_changes_no_number() -> None:
+    one, plan = decoder(drop_path=0.5, depth=3), RandomMask(0.75)(GRID, 2)
+    two = copy.deepcopy(one)
+    two.set_grad_checkpointing()
+    seen = context(plan)
+    for each in (one, two):
+        torch.manual_seed(1)  # of drop path, which the recomputation must draw alike
+        each(seen, plan).square().sum().backward()
+    for left, right in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(left.grad, right.grad)
+
+
+def test_drop_path_rises_with_depth() -> None:
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in decoder(drop_path=0.3, depth=4).blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ValueError, match=r"divisible by its heads; got 30 and 4"):
+        Decoder(30, grid=GRID, depth=1, heads=4, embed=nn.Identity(), head=nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("view", "message"), [(Drop(), "Drop shows a MaskPlan"), (Attend(), "Decoder predicts from a MaskPlan")]
+)
+def test_an_order_is_refused(view: View, message: str) -> None:
+    target = Pixels((16, 16), channels=3)
+    with pytest.raises(CannotError, match=message):
+        Pretrainer(
+            wrap("test_vit", img_size=64),
+            plan=RasterOrder(),
+            view=view,
+            predictor=decoder(),
+            target=target,
+            loss=squared,
+        )
+
+
+def test_a_target_of_another_grid_is_refused() -> None:
+    backbone = wrap("test_vit", img_size=64)
+
+    class Coarse(Pixels):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images)[:, :4]
+
+    built = Decoder(32, grid=GRID, depth=1, heads=1, embed=nn.Linear(64, 32), head=nn.Linear(32, 768))
+    pretrainer = Pretrainer(
+        backbone,
+        plan=RandomMask(0.5),
+        view=Drop(),
+        predictor=built,
+        target=Coarse((16, 16), channels=3),
+        loss=squared,
+    )
+    with pytest.raises(ValueError, match="4 rows for the 16 units of 4x4"):
+        pretrainer(torch.randn(1, 3, 64, 64))

@@ -11,7 +11,7 @@ from torch import Tensor
 from patchcast.backbones.base import upsample
 from patchcast.plans import Plan
 from patchcast.pretrainer import Pretrainer
-from patchcast.targets import unpatchify
+from patchcast.targets import patchify, unpatchify
 
 
 @dataclass(frozen=True)
@@ -114,3 +114,35 @@ def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr
             constant = pretrainer.loss(torch.zeros_like(output.predictions), output.targets)
             ratios.append(output.loss.item() / constant.mean().item())
     return sum(ratios) / len(ratios)
+
+
+def dependencies(
+    pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan
+) -> tuple[Float[Tensor, "N N"], Bool[Tensor, "N N"]]:
+    """How much each prediction of the first image depends on the pixels of each unit, and on which it may.
+
+    Returns:
+        the largest gradient of the prediction of the unit of the row with respect to a pixel of the unit of the column,
+        relative to the row's largest (NaN in rows that are not predicted); and True where the plan allows it.
+    """
+    was_training = pretrainer.training
+    pretrainer.eval()
+    image = images[:1].clone().requires_grad_()
+    first = plan.first()
+    predictions = pretrainer(image, first).predictions[0].flatten(0, 1)
+    asked = first.predict[0].flatten().tolist()
+    counts = [True] * len(asked) if first.weight is None else (first.weight[0].flatten() > 0).tolist()
+    units = plan.grid.units
+    found = torch.full((units, units), torch.nan)
+    allowed = torch.zeros(units, units, dtype=torch.bool)
+    may_use = first.may_use()[0].flatten(0, 1).cpu()
+    direction = torch.randn(predictions.shape[-1], generator=torch.Generator().manual_seed(0)).to(predictions)
+    for row, (unit, counted) in enumerate(zip(asked, counts, strict=True)):
+        if counted:
+            (slope,) = torch.autograd.grad(predictions[row] @ direction, image, retain_graph=True)
+            each = patchify(slope, pretrainer.backbone.stride)[0].abs().amax(dim=-1).cpu()
+            found[unit] = each / each.max().clamp_min(1e-30)
+            allowed[unit] = may_use[row]
+            allowed[unit, unit] = False
+    pretrainer.train(was_training)
+    return found, allowed

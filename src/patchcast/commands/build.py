@@ -13,6 +13,7 @@ import torch
 from patchcast.backbones import Backbone, wrap
 from patchcast.data import Augment, Evaluate, Images, channel_statistics
 from patchcast.methods import METHODS, Method
+from patchcast.positions import start_from_sincos
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.training.run import default_precision
@@ -82,6 +83,8 @@ def build(recipe: Resolved) -> Pretrainer:
     torch.manual_seed(recipe.seed)
     backbone = wrap(recipe.model, pretrained=recipe.pretrained, **timm_args(recipe))
     backbone.grid(recipe.image_size)
+    if not recipe.pretrained:
+        start_from_sincos(backbone)
     method = find_method(recipe.method)
     schedule = {"steps": recipe.steps} if method.knows_steps else {}
     return method.build(backbone, **{**schedule, **recipe.method_args})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -39,13 +40,19 @@ class Plan:
         """True where the prediction may depend on the unit: what the no-leak test holds a method to."""
         raise NotImplementedError
 
+    def first(self: PlanT) -> PlanT:
+        """The plan of the first image alone."""
+        return self._map(lambda tensor: tensor[:1])
+
     def to(self: PlanT, device: torch.device | str) -> PlanT:
-        moved: dict[str, Any] = {
-            each.name: value.to(device, non_blocking=True)
-            for each in fields(self)
-            if isinstance(value := getattr(self, each.name), Tensor)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self: PlanT, change: Callable[[Tensor], Tensor]) -> PlanT:
+        """The same plan with every tensor changed."""
+        changed: dict[str, Any] = {
+            each.name: change(value) for each in fields(self) if isinstance(value := getattr(self, each.name), Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)

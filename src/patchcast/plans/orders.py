@@ -66,7 +66,7 @@ def coarse_to_fine(grid: Grid) -> Int[Tensor, " N"]:
     [0, 2, 1, 3, 4, 5, 6, 7]
     """
     rows, cols = torch.arange(grid.rows)[:, None], torch.arange(grid.cols)[None, :]
-    level = sum(((rows % step == 0) & (cols % step == 0)).long() for step in (2, 4, 8))
+    level = torch.stack([(rows % step == 0) & (cols % step == 0) for step in (2, 4, 8)]).sum(dim=0)
     return level.flatten().argsort(descending=True, stable=True)
 
 

@@ -137,13 +137,13 @@ class Backbone(nn.Module, ABC):
         Everything that depends on positions or masks goes into the block calls as an argument (`block_kwargs`).
         """
 
-    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
-        """The tokens of the given units only, in the given order, each with its own position. Needs "drop"."""
-        raise CannotError(self.cannot("drop"))
+    def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+        """`keep`, for those with "drop"."""
+        raise NotImplementedError
 
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
-        """The tokens with a mask among their `block_kwargs`; None for the causal one. Needs "attend"."""
-        raise CannotError(self.cannot("attend"))
+        """The tokens with a mask among their `block_kwargs`, the causal one for None, for those with "attend"."""
+        raise NotImplementedError
 
     def own_features(self, features: Any) -> Any:
         """What the wrapped model's `forward_features` would have returned."""
@@ -153,8 +153,8 @@ class Backbone(nn.Module, ABC):
         """Names of `model`'s submodules and parameters that `forward_stages` never reaches (heads)."""
         return ["head", "head_dist", "fc_norm", "attn_pool"]
 
-    def prefix_only(self) -> list[str]:
-        """Names of those it reaches, but which no unit's feature depends on (class attention at the end)."""
+    def beside_units(self) -> list[str]:
+        """Names of those it reaches, but which no unit's feature depends on (norms of class tokens, other scales)."""
         return []
 
     # ---- what every backbone has ------------------------------------------------------------------------------------
@@ -200,17 +200,35 @@ class Backbone(nn.Module, ABC):
             CannotError: if a mask is given to a backbone without "attend".
             ValueError: if both are given, or a row of `can_see` has no True (its softmax would be NaN).
         """
-        if can_see is None:
-            return self.run_stages(self.obey(tokens, None) if is_causal else tokens)
-        if is_causal:
-            raise ValueError("give can_see or is_causal, not both: timm drops one of them silently")
+        if can_see is None and not is_causal:
+            return self.run_stages(tokens)
         if "attend" not in self.can:
             raise CannotError(self.cannot("attend"))
+        if can_see is None:
+            return self.run_stages(self.obey(tokens, None))
+        if is_causal:
+            raise ValueError("give can_see or is_causal, not both: timm drops one of them silently")
         if can_see.ndim not in (2, 4):
             raise ValueError(f"can_see must be (L, L) or (B, 1, L, L); got {tuple(can_see.shape)}")
         if not torch.compiler.is_compiling() and not can_see.any(dim=-1).all():
             raise ValueError("a row of can_see has no True: every token must see at least one, itself for example")
         return self.run_stages(self.obey(tokens, can_see))
+
+    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+        """The tokens of the given units only, in the given order, each with its own position. Needs "drop".
+
+        Where `pixels_stay_in_unit` is False, give `embed` the hidden units too, which blanks their pixels: the tokens
+        of visible units have seen across their borders.
+
+        Raises:
+            CannotError: if the backbone cannot do without the others.
+            ValueError: if units were dropped before.
+        """
+        if "drop" not in self.can:
+            raise CannotError(self.cannot("drop"))
+        if tokens.visible is not None:
+            raise ValueError("units were dropped before; give all that shall stay in one call")
+        return self.select(tokens, visible)
 
     def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
         """The features as (prefix tokens, units): units row by row, or in the order of `tokens.visible`."""

@@ -36,9 +36,6 @@ class CaiT(Sequence):
             can_see = torch.ones(length, length, dtype=torch.bool, device=tokens.x.device).tril()
         return tokens.with_(block_kwargs={"can_see": can_see})
 
-    def prefix_only(self) -> list[str]:
-        return ["cls_token", "blocks_token_only"]
-
 
 class MaskedBlock(cait.LayerScaleBlock):
     """timm's, which hands a mask to its attention."""

@@ -14,7 +14,6 @@ class CoaT(TimmBackbone):
     """timm's `CoaT`. Units are those of the coarsest scale; the parallel variants return three scales."""
 
     can = frozenset({"replace", "paint"})
-    takes_any_size = True
     features_prefix = 1
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
@@ -22,8 +21,7 @@ class CoaT(TimmBackbone):
         self.embed_width = self.model.patch_embed1.proj.out_channels
 
     def to_patches(self, images: Images) -> Tokens:
-        rows, cols = self.model.patch_embed1.patch_size
-        return Tokens(self.model.patch_embed1(images), Grid(images.shape[2] // rows, images.shape[3] // cols))
+        return Tokens(self.model.patch_embed1(images), Grid(*self.model.patch_embed1.grid_size))
 
     def run_stages(self, tokens: Tokens) -> Tensor | list[Tensor]:
         model, x, size = self.model, tokens.x, tuple(tokens.grid)
@@ -32,7 +30,7 @@ class CoaT(TimmBackbone):
             if scale > "1":
                 patch_embed = getattr(model, f"patch_embed{scale}")
                 x = patch_embed(remove_cls(x).reshape(len(x), *size, -1).permute(0, 3, 1, 2).contiguous())
-                size = (size[0] // patch_embed.patch_size[0], size[1] // patch_embed.patch_size[1])
+                size = tuple(patch_embed.grid_size)
             x = insert_cls(x, getattr(model, f"cls_token{scale}"))
             for block in getattr(model, f"serial_blocks{scale}"):
                 x = block(x, size=size)
@@ -50,6 +48,12 @@ class CoaT(TimmBackbone):
         self, features: Tensor | list[Tensor], tokens: Tokens
     ) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
         return super().split(features[-1] if isinstance(features, list) else features, tokens)
+
+    def beside_units(self) -> list[str]:
+        if self.model.parallel_blocks is None:
+            return []
+        last = f"parallel_blocks.{len(self.model.parallel_blocks) - 1}"
+        return ["norm2", "norm3", *[f"{last}.{norm}" for norm in ("norm22", "norm23")]]
 
     def unused(self) -> list[str]:
         return [*super().unused(), "aggregate"]

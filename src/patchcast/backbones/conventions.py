@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from patchcast.backbones.base import Backbone, Grid
+from patchcast.backbones.base import Backbone
 
 
 class TimmBackbone(Backbone):
@@ -23,9 +25,10 @@ class TimmBackbone(Backbone):
         height, width = self.image_size
         rows, cols = -(-height // reduction), -(-width // reduction)
         if height % rows or width % cols:
+            whole = (height // reduction * reduction, width // reduction * reduction)
             raise ValueError(
-                f"{self.name} makes {Grid(rows, cols)} units of {height}x{width}, which do not divide it; "
-                f"give img_size in steps of {reduction}"
+                f"the units of this {self.name}, of {reduction} pixels, do not divide {height}x{width}; "
+                f"build it with img_size={whole}"
             )
         self.stride = (height // rows, width // cols)
         if self.stride != (reduction, reduction):  # another size would have units of another size
@@ -44,7 +47,7 @@ def nominal_size(model: nn.Module) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def channels_of(model: nn.Module) -> int:
+def channels_of(model: Any) -> int:
     """Channels of the images: timm's own field, or where an older timm has none, what the first convolution takes."""
     if hasattr(model, "in_chans"):
         return model.in_chans
@@ -54,6 +57,6 @@ def channels_of(model: nn.Module) -> int:
 def width_after(stem: nn.Module, channels: int, size: tuple[int, int], dim: int) -> int:
     """Channels that `stem` makes of an image, found on the meta device: shapes only, nothing is computed."""
     state = {name: each.to("meta") for name, each in [*stem.named_parameters(), *stem.named_buffers()]}
-    image = torch.empty(1, channels, *size, device="meta")
+    image = torch.empty(2, channels, *size, device="meta")
     with torch.no_grad():
         return torch.func.functional_call(stem, state, (image,)).shape[dim]

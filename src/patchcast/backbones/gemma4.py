@@ -28,6 +28,7 @@ class Gemma4(Sequence):
         return getattr(self.model, "encoder", self.model)
 
     def to_patches(self, images: Images) -> Tokens:
+        assert isinstance(images, Tensor)
         embed = self.encoder.patch_embed
         x, _ = batch_patchify(images, embed.patch_size, pad=False, channels_last=False)
         x = embed.input_proj((2 * (x - 0.5)).to(embed.input_proj.weight.dtype))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchcast.backbones.base import Grid, Images, Tokens, run, take
 from patchcast.backbones.conventions import TimmBackbone
@@ -19,7 +21,7 @@ class Hiera(TimmBackbone):
     can = frozenset({"drop", "replace", "paint"})
     pixels_stay_in_unit = False
 
-    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+    def __init__(self, model: Any, image_size: tuple[int, int] | None = None) -> None:
         tokens, patch = model.tokens_spatial_shape, model.patch_stride
         super().__init__(model, (tokens[0] * patch[0], tokens[1] * patch[1]))
         if model.patch_drop_rate:
@@ -36,7 +38,7 @@ class Hiera(TimmBackbone):
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B V D"]:
         return run(self.model.blocks, tokens.x, self.model)
 
-    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+    def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         # Unrolled tokens stand as (place inside the unit, unit).
         inside = tokens.x.unflatten(1, (self.model.mu_size, -1))
         flat = inside.transpose(1, 2).flatten(2)
@@ -52,7 +54,7 @@ class HieraDet(TimmBackbone):
     takes_any_size = True
     features_layout = "NHWC"
 
-    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+    def __init__(self, model: Any, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)
         self.embed_width = model.patch_embed.proj.out_channels
 

@@ -111,16 +111,18 @@ class NaFlex(RoPE):
             can_see = torch.ones(length, length, dtype=torch.bool, device=tokens.x.device).tril()
         return super().obey(tokens, can_see)
 
-    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+    def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         valid = None if tokens.is_valid is None else tokens.is_valid.gather(1, visible)
-        return super().keep(tokens, visible).with_(is_valid=valid)
+        return super().select(tokens, visible).with_(is_valid=valid)
 
     def positions_of(self, visible: Int[Tensor, "B V"], tokens: Tokens) -> dict[str, Any]:
         kwargs = dict(tokens.block_kwargs)
         if "rope" in kwargs and tokens.is_valid is None:
             kwargs["rope"] = take_rope(kwargs["rope"], visible)
         elif "rope" in kwargs:  # every image has rotations of its own: (..., B, heads or 1, N, R)
-            kwargs["rope"] = kwargs["rope"].take_along_dim(visible[:, None, :, None], dim=-2)
+            rope = kwargs["rope"]
+            index = visible.view(*[1] * (rope.ndim - 4), len(visible), 1, -1, 1)
+            kwargs["rope"] = rope.take_along_dim(index, dim=-2)
         return kwargs
 
     def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Backbone, Grid, Images, Tokens
@@ -22,24 +23,25 @@ class Painted(Backbone):
     (torch.Size([1, 25, 64]), ['paint'])
 
     Args:
-        model: anything whose `forward_features` returns one map (B, D, H, W), (B, H, W, D) if it declares
-            `output_fmt`, or one sequence of units.
+        model: anything whose `forward_features` returns a map (B, D, H, W), or (B, H, W, D) if it declares so as
+            `output_fmt`, or one row per unit; or a list, of which the last counts.
     Raises:
         ValueError: if its units do not divide the image; another `image_size` may help.
     """
 
-    takes_any_size = True
     pixels_stay_in_unit = False
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model)
         self.channels = channels_of(model)
         self.image_size = height, width = image_size or nominal_size(model)
-        shape = features_shape(model, torch.empty(1, self.channels, height, width, device="meta"))
-        if len(shape) == 3:  # a sequence: of the image's proportions
-            self.features_layout, self.width = "NLC", shape[2]
-            rows = round((shape[1] * height / width) ** 0.5)
-            grid = Grid(rows, shape[1] // rows)
+        shape = features_shape(model, torch.empty(2, self.channels, height, width, device="meta"))
+        self.takes_any_size = len(shape) == 4
+        if len(shape) == 3:
+            first = shape[1] == self.model.num_features
+            self.features_layout, self.width, count = ("NCHW", *shape[1:]) if first else ("NLC", *shape[:0:-1])
+            rows = round((count * height / width) ** 0.5)
+            grid = Grid(rows, count // rows)
         elif getattr(model, "output_fmt", "NCHW") == "NHWC":
             self.features_layout, self.width, grid = "NHWC", shape[3], Grid(shape[1], shape[2])
         else:
@@ -47,7 +49,7 @@ class Painted(Backbone):
         self.embed_width = self.width
         if height % grid.rows or width % grid.cols:
             raise ValueError(
-                f"{self.name} makes {grid} units of {height}x{width}, which do not divide it; give img_size"
+                f"{self.name} makes {grid} units of {height}x{width}, which do not divide it; give another img_size"
             )
         self.stride = (height // grid.rows, width // grid.cols)
 
@@ -57,19 +59,26 @@ class Painted(Backbone):
     def run_stages(self, tokens: Tokens) -> Any:
         return self.model.forward_features(tokens.x)
 
+    def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
+        x = features if isinstance(features, Tensor) else features[-1]
+        if self.features_layout == "NCHW" and x.ndim == 3:
+            x = x.unflatten(2, tokens.grid)
+        return super().split(x, tokens)
 
-def features_shape(model: nn.Module, images: Tensor) -> torch.Size:
-    """The shape of `forward_features(images)` for images on the meta device."""
+
+def features_shape(model: Any, images: Tensor) -> torch.Size:
+    """The shape of the last of `forward_features(images)`, for images on the meta device."""
 
     class Features(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return model.forward_features(x)
 
     features = Features()
     state = {name: each.to("meta") for name, each in [*features.named_parameters(), *features.named_buffers()]}
     with torch.no_grad():
-        return torch.func.functional_call(features, state, (images,)).shape
+        out = torch.func.functional_call(features, state, (images,))
+    return (out if isinstance(out, Tensor) else out[-1]).shape

@@ -62,8 +62,8 @@ class Projected(Sequence):
             x = x.unflatten(1, (-1, self.merged, self.merged)).transpose(1, 2).flatten(2, 3)
         return x if self.projector is None else self.projector(x)
 
-    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
-        return super().keep(tokens, self.tokens_of(visible, tokens.grid)).with_(visible=visible)
+    def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+        return super().select(tokens, self.tokens_of(visible, tokens.grid)).with_(visible=visible)
 
     def tokens_of(self, units: Int[Tensor, "B V"], grid: Grid) -> Int[Tensor, "B T"]:
         """Indices of the r x r tokens of each unit, unit by unit."""
@@ -94,6 +94,13 @@ class Projected(Sequence):
 
 class MaskedDeepseekBlock(nn.Module):
     """timm's `DeepseekVitBlock`, whose attention takes a mask but which does not pass one on."""
+
+    norm1: nn.Module
+    attn: nn.Module
+    drop_path1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    drop_path2: nn.Module
 
     def forward(
         self,

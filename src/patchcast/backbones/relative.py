@@ -112,6 +112,10 @@ class RelPos(Relative):
 class BeitAttention(beit.Attention):
     """timm's, with a bias for the tokens that are there, and a mask."""
 
+    q_bias: Any
+    k_bias: Any
+    v_bias: Any
+
     def forward(
         self, x: Float[Tensor, "B L D"], shared_rel_pos_bias: Bias | Tensor | None = None
     ) -> Float[Tensor, "B L D"]:
@@ -125,6 +129,10 @@ class BeitAttention(beit.Attention):
 
 class RelPosAttention(vision_transformer_relpos.RelPosAttention):
     """timm's, with a bias for the tokens that are there, and a mask."""
+
+    q_norm: Any
+    k_norm: Any
+    rel_pos: Any
 
     def forward(self, x: Float[Tensor, "B L D"], shared_rel_pos: Bias | Tensor | None = None) -> Float[Tensor, "B L D"]:
         if not isinstance(shared_rel_pos, Bias):

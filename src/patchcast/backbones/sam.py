@@ -14,6 +14,7 @@ class SAM(TimmBackbone):
     """timm's `VisionTransformerSAM`."""
 
     can = frozenset({"replace", "paint"})
+    takes_any_size = True
     features_layout = "NCHW"
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:

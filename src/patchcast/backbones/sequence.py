@@ -33,9 +33,7 @@ class Sequence(TimmBackbone):
     def run_stages(self, tokens: Tokens) -> Any:
         return self.model.norm(run(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs))
 
-    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
-        if tokens.visible is not None:
-            raise ValueError("units were dropped before; give all that shall stay in one call")
+    def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         prefix, units = tokens.x[:, : tokens.prefix], tokens.x[:, tokens.prefix :]
         return tokens.with_(
             x=torch.cat([prefix, take(units, visible)], dim=1),

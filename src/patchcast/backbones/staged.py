@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 ROWS: dict[str, Row] = {
-    "ByobNet": Row(tail=("final_conv",)),
+    "ByobNet": Row(tail=("final_conv",), any_size=False),
     "CPUBone": Row(),
     "CSATv2": Row("stem_dct", overlaps=False),
     "DaVit": Row(tail=("norm_pre",)),
@@ -43,7 +43,7 @@ ROWS: dict[str, Row] = {
     "EfficientFormerV2": Row(tail=("norm",), any_size=False),
     "EfficientVit": Row(),
     "EfficientVitLarge": Row(),
-    "EfficientVitMsra": Row("patch_embed", any_size=False),
+    "EfficientVitMsra": Row("patch_embed"),
     "FastVit": Row(tail=("final_conv",)),
     "FocalNet": Row(stages="layers", tail=("norm",), overlaps=False),
     "GlobalContextVit": Row(any_size=False),

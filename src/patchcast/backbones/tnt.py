@@ -45,7 +45,7 @@ class TNT(TimmBackbone):
             pixels, x = checkpoint(block, pixels, x) if self.model.grad_checkpointing else block(pixels, x)
         return self.model.norm(x)
 
-    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+    def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         pixels, x = tokens.x
         by_patch = pixels.reshape(len(x), -1, pixels.shape[1] * pixels.shape[2])
         kept = take(by_patch, visible).reshape(-1, *pixels.shape[1:])

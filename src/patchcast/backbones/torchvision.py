@@ -42,7 +42,7 @@ class TorchvisionViT(Backbone):
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         return self.model.encoder.ln(self.model.encoder.layers(tokens.x))
 
-    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+    def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         x = torch.cat([tokens.x[:, :1], take(tokens.x[:, 1:], visible)], dim=1)
         return tokens.with_(x=x, visible=visible)
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
+from timm.layers import PatchDropout, PatchDropoutWithIndices
+from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
+# A batch of images, or what timm's NaFlex loader makes of images of different sizes: "patches", "patch_coord" and
+# "patch_valid". Only NaFlexVit takes the second.
+Images = Float[Tensor, "B C H W"] | Mapping[str, Tensor]
 Layout = Literal["NLC", "NHWC", "NCHW"]
 Capability = Literal["drop", "attend", "replace", "paint"]
 
@@ -55,6 +60,7 @@ class Tokens:
         block_kwargs: keyword arguments of every block call (rotary positions, bias, sizes). They are arguments, and
             not state of the model, so that gradient checkpointing replays them.
         visible: units that were kept, in the order in which they stand in `x`; None for all, row by row.
+        is_valid: False where a unit is padding (NaFlex batches of images of different sizes); None if none is.
     """
 
     x: Any
@@ -63,6 +69,7 @@ class Tokens:
     layout: Layout = "NLC"
     block_kwargs: Mapping[str, Any] = field(default_factory=dict)
     visible: Int[Tensor, "B V"] | None = None
+    is_valid: Bool[Tensor, "B V"] | None = None
 
     def with_(self, **changes: Any) -> Tokens:
         return replace(self, **changes)
@@ -75,8 +82,9 @@ class CannotError(ValueError):
 class Backbone(nn.Module, ABC):
     """A model that can be entered between its embedding and its blocks.
 
-    `forward_stages(embed(images))` equals the wrapped model's own `forward_features(images)` bit for bit. The wrapped
-    model is `self.model`: its parameters, keys and state stay its own.
+    `forward(images)`, which is `own_features(forward_stages(embed(images)))`, equals the wrapped model's own
+    `forward_features(images)` bit for bit. The wrapped model is `self.model`: its parameters, keys and state stay its
+    own.
 
     Attributes:
         can: what it can do besides; see `CAPABILITIES`.
@@ -85,6 +93,11 @@ class Backbone(nn.Module, ABC):
         stride: pixels per side of a unit, (rows, cols).
         image_size: nominal (height, width).
         channels: of the image.
+        takes_any_size: whether images may have another size than `image_size`, as long as `stride` divides it.
+        pixels_stay_in_unit: whether a token is made of its own unit's pixels only. Where stems overlap it is not:
+            hidden pixels must be blanked before units are dropped, and no attention mask is causal for pixels.
+        features_layout: how `forward_stages` lays out its result.
+        features_prefix: how many tokens stand in front of the units there.
     """
 
     can: frozenset[Capability] = frozenset({"paint"})
@@ -93,50 +106,62 @@ class Backbone(nn.Module, ABC):
     stride: tuple[int, int]
     image_size: tuple[int, int]
     channels: int
+    takes_any_size: bool = False
+    pixels_stay_in_unit: bool = True
+    features_layout: Layout = "NLC"
+    features_prefix: int = 0
+    model: Any
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        if any(isinstance(each, PatchDropout | PatchDropoutWithIndices) and each.prob for each in model.modules()):
+            raise ValueError(
+                f"{self.name} drops patches of its own (patch_drop_rate): build it without, and use `keep`"
+            )
 
     # ---- what an adapter writes -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def to_patches(self, images: Float[Tensor, "B C H W"]) -> Tokens:
+    def to_patches(self, images: Images) -> Tokens:
         """Cut and project the image: tokens with no position yet, which is where a mask token goes in."""
 
-    @abstractmethod
     def add_positions(self, patches: Tokens) -> Tokens:
         """From patches to the input of the first block: positions, prefix tokens, dropout, pre-norm."""
+        return patches
 
     @abstractmethod
-    def forward_stages(
-        self, tokens: Tokens, *, can_see: Bool[Tensor, "*B L L"] | None = None, is_causal: bool = False
-    ) -> Any:
-        """Run blocks and final norm: the wrapped model's `forward_features` from the first block on.
+    def run_stages(self, tokens: Tokens) -> Any:
+        """Blocks and final norm: the wrapped model's `forward_features` from the first block on.
 
-        Args:
-            can_see: True where the token of the row may look at the token of the column, prefix tokens included;
-                (L, L), or (B, 1, L, L) for another mask per image. Needs "attend".
-            is_causal: each token sees itself and those before it. At most one of the two.
+        Everything that depends on positions or masks goes into the block calls as an argument (`block_kwargs`).
         """
 
-    @abstractmethod
-    def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
-        """The features as (prefix tokens, units): units row by row, or in the order of `tokens.visible`."""
+    def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+        """`keep`, for those with "drop"."""
+        raise NotImplementedError
 
-    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
-        """The tokens of the given units only, in the given order, each with its own position. Needs "drop"."""
-        raise CannotError(self.cannot("drop"))
+    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+        """The tokens with a mask among their `block_kwargs`, the causal one for None, for those with "attend"."""
+        raise NotImplementedError
+
+    def own_features(self, features: Any) -> Any:
+        """What the wrapped model's `forward_features` would have returned."""
+        return features
 
     def unused(self) -> list[str]:
-        """Names of `model`'s submodules that `forward_stages` never reaches (heads)."""
+        """Names of `model`'s submodules and parameters that `forward_stages` never reaches (heads)."""
+        return ["head", "head_dist", "fc_norm", "attn_pool"]
+
+    def beside_units(self) -> list[str]:
+        """Names of those it reaches, but which no unit's feature depends on (norms of class tokens, other scales)."""
         return []
 
     # ---- what every backbone has ------------------------------------------------------------------------------------
 
     def embed(
         self,
-        images: Float[Tensor, "B C H W"],
+        images: Images,
         *,
         is_hidden: Bool[Tensor, "B rows cols"] | None = None,
         mask_token: Float[Tensor, " E"] | None = None,
@@ -159,37 +184,102 @@ class Backbone(nn.Module, ABC):
             raise CannotError(self.cannot("replace"))
         if tuple(is_hidden.shape[1:]) != grid:
             raise ValueError(f"is_hidden is {tuple(is_hidden.shape[1:])}, but these images have {grid} units")
-        patches = self.to_patches(paint(images, is_hidden))
-        return self.add_positions(fill(patches, is_hidden, mask_token))
+        patches = self.to_patches(self.blank(images, is_hidden))
+        return self.add_positions(self.fill(patches, is_hidden, mask_token))
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Any:
+    def forward_stages(
+        self, tokens: Tokens, *, can_see: Bool[Tensor, "*B L L"] | None = None, is_causal: bool = False
+    ) -> Any:
+        """Run blocks and final norm over tokens.
+
+        Args:
+            can_see: True where the unit of the row may look at the unit of the column, prefix tokens included, which
+                stand in front; (L, L), or (B, 1, L, L) for another mask per image. Needs "attend".
+            is_causal: each token sees itself and those before it. At most one of the two.
+        Raises:
+            CannotError: if a mask is given to a backbone without "attend".
+            ValueError: if both are given, or a row of `can_see` has no True (its softmax would be NaN).
+        """
+        if can_see is None and not is_causal:
+            return self.run_stages(tokens)
+        if "attend" not in self.can:
+            raise CannotError(self.cannot("attend"))
+        if can_see is None:
+            return self.run_stages(self.obey(tokens, None))
+        if is_causal:
+            raise ValueError("give can_see or is_causal, not both: timm drops one of them silently")
+        if can_see.ndim not in (2, 4):
+            raise ValueError(f"can_see must be (L, L) or (B, 1, L, L); got {tuple(can_see.shape)}")
+        if not torch.compiler.is_compiling() and not can_see.any(dim=-1).all():
+            raise ValueError("a row of can_see has no True: every token must see at least one, itself for example")
+        return self.run_stages(self.obey(tokens, can_see))
+
+    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+        """The tokens of the given units only, in the given order, each with its own position. Needs "drop".
+
+        Where `pixels_stay_in_unit` is False, give `embed` the hidden units too, which blanks their pixels: the tokens
+        of visible units have seen across their borders.
+
+        Raises:
+            CannotError: if the backbone cannot do without the others.
+            ValueError: if units were dropped before.
+        """
+        if "drop" not in self.can:
+            raise CannotError(self.cannot("drop"))
+        if tokens.visible is not None:
+            raise ValueError("units were dropped before; give all that shall stay in one call")
+        return self.select(tokens, visible)
+
+    def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
+        """The features as (prefix tokens, units): units row by row, or in the order of `tokens.visible`."""
+        rows = to_rows(features, self.features_layout)
+        return rows[:, : self.features_prefix], rows[:, self.features_prefix :]
+
+    def forward(self, images: Images) -> Any:
         """The wrapped model's own `forward_features`."""
-        return self.forward_stages(self.embed(images))
+        return self.own_features(self.forward_stages(self.embed(images)))
 
-    def units(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+    def units(self, images: Images) -> Float[Tensor, "B N D"]:
         """The feature of every unit of the whole image, row by row."""
         tokens = self.embed(images)
         return self.split(self.forward_stages(tokens), tokens)[1]
 
-    def pool(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+    def pool(self, images: Images) -> Float[Tensor, "B D"]:
         """The embedding of each image: the mean over the units of the whole, unmasked image."""
         return self.units(images).mean(dim=1)
 
-    def grid(self, images: Float[Tensor, "B C H W"] | tuple[int, int]) -> Grid:
+    def grid(self, images: Images | tuple[int, int]) -> Grid:
         """The grid of units of these images, or of this (height, width).
 
         Raises:
-            ValueError: if the channels are not the model's, or the size is not divisible by `stride`.
+            ValueError: if the channels are not the model's, or the model does not take this size.
         """
+        if isinstance(images, Mapping):
+            raise ValueError(f"{self.name} takes images of one size; batches of patches are for NaFlexVit")
         if isinstance(images, Tensor):
             if images.shape[1] != self.channels:
                 raise ValueError(f"{self.name} takes {self.channels} channels; got {images.shape[1]}")
             images = (images.shape[-2], images.shape[-1])
         (height, width), (down, right) = images, self.stride
+        if not self.takes_any_size and (height, width) != self.image_size:
+            size = "{}x{}".format(*self.image_size)
+            raise ValueError(f"this {self.name} takes {size} only; got {height}x{width} (build it with img_size=...)")
         if height % down or width % right or not height or not width:
             divisors = f"{down}" if down == right else f"{down} and {right}"
             raise ValueError(f"{self.name} needs H and W divisible by {divisors}; got {height}x{width}")
         return Grid(height // down, width // right)
+
+    def blank(self, images: Images, is_hidden: Bool[Tensor, "B rows cols"]) -> Images:
+        """The images with the pixels of hidden units set to 0, the mean of normalised images."""
+        assert isinstance(images, Tensor)
+        return paint(images, is_hidden)
+
+    def fill(
+        self, patches: Tokens, is_hidden: Bool[Tensor, "B rows cols"], mask_token: Float[Tensor, " E"] | None
+    ) -> Tokens:
+        """The patches with `mask_token` in the place of every token of a hidden unit."""
+        hidden = upsample(is_hidden, patches.grid)
+        return patches.with_(x=put(patches.x, hidden, mask_token, patches.layout))
 
     @property
     def name(self) -> str:
@@ -202,10 +292,14 @@ class Backbone(nn.Module, ABC):
 
     def unused_parameters(self) -> list[nn.Parameter]:
         """Parameters that no feature depends on: classifier heads. Freeze them, or DDP waits for their gradients."""
+        return self.parameters_in(self.unused())
+
+    def parameters_in(self, parts: list[str]) -> list[nn.Parameter]:
+        """The parameters of `model` that are, or are inside, one of the named parts."""
         return [
             parameter
             for name, parameter in self.model.named_parameters()
-            if any(name == part or name.startswith(part + ".") for part in self.unused())
+            if any(name == part or name.startswith(part + ".") for part in parts)
         ]
 
 
@@ -225,16 +319,27 @@ def paint(
     return images.masked_fill(upsample(is_hidden, (images.shape[-2], images.shape[-1]))[:, None], value)
 
 
-def fill(patches: Tokens, is_hidden: Bool[Tensor, "B rows cols"], mask_token: Float[Tensor, " E"] | None) -> Tokens:
-    """The tokens with `mask_token` in the place of every token of a hidden unit."""
-    x, hidden = patches.x, upsample(is_hidden, patches.grid)
-    channel_dim = 1 if patches.layout == "NCHW" else -1
-    token = x.new_zeros(x.shape[channel_dim]) if mask_token is None else mask_token.to(x.dtype)
-    if patches.layout == "NLC":
-        return patches.with_(x=torch.where(hidden.flatten(1)[..., None], token, x))
-    if patches.layout == "NHWC":
-        return patches.with_(x=torch.where(hidden[..., None], token, x))
-    return patches.with_(x=torch.where(hidden[:, None], token[:, None, None], x))
+def put(
+    x: Float[Tensor, "B ..."], hidden: Bool[Tensor, "B rows cols"], token: Float[Tensor, " E"] | None, layout: Layout
+) -> Float[Tensor, "B ..."]:
+    """`x` with `token` (zeros if None) wherever `hidden` is True."""
+    token = x.new_zeros(x.shape[1 if layout == "NCHW" else -1]) if token is None else token.to(x.dtype)
+    if layout == "NLC":
+        return torch.where(hidden.flatten(1)[..., None], token, x)
+    if layout == "NHWC":
+        return torch.where(hidden[..., None], token, x)
+    return torch.where(hidden[:, None], token[:, None, None], x)
+
+
+def to_rows(x: Float[Tensor, "B ..."], layout: Layout) -> Float[Tensor, "B L D"]:
+    """Features of any layout as one row per unit.
+
+    >>> to_rows(torch.zeros(2, 8, 3, 4), "NCHW").shape
+    torch.Size([2, 12, 8])
+    """
+    if layout == "NCHW":
+        return x.flatten(2).transpose(1, 2)
+    return x.flatten(1, 2) if layout == "NHWC" else x
 
 
 def take(x: Num[Tensor, "B N D"], index: Int[Tensor, "B *K"]) -> Num[Tensor, "B *K D"]:
@@ -245,3 +350,10 @@ def take(x: Num[Tensor, "B N D"], index: Int[Tensor, "B *K"]) -> Num[Tensor, "B 
     """
     rows = index.flatten(1)
     return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1])).unflatten(1, index.shape[1:])
+
+
+def run(blocks: Iterable[nn.Module], x: Any, model: nn.Module, **kwargs: Any) -> Any:
+    """`x` through the blocks, one call each, recomputed in backward if `model` asks for gradient checkpointing."""
+    for block in blocks:
+        x = checkpoint(block, x, **kwargs) if model.grad_checkpointing else block(x, **kwargs)
+    return x

@@ -1,18 +1,58 @@
-"""Models of one token sequence: `patch_embed -> _pos_embed -> patch_drop -> norm_pre -> blocks -> norm`."""
+"""Models of one token sequence: `patch_embed -> _pos_embed -> norm_pre -> blocks -> norm`."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
-from timm.models import VisionTransformer
-from timm.models._manipulate import checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone, Grid, Tokens, take
+from patchcast.backbones.base import Grid, Images, Tokens, run, take
+from patchcast.backbones.conventions import TimmBackbone
 
 
-class ViT(Backbone):
-    """timm's plain `VisionTransformer`: ViT, DeiT, CLIP, SigLIP, DINOv2, AIMv2 towers.
+class Sequence(TimmBackbone):
+    """What models of one sequence share: prefix tokens in front, then one token per unit, none of which is tied to its
+    neighbours but through attention. So units can be dropped, and attention can be masked."""
+
+    can = frozenset({"drop", "attend", "replace", "paint"})
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, image_size)
+        self.features_prefix = getattr(self.model, "num_prefix_tokens", 0)
+        # A patch_embed that leaves the grid unflattened lets `_pos_embed` resample positions to any size.
+        self.takes_any_size = getattr(self.model, "dynamic_img_size", False)
+
+    def to_patches(self, images: Images) -> Tokens:
+        x = self.model.patch_embed(images)
+        if x.ndim == 4:
+            return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
+        return Tokens(x, self.grid(images))
+
+    def run_stages(self, tokens: Tokens) -> Any:
+        return self.model.norm(run(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs))
+
+    def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+        prefix, units = tokens.x[:, : tokens.prefix], tokens.x[:, tokens.prefix :]
+        return tokens.with_(
+            x=torch.cat([prefix, take(units, visible)], dim=1),
+            visible=visible,
+            block_kwargs=self.positions_of(visible, tokens),
+        )
+
+    def positions_of(self, visible: Int[Tensor, "B V"], tokens: Tokens) -> dict[str, Any]:
+        """The `block_kwargs` that fit the visible units; as they are where positions were added to the tokens."""
+        return dict(tokens.block_kwargs)
+
+    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+        # Only a mask that is given is passed on: the unmasked call is then timm's own, to the bit.
+        mask = {"is_causal": True} if can_see is None else {"attn_mask": can_see}
+        return tokens.with_(block_kwargs={**tokens.block_kwargs, **mask})
+
+
+class ViT(Sequence):
+    """timm's plain `VisionTransformer`: ViT, DeiT, CLIP, SigLIP, DINOv2, AIMv2 towers; hybrids with a CNN stem.
 
     >>> import timm
     >>> backbone = ViT(timm.create_model("test_vit"))
@@ -20,48 +60,61 @@ class ViT(Backbone):
     torch.Size([2, 100, 64])
     """
 
-    can = frozenset({"drop", "attend", "replace", "paint"})
-    model: VisionTransformer
-
-    def __init__(self, model: VisionTransformer) -> None:
-        super().__init__(model)
-        self.width = self.embed_width = model.embed_dim
-        rows, cols = model.patch_embed.patch_size
-        self.stride = (rows, cols)
-        self.image_size = tuple(model.patch_embed.img_size)
-        self.channels = model.in_chans
-
-    def to_patches(self, images: Float[Tensor, "B C H W"]) -> Tokens:
-        x = self.model.patch_embed(images)
-        if x.ndim == 4:  # dynamic_img_size leaves the grid unflattened until positions are added
-            return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
-        return Tokens(x, Grid(*self.model.patch_embed.grid_size))
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, image_size)
+        patch_embed = self.model.patch_embed
+        if hasattr(patch_embed, "backbone"):  # HybridEmbed: a ResNet or ViTamin stem, whose kernels overlap
+            self.pixels_stay_in_unit = False
+        else:
+            self.stride = tuple(patch_embed.patch_size)
 
     def add_positions(self, patches: Tokens) -> Tokens:
-        x = self.model.norm_pre(self.model.patch_drop(self.model._pos_embed(patches.x)))
-        return patches.with_(x=x, prefix=self.model.num_prefix_tokens, layout="NLC")
+        x = self.model.norm_pre(self.model._pos_embed(patches.x))
+        return patches.with_(x=x, prefix=self.features_prefix, layout="NLC")
 
-    def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
-        prefix, units = tokens.x[:, : tokens.prefix], tokens.x[:, tokens.prefix :]
-        return tokens.with_(x=torch.cat([prefix, take(units, visible)], dim=1), visible=visible)
 
-    def forward_stages(
-        self, tokens: Tokens, *, can_see: Bool[Tensor, "*B L L"] | None = None, is_causal: bool = False
-    ) -> Float[Tensor, "B L D"]:
-        if can_see is not None and is_causal:
-            raise ValueError("give can_see or is_causal, not both: timm drops one of them silently")
-        # Only a mask that is given is passed on: the unmasked call is then timm's own, to the bit.
-        mask = {"attn_mask": can_see} if can_see is not None else {"is_causal": True} if is_causal else {}
+class RoPE(Sequence):
+    """timm's `Eva`: EVA, EVA-02, DINOv3, Perception Encoder, and ViTs with axial or mixed rotary positions.
+
+    >>> import timm
+    >>> backbone = RoPE(timm.create_model("vit_tiny_patch16_dinov3_qkvb", img_size=64, depth=1))
+    >>> tokens = backbone.keep(backbone.embed(torch.zeros(1, 3, 64, 64)), torch.tensor([[3, 9]]))
+    >>> tokens.x.shape, tokens.prefix, tokens.block_kwargs["rope"].shape
+    (torch.Size([1, 7, 192]), 5, torch.Size([1, 1, 2, 128]))
+    """
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, image_size)
+        self.stride = tuple(self.model.patch_embed.patch_size)
+        self.rope_per_block = getattr(self.model, "rope_mixed", False)
+
+    def add_positions(self, patches: Tokens) -> Tokens:
+        x, rope = self.model._pos_embed(patches.x)
+        kwargs = {} if rope is None else {"rope": rope}
+        return patches.with_(x=self.model.norm_pre(x), prefix=self.features_prefix, layout="NLC", block_kwargs=kwargs)
+
+    def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
+        rope = tokens.block_kwargs.get("rope")
+        if rope is None or not self.rope_per_block:
+            return super().run_stages(tokens)
         x = tokens.x
-        for block in self.model.blocks:
-            # timm's forward_features forgets gradient checkpointing as soon as a mask is given; this loop does not.
-            x = checkpoint(block, x, **mask) if self.model.grad_checkpointing else block(x, **mask)
+        for block, rotation in zip(self.model.blocks, rope, strict=True):  # every block learnt its own rotation
+            x = run([block], x, self.model, **{**tokens.block_kwargs, "rope": rotation})
         return self.model.norm(x)
 
-    def split(
-        self, features: Float[Tensor, "B L D"], tokens: Tokens
-    ) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
-        return features[:, : tokens.prefix], features[:, tokens.prefix :]
+    def positions_of(self, visible: Int[Tensor, "B V"], tokens: Tokens) -> dict[str, Any]:
+        kwargs = super().positions_of(visible, tokens)
+        if "rope" in kwargs:
+            kwargs["rope"] = take_rope(kwargs["rope"], visible)
+        return kwargs
 
-    def unused(self) -> list[str]:
-        return ["head", "fc_norm", "attn_pool"]
+
+def take_rope(rope: Float[Tensor, "*depth_heads N R"], visible: Int[Tensor, "B V"]) -> Float[Tensor, "..."]:
+    """Rotations of the visible units: (N, R) to (B, 1, V, R), or (depth, heads, N, R) to (depth, B, heads, V, R).
+
+    >>> take_rope(torch.zeros(9, 4), torch.tensor([[0, 8]])).shape
+    torch.Size([1, 1, 2, 4])
+    """
+    if rope.ndim == 2:
+        return rope[visible][:, None]
+    return rope[:, :, visible].transpose(1, 2)

@@ -3,46 +3,122 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from typing import Any
 
 import timm
 from torch import nn
 
 from patchcast.backbones.base import Backbone
-from patchcast.backbones.sequence import ViT
+from patchcast.backbones.class_attention import CaiT, Volo, XCiT
+from patchcast.backbones.coat import CoaT
+from patchcast.backbones.convit import ConViT
+from patchcast.backbones.crossvit import CrossViT
+from patchcast.backbones.gemma4 import Gemma4
+from patchcast.backbones.hiera import Hiera, HieraDet
+from patchcast.backbones.mobilenetv5 import MobileNetV5
+from patchcast.backbones.mvit import MViT
+from patchcast.backbones.naflex import NaFlex
+from patchcast.backbones.painted import Painted
+from patchcast.backbones.pit import PiT
+from patchcast.backbones.projected import Projected
+from patchcast.backbones.relative import Beit, RelPos
+from patchcast.backbones.sam import SAM
+from patchcast.backbones.sequence import RoPE, ViT
+from patchcast.backbones.staged import ROWS, Levit, Nest, Staged
+from patchcast.backbones.tnt import TNT
+from patchcast.backbones.torchvision import TorchvisionSwin, TorchvisionViT
+from patchcast.backbones.twins import Twins
+from patchcast.backbones.visformer import Visformer
 
-ADAPTERS: dict[str, type[Backbone]] = {
+# By the name of the model's class or of one it derives from: some came after the oldest timm that we support.
+TIMM: dict[str, type[Backbone]] = {
+    **dict.fromkeys(ROWS, Staged),
+    "Beit": Beit,
+    "Cait": CaiT,
+    "CoaT": CoaT,
+    "ConVit": ConViT,
+    "CrossVit": CrossViT,
+    "DeepseekVitClassifier": Projected,
+    "DeepseekVitEncoder": Projected,
+    "Eva": RoPE,
+    "Gemma4VitClassifier": Gemma4,
+    "Gemma4VitEncoder": Gemma4,
+    "Hiera": Hiera,
+    "HieraDet": HieraDet,
+    "Levit": Levit,
+    "MobileNetV5": MobileNetV5,
+    "MobileNetV5Encoder": MobileNetV5,
+    "MultiScaleVit": MViT,
+    "NaFlexVit": NaFlex,
+    "Nest": Nest,
+    "PoolingVisionTransformer": PiT,
+    "Qwen3VitClassifier": Projected,
+    "Qwen3VitEncoder": Projected,
+    "TNT": TNT,
+    "Twins": Twins,
+    "VOLO": Volo,
     "VisionTransformer": ViT,
+    "VisionTransformerRelPos": RelPos,
+    "VisionTransformerSAM": SAM,
+    "Visformer": Visformer,
+    "Xcit": XCiT,
 }
+TORCHVISION: dict[str, type[Backbone]] = {"SwinTransformer": TorchvisionSwin, "VisionTransformer": TorchvisionViT}
+ADAPTERS: dict[str, dict[str, type[Backbone]]] = {"timm": TIMM, "torchvision": TORCHVISION}
 
 
 def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
-    """The backbone over a timm model, given by name or as it is.
+    """The backbone over a timm or torchvision model, given by timm's name or as it is.
 
-    >>> wrap("test_vit", img_size=64).can >= {"drop", "attend"}
-    True
+    >>> sorted(wrap("test_vit", img_size=64).can)
+    ['attend', 'drop', 'paint', 'replace']
+    >>> wrap("test_vit3", img_size=(64, 96), in_chans=4).grid((64, 96))
+    Grid(rows=4, cols=6)
 
     Args:
         model: a name for `timm.create_model` (random weights unless `pretrained=True` is given), or a model.
-        timm_kwargs: arguments of `timm.create_model`, such as `img_size` or `in_chans`; only with a name.
+        timm_kwargs: arguments of `timm.create_model`, such as `in_chans`. `img_size` may be given for every model: to
+            those whose weights do not depend on it, it only tells the size that images will have.
     Raises:
         ValueError: if timm knows no model of this name, or no adapter knows the model's class.
     """
+    size = timm_kwargs.get("img_size")
+    image_size = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
     if isinstance(model, str):
         model = create(model, **timm_kwargs)
-    elif timm_kwargs:
+    elif timm_kwargs.keys() - {"img_size"}:
         raise ValueError(f"{type(model).__name__} is already built, so {', '.join(timm_kwargs)} cannot be changed")
-    for cls in type(model).__mro__:
-        if cls.__name__ in ADAPTERS:
-            return ADAPTERS[cls.__name__](model)
-    raise ValueError(f"no adapter knows {type(model).__name__}; add one to patchcast.backbones.wrap.ADAPTERS")
+    return adapter_for(type(model))(model, image_size)  # type: ignore[call-arg]
+
+
+def adapter_for(cls: type[nn.Module]) -> type[Backbone]:
+    """The adapter of a model's class, or of the nearest class that it derives from."""
+    for each in cls.__mro__:
+        known = ADAPTERS.get(each.__module__.split(".")[0], {})
+        if each.__name__ in known:
+            return known[each.__name__]
+    if hasattr(cls, "forward_features"):
+        warnings.warn(
+            f'no adapter knows {cls.__name__}, so all it can do is "paint"; docs/add-a-backbone.md', stacklevel=3
+        )
+        return Painted
+    raise ValueError(
+        f"no adapter knows {cls.__name__}; give it a `forward_features` that returns a map (B, D, H, W), and "
+        "`patchcast.backbones.Painted` will take it ('paint' only), or add an adapter: docs/add-a-backbone.md"
+    )
 
 
 def create(name: str, **timm_kwargs: Any) -> nn.Module:
-    """`timm.create_model`, whose error names what is near."""
+    """`timm.create_model`, whose error names what is near, and which gives `img_size` only to those that take it."""
     if not timm.is_model(name):
         known = timm.list_models()
         near = difflib.get_close_matches(name.split(".")[0], known, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"it knows {len(known)}, see `patchcast models`"
         raise ValueError(f"timm has no model {name!r}; {hint}")
-    return timm.create_model(name, **timm_kwargs)
+    try:
+        return timm.create_model(name, **timm_kwargs)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+    return timm.create_model(name, **{key: value for key, value in timm_kwargs.items() if key != "img_size"})

@@ -1,0 +1,111 @@
+"""Models whose class token enters after the blocks, by class attention: CaiT, XCiT and VOLO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from timm.models import cait
+from torch import Tensor, nn
+
+from patchcast.backbones.base import Grid, Images, Tokens, run
+from patchcast.backbones.conventions import TimmBackbone
+from patchcast.backbones.sequence import Sequence
+
+
+class CaiT(Sequence):
+    """timm's `Cait`. A mask holds for the units; the class token then looks at all of them, and they not at it."""
+
+    def __init__(self, model: cait.Cait, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, image_size)
+        self.features_prefix = int(model.blocks_token_only is not None)
+        for block in model.blocks:
+            block.__class__, block.attn.__class__ = MaskedBlock, MaskedTalkingHeads
+
+    def add_positions(self, patches: Tokens) -> Tokens:
+        return patches.with_(x=self.model.pos_drop(patches.x + self.model.pos_embed))
+
+    def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
+        x = run(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs)
+        return self.model.norm(x if self.model.blocks_token_only is None else self.model.forward_cls(x))
+
+    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+        if can_see is None:
+            length = tokens.x.shape[1]
+            can_see = torch.ones(length, length, dtype=torch.bool, device=tokens.x.device).tril()
+        return tokens.with_(block_kwargs={"can_see": can_see})
+
+
+class MaskedBlock(cait.LayerScaleBlock):
+    """timm's, which hands a mask to its attention."""
+
+    def forward(self, x: Float[Tensor, "B L D"], can_see: Bool[Tensor, "*B L L"] | None = None) -> Tensor:
+        if can_see is None:
+            return super().forward(x)
+        x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x), can_see))
+        return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
+
+
+class MaskedTalkingHeads(cait.TalkingHeadAttn):
+    """timm's, with a mask."""
+
+    def forward(self, x: Float[Tensor, "B L D"], can_see: Bool[Tensor, "*B L L"] | None = None) -> Tensor:
+        if can_see is None:
+            return super().forward(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        logits = self.proj_l((q * self.scale @ k.transpose(-2, -1)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        weights = logits.masked_fill(~can_see, float("-inf")).softmax(dim=-1)
+        # proj_w has a bias, which would give hidden tokens a weight again.
+        weights = self.proj_w(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) * can_see
+        x = (self.attn_drop(weights) @ v).transpose(1, 2).flatten(2)
+        return self.proj_drop(self.proj(x))
+
+
+class XCiT(TimmBackbone):
+    """timm's `Xcit`: attention between channels, and convolutions between neighbours."""
+
+    can = frozenset({"replace", "paint"})
+    takes_any_size = True
+    pixels_stay_in_unit = False
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, image_size)
+        self.features_prefix = int(self.model.cls_attn_blocks is not None)
+
+    def to_patches(self, images: Images) -> Tokens:
+        x, (rows, cols) = self.model.patch_embed(images)
+        return Tokens(x, Grid(rows, cols))
+
+    def add_positions(self, patches: Tokens) -> Tokens:
+        x, (rows, cols) = patches.x, patches.grid
+        if self.model.pos_embed is not None:
+            x = x + self.model.pos_embed(len(x), rows, cols).reshape(len(x), -1, x.shape[1]).permute(0, 2, 1)
+        return patches.with_(x=self.model.pos_drop(x), block_kwargs={"H": rows, "W": cols})
+
+    def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
+        x = run(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs)
+        return self.model.norm(x if self.model.cls_attn_blocks is None else self.model.forward_cls(x))
+
+
+class Volo(TimmBackbone):
+    """timm's `VOLO`. Its positions are added after the second stage, so they are part of the stages."""
+
+    can = frozenset({"replace", "paint"})
+    pixels_stay_in_unit = False
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, image_size)
+        self.embed_width = self.model.patch_embed.proj.out_channels
+        self.features_prefix = int(self.model.post_network is not None)
+
+    def to_patches(self, images: Images) -> Tokens:
+        x = self.model.patch_embed(images).permute(0, 2, 3, 1)
+        return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
+
+    def run_stages(self, tokens: Tokens) -> Any:
+        x = self.model.forward_tokens(tokens.x)
+        return self.model.norm(x if self.model.post_network is None else self.model.forward_cls(x))
+
+    def unused(self) -> list[str]:
+        return [*super().unused(), "aux_head"]

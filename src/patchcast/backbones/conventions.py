@@ -1,0 +1,62 @@
+"""What timm's models have in common, read from the fields that they declare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from patchcast.backbones.base import Backbone
+
+
+class TimmBackbone(Backbone):
+    """A timm model whose widths and sizes are where timm usually puts them; adapters correct what differs."""
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model)
+        self.channels = channels_of(model)
+        self.image_size = image_size or nominal_size(model)
+        self.width = self.embed_width = self.model.num_features
+        self.set_stride(self.model.feature_info[-1]["reduction"])
+
+    def set_stride(self, reduction: int) -> None:
+        """Pixels per unit, where each halving rounds up: 224 pixels reduced by 64 are 4 units of 56 pixels."""
+        height, width = self.image_size
+        rows, cols = -(-height // reduction), -(-width // reduction)
+        if height % rows or width % cols:
+            whole = (height // reduction * reduction, width // reduction * reduction)
+            raise ValueError(
+                f"the units of this {self.name}, of {reduction} pixels, do not divide {height}x{width}; "
+                f"build it with img_size={whole}"
+            )
+        self.stride = (height // rows, width // cols)
+        if self.stride != (reduction, reduction):  # another size would have units of another size
+            self.takes_any_size = False
+
+
+def nominal_size(model: nn.Module) -> tuple[int, int]:
+    """The (height, width) a timm model was built for."""
+    patch_embed = getattr(model, "patch_embed", None)
+    size = getattr(patch_embed, "img_size", None) or getattr(model, "img_size", None)
+    if size is None:
+        config = getattr(model, "pretrained_cfg", None)
+        if not config:
+            raise ValueError(f"{type(model).__name__} does not tell its image size; give img_size to wrap")
+        size = config["input_size"][1:]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def channels_of(model: Any) -> int:
+    """Channels of the images: timm's own field, or where an older timm has none, what the first convolution takes."""
+    if hasattr(model, "in_chans"):
+        return model.in_chans
+    return next(each.in_channels for each in model.modules() if isinstance(each, nn.Conv2d))
+
+
+def width_after(stem: nn.Module, channels: int, size: tuple[int, int], dim: int) -> int:
+    """Channels that `stem` makes of an image, found on the meta device: shapes only, nothing is computed."""
+    state = {name: each.to("meta") for name, each in [*stem.named_parameters(), *stem.named_buffers()]}
+    image = torch.empty(2, channels, *size, device="meta")
+    with torch.no_grad():
+        return torch.func.functional_call(stem, state, (image,)).shape[dim]

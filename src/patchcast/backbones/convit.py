@@ -1,0 +1,33 @@
+"""ConViT: convolution-like attention first, whose positions come from the number of tokens."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchcast.backbones.base import Grid, Images, Tokens
+from patchcast.backbones.conventions import TimmBackbone
+
+
+class ConViT(TimmBackbone):
+    """timm's `ConVit`. No dropping: its gated attention takes the grid from the number of tokens, so that fewer tokens
+    would run, and be at wrong places."""
+
+    can = frozenset({"replace", "paint"})
+    features_prefix = 1
+
+    def to_patches(self, images: Images) -> Tokens:
+        return Tokens(self.model.patch_embed(images), Grid(*self.model.patch_embed.grid_size))
+
+    def add_positions(self, patches: Tokens) -> Tokens:
+        x = patches.x + self.model.pos_embed if self.model.use_pos_embed else patches.x
+        return patches.with_(x=self.model.pos_drop(x))
+
+    def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
+        x = tokens.x
+        for index, block in enumerate(self.model.blocks):
+            if index == self.model.local_up_to_layer:
+                x = torch.cat([self.model.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = block(x)
+        return self.model.norm(x)

@@ -1,0 +1,60 @@
+"""Gemma 4's vision encoder: positions by id, as a table and as rotations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from timm.models.naflexvit import batch_patchify
+from torch import Tensor, nn
+
+from patchcast.backbones.base import Images, Tokens, run, take
+from patchcast.backbones.sequence import Sequence
+
+
+class Gemma4(Sequence):
+    """timm's `Gemma4VitEncoder` and `Gemma4VitClassifier`."""
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        if getattr(model, "encoder_pool", "") == "soft":
+            raise ValueError("this Gemma4VitClassifier pools inside its encoder: build it with encoder_pool=''")
+        super().__init__(model, image_size)
+        self.stride = tuple(self.encoder.patch_size)
+        self.takes_any_size = True
+
+    @property
+    def encoder(self) -> Any:
+        return getattr(self.model, "encoder", self.model)
+
+    def to_patches(self, images: Images) -> Tokens:
+        assert isinstance(images, Tensor)
+        embed = self.encoder.patch_embed
+        x, _ = batch_patchify(images, embed.patch_size, pad=False, channels_last=False)
+        x = embed.input_proj((2 * (x - 0.5)).to(embed.input_proj.weight.dtype))
+        return Tokens(x, self.grid(images))
+
+    def add_positions(self, patches: Tokens) -> Tokens:
+        embed, (rows, cols) = self.encoder.patch_embed, patches.grid
+        coord, _ = embed._default_patch_coord(len(patches.x), rows, cols, patches.x.device)
+        ids = coord.flip(dims=(-1,))
+        x = patches.x + embed._position_embeddings(ids, None)
+        cos, sin = self.encoder.rotary_emb(x, ids)
+        return patches.with_(x=x, block_kwargs={"rope_cos": cos, "rope_sin": sin})
+
+    def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
+        return run(self.encoder.blocks, tokens.x, self.encoder, **tokens.block_kwargs)
+
+    def positions_of(self, visible: Int[Tensor, "B V"], tokens: Tokens) -> dict[str, Any]:
+        return {name: take(rotation, visible) for name, rotation in tokens.block_kwargs.items()}
+
+    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+        length = tokens.x.shape[1]
+        if can_see is None:
+            can_see = torch.ones(length, length, dtype=torch.bool, device=tokens.x.device).tril()
+        # Unfused, its attention adds the mask: True would then count as 1.
+        added = tokens.x.new_zeros(can_see.shape).masked_fill(~can_see, float("-inf"))
+        return tokens.with_(block_kwargs={**tokens.block_kwargs, "attn_mask": added})
+
+    def unused(self) -> list[str]:
+        return ["norm", "head"] if self.encoder is not self.model else ["pooler"]

@@ -1,0 +1,84 @@
+"""Any other model of timm: images go in, features come out, and hidden units are painted over before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from patchcast.backbones.base import Backbone, Grid, Images, Tokens
+from patchcast.backbones.conventions import channels_of, nominal_size
+
+
+class Painted(Backbone):
+    """A model that is not entered, ConvNeXt or ResNet for example: all it can do is "paint", which leaks nothing.
+
+    Width, stride and layout are read from the shape of its features on the meta device, where nothing is computed.
+
+    >>> import timm
+    >>> backbone = Painted(timm.create_model("test_convnext"))
+    >>> backbone.units(torch.zeros(1, 3, 160, 160)).shape, sorted(backbone.can)
+    (torch.Size([1, 25, 64]), ['paint'])
+
+    Args:
+        model: anything whose `forward_features` returns a map (B, D, H, W), or (B, H, W, D) if it declares so as
+            `output_fmt`, or one row per unit; or a list, of which the last counts.
+    Raises:
+        ValueError: if its units do not divide the image; another `image_size` may help.
+    """
+
+    pixels_stay_in_unit = False
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model)
+        self.channels = channels_of(model)
+        self.image_size = height, width = image_size or nominal_size(model)
+        shape = features_shape(model, torch.empty(2, self.channels, height, width, device="meta"))
+        self.takes_any_size = len(shape) == 4
+        if len(shape) == 3:
+            first = shape[1] == self.model.num_features
+            self.features_layout, self.width, count = ("NCHW", *shape[1:]) if first else ("NLC", *shape[:0:-1])
+            rows = round((count * height / width) ** 0.5)
+            grid = Grid(rows, count // rows)
+        elif getattr(model, "output_fmt", "NCHW") == "NHWC":
+            self.features_layout, self.width, grid = "NHWC", shape[3], Grid(shape[1], shape[2])
+        else:
+            self.features_layout, self.width, grid = "NCHW", shape[1], Grid(shape[2], shape[3])
+        self.embed_width = self.width
+        if height % grid.rows or width % grid.cols:
+            raise ValueError(
+                f"{self.name} makes {grid} units of {height}x{width}, which do not divide it; give another img_size"
+            )
+        self.stride = (height // grid.rows, width // grid.cols)
+
+    def to_patches(self, images: Images) -> Tokens:
+        return Tokens(images, self.grid(images), layout="NCHW")
+
+    def run_stages(self, tokens: Tokens) -> Any:
+        return self.model.forward_features(tokens.x)
+
+    def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
+        x = features if isinstance(features, Tensor) else features[-1]
+        if self.features_layout == "NCHW" and x.ndim == 3:
+            x = x.unflatten(2, tokens.grid)
+        return super().split(x, tokens)
+
+
+def features_shape(model: Any, images: Tensor) -> torch.Size:
+    """The shape of the last of `forward_features(images)`, for images on the meta device."""
+
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Any:
+            return model.forward_features(x)
+
+    features = Features()
+    state = {name: each.to("meta") for name, each in [*features.named_parameters(), *features.named_buffers()]}
+    with torch.no_grad():
+        out = torch.func.functional_call(features, state, (images,))
+    return (out if isinstance(out, Tensor) else out[-1]).shape

@@ -1,0 +1,119 @@
+"""Hierarchical and hybrid models: `stem -> stages -> tail`, one row of a table each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from patchcast.backbones.base import Grid, Images, Layout, Tokens, run
+from patchcast.backbones.conventions import TimmBackbone, width_after
+
+
+class Row(NamedTuple):
+    """Where a class of timm keeps its parts.
+
+    Attributes:
+        stem: attribute that makes the tokens of the first stage.
+        stages: attribute that holds the stages.
+        tail: attributes that `forward_features` calls after them.
+        layout: of the tokens.
+        features_layout: of what the tail returns.
+        any_size: whether images of another size than the nominal one pass.
+        overlaps: whether the stem's kernels reach over the border of a unit.
+    """
+
+    stem: str = "stem"
+    stages: str = "stages"
+    tail: tuple[str, ...] = ()
+    layout: Layout = "NCHW"
+    features_layout: Layout = "NCHW"
+    any_size: bool = True
+    overlaps: bool = True
+
+
+ROWS: dict[str, Row] = {
+    "ByobNet": Row(tail=("final_conv",), any_size=False),
+    "CPUBone": Row(),
+    "CSATv2": Row("stem_dct", overlaps=False),
+    "DaVit": Row(tail=("norm_pre",)),
+    "EdgeNeXt": Row(tail=("norm_pre",), overlaps=False),
+    "EfficientFormer": Row(tail=("norm",), features_layout="NLC", any_size=False),
+    "EfficientFormerV2": Row(tail=("norm",), any_size=False),
+    "EfficientVit": Row(),
+    "EfficientVitLarge": Row(),
+    "EfficientVitMsra": Row("patch_embed"),
+    "FastVit": Row(tail=("final_conv",)),
+    "FocalNet": Row(stages="layers", tail=("norm",), overlaps=False),
+    "GlobalContextVit": Row(any_size=False),
+    "IFormer": Row(),
+    "Levit": Row(any_size=False),
+    "LowFormer": Row(),
+    "MaxxVit": Row(tail=("norm",), any_size=False),
+    "MetaFormer": Row(),
+    "Nest": Row("patch_embed", "levels", any_size=False, overlaps=False),
+    "NextViT": Row(tail=("norm",)),
+    "PyramidVisionTransformerV2": Row("patch_embed", layout="NHWC"),
+    "SHViT": Row("patch_embed"),
+    "SwiftFormer": Row(tail=("norm",)),
+    "SwinTransformer": Row("patch_embed", "layers", ("norm",), "NHWC", "NHWC", any_size=False, overlaps=False),
+    "SwinTransformerV2": Row("patch_embed", "layers", ("norm",), "NHWC", "NHWC", any_size=False, overlaps=False),
+    "SwinTransformerV2Cr": Row("patch_embed", any_size=False, overlaps=False),
+    "TinyVit": Row("patch_embed"),
+}
+
+
+class Staged(TimmBackbone):
+    """Any class of `ROWS`.
+
+    >>> import timm
+    >>> backbone = Staged(timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1)))
+    >>> backbone.units(torch.zeros(1, 3, 224, 224)).shape
+    torch.Size([1, 49, 768])
+    """
+
+    can = frozenset({"replace", "paint"})
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        self.row = next(ROWS[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in ROWS)
+        self.takes_any_size, self.pixels_stay_in_unit = self.row.any_size, not self.row.overlaps
+        super().__init__(model, image_size)
+        self.features_layout = self.row.features_layout
+        channel_dim = -1 if self.row.layout == "NHWC" else 1
+        self.embed_width = width_after(getattr(model, self.row.stem), self.channels, self.image_size, channel_dim)
+
+    def to_patches(self, images: Images) -> Tokens:
+        x = getattr(self.model, self.row.stem)(images)
+        rows, cols = x.shape[1:3] if self.row.layout == "NHWC" else x.shape[2:]
+        return Tokens(x, Grid(rows, cols), layout=self.row.layout)
+
+    def run_stages(self, tokens: Tokens) -> Float[Tensor, "B ..."]:
+        stages = getattr(self.model, self.row.stages)
+        recompute = getattr(self.model, "grad_checkpointing", False)  # some classes hold the flag in their stages
+        x = run(stages, tokens.x, self.model) if recompute else stages(tokens.x)
+        for name in self.row.tail:
+            x = getattr(self.model, name)(x)
+        return x
+
+    def unused(self) -> list[str]:
+        return [*super().unused(), "classifier", "pre_classifier", "in_conv"]
+
+
+class Levit(Staged):
+    """timm's `Levit` and `LevitDistilled`: its linear form takes one row per token, its convolutional form a map."""
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, image_size)
+        self.features_layout = "NCHW" if self.model.use_conv else "NLC"
+
+    def to_patches(self, images: Images) -> Tokens:
+        patches = super().to_patches(images)
+        return patches if self.model.use_conv else patches.with_(x=patches.x.flatten(2).transpose(1, 2), layout="NLC")
+
+
+class Nest(Staged):
+    """timm's `Nest`, whose final norm takes channels last."""
+
+    def run_stages(self, tokens: Tokens) -> Float[Tensor, "B D H W"]:
+        return self.model.norm(super().run_stages(tokens).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -40,7 +40,7 @@ def needle(images: int, seed: int) -> TokenFeatures:
 
 def test_finds_what_the_mean_loses():
     train, test = needle(600, 0), needle(300, 1)
-    result = attentive_probe(train, test, heads=1, epochs=30, batch_size=100, lr=1e-2)
+    result = attentive_probe(train, test, heads=1, lrs=[1e-2], epochs=30, batch_size=100)
     pooled = [Features(each.x.mean(dim=1), each.labels) for each in (train, test)]
     assert result.accuracy > 0.95
     assert linear_probe(*pooled, strengths=(0.1,)).accuracy < 0.75
@@ -49,11 +49,29 @@ def test_finds_what_the_mean_loses():
 
 def test_seeded_and_leaves_global_randomness_alone():
     train, test = needle(60, 0), needle(60, 1)
-    state = torch.random.get_rng_state()
-    first, again, other = (attentive_probe(train, test, heads=2, epochs=2, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(first.probe.classify.weight, again.probe.classify.weight)
-    assert not torch.equal(first.probe.classify.weight, other.probe.classify.weight)
-    assert torch.equal(torch.random.get_rng_state(), state)
+
+    def weight(seed: int) -> torch.Tensor:
+        torch.rand(1)  # so that the global state is another at each call
+        state = torch.random.get_rng_state()
+        result = attentive_probe(train, test, heads=2, lrs=[1e-2], epochs=2, seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        return result.probe.classify.weight
+
+    first, again, other = weight(0), weight(0), weight(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_rate_is_chosen_on_held_out_images_only():
+    train, test = needle(600, 0), needle(100, 1)
+    wrong = TokenFeatures(test.x, 6 - test.labels)
+    right, misled = (
+        attentive_probe(train, each, heads=1, lrs=(1e-6, 1e-2), epochs=15, batch_size=60) for each in (test, wrong)
+    )
+    assert right.lr == 1e-2
+    assert right.validation[1e-6] < 0.5 < 0.8 < right.validation[1e-2]
+    assert misled.validation == right.validation
+    assert torch.equal(misled.probe.query, right.probe.query)
 
 
 def test_errors():

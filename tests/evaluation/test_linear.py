@@ -71,6 +71,15 @@ def test_test_labels_never_choose(digits):
     assert right.strength == misled.strength
 
 
+def test_held_out_images_are_not_fitted_on():
+    """On labels without a cause, more features than images are fitted perfectly, and held-out ones at chance."""
+    generator = torch.Generator().manual_seed(0)
+    random = Features(torch.randn(200, 300, generator=generator), torch.arange(200) % 2)
+    result = linear_probe(random, random, strengths=(1.0, 10.0))
+    assert result.accuracy == 1.0
+    assert max(result.validation.values()) < 0.75
+
+
 def test_seed_decides_the_held_out_images(digits):
     train, test = digits
     strengths = (1e-3, 1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from patchcast.evaluation.features import TokenFeatures, check_probe
+from patchcast.evaluation.splits import stratified_split
 
 
 class AttentiveProbe(nn.Module):
@@ -47,9 +49,19 @@ class AttentiveProbe(nn.Module):
 
 @dataclass(frozen=True)
 class AttentiveResult:
-    """What the attentive probe found: accuracy on the test images, in [0, 1]; which were right; the probe itself."""
+    """What the attentive probe found.
+
+    Attributes:
+        accuracy: on the test images, in [0, 1].
+        lr: the chosen learning rate.
+        validation: held-out accuracy at each learning rate; empty if there was one only.
+        correct: which test images were right.
+        probe: trained on all training images.
+    """
 
     accuracy: float
+    lr: float
+    validation: dict[float, float]
     correct: Bool[Tensor, " N"]
     probe: AttentiveProbe
 
@@ -59,59 +71,66 @@ def attentive_probe(
     test: TokenFeatures,
     *,
     heads: int,
-    epochs: int = 30,
-    batch_size: int = 256,
-    lr: float = 1e-3,
+    lrs: Sequence[float] = (1e-3, 3e-3, 1e-2),
+    epochs: int = 50,
+    batch_size: int = 64,
     weight_decay: float = 0.05,
+    held_out: float = 0.2,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> AttentiveResult:
     """Train an attentive probe on cached units, with AdamW and a cosine to 0.
 
+    The learning rate is chosen on held-out training images, like the linear probe's strength: one rate for all left
+    some features half trained (0.67 at 1e-3 and 0.89 at 1e-2 for an untrained ViT-Tiny's on scikit-learn's digits).
+
     >>> units, labels = torch.randn(40, 4, 8), torch.arange(40) % 2
     >>> units[:, 2] += 4 * labels[:, None]
     >>> tokens = TokenFeatures(units, labels)
-    >>> attentive_probe(tokens, tokens, heads=2, epochs=20, batch_size=20, lr=1e-2).accuracy > 0.9
+    >>> attentive_probe(tokens, tokens, heads=2, lrs=[1e-2], epochs=20, batch_size=20).accuracy > 0.9
     True
 
     Args:
         train, test: from `extract_tokens`, which averages raw block outputs as AIM does.
         heads: AIM takes as many as the backbone has.
-        seed: of the weights and of the order of the images; global random states are left alone.
+        lrs: learning rates to choose from. With a single one nothing is held out.
+        seed: of weights, held-out images and the order of the images; global random states are left alone.
         device: where the probe is trained; the features may stay where they are, batches travel.
     Raises:
-        ValueError: if the features cannot be probed.
+        ValueError: if the features cannot be probed, or a class has a single image to choose a rate with.
     """
     check_probe(train, test)
     classes, targets = train.labels.unique(return_inverse=True)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        probe = AttentiveProbe(train.x.shape[2], heads, len(classes)).to(device)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=lr, weight_decay=weight_decay)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * -(-len(train) // batch_size))
-    for _ in range(epochs):
-        for index in torch.randperm(len(train), generator=generator).split(batch_size):
-            if len(index) == 1 and train.x.shape[1] == 1:
-                continue  # batch norm needs two tokens
-            index = index.to(train.x.device)
-            loss = F.cross_entropy(probe(train.x[index].to(device)), targets[index].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-    correct = _predict(probe, test.x, classes, batch_size, device) == test.labels
-    return AttentiveResult(float(correct.double().mean()), correct, probe)
 
+    def fit(index: Int[Tensor, " M"], lr: float) -> AttentiveProbe:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            probe = AttentiveProbe(train.x.shape[2], heads, len(classes)).to(device)
+        optimizer = torch.optim.AdamW(probe.parameters(), lr=lr, weight_decay=weight_decay)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * -(-len(index) // batch_size))
+        for _ in range(epochs):
+            for rows in index[torch.randperm(len(index), generator=generator)].split(batch_size):
+                rows = rows.to(train.x.device)
+                loss = F.cross_entropy(probe(train.x[rows].to(device)), targets[rows].to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+        return probe.eval()
 
-@torch.no_grad()
-def _predict(
-    probe: AttentiveProbe,
-    x: Float[Tensor, "N L D"],
-    classes: Int[Tensor, " K"],
-    batch_size: int,
-    device: torch.device | str,
-) -> Int[Tensor, " N"]:
-    probe.eval()
-    rows = [probe(part.to(device)).argmax(dim=1).to(classes.device) for part in x.split(batch_size)]
-    return classes[torch.cat(rows)]
+    @torch.no_grad()
+    def judge(probe: AttentiveProbe, features: TokenFeatures) -> Bool[Tensor, " M"]:
+        parts = [probe(part.to(device)).argmax(dim=1).to(classes.device) for part in features.x.split(batch_size)]
+        return classes[torch.cat(parts)] == features.labels
+
+    validation: dict[float, float] = {}
+    best = lrs[0]
+    if len(lrs) > 1:
+        kept, held = stratified_split(train.labels, held_out, generator=torch.Generator().manual_seed(seed))
+        judged = train.take(held)
+        validation = {lr: float(judge(fit(kept, lr), judged).double().mean()) for lr in lrs}
+        best = max(validation, key=lambda lr: (validation[lr], -lr))
+    probe = fit(torch.arange(len(train)), best)
+    correct = judge(probe, test)
+    return AttentiveResult(float(correct.double().mean()), best, validation, correct, probe)

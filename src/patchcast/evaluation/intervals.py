@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 
@@ -38,7 +38,7 @@ def mean_interval(samples: Float[Tensor, " N"]) -> Interval:
     if count < 2:
         raise ValueError(f"an interval needs at least 2 samples; got {count}")
     mean = float(samples.double().mean())
-    half = float(t.ppf(0.975, count - 1)) * float(samples.double().std()) / count**0.5
+    half = float(stdtrit(count - 1, 0.975)) * float(samples.double().std()) / count**0.5
     return Interval(mean, mean - half, mean + half)
 
 
@@ -49,7 +49,7 @@ def accuracy_interval(correct: Bool[Tensor, " N"]) -> Interval:
     >>> print(accuracy_interval(torch.arange(100) < 90))
     0.900 [0.826, 0.945]
     """
-    count, z = len(correct), float(norm.ppf(0.975))
+    count, z = len(correct), float(ndtri(0.975))
     share = float(correct.double().mean())
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5

@@ -43,7 +43,7 @@ def check_gradients(pretrainer: Pretrainer) -> None:
     """Every parameter that is on the path gets a gradient, and those declared unused get none."""
     images = images_for(pretrainer)
     awake(pretrainer)(images).loss.backward()
-    unused = {id(each) for each in pretrainer.backbone.unused_parameters()}
+    unused = {id(each) for each in pretrainer.idle_parameters()}
     for name, parameter in pretrainer.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -35,9 +35,7 @@ def _probe(arguments: Sequence[str]) -> None:
     parser = _parser("probe", _probe)
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--data", help="labelled images; default: the run's own data")
-    parser.add_argument(
-        "--per_class", type=int, nargs="*", default=[1, 5, 10, 20], help="labels per class; %(default)s"
-    )
+    parser.add_argument("--per_class", type=int, nargs="*", default=[5, 10, 20], help="labels per class; %(default)s")
     parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
     parser.add_argument("--limit", type=int, help="use at most so many training images")
     options = parser.parse_args(arguments)

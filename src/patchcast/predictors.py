@@ -22,10 +22,12 @@ class Predictor(nn.Module):
 
     Attributes:
         reads_hidden: whether it reads the context at the place of hidden units, which the view must then hold.
+        reads_prefix: whether it reads the features of prefix tokens.
         plans: the kind of plan whose predictions it can make.
     """
 
     reads_hidden: bool
+    reads_prefix: bool = False
     plans: type[Plan] = Plan
 
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
@@ -111,6 +113,7 @@ class Decoder(Predictor):
     """
 
     reads_hidden = False
+    reads_prefix = True
     plans = MaskPlan
 
     def __init__(

@@ -87,6 +87,11 @@ class Pretrainer(nn.Module):
         super().__init__()
         if view.needs not in backbone.can:
             raise CannotError(backbone.cannot(view.needs))
+        if view.separates_by_attention and not backbone.pixels_stay_in_unit:
+            raise CannotError(
+                f"{type(view).__name__} would leak: the stem of {backbone.name} lets pixels through to neighbouring "
+                f"units, which no attention mask undoes; it can {', '.join(sorted(backbone.can - {view.needs}))}"
+            )
         if predictor.reads_hidden and not view.holds_hidden:
             raise CannotError(
                 f"{type(predictor).__name__} reads at hidden units, which {type(view).__name__} leaves out; "
@@ -119,6 +124,11 @@ class Pretrainer(nn.Module):
         targets = take(every, plan.predict)
         loss = weighted_mean(self.loss(predictions, targets), plan.weight)
         return Output(loss, predictions, targets, plan, self.backbone, images)
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Parameters that no prediction depends on. Freeze them, or DDP waits for their gradients."""
+        beside = [] if self.predictor.reads_prefix else self.backbone.beside_units()
+        return self.backbone.parameters_in([*self.backbone.unused(), *beside])
 
     def draw(self, images: Float[Tensor, "B C H W"], generator: torch.Generator | None = None) -> Plan:
         """A plan for these images, on their device."""

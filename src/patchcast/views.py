@@ -36,11 +36,13 @@ class View(nn.Module, Generic[PlanT]):
         needs: the capability that it asks of the backbone.
         plans: the kind of plan that it can show.
         holds_hidden: whether its context has a row for units that were not seen, so that a head may read there.
+        separates_by_attention: whether units are kept apart by attention alone, so that no stem may mix their pixels.
     """
 
     needs: Capability
     plans: type[PlanT]
     holds_hidden: bool
+    separates_by_attention: bool = False
 
     def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: PlanT) -> Context:
         raise NotImplementedError
@@ -49,7 +51,7 @@ class View(nn.Module, Generic[PlanT]):
 class Drop(View[MaskPlan]):
     """The backbone runs on the visible units alone (MAE, I-JEPA).
 
-    The pixels of the others are blanked first: where stems overlap (Hiera), visible tokens would hold some of them.
+    Where stems overlap (Hiera), the pixels of the others are blanked first: visible tokens would hold some of them.
     """
 
     needs = "drop"
@@ -57,7 +59,9 @@ class Drop(View[MaskPlan]):
     holds_hidden = False
 
     def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: MaskPlan) -> Context:
-        tokens = backbone.keep(backbone.embed(paint(images, plan.is_hidden)), plan.visible)
+        if not backbone.pixels_stay_in_unit:
+            images = paint(images, plan.is_hidden)
+        tokens = backbone.keep(backbone.embed(images), plan.visible)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units, plan.visible)
 
@@ -68,6 +72,7 @@ class Attend(View[OrderPlan]):
     needs = "attend"
     plans = OrderPlan
     holds_hidden = True
+    separates_by_attention = True
 
     def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: OrderPlan) -> Context:
         tokens = backbone.embed(images)

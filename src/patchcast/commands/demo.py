@@ -31,7 +31,7 @@ def demo(out: Path) -> None:
     """Pretrain on digits without their labels, then probe with few of them."""
     recipe = pretrain(demo_recipe(out))
     Console().print()
-    probe(recipe.out, data=None, per_class=[1, 5, 10, 20], draws=20, limit=None)
+    probe(recipe.out, data=None, per_class=[5, 10, 20], draws=20, limit=None)
     Console().print(
         f"\nLook at {out / 'reconstructions.png'} and {out / 'loss.png'}. Then your own images:\n"
         "[bold]patchcast pretrain --method mae --model vit_tiny_patch16_224 --data FOLDER --out runs/mine[/]"

@@ -30,7 +30,7 @@ class Training(L.LightningModule):
         self.pretrainer = pretrainer
         self.optimization, self.steps, self.seed = optimization, steps, seed
         # No gradient ever reaches a classifier head that stays behind; DDP would wait for it.
-        for parameter in pretrainer.backbone.unused_parameters():
+        for parameter in pretrainer.idle_parameters():
             parameter.requires_grad_(False)
 
     def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:

@@ -1,0 +1,104 @@
+"""Methods on families of backbones beyond the plain transformer: honest, trainable, and learning from real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchcast.backbones import CannotError, wrap
+from patchcast.data import Evaluate, open_images
+from patchcast.methods import aim, ijepa, mae, simmim
+from patchcast.plans import RasterOrder
+from patchcast.pretrainer import Pretrainer
+from tests import contracts
+from tests.backbones import zoo
+
+METHODS = {
+    "mae": lambda backbone: mae(backbone, decoder_width=32, decoder_depth=1),
+    "simmim": simmim,
+    "ijepa": lambda backbone: ijepa(backbone, predictor_depth=1),
+    "aim": lambda backbone: aim(backbone, head_width=32, head_depth=1),
+}
+FEATURED = [
+    ("mae", "hiera_tiny_224"),
+    ("mae", "vit_tiny_patch16_dinov3_qkvb"),
+    ("mae", "naflexvit_base_patch16_gap"),
+    ("aim", "vit_tiny_patch16_dinov3_qkvb"),
+    ("aim", "beit_base_patch16_224"),
+    ("simmim", "swin_tiny_patch4_window7_224"),
+    ("simmim", "swinv2_tiny_window8_256"),
+    ("simmim", "test_maxvit"),
+    ("simmim", "pvt_v2_b0"),
+    ("ijepa", "swin_tiny_patch4_window7_224"),
+]
+OTHERS = [
+    pytest.param(method, name, marks=pytest.mark.slow)
+    for method in METHODS
+    for name in zoo.NAMES
+    if (method, name) not in FEATURED
+]
+
+
+def build(method: str, name: str) -> Pretrainer:
+    """The method over a small build of the architecture; skipped where the backbone cannot do it, and says so."""
+    try:
+        return METHODS[method](zoo.small(name))
+    except CannotError as refusal:
+        pytest.skip(str(refusal))
+
+
+@pytest.mark.parametrize(("method", "name"), [*FEATURED, *OTHERS])
+def test_no_leak(method: str, name: str) -> None:
+    contracts.check_no_leak(build(method, name))
+
+
+@pytest.mark.parametrize(("method", "name"), [*FEATURED, *OTHERS])
+def test_gradients(method: str, name: str) -> None:
+    contracts.check_gradients(build(method, name))
+
+
+@pytest.mark.parametrize(("method", "name"), [FEATURED[0], FEATURED[3], FEATURED[5]])
+def test_noise_floor(method: str, name: str) -> None:
+    contracts.check_noise_floor(build(method, name))
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_data: Path) -> list[Tensor]:
+    images = open_images(str(shared_data / "eurosat"))
+    return [images[i].image for i in range(0, 320, 10)]
+
+
+@pytest.mark.parametrize(("method", "name"), [pair for pair in FEATURED if pair[0] != "ijepa"])
+def test_the_loss_falls_on_real_images(method: str, name: str, photographs: list[Tensor]) -> None:
+    pretrainer = build(method, name)
+    transform = Evaluate(pretrainer.backbone.image_size, (0.35, 0.38, 0.41), (0.2, 0.14, 0.12))
+    images = torch.stack([transform(each) for each in photographs])
+    optimizer = torch.optim.AdamW(pretrainer.parameters(), lr=2e-3)
+
+    def judged() -> float:
+        with torch.no_grad():
+            return pretrainer.eval()(images, generator=torch.Generator().manual_seed(9)).loss.item()
+
+    before = judged()
+    pretrainer.train()
+    for step in range(40):
+        pretrainer(images[step % 4 :: 4]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert judged() < 0.95 * before
+
+
+def test_what_cannot_be_done_is_refused_in_one_sentence() -> None:
+    with pytest.raises(CannotError, match=r"SwinTransformer cannot run on the visible units alone.*it can"):
+        mae(zoo.small("swin_tiny_patch4_window7_224"))
+    with pytest.raises(CannotError, match="cannot obey any attention mask"):
+        aim(zoo.small("pvt_v2_b0"))
+    with pytest.raises(CannotError, match="would leak: the stem of VisionTransformer"):
+        aim(zoo.small("vit_tiny_r_s16_p8_224"))
+    parts = mae(wrap("test_vit", img_size=32), decoder_depth=1)
+    others = {"view": parts.view, "predictor": parts.predictor, "target": parts.target, "loss": parts.loss}
+    with pytest.raises(CannotError, match="Drop shows a MaskPlan; RasterOrder"):
+        Pretrainer(parts.backbone, plan=RasterOrder(), **others)

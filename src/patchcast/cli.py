@@ -72,6 +72,18 @@ def _export(arguments: Sequence[str]) -> None:
     export(options.run, options.out)
 
 
+def _check(arguments: Sequence[str]) -> int:
+    """test a run or a recipe for leaks of the answer"""
+    parser = _parser("check", _check)
+    parser.add_argument("source", type=Path, help="a run folder, or a recipe in YAML")
+    parser.add_argument("--out", type=Path, help="the picture; default: check.png, in the run folder if it is one")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.check import check
+
+    return 0 if check(options.source, out=options.out) else 1
+
+
 def _demo(arguments: Sequence[str]) -> None:
     """pretrain on handwritten digits in two minutes, and show what was learnt"""
     parser = _parser("demo", _demo)
@@ -83,11 +95,12 @@ def _demo(arguments: Sequence[str]) -> None:
     demo(options.out)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "pretrain": _pretrain,
     "probe": _probe,
     "show": _show,
     "export": _export,
+    "check": _check,
     "demo": _demo,
 }
 
@@ -106,7 +119,7 @@ patchcast COMMAND --help tells the options. To begin:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 2 with one sentence if the user can put it right."""
+    """Run one command; 0 if it went well, 1 if a check failed, 2 with one sentence if the user can put it right."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP.format(commands="\n".join(f"  {name:9} {run.__doc__}" for name, run in COMMANDS.items())), end="")
@@ -119,17 +132,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         return _fail(f"no command is called {arguments[0]!r}; {hint}")
     try:
-        COMMANDS[arguments[0]](arguments[1:])
+        return COMMANDS[arguments[0]](arguments[1:]) or 0
     except ValueError as problem:
         if os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(str(problem))
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from the last checkpoint, if it is a run", code=130)
-    return 0
 
 
-def _parser(name: str, run: Callable[[Sequence[str]], None]) -> argparse.ArgumentParser:
+def _parser(name: str, run: Callable[[Sequence[str]], int | None]) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"patchcast {name}", description=run.__doc__)
 
 

@@ -13,6 +13,8 @@ from patchcast.plans import Plan
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import patchify, unpatchify
 
+Judged = tuple[Bool[Tensor, "B N"], Bool[Tensor, "B P"]]
+
 
 @dataclass(frozen=True)
 class Leak:
@@ -28,11 +30,14 @@ class Leak:
 
 
 @torch.no_grad()
-def no_leak(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan) -> Leak:
+def no_leak(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan, *, limit: int | None = None) -> Leak:
     """Change every pixel that one prediction may not use; it must not move at all. Then those it may; it should.
 
     What a prediction may use is `plan.may_use()`, stated from the method's definition. Predictions of weight zero are
     not looked at: they teach nothing. The pretrainer is run in eval mode; its mode is put back.
+
+    Args:
+        limit: where every prediction may use something else, look at so many, evenly spread; None for all.
 
     >>> from patchcast.backbones import wrap
     >>> from patchcast.methods import aim
@@ -51,7 +56,7 @@ def no_leak(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan
     worst, moved = 0.0, 0.0
     for group in range(before.shape[1]):
         # Predictions that may use the same units are judged in one pass: masked methods need one, causal ones P.
-        for may_use, these in _alike(allowed[:, group]):
+        for may_use, these in _spread(_alike(allowed[:, group]), limit):
             counted = these & counts[:, group]
             if counted.any():
                 worst = max(worst, _movement(pretrainer, images, noise, plan, ~may_use, before, group, counted))
@@ -60,12 +65,18 @@ def no_leak(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan
     return Leak(worst, moved)
 
 
-def _alike(allowed: Bool[Tensor, "B P N"]) -> list[tuple[Bool[Tensor, "B N"], Bool[Tensor, "B P"]]]:
+def _alike(allowed: Bool[Tensor, "B P N"]) -> list[Judged]:
     """Predictions grouped by what they may use: (what, which)."""
     if bool((allowed == allowed[:, :1]).all()):
         return [(allowed[:, 0], torch.ones(allowed.shape[:2], dtype=torch.bool))]
     each = torch.eye(allowed.shape[1], dtype=torch.bool)
     return [(allowed[:, p], each[p].expand(len(allowed), -1)) for p in range(allowed.shape[1])]
+
+
+def _spread(groups: list[Judged], limit: int | None) -> list[Judged]:
+    if limit is None or len(groups) <= limit:
+        return groups
+    return [groups[int(place)] for place in torch.linspace(0, len(groups) - 1, limit)]
 
 
 def _movement(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -64,4 +64,32 @@ def draw_loss(training: Curve, held_out: Curve, *, title: str) -> Figure:
     axis.set_title(title)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
+    return figure
+
+
+def draw_dependencies(found: Float[Tensor, "N N"], allowed: Bool[Tensor, "N N"], *, title: str) -> Figure:
+    """Which units' pixels each unit's prediction depends on, beside what its plan allows; forbidden ones in red.
+
+    Args:
+        found: dependence of the row's prediction on the column's pixels, relative to the row's largest; NaN in rows
+            that are not predicted.
+        allowed: True where the plan allows it.
+    """
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    strength = np.clip(np.log10(found.clamp_min(1e-6).numpy()) / 6 + 1, 0, 1)  # six decades, white to dark
+    predicted = ~np.isnan(strength)
+    leaks = (found > 0).numpy() & ~allowed.numpy()
+    colour = np.stack([1 - 0.85 * strength, 1 - 0.7 * strength, 1 - 0.45 * strength], axis=-1)
+    colour[leaks] = np.array([0.85, 0.1, 0.1])
+    colour[~predicted] = HIDDEN
+    left.imshow(colour, interpolation="nearest")
+    left.set_title(f"{title}: depends on" + (" (red: leaks)" if leaks.any() else ""), fontsize=9)
+    plan = np.where(allowed.numpy()[..., None], np.array([0.15, 0.3, 0.55]), np.ones(3))
+    plan[~predicted] = HIDDEN
+    right.imshow(plan, interpolation="nearest")
+    right.set_title("may depend on", fontsize=9)
+    for axis in (left, right):
+        axis.set_xlabel("pixels of unit")
+    left.set_ylabel("prediction of unit (grey: not predicted)")
     return figure

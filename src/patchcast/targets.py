@@ -19,10 +19,12 @@ class Target(nn.Module):
 
     Attributes:
         outputs: values to predict for a unit.
+        has_noise_floor: whether the loss on noise has a floor; not if the target is learnt along, and can collapse.
         lends: what `to_pixels` takes from the image itself, in words; for the caption of a picture.
     """
 
     outputs: int
+    has_noise_floor: bool = True
     lends: str = ""
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Num[Tensor, "B N T"]:
@@ -130,6 +132,8 @@ class EMAFeatures(Target):
     """
 
     step: Tensor
+
+    has_noise_floor = False
 
     def __init__(self, backbone: Backbone, *, momentum: float = 0.996, steps: int | None = None) -> None:
         super().__init__()

@@ -35,11 +35,12 @@ class Painted(Backbone):
         super().__init__(model)
         self.channels = channels_of(model)
         self.image_size = height, width = image_size or nominal_size(model)
-        shape = features_shape(model, torch.empty(2, self.channels, height, width, device="meta"))
-        self.takes_any_size = len(shape) == 4
+        features = self.features_of((height, width))
+        shape = last(features).shape
         if len(shape) == 3:
-            first = shape[1] == self.model.num_features
-            self.features_layout, self.width, count = ("NCHW", *shape[1:]) if first else ("NLC", *shape[:0:-1])
+            channels_first = shape[1] == self.model.num_features or not isinstance(features, Tensor)
+            self.features_layout = "NCHW" if channels_first else "NLC"
+            self.width, count = shape[1:] if channels_first else shape[:0:-1]
             rows = round((count * height / width) ** 0.5)
             grid = Grid(rows, count // rows)
         elif getattr(model, "output_fmt", "NCHW") == "NHWC":
@@ -52,6 +53,11 @@ class Painted(Backbone):
                 f"{self.name} makes {grid} units of {height}x{width}, which do not divide it; give another img_size"
             )
         self.stride = (height // grid.rows, width // grid.cols)
+        if len(shape) == 4:  # without padding, or with a fixed number of units, twice the image is not twice the units
+            try:
+                self.takes_any_size = last(self.features_of((2 * height, width))).numel() == 2 * shape.numel()
+            except (AssertionError, RuntimeError):
+                self.takes_any_size = False
 
     def to_patches(self, images: Images) -> Tokens:
         return Tokens(images, self.grid(images), layout="NCHW")
@@ -59,26 +65,30 @@ class Painted(Backbone):
     def run_stages(self, tokens: Tokens) -> Any:
         return self.model.forward_features(tokens.x)
 
+    def features_of(self, size: tuple[int, int]) -> Any:
+        """Features of images of this size, on the meta device."""
+
+        class Features(nn.Module):
+            def __init__(self, model: Any) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, x: Tensor) -> Any:
+                return self.model.forward_features(x)
+
+        whole = Features(self.model)
+        state = {name: each.to("meta") for name, each in [*whole.named_parameters(), *whole.named_buffers()]}
+        with torch.no_grad():
+            images = torch.empty(2, self.channels, *size, device="meta")
+            return torch.func.functional_call(whole, state, (images,))
+
     def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
-        x = features if isinstance(features, Tensor) else features[-1]
+        x = last(features)
         if self.features_layout == "NCHW" and x.ndim == 3:
             x = x.unflatten(2, tokens.grid)
         return super().split(x, tokens)
 
 
-def features_shape(model: Any, images: Tensor) -> torch.Size:
-    """The shape of the last of `forward_features(images)`, for images on the meta device."""
-
-    class Features(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: Tensor) -> Any:
-            return model.forward_features(x)
-
-    features = Features()
-    state = {name: each.to("meta") for name, each in [*features.named_parameters(), *features.named_buffers()]}
-    with torch.no_grad():
-        out = torch.func.functional_call(features, state, (images,))
-    return (out if isinstance(out, Tensor) else out[-1]).shape
+def last(features: Any) -> Tensor:
+    """The features, or the last of several."""
+    return features if isinstance(features, Tensor) else features[-1]

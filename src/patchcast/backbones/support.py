@@ -1,0 +1,210 @@
+"""Which architecture of timm can do what: a table made by `measure`, so that nothing need be built to look it up.
+
+python -m patchcast.backbones.support measure   # writes the table anew, for the timm that is installed
+python -m patchcast.backbones.support page      # prints docs/backbones.md
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+from patchcast.backbones.base import CAPABILITIES, Capability
+
+TABLE = Path(__file__).with_name("support.csv")
+COLUMNS = ["name", "model_class", "can", "pixels_stay_in_unit", "takes_any_size", "image_size", "stride", "width"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """What one architecture can do, as its `Backbone` declares it.
+
+    Attributes:
+        pixels_stay_in_unit: where False, "drop" needs hidden pixels blanked, and no mask is causal for pixels.
+        image_size, stride: nominal (height, width), and pixels per unit.
+    """
+
+    name: str
+    model_class: str
+    can: frozenset[Capability]
+    pixels_stay_in_unit: bool
+    takes_any_size: bool
+    image_size: tuple[int, int]
+    stride: tuple[int, int]
+    width: int
+
+    @property
+    def is_causal_for_pixels(self) -> bool:
+        """Whether under a causal mask no unit's feature depends on the pixels of a later one."""
+        return "attend" in self.can and self.pixels_stay_in_unit
+
+
+def support(pattern: str = "*", needs: Capability | None = None) -> list[Support]:
+    """The architectures whose name matches, and which can do what is needed.
+
+    >>> [row.name for row in support("vit_tiny_patch16_224*", needs="attend")]
+    ['vit_tiny_patch16_224']
+    >>> support("swin_*", needs="drop")
+    []
+
+    Args:
+        pattern: as in `timm.list_models`: `*` and `?` stand for anything.
+        needs: "drop" for MAE and I-JEPA, "replace" for SimMIM and BEiT, "attend" for AIM, "paint" for all.
+    """
+    return [row for row in table() if fnmatch(row.name, pattern) and (needs is None or needs in row.can)]
+
+
+@cache
+def table() -> tuple[Support, ...]:
+    """Every architecture of the timm for which the table was made, by name."""
+    with TABLE.open(newline="") as file:
+        return tuple(_from_text(row) for row in csv.DictReader(file))
+
+
+def made_for() -> str:
+    """The version of timm that the table was made for."""
+    return TABLE.with_name("support_version.txt").read_text().strip()
+
+
+def measure(name: str) -> Support:
+    """Build an architecture on the meta device, without weights, and read what its backbone declares."""
+    import torch
+
+    from patchcast.backbones.wrap import wrap
+
+    errors = []
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for size in (None, 378, 320, 352):  # some nominal sizes are no multiple of the units
+            try:
+                backbone = wrap(name, **({} if size is None else {"img_size": size}))
+            except (ValueError, RuntimeError) as error:
+                errors.append(error)
+                continue
+            return Support(
+                name=name,
+                model_class=backbone.name,
+                can=backbone.can,
+                pixels_stay_in_unit=backbone.pixels_stay_in_unit,
+                takes_any_size=backbone.takes_any_size,
+                image_size=backbone.image_size,
+                stride=backbone.stride,
+                width=backbone.width,
+            )
+    raise ValueError(f"{name} fits none of the sizes tried") from errors[0]
+
+
+def _from_text(row: Mapping[str, str]) -> Support:
+    def pair(text: str) -> tuple[int, int]:
+        height, width = text.split("x")
+        return int(height), int(width)
+
+    return Support(
+        name=row["name"],
+        model_class=row["model_class"],
+        can=frozenset(each for each in CAPABILITIES if each in row["can"].split()),
+        pixels_stay_in_unit=row["pixels_stay_in_unit"] == "yes",
+        takes_any_size=row["takes_any_size"] == "yes",
+        image_size=pair(row["image_size"]),
+        stride=pair(row["stride"]),
+        width=int(row["width"]),
+    )
+
+
+def _to_text(row: Support) -> dict[str, str]:
+    return {
+        "name": row.name,
+        "model_class": row.model_class,
+        "can": " ".join(each for each in CAPABILITIES if each in row.can),
+        "pixels_stay_in_unit": "yes" if row.pixels_stay_in_unit else "no",
+        "takes_any_size": "yes" if row.takes_any_size else "no",
+        "image_size": "{}x{}".format(*row.image_size),
+        "stride": "{}x{}".format(*row.stride),
+        "width": str(row.width),
+    }
+
+
+def write_table() -> None:
+    """Measure every architecture of the timm that is installed; those that fit no size are told."""
+    import timm
+
+    TABLE.with_name("support_version.txt").write_text(timm.__version__ + "\n")
+    with TABLE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for name in timm.list_models():
+            try:
+                writer.writerow(_to_text(measure(name)))
+            except (ValueError, RuntimeError) as error:
+                print(f"{name}: {error} ({error.__cause__})", file=sys.stderr)
+
+
+INTRODUCTION = """\
+# Backbones
+
+`wrap(name)` makes a backbone of any architecture of timm, `wrap(model)` of a model that you have. This page is printed
+by `python -m patchcast.backbones.support page` from a table of what every backbone declares, for timm {version}; in
+Python, `patchcast.backbones.support.support("vit_*", needs="drop")` looks names up in it without building anything.
+
+| capability | the backbone can | asked for by |
+|---|---|---|
+{capabilities}
+
+**Causal for pixels** says whether, under a causal mask, no unit depends on the pixels of a later one. Where the stem's
+kernels reach over the border of a unit it does, whatever attention does. For the same reason hidden pixels are blanked
+before their tokens are replaced (`embed(images, is_hidden=...)` always does) or dropped.
+
+**Any size**: images of any height and width that the stride divides. The others take the size that they were built for:
+`wrap(name, img_size=(H, W))`. A plain ViT takes any size when it is built with `dynamic_img_size=True`.
+
+Beside these, torchvision's `VisionTransformer` can drop, replace and paint, and its `SwinTransformer` (V1 and V2)
+replace and paint, at any size. A class that is not listed can be added: see [add-a-backbone.md](add-a-backbone.md).
+"""
+
+
+def page() -> list[str]:
+    """The lines of docs/backbones.md: one row for each class of timm, and for each of its kinds where they differ."""
+    asked = {"drop": "MAE, I-JEPA", "attend": "AIM", "replace": "SimMIM, BEiT", "paint": "every masked method"}
+    capabilities = [f"| `{each}` | {what} | {asked[each]} |" for each, what in CAPABILITIES.items()]
+    lines = INTRODUCTION.format(version=made_for(), capabilities="\n".join(capabilities)).splitlines()
+    entered = [row for row in table() if row.can > {"paint"}]
+    painted = [row for row in table() if row.can == {"paint"}]
+    counts = ", ".join(f"{sum(each in row.can for row in table())} `{each}`" for each in CAPABILITIES)
+    lines += [f"{len(table())} architectures in all: {counts}.", "", "## Entered between embedding and blocks", ""]
+    lines += ["| class | architectures | drop | attend | causal for pixels | replace | any size | for example |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for rows in _alike(entered):
+        first = rows[0]
+        marks = ["drop" in first.can, "attend" in first.can, first.is_causal_for_pixels, "replace" in first.can]
+        cells = " | ".join("yes" if mark else "" for mark in [*marks, first.takes_any_size])
+        lines.append(f"| {first.model_class} | {len(rows)} | {cells} | `{first.name}` |")
+    lines += ["", "## Painted only", "", "Everything else in timm: hidden units are painted over in the image.", ""]
+    classes = sorted({row.model_class for row in painted}, key=str.lower)
+    per_class = [f"{each} {sum(row.model_class == each for row in painted)}" for each in classes]
+    lines.append(", ".join(per_class) + ".")
+    return lines
+
+
+def _alike(rows: list[Support]) -> list[list[Support]]:
+    """The rows by class and by what differs inside a class."""
+    kinds: dict[tuple[object, ...], list[Support]] = {}
+    for row in rows:
+        kind = (row.model_class.lower(), -len(row.can), not row.pixels_stay_in_unit, not row.takes_any_size)
+        kinds.setdefault(kind, []).append(row)
+    return [kinds[kind] for kind in sorted(kinds, key=str)]
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["measure"]:
+            write_table()
+        case ["page"]:
+            print("\n".join(page()))
+        case _:
+            sys.exit(__doc__)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import pytest
 import torch
 from torch import nn
-
-from patchcast.backbones import Backbone, wrap
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module, name: Callable[[str], str]) -> None:
@@ -39,13 +35,3 @@ def wake(module: nn.Module) -> nn.Module:
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return module
-
-
-def wrap_or_skip(model: str | nn.Module, **kwargs: Any) -> Backbone:
-    """The backbone, or a skipped test where its class has no adapter yet."""
-    try:
-        return wrap(model, **kwargs)
-    except ValueError as error:
-        if "no adapter knows" not in str(error):
-            raise
-        pytest.skip(str(error))

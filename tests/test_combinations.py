@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 import torchvision
 from torch import nn
 
-from patchcast.backbones import Backbone
+from patchcast.backbones import Backbone, wrap
 from patchcast.methods import beit, ijepa, mae, simmim
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import EMAFeatures
 from patchcast.tokenizers.patches import PatchCodebook
 from patchcast.views import Drop, Paint, Replace
 from tests import contracts
-from tests.peers import wrap_or_skip
 
 
 def swin(**kwargs) -> Backbone:
     small = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 8), "window_size": 2}
-    return wrap_or_skip("swin_tiny_patch4_window7_224", img_size=128, **small, **kwargs)
+    return wrap("swin_tiny_patch4_window7_224", img_size=128, **small, **kwargs)
 
 
 def torchvision_vit() -> Backbone:
-    if importlib.util.find_spec("patchcast.backbones.torchvision") is None:
-        pytest.skip("no adapter for torchvision's models yet")
     vit = torchvision.models.VisionTransformer(
         image_size=64, patch_size=16, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96
     )
-    return wrap_or_skip(vit)
+    return wrap(vit)
 
 
 def codes(backbone: Backbone) -> PatchCodebook:
@@ -57,7 +52,7 @@ def test_ijepa_on_swin_by_replacement(channels: int) -> None:
 @pytest.mark.parametrize("method", [mae, ijepa], ids=lambda method: method.__name__)
 def test_dropping_units_of_a_stem_that_overlaps(method) -> None:
     """Hiera's tokens reach three pixels into their neighbours."""
-    pretrainer = method(wrap_or_skip("hiera_tiny_224", img_size=128))
+    pretrainer = method(wrap("hiera_tiny_224", img_size=128))
     assert isinstance(pretrainer.view, Drop)
     check(pretrainer)
 

@@ -14,7 +14,7 @@ from patchcast.plans import GridMask, MaskPlan
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import patchify
 from patchcast.views import Paint, Replace
-from tests.peers import wake, wrap_or_skip
+from tests.peers import wake
 
 SIZE, PATCH = 64, 16
 
@@ -102,9 +102,7 @@ def test_equals_transformers_swin() -> None:
     """SimMIM's own backbone: mask tokens on a grid of 4 pixels, predictions on one of 32."""
     transformers = pytest.importorskip("transformers", reason="the peer here: pip install patchcast[peers]")
     shape = {"embed_dim": 16, "window_size": 2}
-    backbone = wrap_or_skip(
-        "swin_tiny_patch4_window7_224", img_size=64, depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 8), **shape
-    )
+    backbone = wrap("swin_tiny_patch4_window7_224", img_size=64, depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 8), **shape)
     config = transformers.SwinConfig(
         image_size=64, patch_size=4, depths=[1, 2, 1, 1], num_heads=[1, 2, 4, 8], encoder_stride=32, **shape
     )

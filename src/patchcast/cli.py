@@ -84,6 +84,18 @@ def _check(arguments: Sequence[str]) -> int:
     return 0 if check(options.source, out=options.out) else 1
 
 
+def _models(arguments: Sequence[str]) -> None:
+    """list the models that there are, and what can be done with them"""
+    parser = _parser("models", _models)
+    parser.add_argument("pattern", nargs="?", default="*", help="part of a name, or a pattern with * and ?")
+    parser.add_argument("--method", help="only those that this method can be run on")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.models import models
+
+    models(options.pattern, options.method)
+
+
 def _demo(arguments: Sequence[str]) -> None:
     """pretrain on handwritten digits in two minutes, and show what was learnt"""
     parser = _parser("demo", _demo)
@@ -101,6 +113,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "show": _show,
     "export": _export,
     "check": _check,
+    "models": _models,
     "demo": _demo,
 }
 

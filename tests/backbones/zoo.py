@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.backbones.wrap import TIMM
+from patchcast.backbones.adapters import TIMM
 
 _NARROW = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": (64, 96)}
 _SWIN = {"depths": (2, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8), "window_size": 2, "img_size": (64, 96)}

@@ -172,3 +172,24 @@ def test_help_is_instant_and_flags_are_yaml(tmp_path: Path) -> None:
 
 def test_the_recipes_help_names_every_method() -> None:
     assert all(method in (Recipe.__doc__ or "") for method in METHODS)
+
+
+def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    lazy = "import sys, patchcast.cli as cli; cli.main(['models', 'swin_tiny*']); assert 'torch' not in sys.modules"
+    told = subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout
+    assert "swin_tiny_patch4_window7_224" in told
+    assert main(["models", "vit_tiny_r_s16_p8_224"]) == 0
+    assert "there are aim" in fails(capsys, "models", "--method", "mea")
+    assert "that aim can be run on" in fails(capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim")
+
+
+def test_check_tells_honest_from_leaking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Recipe(
+        method="aim", model="test_vit", data="digits", out=tmp_path / "run", image_size=(16, 16), patch_size=4,
+        method_args={"head_depth": 0, "normalize": False},
+    )  # fmt: skip
+    recipe.save(tmp_path / "recipe.yaml")
+    assert main(["check", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "check.png")]) == 0
+    assert "Honest." in capsys.readouterr().out
+    assert (tmp_path / "check.png").stat().st_size > 1000
+    assert "neither a run folder nor a recipe" in fails(capsys, "check", str(tmp_path / "nothing"))

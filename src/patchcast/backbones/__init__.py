@@ -1,7 +1,22 @@
 """The seam over timm: any vision transformer, entered between its embedding and its blocks."""
 
-from patchcast.backbones.base import Backbone, CannotError, Grid, Tokens
-from patchcast.backbones.painted import Painted
-from patchcast.backbones.wrap import wrap
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchcast.backbones.adapters import wrap
+    from patchcast.backbones.base import Backbone, CannotError, Grid, Tokens
+    from patchcast.backbones.painted import Painted
 
 __all__ = ["Backbone", "CannotError", "Grid", "Painted", "Tokens", "wrap"]
+
+HOMES = {"Painted": "painted", "wrap": "adapters"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, when it is asked for: `patchcast models` needs neither torch nor timm."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES.get(name, 'base')}"), name)

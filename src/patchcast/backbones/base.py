@@ -14,18 +14,12 @@ from timm.layers import PatchDropout, PatchDropoutWithIndices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
+from patchcast.backbones.capabilities import CAPABILITIES, Capability
+
 # A batch of images, or what timm's NaFlex loader makes of images of different sizes: "patches", "patch_coord" and
 # "patch_valid". Only NaFlexVit takes the second.
 Images = Float[Tensor, "B C H W"] | Mapping[str, Tensor]
 Layout = Literal["NLC", "NHWC", "NCHW"]
-Capability = Literal["drop", "attend", "replace", "paint"]
-
-CAPABILITIES: dict[Capability, str] = {
-    "drop": "run on the visible units alone",
-    "attend": "obey any attention mask",
-    "replace": "put a mask token in the place of hidden units",
-    "paint": "be shown images whose hidden units are painted over",
-}
 
 
 class Grid(NamedTuple):

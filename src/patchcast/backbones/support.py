@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
-from patchcast.backbones.base import CAPABILITIES, Capability
+from patchcast.backbones.capabilities import CAPABILITIES, Capability
 
 TABLE = Path(__file__).with_name("support.csv")
 COLUMNS = ["name", "model_class", "can", "pixels_stay_in_unit", "takes_any_size", "image_size", "stride", "width"]
@@ -76,7 +76,7 @@ def measure(name: str) -> Support:
     """Build an architecture on the meta device, without weights, and read what its backbone declares."""
     import torch
 
-    from patchcast.backbones.wrap import wrap
+    from patchcast.backbones.adapters import wrap
 
     errors = []
     with torch.device("meta"), warnings.catch_warnings():
@@ -172,7 +172,7 @@ def page() -> list[str]:
     """The lines of docs/backbones.md: one row for each class of timm, and for each of its kinds where they differ."""
     asked = {"drop": "MAE, I-JEPA", "attend": "AIM", "replace": "SimMIM, BEiT", "paint": "every masked method"}
     capabilities = [f"| `{each}` | {what} | {asked[each]} |" for each, what in CAPABILITIES.items()]
-    lines = INTRODUCTION.format(version=made_for(), capabilities="\n".join(capabilities)).splitlines()
+    lines = [*INTRODUCTION.format(version=made_for(), capabilities="\n".join(capabilities)).splitlines(), ""]
     entered = [row for row in table() if row.can > {"paint"}]
     painted = [row for row in table() if row.can == {"paint"}]
     counts = ", ".join(f"{sum(each in row.can for row in table())} `{each}`" for each in CAPABILITIES)

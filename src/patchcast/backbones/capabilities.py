@@ -1,0 +1,14 @@
+"""What backbones can do. Apart from `base.py`, so that it can be asked without importing torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Capability = Literal["drop", "attend", "replace", "paint"]
+
+CAPABILITIES: dict[Capability, str] = {
+    "drop": "run on the visible units alone",
+    "attend": "obey any attention mask",
+    "replace": "put a mask token in the place of hidden units",
+    "paint": "be shown images whose hidden units are painted over",
+}

@@ -47,7 +47,8 @@ class Recipe:
         clip: largest norm of the gradient, 0 for none. Default: the method's.
         precision: fp32 or bf16. Default: bf16 on a GPU that has it.
         device: auto, cpu or gpu.
-        workers: processes that read and augment images.
+        workers: processes that read and augment images. Default: none on the CPU, where they would take the cores
+            that training needs; on a GPU one for each core, up to 8.
         seed: of everything random.
         log_every: steps between two rows of metrics.csv.
         eval_every: steps between two evaluations on the data's test or validation split. Default: ten in the run.
@@ -79,7 +80,7 @@ class Recipe:
     clip: float | None = None
     precision: Precision | None = None
     device: Device = "auto"
-    workers: int = 2
+    workers: int | None = None
     seed: int = 0
     log_every: int = 10
     eval_every: int | None = None
@@ -143,6 +144,7 @@ class Resolved(Recipe):
     weight_decay: float
     clip: float
     precision: Precision
+    workers: int
     eval_every: int
     checkpoint_every: int
 

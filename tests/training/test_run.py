@@ -42,7 +42,7 @@ def run(pretrainer: Pretrainer, out: Path, *, steps: int = 12, workers: int = 0,
     )
     held_out = DataLoader(EvalSet(images, Evaluate((8, 8), (0.3,), (0.4,))), batch_size=512)
     how.setdefault("optimization", Optimization(lr=1e-3, clip=1.0))
-    engine = Engine(precision="fp32", workers=workers, device="cpu", log_every=2, eval_every=6, checkpoint_every=5)
+    engine = Engine(precision="fp32", device="cpu", log_every=2, eval_every=6, checkpoint_every=5)
     train(pretrainer, stream, held_out, engine=engine, out=out, title="test", **how)
 
 

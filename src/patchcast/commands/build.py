@@ -16,7 +16,7 @@ from patchcast.methods import METHODS, Method
 from patchcast.positions import start_from_sincos
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
-from patchcast.training.run import default_precision
+from patchcast.training.run import default_precision, default_workers
 
 FEWEST_UNITS = 7  # a side; with fewer there is little to predict a patch from
 SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalise by
@@ -68,6 +68,7 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
         "weight_decay": recipe.weight_decay if recipe.weight_decay is not None else method.weight_decay,
         "clip": recipe.clip if recipe.clip is not None else (method.clip or 0.0),
         "precision": recipe.precision or default_precision(),
+        "workers": recipe.workers if recipe.workers is not None else default_workers(recipe.device),
         "eval_every": recipe.eval_every or max(1, steps // 10),
         "checkpoint_every": recipe.checkpoint_every or max(1, steps // 10),
     }

@@ -14,16 +14,17 @@ from patchcast.recipe import Recipe
 def demo_recipe(out: Path) -> Recipe:
     """A small ViT on 1,437 digits of 8x8 pixels, in patches of 2x2."""
     return Recipe(
-        method="aim",
+        method="mae",
         model="vit_tiny_patch16_224",
         data="digits",
         out=out,
         model_args={"depth": 6, "embed_dim": 96, "num_heads": 3},
-        method_args={"head_depth": 2, "normalize": False},  # four pixels are too few to normalise by
-        steps=600,
+        # Four pixels are too few to normalise by, and digits too small to crop much.
+        method_args={"decoder_width": 64, "decoder_depth": 2, "normalize": False},
+        crop_scale=(0.7, 1.0),
+        steps=900,
         batch_size=128,
-        lr=1e-3,
-        workers=0,
+        lr=2e-3,
     )
 
 

@@ -79,7 +79,6 @@ def _train(recipe: Resolved, images: Images, pretrainer: Any) -> None:
         ),
         engine=Engine(
             precision=recipe.precision,
-            workers=recipe.workers,
             device=recipe.device,
             log_every=recipe.log_every,
             eval_every=recipe.eval_every,

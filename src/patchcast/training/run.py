@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ class Engine:
 
     Attributes:
         precision: of matrix products; weights stay fp32.
-        workers: processes that read and augment images.
         device: where.
         log_every: steps between two rows of the log.
         eval_every: steps between two evaluations of the loss on held-out images.
@@ -39,7 +39,6 @@ class Engine:
     """
 
     precision: Precision
-    workers: int
     device: Device
     log_every: int
     eval_every: int
@@ -144,6 +143,11 @@ def _hush_lightning() -> None:
         ".*treespec.*",
     ):
         warnings.filterwarnings("ignore", message=known)
+
+
+def default_workers(device: Device) -> int:
+    """None beside a CPU that trains; one for each core, up to 8, beside a GPU."""
+    return 0 if device == "cpu" or not torch.cuda.is_available() else min(8, os.cpu_count() or 1)
 
 
 def default_precision() -> Precision:

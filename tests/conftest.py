@@ -11,6 +11,8 @@ install_import_hook("patchcast", "beartype.beartype")
 
 import torch  # noqa: E402
 
+torch.set_num_threads(1)  # the suite runs in two processes; threads that wait for each other's core cost minutes
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

@@ -116,6 +116,7 @@ def train(
             val_check_interval=min(engine.eval_every, stream.steps),
             callbacks=[checkpoints, ProgressLine(title, stream.batch_size), *(extra_callbacks or [])],
             num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the stream knows which image comes when
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=out,

@@ -33,6 +33,7 @@ from patchcast.evaluation import (
 from patchcast.recipe import Resolved
 
 BATCH = 256
+PIXELS_A_SIDE = 16  # raw pixels are averaged down to this: a classifier on 12,288 of them takes minutes
 OURS, UNTRAINED, PIXELS = "pretrained", "untrained", "raw pixels"
 
 
@@ -60,13 +61,18 @@ def probe(run: Path, *, data: str | None, per_class: Sequence[int], draws: int, 
         }
         before = build(recipe).backbone
         features[UNTRAINED] = (extract(before, train, device=device), extract(before, test, device=device))
-        features[PIXELS] = (raw_pixels(train), raw_pixels(test))
+        size = (min(recipe.image_size[0], PIXELS_A_SIDE), min(recipe.image_size[1], PIXELS_A_SIDE))
+        features[PIXELS] = (raw_pixels(train, size=size), raw_pixels(test, size=size))
     per_class = _affordable(per_class, features[OURS][0])
     scores: dict[str, Scores] = {}
     for name, (fitted, judged) in features.items():
         with console.status(f"Probing {name}"):
             scores[name] = score(fitted, judged, per_class=per_class, draws=draws)
-    names = {**dict.fromkeys(scores, ""), UNTRAINED: "as timm gives it" if recipe.pretrained else ""}
+    names = {
+        **dict.fromkeys(scores, ""),
+        PIXELS: f"{size[0]}x{size[1]}",
+        UNTRAINED: "as timm gives it" if recipe.pretrained else "",
+    }
     console.print(table(scores, per_class, source, len(features[OURS][0].labels), draws, names))
     (run / "probe.json").write_text(json.dumps(_plain(scores, source), indent=2) + "\n")
     console.print(verdict(scores))

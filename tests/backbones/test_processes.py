@@ -42,10 +42,12 @@ def finish(process: subprocess.Popen[str], names: list[str], word: str) -> None:
 
 
 def compile_all(names: list[str]) -> None:
+    names = [name for name in names if name in NAMES]
     finish(start("compiled", *names), names, "compiled")
 
 
 def shard_all(names: list[str]) -> None:
+    names = [name for name in names if name in NAMES]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -28,7 +28,12 @@ class CaiT(Sequence):
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         x = run(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs)
-        return self.model.norm(x if self.model.blocks_token_only is None else self.model.forward_cls(x))
+        if self.model.blocks_token_only is not None:
+            cls_token = self.model.cls_token.expand(len(x), -1, -1)
+            for block in self.model.blocks_token_only:
+                cls_token = block(x, cls_token)
+            x = torch.cat([cls_token, x], dim=1)
+        return self.model.norm(x)
 
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         if can_see is None:
@@ -85,7 +90,10 @@ class XCiT(TimmBackbone):
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         x = run(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs)
-        return self.model.norm(x if self.model.cls_attn_blocks is None else self.model.forward_cls(x))
+        if self.model.cls_attn_blocks is not None:
+            x = torch.cat([self.model.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = run(self.model.cls_attn_blocks, x, self.model)
+        return self.model.norm(x)
 
 
 class Volo(TimmBackbone):

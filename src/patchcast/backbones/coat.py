@@ -17,7 +17,7 @@ class CoaT(TimmBackbone):
     features_prefix = 1
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
-        super().__init__(model, image_size)
+        super().__init__(model, image_size, reduction=32)
         self.embed_width = self.model.patch_embed1.proj.out_channels
 
     def to_patches(self, images: Images) -> Tokens:

@@ -13,12 +13,14 @@ from patchcast.backbones.base import Backbone
 class TimmBackbone(Backbone):
     """A timm model whose widths and sizes are where timm usually puts them; adapters correct what differs."""
 
-    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, image_size: tuple[int, int] | None = None, *, reduction: int | None = None
+    ) -> None:
         super().__init__(model)
         self.channels = channels_of(model)
         self.image_size = image_size or nominal_size(model)
         self.width = self.embed_width = self.model.num_features
-        self.set_stride(self.model.feature_info[-1]["reduction"])
+        self.set_stride(reduction or self.model.feature_info[-1]["reduction"])
 
     def set_stride(self, reduction: int) -> None:
         """Pixels per unit, where each halving rounds up: 224 pixels reduced by 64 are 4 units of 56 pixels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
+from timm.models.convit import ConVit
 from torch import Tensor
 
 from patchcast.backbones.base import Grid, Images, Tokens
@@ -16,6 +17,9 @@ class ConViT(TimmBackbone):
 
     can = frozenset({"replace", "paint"})
     features_prefix = 1
+
+    def __init__(self, model: ConVit, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, image_size, reduction=model.patch_embed.patch_size[0])
 
     def to_patches(self, images: Images) -> Tokens:
         return Tokens(self.model.patch_embed(images), Grid(*self.model.patch_embed.grid_size))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from timm.models.crossvit import scale_image
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchcast.backbones.base import Grid, Images, Tokens, put, upsample
 from patchcast.backbones.conventions import TimmBackbone
@@ -23,8 +25,8 @@ class CrossViT(TimmBackbone):
     pixels_stay_in_unit = False
     features_prefix = 1
 
-    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
-        super().__init__(model, image_size)
+    def __init__(self, model: Any, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, image_size, reduction=model.patch_embed[0].patch_size[0])
         self.widths = [each.shape[-1] for each in (self.model.pos_embed_0, self.model.pos_embed_1)]
         self.width = self.embed_width = sum(self.widths)
         self.grids = [

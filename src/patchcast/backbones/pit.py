@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from timm.models.pit import PoolingVisionTransformer
+from torch import Tensor
 
 from patchcast.backbones.base import Grid, Images, Tokens, to_rows
 from patchcast.backbones.conventions import TimmBackbone
@@ -19,8 +20,9 @@ class PiT(TimmBackbone):
     can = frozenset({"replace", "paint"})
     pixels_stay_in_unit = False
 
-    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
-        super().__init__(model, image_size)
+    def __init__(self, model: PoolingVisionTransformer, image_size: tuple[int, int] | None = None) -> None:
+        halvings = len(model.transformers) - 1
+        super().__init__(model, image_size, reduction=model.patch_embed.conv.stride[0] * 2**halvings)
         self.embed_width = self.model.patch_embed.conv.out_channels
         self.features_prefix = self.model.cls_token.shape[1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from patchcast.backbones.base import upsample
@@ -30,7 +30,7 @@ class Leak:
 
 
 @torch.no_grad()
-def no_leak(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan, *, limit: int | None = None) -> Leak:
+def no_leak(pretrainer: Pretrainer, images: Real[Tensor, "B C H W"], plan: Plan, *, limit: int | None = None) -> Leak:
     """Change every pixel that one prediction may not use; it must not move at all. Then those it may; it should.
 
     What a prediction may use is `plan.may_use()`, stated from the method's definition. Predictions of weight zero are
@@ -97,7 +97,8 @@ def _movement(
 
 
 def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr: float = 3e-3, seed: int = 0) -> float:
-    """Train on noise that is independent from unit to unit, new at every step; return the final loss over the variance.
+    """Train on noise that is independent from unit to unit, new at every step; return the final loss over the variance
+    (over the entropy, where codes are predicted).
 
     Such a unit cannot be predicted from others, so that an honest method cannot get below 1 but for chance; a method
     that is shown its answer falls towards 0. Each unit is a random mixture of the same four patterns, because a copy of
@@ -105,7 +106,8 @@ def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr
     it: give it a copy.
 
     Returns:
-        the ratio of the mean loss of the last quarter of the steps to that of predicting zero, the mean.
+        the mean ratio, over the last quarter of the steps, of the loss to that of the best prediction without an image:
+        the mean, or how often each code occurs.
     """
     generator = torch.Generator().manual_seed(seed)
     backbone = pretrainer.backbone
@@ -122,24 +124,25 @@ def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr
         output.loss.backward()
         optimizer.step()
         if step >= steps * 3 // 4:
-            constant = pretrainer.loss(torch.zeros_like(output.predictions), output.targets)
-            ratios.append(output.loss.item() / constant.mean().item())
+            blind = pretrainer.loss(pretrainer.target.blind(output.targets), output.targets)
+            ratios.append(output.loss.item() / blind.mean().item())
     return sum(ratios) / len(ratios)
 
 
 def dependencies(
-    pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan
+    pretrainer: Pretrainer, images: Real[Tensor, "B C H W"], plan: Plan
 ) -> tuple[Float[Tensor, "N N"], Bool[Tensor, "N N"]]:
     """How much each prediction of the first image depends on the pixels of each unit, and on which it may.
 
     Returns:
         the largest gradient of the prediction of the unit of the row with respect to a pixel of the unit of the column,
-        relative to the row's largest (NaN in rows that are not predicted); and True where the plan allows it.
+        relative to the row's largest (NaN in rows that are not predicted); and True where the plan allows it. Where
+        images become codes first, there are no gradients: it is how far the prediction moves with another unit there.
     """
     was_training = pretrainer.training
     pretrainer.eval()
-    image = images[:1].clone().requires_grad_()
     first = plan.first()
+    image = images[:1].float().clone().requires_grad_()
     predictions = pretrainer(image, first).predictions[0].flatten(0, 1)
     asked = first.predict[0].flatten().tolist()
     counts = [True] * len(asked) if first.weight is None else (first.weight[0].flatten() > 0).tolist()
@@ -148,12 +151,37 @@ def dependencies(
     allowed = torch.zeros(units, units, dtype=torch.bool)
     may_use = first.may_use()[0].flatten(0, 1).cpu()
     direction = torch.randn(predictions.shape[-1], generator=torch.Generator().manual_seed(0)).to(predictions)
+    along = predictions @ direction
+    has_gradients = torch.autograd.grad(along.sum(), image, retain_graph=True, allow_unused=True)[0] is not None
+    moved = None if has_gradients else _moved(pretrainer, image.detach(), first, direction, along.detach())
     for row, (unit, counted) in enumerate(zip(asked, counts, strict=True)):
         if counted:
-            (slope,) = torch.autograd.grad(predictions[row] @ direction, image, retain_graph=True)
-            each = patchify(slope, pretrainer.backbone.stride)[0].abs().amax(dim=-1).cpu()
+            if moved is None:
+                (slope,) = torch.autograd.grad(along[row], image, retain_graph=True)
+                each = patchify(slope, pretrainer.backbone.stride)[0].abs().amax(dim=-1).cpu()
+            else:
+                each = moved[row]
             found[unit] = each / each.max().clamp_min(1e-30)
             allowed[unit] = may_use[row]
             allowed[unit, unit] = False
     pretrainer.train(was_training)
     return found, allowed
+
+
+@torch.no_grad()
+def _moved(
+    pretrainer: Pretrainer,
+    image: Float[Tensor, "1 C H W"],
+    plan: Plan,
+    direction: Float[Tensor, " T"],
+    before: Float[Tensor, " P"],
+) -> Float[Tensor, "P N"]:
+    """How far each prediction moves along a direction when the pixels of one unit after the other are replaced."""
+    # A seed of its own: noise equal to the image, as tests make it, would move nothing.
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(41)).to(image)
+    columns = []
+    for only in torch.eye(plan.grid.units, dtype=torch.bool, device=image.device):
+        where = upsample(only.view(1, *plan.grid), (image.shape[-2], image.shape[-1]))[:, None]
+        after = pretrainer(torch.where(where, noise, image), plan).predictions[0].flatten(0, 1) @ direction
+        columns.append((after - before).abs().cpu())
+    return torch.stack(columns, dim=1)

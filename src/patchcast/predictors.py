@@ -39,9 +39,9 @@ class LinearHead(Predictor):
 
     reads_hidden = True
 
-    def __init__(self, width: int, outputs: int) -> None:
+    def __init__(self, width: int, outputs: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.project = nn.Linear(width, outputs)
+        self.project = nn.Linear(width, outputs, bias=bias)
 
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
         return self.project(read(context, plan.source))

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Backbone, CannotError, take
@@ -49,7 +49,7 @@ class Output:
 
 
 @torch.no_grad()
-def embed(backbone: Backbone, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+def embed(backbone: Backbone, images: Real[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
     """`backbone.pool` in eval mode and without gradients; every module's mode is put back afterwards."""
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
@@ -111,7 +111,7 @@ class Pretrainer(nn.Module):
         self.predictor, self.target, self.loss = predictor, target, loss
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], plan: Plan | None = None, *, generator: torch.Generator | None = None
+        self, images: Real[Tensor, "B C H W"], plan: Plan | None = None, *, generator: torch.Generator | None = None
     ) -> Output:
         """Predict what the plan asks; `plan` is drawn (from a CPU generator) unless given."""
         if plan is None:
@@ -130,7 +130,7 @@ class Pretrainer(nn.Module):
         beside = [] if self.predictor.reads_prefix else self.backbone.beside_units()
         return self.backbone.parameters_in([*self.backbone.unused(), *beside])
 
-    def draw(self, images: Float[Tensor, "B C H W"], generator: torch.Generator | None = None) -> Plan:
+    def draw(self, images: Real[Tensor, "B C H W"], generator: torch.Generator | None = None) -> Plan:
         """A plan for these images, on their device."""
         return self.plan(self.backbone.grid(images), len(images), generator).to(images.device)
 

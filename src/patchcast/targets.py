@@ -6,7 +6,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Num, Real
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -27,7 +27,7 @@ class Target(nn.Module):
     has_noise_floor: bool = True
     lends: str = ""
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Num[Tensor, "B N T"]:
+    def forward(self, images: Real[Tensor, "B C H W"]) -> Num[Tensor, "B N T"]:
         """Targets of every unit, row by row: vectors, or a code each."""
         raise NotImplementedError
 
@@ -36,6 +36,10 @@ class Target(nn.Module):
     ) -> Float[Tensor, "B C H W"]:
         """Predictions of every unit, drawn; `images` lends what the target leaves out (a unit's mean and spread)."""
         raise ValueError(f"{type(self).__name__} are no pixels: their predictions cannot be drawn")
+
+    def blind(self, targets: Num[Tensor, "B G P T"]) -> Float[Tensor, "B G P K"]:
+        """The best prediction of these that looks at no image: what an honest method is left with on noise."""
+        return torch.zeros_like(targets)
 
     def update(self, backbone: Backbone) -> None:
         """Called after each optimiser step; targets that follow the backbone do so here."""
@@ -108,8 +112,13 @@ class Codes(Target):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N 1"]:
+    def forward(self, images: Real[Tensor, "B C H W"]) -> Int[Tensor, "B N 1"]:
         return self.tokenizer.encode(images)[..., None]
+
+    def blind(self, targets: Int[Tensor, "B G P 1"]) -> Float[Tensor, "B G P K"]:
+        """The logarithm of how often each code is among them."""
+        counts = F.one_hot(targets.flatten(), self.outputs).sum(0)
+        return (counts / counts.sum()).log().clamp(min=-100).expand(*targets.shape[:3], -1)
 
 
 class EMAFeatures(Target):

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Generic
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Backbone, Capability, Grid, paint, take
-from patchcast.plans.base import MaskPlan, OrderPlan, PlanT
+from patchcast.plans.base import MaskPlan, OrderPlan, PlanT, StartPlan
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class View(nn.Module, Generic[PlanT]):
     holds_hidden: bool
     separates_by_attention: bool = False
 
-    def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: PlanT) -> Context:
+    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: PlanT) -> Context:
         raise NotImplementedError
 
 
@@ -58,7 +58,7 @@ class Drop(View[MaskPlan]):
     plans = MaskPlan
     holds_hidden = False
 
-    def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: MaskPlan) -> Context:
+    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: MaskPlan) -> Context:
         if not backbone.pixels_stay_in_unit:
             images = paint(images, plan.is_hidden)
         tokens = backbone.keep(backbone.embed(images), plan.visible)
@@ -67,20 +67,35 @@ class Drop(View[MaskPlan]):
 
 
 class Attend(View[OrderPlan]):
-    """The backbone runs on every unit, and attention obeys the plan's order (AIM, ImageGPT)."""
+    """The backbone runs on every unit, and attention obeys the plan's order (AIM)."""
 
     needs = "attend"
     plans = OrderPlan
     holds_hidden = True
     separates_by_attention = True
 
-    def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: OrderPlan) -> Context:
+    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: OrderPlan) -> Context:
         tokens = backbone.embed(images)
         if plan.is_raster:
             features = backbone.forward_stages(tokens, is_causal=True)
         else:
             features = backbone.forward_stages(tokens, can_see=plan.can_see(tokens.prefix))
         prefix, units = backbone.split(features, tokens)
+        return Context(plan.grid, prefix, units)
+
+
+class Shift(View[StartPlan]):
+    """The backbone runs on every unit, each moved on by one place behind a start token, so that all are predicted
+    (ImageGPT): at the place of a unit it has seen those before it, and not the unit itself."""
+
+    needs = "shift"
+    plans = StartPlan
+    holds_hidden = True
+    separates_by_attention = True
+
+    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: StartPlan) -> Context:
+        tokens = backbone.embed(images)
+        prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units)
 
 
@@ -108,8 +123,22 @@ class Replace(View[MaskPlan]):
         super().__init__()
         self.mask_token = nn.Parameter(torch.empty(embed_width).normal_(std=0.02))
 
-    def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: MaskPlan) -> Context:
+    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: MaskPlan) -> Context:
         tokens = backbone.embed(images, is_hidden=plan.is_hidden, mask_token=self.mask_token)
+        prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
+        return Context(plan.grid, prefix, units)
+
+
+class Blank(View[MaskPlan]):
+    """The backbone runs on every unit, with zeros in the place of those that are hidden (ImageGPT's masked objective):
+    only positions are left there, and no mask token is learnt."""
+
+    needs = "replace"
+    plans = MaskPlan
+    holds_hidden = True
+
+    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: MaskPlan) -> Context:
+        tokens = backbone.embed(images, is_hidden=plan.is_hidden)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units)
 
@@ -127,7 +156,7 @@ class Paint(View[MaskPlan]):
     plans = MaskPlan
     holds_hidden = True
 
-    def forward(self, backbone: Backbone, images: Float[Tensor, "B C H W"], plan: MaskPlan) -> Context:
+    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: MaskPlan) -> Context:
         tokens = backbone.embed(paint(images, plan.is_hidden))
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, Real
 from timm.layers import PatchDropout, PatchDropoutWithIndices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from patchcast.backbones.capabilities import CAPABILITIES, Capability
 
 # A batch of images, or what timm's NaFlex loader makes of images of different sizes: "patches", "patch_coord" and
-# "patch_valid". Only NaFlexVit takes the second.
-Images = Float[Tensor, "B C H W"] | Mapping[str, Tensor]
+# "patch_valid". Only NaFlexVit takes the second. Images are floating point, but for ImageGPT, which takes 8-bit ones
+# and codes as well.
+Images = Real[Tensor, "B C H W"] | Mapping[str, Tensor]
 Layout = Literal["NLC", "NHWC", "NCHW"]
 
 
@@ -307,8 +308,8 @@ def upsample(is_hidden: Bool[Tensor, "B rows cols"], size: tuple[int, int]) -> B
 
 
 def paint(
-    images: Float[Tensor, "B C H W"], is_hidden: Bool[Tensor, "B rows cols"], value: float = 0.0
-) -> Float[Tensor, "B C H W"]:
+    images: Real[Tensor, "B C H W"], is_hidden: Bool[Tensor, "B rows cols"], value: float = 0.0
+) -> Real[Tensor, "B C H W"]:
     """The images with the pixels of hidden units set to `value` (0 is the mean of normalised images)."""
     return images.masked_fill(upsample(is_hidden, (images.shape[-2], images.shape[-1]))[:, None], value)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from patchcast.backbones.capabilities import CAPABILITIES, Capability
 
+IN_TIMM = [each for each in CAPABILITIES if each != "shift"]  # that is ImageGPT, which is our own
 TABLE = Path(__file__).with_name("support.csv")
 COLUMNS = ["name", "model_class", "can", "pixels_stay_in_unit", "takes_any_size", "image_size", "stride", "width"]
 
@@ -171,11 +172,11 @@ replace and paint, at any size. A class that is not listed can be added: see [ad
 def page() -> list[str]:
     """The lines of docs/backbones.md: one row for each class of timm, and for each of its kinds where they differ."""
     asked = {"drop": "MAE, I-JEPA", "attend": "AIM", "replace": "SimMIM, BEiT", "paint": "every masked method"}
-    capabilities = [f"| `{each}` | {what} | {asked[each]} |" for each, what in CAPABILITIES.items()]
+    capabilities = [f"| `{each}` | {what} | {asked[each]} |" for each in IN_TIMM for what in [CAPABILITIES[each]]]
     lines = [*INTRODUCTION.format(version=made_for(), capabilities="\n".join(capabilities)).splitlines(), ""]
     entered = [row for row in table() if row.can > {"paint"}]
     painted = [row for row in table() if row.can == {"paint"}]
-    counts = ", ".join(f"{sum(each in row.can for row in table())} `{each}`" for each in CAPABILITIES)
+    counts = ", ".join(f"{sum(each in row.can for row in table())} `{each}`" for each in IN_TIMM)
     lines += [f"{len(table())} architectures in all: {counts}.", "", "## Entered between embedding and blocks", ""]
     lines += ["| class | architectures | drop | attend | causal for pixels | replace | any size | for example |"]
     lines += ["|---|---|---|---|---|---|---|---|"]

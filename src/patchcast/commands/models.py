@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from patchcast.backbones.capabilities import CAPABILITIES, Capability
-from patchcast.backbones.support import Support, made_for, support, table
+from patchcast.backbones.capabilities import Capability
+from patchcast.backbones.support import IN_TIMM, Support, made_for, support, table
 
 NEEDS: dict[str, Capability] = {
     "aim": "attend",
@@ -37,12 +37,12 @@ def models(pattern: str, method: str | None) -> None:
     shown = Table(box=SIMPLE_HEAD, title=f"{len(rows)} architectures of timm {made_for()}", title_justify="left")
     shown.add_column("name", no_wrap=True)
     shown.add_column("class")
-    for each in CAPABILITIES:
+    for each in IN_TIMM:
         shown.add_column(each, justify="center")
     shown.add_column("image", justify="right")
     shown.add_column("unit", justify="right")
     for row in rows:
-        can = ["yes" if each in row.can else "" for each in CAPABILITIES]
+        can = ["yes" if each in row.can else "" for each in IN_TIMM]
         size, unit = (f"{pair[0]}x{pair[1]}" for pair in (row.image_size, row.stride))
         shown.add_row(row.name, row.model_class, *can, size, unit)
     Console().print(shown)

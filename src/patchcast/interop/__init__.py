@@ -1,6 +1,7 @@
 """Weights in from the papers', transformers' and timm's formats, and out again."""
 
 from patchcast.interop.ijepa import load_ijepa
+from patchcast.interop.imagegpt import load_imagegpt, save_imagegpt
 from patchcast.interop.mae import load_mae, mae_from_transformers, save_mae
 
-__all__ = ["load_ijepa", "load_mae", "mae_from_transformers", "save_mae"]
+__all__ = ["load_ijepa", "load_imagegpt", "load_mae", "mae_from_transformers", "save_imagegpt", "save_mae"]

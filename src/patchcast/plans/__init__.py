@@ -1,13 +1,14 @@
 """Plans: what may be seen, and what is to be predicted."""
 
-from patchcast.plans.base import MaskPlan, OrderPlan, Plan, Planner
+from patchcast.plans.base import MaskPlan, OrderPlan, Plan, Planner, StartPlan
 from patchcast.plans.blocks import BlockMask, InverseBlockMask, MultiBlock
 from patchcast.plans.masks import GridMask, RandomMask
-from patchcast.plans.orders import FixedOrder, RandomOrder, RasterOrder
+from patchcast.plans.orders import FixedOrder, FromStart, RandomOrder, RasterOrder
 
 __all__ = [
     "BlockMask",
     "FixedOrder",
+    "FromStart",
     "GridMask",
     "InverseBlockMask",
     "MaskPlan",
@@ -18,4 +19,5 @@ __all__ = [
     "RandomMask",
     "RandomOrder",
     "RasterOrder",
+    "StartPlan",
 ]

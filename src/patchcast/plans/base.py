@@ -154,6 +154,39 @@ class OrderPlan(Plan):
         return (before | (turn < self.prefix[:, None])[:, None, :])[:, None]
 
 
+@dataclass(frozen=True)
+class StartPlan(Plan):
+    """Every unit is predicted from those before it, the first from a start token alone (Chen et al. 2020, section 2.1).
+
+    The feature at the place of a unit predicts that unit: what it has seen was moved on by one place.
+
+    >>> plan = StartPlan(Grid(1, 3), torch.tensor([[0, 1, 2]]))
+    >>> plan.predict.tolist(), plan.may_use()[0, 0].int().tolist()
+    ([[[0, 1, 2]]], [[0, 0, 0], [1, 0, 0], [1, 1, 0]])
+
+    Attributes:
+        order: the units, row by row.
+    """
+
+    order: Int[Tensor, "B N"]
+
+    @property
+    def predict(self) -> Int[Tensor, "B G P"]:
+        return self.order[:, None]
+
+    @property
+    def source(self) -> Int[Tensor, "B G P"]:
+        return self.order[:, None]
+
+    @property
+    def weight(self) -> None:
+        return None
+
+    def may_use(self) -> Bool[Tensor, "B G P N"]:
+        everything = torch.ones(len(self.order), 1, self.grid.units, self.grid.units, dtype=torch.bool)
+        return everything.tril(diagonal=-1).to(self.order.device)
+
+
 @runtime_checkable
 class Planner(Protocol):
     """Draws plans: `RandomMask(0.75)`, `RasterOrder()`. Always on the CPU, so that a seed means the same everywhere."""

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from patchcast.backbones.base import Grid
-from patchcast.plans.base import OrderPlan
+from patchcast.plans.base import OrderPlan, StartPlan
 
 # ---- curves: a grid to the order in which its units are visited ------------------------------------------------------
 
@@ -138,3 +138,15 @@ def draw_prefix(grid: Grid, batch: int, random: bool, generator: torch.Generator
     if not random:
         return torch.zeros(batch, dtype=torch.long)
     return torch.randint(1, grid.units, (batch,), generator=generator)
+
+
+@dataclass(frozen=True)
+class FromStart:
+    """Row by row from a start token: all N units are predicted (Chen et al. 2020, section 2.1).
+
+    >>> FromStart()(Grid(2, 2), 1).predict.tolist()
+    [[[0, 1, 2, 3]]]
+    """
+
+    def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> StartPlan:
+        return StartPlan(grid, raster(grid).expand(batch, -1))

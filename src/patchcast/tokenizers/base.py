@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Int, Real
 from torch import Tensor
 
 
@@ -18,6 +18,6 @@ class Tokenizer(Protocol):
 
     vocabulary: int
 
-    def encode(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
+    def encode(self, images: Real[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
         """The code of every unit, row by row, on the grid of the backbone that learns to predict them."""
         ...

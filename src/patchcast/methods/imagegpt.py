@@ -1,0 +1,65 @@
+"""ImageGPT (Chen et al. 2020, "Generative Pretraining from Pixels")."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from patchcast.backbones.imagegpt import ImageGPTBackbone
+from patchcast.losses import cross_entropy
+from patchcast.plans import FromStart, RandomMask
+from patchcast.predictors import LinearHead
+from patchcast.pretrainer import Pretrainer
+from patchcast.targets import Codes
+from patchcast.views import Blank, Shift
+
+
+def imagegpt(backbone: ImageGPTBackbone) -> Pretrainer:
+    """Predict each pixel's colour from those before it, row by row; the loss is in nats per code.
+
+    >>> import torch
+    >>> from patchcast.backbones.base import Grid
+    >>> from patchcast.backbones.imagegpt import ImageGPT
+    >>> from patchcast.tokenizers.palette import Palette
+    >>> palette = Palette(torch.linspace(-1, 1, 16)[:, None])
+    >>> network = ImageGPT(Grid(8, 8), palette.vocabulary, depth=2, width=32, heads=4)
+    >>> pretrainer = imagegpt(ImageGPTBackbone(network, palette, channels=1))
+    >>> pretrainer(torch.rand(2, 1, 8, 8)).loss.item()  # ln 16: the head starts from zero
+    2.7725...
+
+    Raises:
+        CannotError: if the backbone's network is not causal.
+    """
+    return Pretrainer(
+        backbone,
+        plan=FromStart(),
+        view=Shift(),
+        predictor=_head(backbone),
+        target=Codes(backbone.tokenizer),
+        loss=cross_entropy,
+    )
+
+
+def imagegpt_masked(backbone: ImageGPTBackbone, *, mask_ratio: float = 0.15) -> Pretrainer:
+    """Predict the colours of hidden pixels from all others: the paper's BERT objective (section 2.1).
+
+    The paper hides each pixel with probability 0.15; here that share of every image is hidden, so that averaging over
+    images, as it does, and over pixels are the same.
+
+    Raises:
+        CannotError: if the backbone's network is causal.
+    """
+    return Pretrainer(
+        backbone,
+        plan=RandomMask(mask_ratio),
+        view=Blank(),
+        predictor=_head(backbone),
+        target=Codes(backbone.tokenizer),
+        loss=cross_entropy,
+    )
+
+
+def _head(backbone: ImageGPTBackbone) -> LinearHead:
+    """Untied from the embedding, without bias, and zero at the start (appendix A.1)."""
+    head = LinearHead(backbone.width, backbone.tokenizer.vocabulary, bias=False)
+    nn.init.zeros_(head.project.weight)
+    return head

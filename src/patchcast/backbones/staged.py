@@ -67,7 +67,7 @@ ROWS: dict[str, Row] = {
 class Staged(TimmBackbone):
     """Any class of `ROWS`.
 
-    >>> import timm
+    >>> import timm, torch
     >>> backbone = Staged(timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1)))
     >>> backbone.units(torch.zeros(1, 3, 224, 224)).shape
     torch.Size([1, 49, 768])

@@ -72,7 +72,9 @@ def photographs(shared_data: Path) -> list[Tensor]:
     return [images[i].image for i in range(0, 320, 10)]
 
 
-@pytest.mark.parametrize(("method", "name"), [pair for pair in FEATURED if pair[0] != "ijepa"])
+@pytest.mark.parametrize(
+    ("method", "name"), [pair for pair in FEATURED if pair[0] != "ijepa" and pair[1] != "hiera_tiny_224"]
+)
 def test_the_loss_falls_on_real_images(method: str, name: str, photographs: list[Tensor]) -> None:
     pretrainer = build(method, name)
     transform = Evaluate(pretrainer.backbone.image_size, (0.35, 0.38, 0.41), (0.2, 0.14, 0.12))

@@ -23,6 +23,15 @@ def test_a_built_model_cannot_be_changed() -> None:
         wrap(timm.create_model("test_vit"), in_chans=4)
 
 
+def test_the_size_of_a_built_model_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match=r"built for \(224, 224\), which img_size=\(64, 64\) cannot change"):
+        wrap(timm.create_model("vit_tiny_patch16_224", depth=1), img_size=64)
+
+
+def test_the_nominal_size_of_a_model_of_any_size_can_be_told() -> None:
+    assert wrap(timm.create_model("pvt_v2_b0"), img_size=(64, 96)).image_size == (64, 96)
+
+
 def test_a_subclass_of_a_known_class_is_known() -> None:
     class Mine(timm.models.VisionTransformer):
         pass

@@ -12,6 +12,7 @@ from torch import nn
 from patchcast.backbones.base import Backbone
 from patchcast.backbones.class_attention import CaiT, Volo, XCiT
 from patchcast.backbones.coat import CoaT
+from patchcast.backbones.conventions import built_size
 from patchcast.backbones.convit import ConViT
 from patchcast.backbones.crossvit import CrossViT
 from patchcast.backbones.gemma4 import Gemma4
@@ -89,7 +90,11 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
         model = create(model, **timm_kwargs)
     elif timm_kwargs.keys() - {"img_size"}:
         raise ValueError(f"{type(model).__name__} is already built, so {', '.join(timm_kwargs)} cannot be changed")
-    return adapter_for(type(model))(model, image_size)  # type: ignore[call-arg]
+    backbone = adapter_for(type(model))(model, image_size)  # type: ignore[call-arg]
+    built = built_size(model)
+    if built not in (None, backbone.image_size) and not backbone.takes_any_size:
+        raise ValueError(f"this {backbone.name} was built for {built}, which img_size={image_size} cannot change")
+    return backbone
 
 
 def adapter_for(cls: type[nn.Module]) -> type[Backbone]:

@@ -37,16 +37,22 @@ class TimmBackbone(Backbone):
             self.takes_any_size = False
 
 
-def nominal_size(model: nn.Module) -> tuple[int, int]:
-    """The (height, width) a timm model was built for."""
+def built_size(model: nn.Module) -> tuple[int, int] | None:
+    """The (height, width) that a timm model was built for, where it keeps it."""
     patch_embed = getattr(model, "patch_embed", None)
     size = getattr(patch_embed, "img_size", None) or getattr(model, "img_size", None)
+    return (size, size) if isinstance(size, int) else None if size is None else (size[0], size[1])
+
+
+def nominal_size(model: nn.Module) -> tuple[int, int]:
+    """The size that a timm model was built for, or else pretrained at."""
+    size = built_size(model)
     if size is None:
         config = getattr(model, "pretrained_cfg", None)
         if not config:
             raise ValueError(f"{type(model).__name__} does not tell its image size; give img_size to wrap")
-        size = config["input_size"][1:]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+        size = (config["input_size"][1], config["input_size"][2])
+    return size
 
 
 def channels_of(model: Any) -> int:

@@ -164,6 +164,20 @@ before their tokens are replaced (`embed(images, is_hidden=...)` always does) or
 **Any size**: images of any height and width that the stride divides. The others take the size that they were built for:
 `wrap(name, img_size=(H, W))`. A plain ViT takes any size when it is built with `dynamic_img_size=True`.
 
+```python
+from patchcast.backbones import wrap
+
+backbone = wrap("vit_small_patch16_dinov3", pretrained=True)
+tokens = backbone.embed(images)                       # after positions, before the first block
+tokens = backbone.keep(tokens, visible)               # (B, V) unit indices: the others are not computed
+features = backbone.forward_stages(tokens)            # whole: equal to timm's forward_features(images), bit for bit
+prefix, units = backbone.split(features, tokens)      # class and register tokens, and one row per unit
+```
+
+Gradient checkpointing (`backbone.model.set_grad_checkpointing()`), `torch.compile(fullgraph=True)`, DDP and FSDP2 work
+through it. For DDP, freeze `backbone.unused_parameters()`. For FSDP2, shard a module whose `forward` makes these calls
+(`Pretrainer`, or the backbone), not the timm model itself, whose own `forward` is never called.
+
 Beside these, torchvision's `VisionTransformer` can drop, replace and paint, and its `SwinTransformer` (V1 and V2)
 replace and paint, at any size. A class that is not listed can be added: see [add-a-backbone.md](add-a-backbone.md).
 """

@@ -6,6 +6,7 @@ from patchcast.methods.aim import aim
 from patchcast.methods.base import Method
 from patchcast.methods.beit import beit
 from patchcast.methods.ijepa import ijepa
+from patchcast.methods.imagegpt import imagegpt, imagegpt_masked
 from patchcast.methods.mae import mae
 from patchcast.methods.simmim import simmim
 
@@ -15,6 +16,7 @@ METHODS: dict[str, Method] = {
     "mae": Method(mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0)),
     "simmim": Method(simmim, lr_per_256=1e-4, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0),
 }
-"""What the command line knows by name. In Python, call the functions; `beit` needs a tokenizer, and is only there."""
+"""What the command line knows by name. In Python, call the functions; `beit` and `imagegpt` need a
+tokenizer, and are only there."""
 
-__all__ = ["METHODS", "Method", "aim", "beit", "ijepa", "mae", "simmim"]
+__all__ = ["METHODS", "Method", "aim", "beit", "ijepa", "imagegpt", "imagegpt_masked", "mae", "simmim"]

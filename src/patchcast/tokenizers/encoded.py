@@ -1,15 +1,32 @@
-"""Images that are codes already."""
+"""Images that are codes already: kept on disk once encoded, and fed to a network without their pixels."""
 
 from __future__ import annotations
 
-from jaxtyping import Int, Int64
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64, Real
+from rich.progress import track
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from patchcast.backbones.base import Grid
+from patchcast.data.stream import EpochSampler, mix_seed
+from patchcast.tokenizers.base import Tokenizer
+from patchcast.tokenizers.palette import Source
+
+BATCH = 256
+SAMPLE = 64
+"""Images that are encoded again to see whether codes kept on disk are still those of this source."""
 
 
 class Encoded(nn.Module):
-    """Takes codes for images, (B, 1, rows, cols) of any integer type: how a network is trained on a `CodeSet`.
+    """A tokenizer that takes codes for images, (B, 1, rows, cols) of any integer type.
 
-    >>> import torch
     >>> Encoded(512).encode(torch.tensor([[[[5, 511], [0, 7]]]])).tolist()
     [[5, 511, 0, 7]]
     """
@@ -18,7 +35,125 @@ class Encoded(nn.Module):
         super().__init__()
         self.vocabulary = vocabulary
 
-    def encode(self, images: Int[Tensor, "B 1 rows cols"]) -> Int64[Tensor, "B N"]:
-        if images.dtype.is_floating_point:
+    def encode(self, images: Real[Tensor, "B 1 rows cols"]) -> Int64[Tensor, "B N"]:
+        """
+        Raises:
+            ValueError: if the images are floating point: pixels, most likely.
+        """
+        if images.is_floating_point():
             raise ValueError(f"codes are whole numbers; got {images.dtype} (encode images with their own tokenizer)")
         return images.flatten(1).long()
+
+
+class CodeSet:
+    """The codes of a source's images, mapped from disk: one or two bytes a code, and read where they are needed.
+
+    Attributes:
+        codes: uint8, or uint16 for more than 256 codes.
+        labels: class of each image, -1 for none.
+    """
+
+    def __init__(self, codes: np.ndarray, labels: np.ndarray, grid: Grid, vocabulary: int) -> None:
+        self.codes, self.labels, self.grid, self.vocabulary = codes, labels, grid, vocabulary
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def ids(self, index: Sequence[int] | slice | np.ndarray = slice(None)) -> Int64[Tensor, "B N"]:
+        """The codes of some images, row by row."""
+        return torch.from_numpy(self.codes[index].astype(np.int64))
+
+    def __getitem__(self, index: int) -> tuple[Int64[Tensor, "1 rows cols"], int]:
+        return self.ids([index]).view(1, *self.grid), int(self.labels[index])
+
+
+def encode_images(
+    images: Source,
+    tokenizer: Tokenizer,
+    transform: Callable[[Tensor], Tensor],
+    grid: Grid,
+    *,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> CodeSet:
+    """Encode a whole source once, and keep the codes on disk.
+
+    Kept codes are found again by what they are: a sample of the images is encoded at each call, so that another
+    palette, size or source gets codes of its own.
+
+    >>> from patchcast.data import Evaluate, open_images
+    >>> from patchcast.tokenizers.palette import fit_palette
+    >>> digits, transform = open_images("digits"), Evaluate((8, 8), (0.5,), (0.5,))
+    >>> palette = fit_palette(digits, 16)
+    >>> codes = encode_images(digits, palette, transform, Grid(8, 8), folder=getfixture("tmp_path"))
+    >>> len(codes), codes.ids([0]).shape, codes.codes.dtype
+    (1437, torch.Size([1, 64]), dtype('uint8'))
+
+    Args:
+        images: a source, such as `patchcast.data.open_images` gives.
+        transform: from an image to what the tokenizer takes: `Evaluate(size, (0.5,) * 3, (0.5,) * 3)` for a palette.
+        grid: rows and columns of codes.
+        folder: where to keep them; the user's cache folder if None.
+        progress: show a bar.
+    Raises:
+        ValueError: if there are no images, or the tokenizer gives another number of codes than the grid has.
+    """
+    if not len(images):
+        raise ValueError("there are no images to encode")
+    sample = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)).tolist()
+    codes, labels = _encode(images, sample, tokenizer, transform)
+    if codes.shape[1] != grid.units:
+        raise ValueError(f"the tokenizer gives {codes.shape[1]} codes for an image; a {grid} grid has {grid.units}")
+    content = f"{len(images)} {tokenizer.vocabulary} {grid}".encode() + codes.tobytes() + labels.tobytes()
+    name = hashlib.blake2b(content, digest_size=16).hexdigest()
+    folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchcast"
+    file, labels_file = folder / f"codes-{name}.npy", folder / f"codes-{name}-labels.npy"
+    if not (file.exists() and labels_file.exists()):
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}.npy")
+        out = np.lib.format.open_memmap(unfinished, "w+", codes.dtype, (len(images), grid.units))
+        every = np.empty(len(images), dtype=np.int64)
+        for start in track(range(0, len(images), BATCH), "encoding", disable=not progress):
+            index = range(start, min(start + BATCH, len(images)))
+            out[start : index.stop], every[start : index.stop] = _encode(images, index, tokenizer, transform)
+        out.flush()
+        np.save(labels_file, every)
+        unfinished.replace(file)  # last, so that an interrupted run leaves nothing that looks finished
+    return CodeSet(np.load(file, mmap_mode="r"), np.load(labels_file), grid, tokenizer.vocabulary)
+
+
+class CodeBatches(IterableDataset[tuple[Tensor, Tensor]]):
+    """Batches (codes, labels) of a `CodeSet` in an `EpochSampler`'s order, for a network over `Encoded` codes.
+
+    Like the data room's batches they are a function of (seed, step) alone. Iterate over them, or give them to torch's
+    `DataLoader` with `batch_size=None`.
+
+    Args:
+        flip: mirror half of the images.
+        seed: of the mirroring.
+    """
+
+    def __init__(self, codes: CodeSet, sampler: EpochSampler, *, flip: bool = False, seed: int = 0) -> None:
+        self.codes, self.sampler, self.flip, self.seed = codes, sampler, flip, seed
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Int[Tensor, "B 1 rows cols"], Int64[Tensor, " B"]]]:
+        for keys in self.sampler:
+            index = np.array([place for _, place in keys])
+            ids = self.codes.ids(index).view(len(index), 1, *self.codes.grid)
+            if self.flip:
+                is_mirrored = torch.tensor([mix_seed(self.seed, *key) % 2 == 1 for key in keys])
+                ids = torch.where(is_mirrored[:, None, None, None], ids.flip(-1), ids)
+            yield ids, torch.from_numpy(self.codes.labels[index])
+
+
+def _encode(
+    images: Source, index: Sequence[int], tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
+    pixels, labels = zip(*(images[each] for each in index), strict=True)
+    with torch.no_grad():
+        ids = tokenizer.encode(torch.stack([transform(each) for each in pixels]))
+    kind = np.uint8 if tokenizer.vocabulary <= 256 else np.uint16
+    return ids.cpu().numpy().astype(kind), np.array(labels, dtype=np.int64)

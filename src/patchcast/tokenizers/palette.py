@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +19,15 @@ LARGEST = 4096
 CELL = 16
 """Edge of the cubes of colours that share their candidates: 16 built the table of OpenAI's 512 colours in 6 seconds on
 one core, 8 and 32 in 13 and 25."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Any sequence of (uint8 image, label): what `patchcast.data.open_images` gives, a list, a data set of yours."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
 
 
 class Palette(nn.Module):
@@ -120,7 +128,7 @@ class Palette(nn.Module):
         return f"{self.vocabulary} colours, {self.channels} channels"
 
 
-def fit_palette(images: Sequence[Any], k: int, *, seed: int = 0, pixels: int = 1_000_000) -> Palette:
+def fit_palette(images: Source, k: int, *, seed: int = 0, pixels: int = 1_000_000) -> Palette:
     """The k colours that stand for an image source's own best: k-means over a sample of its pixels, darkest first.
 
     >>> shades = torch.tensor([0, 1, 128, 129, 255], dtype=torch.uint8).view(1, 1, 5)
@@ -128,7 +136,7 @@ def fit_palette(images: Sequence[Any], k: int, *, seed: int = 0, pixels: int = 1
     [0, 128, 255]
 
     Args:
-        images: a source such as `patchcast.data.open_images` gives, or any sequence of (uint8 image, label).
+        images: a source such as `patchcast.data.open_images` gives.
         k: colours, up to 4,096. Where the sample has no more than k, they are taken as they are: nothing is lost.
         seed: of the sample and of k-means.
         pixels: most pixels to look at, spread evenly over the images.
@@ -231,7 +239,7 @@ def _cached_table(colours: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
     return table
 
 
-def _sample_pixels(images: Sequence[Any], pixels: int, seed: int) -> UInt8[np.ndarray, "M C"]:
+def _sample_pixels(images: Source, pixels: int, seed: int) -> UInt8[np.ndarray, "M C"]:
     """Up to `pixels` of them: all pixels of few small images, or as many random ones from each of at most 10,000."""
     random = np.random.default_rng(seed)
     chosen = np.unique(np.linspace(0, len(images) - 1, min(10_000, len(images))).astype(int))

@@ -1,0 +1,82 @@
+"""ImageGPT layer by layer: its features are best in the middle of the network, and not at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from matplotlib.figure import Figure
+
+from patchcast.backbones.imagegpt import ImageGPTBackbone
+from patchcast.evaluation.features import Features, Loader, evaluating
+from patchcast.evaluation.linear import LinearResult, linear_probe
+
+
+def extract_imagegpt_layers(
+    backbone: ImageGPTBackbone,
+    loader: Loader,
+    *,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype | None = None,
+) -> dict[int, Features]:
+    """The paper's features of every layer, in one pass (Chen et al. 2020, section 2.2).
+
+    Layer l is the input of block l's attention, after its norm, averaged over positions; the last one is the network's
+    output. They are not the raw outputs of blocks that `extract_layers` takes of other backbones.
+
+    >>> from patchcast.backbones.base import Grid
+    >>> from patchcast.backbones.imagegpt import ImageGPT
+    >>> from patchcast.tokenizers.palette import Palette
+    >>> network = ImageGPT(Grid(4, 4), 2, depth=3, width=8, heads=2)
+    >>> backbone = ImageGPTBackbone(network, Palette(torch.tensor([[-1.0], [1.0]])), channels=1)
+    >>> layers = extract_imagegpt_layers(backbone, [(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]))])
+    >>> {layer: tuple(features.x.shape) for layer, features in layers.items()}
+    {0: (2, 8), 1: (2, 8), 2: (2, 8), 3: (2, 8)}
+
+    Args:
+        loader: yields batches of (images, labels); the images as the tokenizer wants them.
+        device: where the backbone runs, and where it is left. The features come back in main memory, as float32.
+        precision: dtype of autocast (torch.bfloat16); None computes in the weights' own.
+    Raises:
+        ValueError: if the loader is empty.
+    """
+    device = torch.device(device)
+    backbone.to(device)
+    rows: list[list[torch.Tensor]] = []
+    all_labels = []
+    with evaluating(backbone), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+        for images, labels in loader:
+            rows.append([layer.float().mean(dim=1).cpu() for layer in backbone.layers(images.to(device))])
+            all_labels.append(labels)
+    if not rows:
+        raise ValueError("the loader yields no images")
+    labels = torch.cat(all_labels)
+    # Cloned outside inference mode, so that a probe may ask gradients of what it computes from them.
+    return {layer: Features(torch.cat(parts).clone(), labels) for layer, parts in enumerate(zip(*rows, strict=True))}
+
+
+def probe_layers(train: Mapping[int, Features], test: Mapping[int, Features]) -> dict[int, LinearResult]:
+    """The linear probe of each layer: logistic regression by L-BFGS, its strength chosen on held-out training images.
+
+    `torch.cat` the features of the layers around the best one, as the paper did of five for its largest model, and
+    give them to `linear_probe` for a wider one.
+    """
+    return {layer: linear_probe(features, test[layer]) for layer, features in train.items()}
+
+
+def draw_layers(curves: Mapping[str, Mapping[int, float]], *, title: str = "") -> Figure:
+    """Linear-probe accuracy by layer, as in figure 2 of the paper: a curve for each network.
+
+    Args:
+        curves: by name, accuracies in [0, 1] by layer.
+    """
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axis = figure.subplots()
+    for name, curve in curves.items():
+        axis.plot(list(curve), [100 * accuracy for accuracy in curve.values()], marker="o", markersize=3, label=name)
+    axis.set_xlabel("layer whose attention sees the feature (the last: the network's output)")
+    axis.set_ylabel("linear-probe accuracy (%)")
+    axis.set_title(title)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure

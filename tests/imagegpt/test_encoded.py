@@ -1,0 +1,223 @@
+"""Codes on disk, floors by counting, probes by layer, and the joint loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from patchcast.backbones.base import CannotError, Grid
+from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
+from patchcast.data import EpochSampler, EvalSet, Evaluate, open_images
+from patchcast.evaluation import few_labels, linear_probe
+from patchcast.evaluation.layers import draw_layers, extract_imagegpt_layers, probe_layers
+from patchcast.evaluation.ngrams import bits_per_pixel, floors
+from patchcast.joint import JointClassifier
+from patchcast.methods import mae
+from patchcast.methods.imagegpt import imagegpt
+from patchcast.tokenizers import encoded
+from patchcast.tokenizers.encoded import CodeBatches, CodeSet, Encoded, encode_images
+from patchcast.tokenizers.palette import Palette, fit_palette
+from tests import contracts
+from tests.imagegpt.parts import causal, greys, masked, network
+
+EVALUATE = Evaluate((8, 8), (0.5,), (0.5,))
+GRID = Grid(8, 8)
+
+
+@pytest.fixture(scope="module")
+def palette() -> Palette:
+    return fit_palette(open_images("digits"), 16)
+
+
+@pytest.fixture
+def codes(palette: Palette, tmp_path: Path) -> CodeSet:
+    return encode_images(open_images("digits"), palette, EVALUATE, GRID, folder=tmp_path)
+
+
+def test_codes_are_those_of_the_pixels(codes: CodeSet, palette: Palette) -> None:
+    digits = open_images("digits")
+    assert codes.codes.dtype == np.uint8
+    assert isinstance(codes.codes, np.memmap)
+    for index in (0, 255, 256, 1436):  # at the borders of batches
+        image, label = digits[index]
+        ids, found = codes[index]
+        assert torch.equal(ids.view(1, -1), palette.encode(image[None]))
+        assert found == label
+
+
+def test_codes_are_encoded_once_and_anew_for_another_palette(
+    palette: Palette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = open_images("digits")
+    counted: list[int] = []
+    original = encoded._encode
+
+    def counting(images: object, index: object, *rest: object) -> object:
+        counted.append(len(index))
+        return original(images, index, *rest)
+
+    monkeypatch.setattr(encoded, "_encode", counting)
+    first = encode_images(digits, palette, EVALUATE, GRID, folder=tmp_path)
+    assert sum(counted) == 64 + 1437
+    counted.clear()
+    again = encode_images(digits, palette, EVALUATE, GRID, folder=tmp_path)
+    assert counted == [64]
+    assert np.array_equal(first.codes, again.codes)
+    other = encode_images(digits, greys(300 // 2), EVALUATE, GRID, folder=tmp_path)
+    assert not np.array_equal(first.codes, other.codes)
+    many = Palette(torch.linspace(-1, 1, 300)[:, None])
+    assert encode_images(digits, many, EVALUATE, GRID, folder=tmp_path).codes.dtype == np.uint16
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_batches_are_a_function_of_seed_and_step(codes: CodeSet) -> None:
+    def batches(start: int = 0, **options: object) -> list[tuple[Tensor, Tensor]]:
+        sampler = EpochSampler(len(codes), 100, seed=1, steps=20, start_step=start)
+        return list(CodeBatches(codes, sampler, **options))
+
+    whole, rest = batches(flip=True, seed=3), batches(15, flip=True, seed=3)
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(whole[15:], rest, strict=True))
+    plain = batches()
+    is_same = torch.cat([(one[0] == two[0]).flatten(1).all(1) for one, two in zip(whole, plain, strict=True)])
+    assert 0.4 < is_same.float().mean() < 0.6
+    mirrored = [one[0].flip(-1) for one in plain]
+    assert all(
+        ((one[0] == two[0]).flatten(1).all(1) | (one[0] == three).flatten(1).all(1)).all()
+        for one, two, three in zip(whole, plain, mirrored, strict=True)
+    )
+    keys = EpochSampler(len(codes), 100, seed=1, steps=1).batch(0)
+    assert torch.equal(plain[0][0][7], codes[keys[7][1]][0])
+    assert plain[0][1][7] == codes.labels[keys[7][1]]
+    loader = DataLoader(CodeBatches(codes, EpochSampler(len(codes), 100, seed=1, steps=20)), batch_size=None)
+    assert torch.equal(next(iter(loader))[0], plain[0][0])
+
+
+def test_a_network_learns_digits_below_both_floors(codes: CodeSet, palette: Palette, tmp_path: Path) -> None:
+    """From ln 16 to below what counting pairs of pixels gives, in 80 steps."""
+    held_out = encode_images(open_images("digits", split="test"), palette, EVALUATE, GRID, folder=tmp_path)
+    floor = floors(codes.ids(), held_out.ids(), 16)
+    assert floor.uniform > floor.unigram > floor.bigram
+    model = ImageGPT(GRID, 16, depth=2, width=64, heads=4)
+    trainer = imagegpt(ImageGPTBackbone(model, Encoded(16), channels=1))
+    optimizer = torch.optim.Adam(trainer.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    for ids, _ in CodeBatches(codes, EpochSampler(len(codes), 32, seed=0, steps=80)):
+        loss = trainer(ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert trainer(held_out.ids().view(-1, 1, 8, 8)).loss < floor.bigram
+
+
+def test_floors_are_what_the_counts_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 4000, True, generator=generator)
+    steps = torch.multinomial(torch.tensor([0.9, 0.1]), 4000 * 9, True, generator=generator).view(4000, 9)
+    ids = (torch.cat([first[:, None], steps], dim=1).cumsum(1)) % 3
+    found = floors(ids[:3000], ids[3000:], 3)
+    chain = 0.9 * np.log(1 / 0.9) + 0.1 * np.log(10)  # of each code but the first, given the one before
+    start = -np.log(np.bincount(ids[:3000].flatten(), minlength=3) / 30000)[ids[3000:, 0]].mean()
+    assert found.uniform == pytest.approx(np.log(3))
+    assert found.bigram == pytest.approx((9 * chain + start) / 10, abs=0.01)
+    shares = np.bincount(ids.flatten(), minlength=3) / ids.numel()
+    assert found.unigram == pytest.approx(-(shares * np.log(shares)).sum(), abs=0.01)
+    assert bits_per_pixel(np.log(2), pixels_per_code=4) == pytest.approx(0.25)
+
+
+def test_a_codes_that_never_occurred_costs_something_finite() -> None:
+    found = floors(torch.zeros(4, 8, dtype=torch.long), torch.full((1, 8), 2), 3)
+    assert np.isfinite([found.unigram, found.bigram]).all()
+    assert found.unigram > found.uniform
+
+
+@pytest.fixture(scope="module")
+def labelled() -> tuple[DataLoader, DataLoader]:
+    return tuple(DataLoader(EvalSet(open_images("digits", split=each), EVALUATE), 200) for each in ("train", "test"))
+
+
+def test_layers_are_the_papers_features_and_can_be_probed(
+    labelled: tuple[DataLoader, DataLoader], palette: Palette
+) -> None:
+    backbone = ImageGPTBackbone(ImageGPT(GRID, 16, depth=2, width=32, heads=4), palette, channels=1)
+    backbone.train()
+    train, test = (extract_imagegpt_layers(backbone, loader) for loader in labelled)
+    assert backbone.training
+    assert list(train) == [0, 1, 2]
+    images = torch.cat([images for images, _ in labelled[1]])
+    with torch.no_grad():
+        h = backbone.model.place(backbone.model.codes(palette.encode(images)))
+        for layer, block in enumerate(backbone.model.blocks):
+            torch.testing.assert_close(test[layer].x, block.norm1(h).mean(1), rtol=0, atol=1e-5)
+            h = block(h, is_causal=True)
+        torch.testing.assert_close(test[2].x, backbone.pool(images), rtol=0, atol=1e-5)
+    results = probe_layers(train, test)
+    assert results[1].accuracy == linear_probe(train[1], test[1]).accuracy
+    assert results[0].accuracy > 0.3
+    assert [row.per_class for row in few_labels(train[1], test[1], per_class=(1, 4), draws=3)] == [1, 4]
+    figure = draw_layers({"untrained": {layer: each.accuracy for layer, each in results.items()}}, title="digits")
+    (line,) = figure.axes[0].lines
+    assert line.get_ydata().tolist() == pytest.approx([100 * each.accuracy for each in results.values()])
+    with pytest.raises(ValueError, match="no images"):
+        extract_imagegpt_layers(backbone, [])
+
+
+def test_the_joint_loss_is_the_sum_of_both_and_trains_everything(palette: Palette) -> None:
+    pretrainer = contracts.awake(causal(GRID, 16))
+    model = JointClassifier(pretrainer, classes=10)
+    torch.nn.init.normal_(model.head.weight)
+    images, labels = contracts.images_for(pretrainer, batch=6), torch.arange(6)
+    output = model(images, labels)
+    assert torch.equal(output.generation, pretrainer(images).loss)
+    features = pretrainer.backbone.units(images).mean(1)
+    torch.testing.assert_close(output.logits, features @ model.head.weight.T)
+    torch.testing.assert_close(output.logits, model.classify(images))
+    expected = torch.nn.functional.cross_entropy(output.logits, labels)
+    torch.testing.assert_close(output.loss, output.generation + expected)
+    output.loss.backward()
+    assert all(each.grad is not None and each.grad.abs().max() > 0 for each in model.parameters())
+
+
+def test_the_joint_classifier_learns_digits(codes: CodeSet) -> None:
+    torch.manual_seed(0)
+    model = JointClassifier(
+        imagegpt(ImageGPTBackbone(ImageGPT(GRID, 16, depth=2, width=64, heads=4), Encoded(16), channels=1)), 10
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    for ids, labels in CodeBatches(codes, EpochSampler(len(codes), 32, seed=0, steps=100)):
+        output = model(ids, labels)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    found = model.classify(codes.ids(slice(0, 300)).view(-1, 1, 8, 8)).argmax(1)
+    assert (found.numpy() == codes.labels[:300]).mean() > 0.6
+    assert output.generation < 1.9
+
+
+def test_a_palette_first_used_for_probing_can_train_afterwards() -> None:
+    """What is built in inference mode must not stay behind."""
+    colours = Palette(torch.tensor([[-1.0], [0.0], [1.0]]))
+    pretrainer = imagegpt(ImageGPTBackbone(network(k=3), colours, channels=1))
+    images = contracts.images_for(pretrainer)
+    with torch.inference_mode():
+        pretrainer(images)
+    contracts.awake(pretrainer)(images).loss.backward()
+    assert pretrainer.backbone.model.codes.weight.grad.abs().max() > 0
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence(palette: Palette, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="encode images with their own tokenizer"):
+        Encoded(16).encode(torch.zeros(1, 1, 2, 2))
+    with pytest.raises(ValueError, match="gives 64 codes for an image; a 4x4 grid has 16"):
+        encode_images(open_images("digits"), palette, EVALUATE, Grid(4, 4), folder=tmp_path)
+    with pytest.raises(ValueError, match="no images to encode"):
+        encode_images([], palette, EVALUATE, GRID, folder=tmp_path)
+    from patchcast.backbones import wrap
+
+    with pytest.raises(CannotError, match="Drop leaves units out"):
+        JointClassifier(mae(wrap("test_vit", img_size=32)), 10)
+    assert JointClassifier(masked(), 10).classify(torch.zeros(2, 1, 4, 4)).shape == (2, 10)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from patchcast.backbones.base import CannotError, Grid
 from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
-from patchcast.data import EpochSampler, EvalSet, Evaluate, open_images
+from patchcast.data import EpochSampler, EvalSet, Evaluate, TrainSet, loader, open_images
 from patchcast.evaluation import few_labels, linear_probe
 from patchcast.evaluation.layers import draw_layers, extract_imagegpt_layers, probe_layers
 from patchcast.evaluation.ngrams import bits_per_pixel, floors
@@ -20,7 +20,7 @@ from patchcast.joint import JointClassifier
 from patchcast.methods import mae
 from patchcast.methods.imagegpt import imagegpt
 from patchcast.tokenizers import encoded
-from patchcast.tokenizers.encoded import CodeBatches, CodeSet, Encoded, encode_images
+from patchcast.tokenizers.encoded import AsItIs, CodeSet, Encoded, Mirror, encode_images
 from patchcast.tokenizers.palette import Palette, fit_palette
 from tests import contracts
 from tests.imagegpt.parts import causal, greys, masked, network
@@ -75,14 +75,15 @@ def test_codes_are_encoded_once_and_anew_for_another_palette(
     assert len(list(tmp_path.iterdir())) == 6
 
 
-def test_batches_are_a_function_of_seed_and_step(codes: CodeSet) -> None:
-    def batches(start: int = 0, **options: object) -> list[tuple[Tensor, Tensor]]:
-        sampler = EpochSampler(len(codes), 100, seed=1, steps=20, start_step=start)
-        return list(CodeBatches(codes, sampler, **options))
+def batches(codes: CodeSet, steps: int, *, size: int = 32, start: int = 0, flip: bool = False) -> list[list[Tensor]]:
+    sampler = EpochSampler(len(codes), size, seed=1, steps=steps, start_step=start)
+    return list(loader(TrainSet(codes, Mirror() if flip else AsItIs(), seed=3), sampler, workers=0))
 
-    whole, rest = batches(flip=True, seed=3), batches(15, flip=True, seed=3)
+
+def test_batches_are_a_function_of_seed_and_step(codes: CodeSet) -> None:
+    whole, rest = (batches(codes, 20, size=100, start=start, flip=True) for start in (0, 15))
     assert all(torch.equal(one[0], two[0]) for one, two in zip(whole[15:], rest, strict=True))
-    plain = batches()
+    plain = batches(codes, 20, size=100)
     is_same = torch.cat([(one[0] == two[0]).flatten(1).all(1) for one, two in zip(whole, plain, strict=True)])
     assert 0.4 < is_same.float().mean() < 0.6
     mirrored = [one[0].flip(-1) for one in plain]
@@ -93,8 +94,24 @@ def test_batches_are_a_function_of_seed_and_step(codes: CodeSet) -> None:
     keys = EpochSampler(len(codes), 100, seed=1, steps=1).batch(0)
     assert torch.equal(plain[0][0][7], codes[keys[7][1]][0])
     assert plain[0][1][7] == codes.labels[keys[7][1]]
-    loader = DataLoader(CodeBatches(codes, EpochSampler(len(codes), 100, seed=1, steps=20)), batch_size=None)
-    assert torch.equal(next(iter(loader))[0], plain[0][0])
+
+
+def test_mirrored_codes_are_those_of_mirrored_images(codes: CodeSet, palette: Palette) -> None:
+    """What training sees is what encoding the augmented image would have given."""
+    image, _ = open_images("digits")[5]
+    ids, _ = codes[5]
+    assert torch.equal(Mirror()(ids, 1).view(1, -1), palette.encode(EVALUATE(image.flip(-1))[None]))
+    assert torch.equal(Mirror()(ids, 2), ids)
+
+
+def test_codes_that_are_read_many_times_come_into_memory(codes: CodeSet) -> None:
+    assert isinstance(codes.codes, np.memmap)
+    before = codes[3][0]
+    batches(codes, 1, size=100)
+    assert isinstance(codes.codes, np.memmap), "one batch is not worth it"
+    batches(codes, 30, size=100)
+    assert not isinstance(codes.codes, np.memmap)
+    assert torch.equal(codes[3][0], before)
 
 
 def test_a_network_learns_digits_below_both_floors(codes: CodeSet, palette: Palette, tmp_path: Path) -> None:
@@ -105,7 +122,7 @@ def test_a_network_learns_digits_below_both_floors(codes: CodeSet, palette: Pale
     model = ImageGPT(GRID, 16, depth=2, width=64, heads=4)
     trainer = imagegpt(ImageGPTBackbone(model, Encoded(16), channels=1))
     optimizer = torch.optim.Adam(trainer.parameters(), lr=3e-3, betas=(0.9, 0.95))
-    for ids, _ in CodeBatches(codes, EpochSampler(len(codes), 32, seed=0, steps=80)):
+    for ids, _ in batches(codes, 80):
         loss = trainer(ids).loss
         optimizer.zero_grad()
         loss.backward()
@@ -188,7 +205,7 @@ def test_the_joint_classifier_learns_digits(codes: CodeSet) -> None:
         imagegpt(ImageGPTBackbone(ImageGPT(GRID, 16, depth=2, width=64, heads=4), Encoded(16), channels=1)), 10
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
-    for ids, labels in CodeBatches(codes, EpochSampler(len(codes), 32, seed=0, steps=100)):
+    for ids, labels in batches(codes, 100):
         output = model(ids, labels)
         optimizer.zero_grad()
         output.loss.backward()

@@ -38,7 +38,14 @@ def _probe(arguments: Sequence[str]) -> None:
     parser.add_argument("--per_class", type=int, nargs="*", default=[5, 10, 20], help="labels per class; %(default)s")
     parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
     parser.add_argument("--limit", type=int, help="use at most so many training images")
+    parser.add_argument("--layers", nargs="+", help="instead, linear probes of these layers, or of all")
     options = parser.parse_args(arguments)
+
+    if options.layers:
+        from patchcast.commands.layers import probe_by_layer
+
+        probe_by_layer(options.run, options.layers, data=options.data, limit=options.limit)
+        return
 
     from patchcast.commands.probe import probe
 

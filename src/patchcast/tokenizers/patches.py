@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
-from patchcast.targets import Pixels
+from patchcast.backbones.base import Grid
+from patchcast.targets import Pixels, unpatchify
 from patchcast.tokenizers.base import Draws, Tokenizer
+from patchcast.tokenizers.palette import to_levels
 
 
 class PatchCodebook(nn.Module):
@@ -86,6 +88,16 @@ class PatchCodebook(nn.Module):
     def draw(self, ids: Int[Tensor, "B N"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The centres of codes as pixels; normalised ones with the mean and contrast that each unit has in `images`."""
         return self.pixels.to_pixels(self.centres[ids], images)
+
+    def decode(self, ids: Int[Tensor, "B N"], grid: Grid) -> UInt8[Tensor, "B C H W"]:
+        """The pictures of some codes, of a codebook of raw units of images with black -1 and white 1.
+
+        Raises:
+            ValueError: if the units were normalised: their codes alone say nothing of mean and contrast.
+        """
+        if self.pixels.normalize:
+            raise ValueError("codes of normalised units are no pictures by themselves; fit with normalize=False")
+        return to_levels(unpatchify(self.centres[ids], grid, self.pixels.stride))
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from patchcast.backbones.base import Backbone, Grid
-from patchcast.tokenizers.base import Tokenizer
+from patchcast.tokenizers.base import Draws, Tokenizer
 
 
 class Target(nn.Module):
@@ -102,6 +102,7 @@ class Codes(Target):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.tokenizer, self.outputs = tokenizer, tokenizer.vocabulary
+        self.lends = tokenizer.lends if isinstance(tokenizer, Draws) else ""
         if isinstance(tokenizer, nn.Module):
             tokenizer.requires_grad_(False).eval()
 
@@ -114,6 +115,18 @@ class Codes(Target):
     @torch.no_grad()
     def forward(self, images: Real[Tensor, "B C H W"]) -> Int[Tensor, "B N 1"]:
         return self.tokenizer.encode(images)[..., None]
+
+    def to_pixels(
+        self, predictions: Float[Tensor, "B N K"], images: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        """The most likely codes, drawn.
+
+        Raises:
+            ValueError: if the tokenizer does not say how.
+        """
+        if not isinstance(self.tokenizer, Draws):
+            raise ValueError(f"codes of {type(self.tokenizer).__name__} cannot be drawn: it has no `draw` (see Draws)")
+        return self.tokenizer.draw(predictions.argmax(dim=-1), images)
 
     def blind(self, targets: Int[Tensor, "B G P 1"]) -> Float[Tensor, "B G P K"]:
         """The logarithm of how often each code is among them."""

@@ -81,7 +81,7 @@ def test_export_of_a_model_as_timm_makes_it(tmp_path: Path) -> None:
 
     recipe = Recipe(method="mae", model="test_vit", data="digits", out=tmp_path, image_size=(160, 160), channels=3)
     resolved = resolve(recipe, open_images("digits", channels=3))
-    write_encoder(resolved, build(resolved).backbone, tmp_path)
+    write_encoder(resolved, build(resolved), tmp_path)
     timm.create_model("test_vit").load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
 
 

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from patchcast.commands.build import build, resolve
 from patchcast.commands.folder import CONFIG
+from patchcast.commands.tokenizer import find_tokenizer, kept_tokenizer
 from patchcast.data import open_images
 from patchcast.honesty import Leak, dependencies, no_leak, noise_floor
 from patchcast.pictures import draw_dependencies
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
+from patchcast.tokenizers.base import Tokenizer
 
 SECONDS = 40.0  # for the noise floor, so that the whole check takes about a minute
 FLOOR = 0.97  # of the variance: chance alone takes an honest loss to 0.99
@@ -31,13 +33,13 @@ def check(source: Path, *, out: Path | None = None) -> bool:
     Raises:
         ValueError: if `source` is neither a run folder nor a recipe.
     """
-    recipe = _recipe(source)
+    recipe, tokenizer = _recipe(source)
     out = out or (source / "check.png" if source.is_dir() else Path("check.png"))
     console = Console()
-    pretrainer = build(recipe)
+    pretrainer = _awake(build(recipe, tokenizer))
     images = torch.randn(2, recipe.channels, *recipe.image_size, generator=torch.Generator().manual_seed(0))
     leaks = _leaks(recipe, pretrainer, images, console)
-    keeps_floor = _keeps_floor(recipe, console)
+    keeps_floor = _keeps_floor(recipe, tokenizer, console)
     picture(pretrainer, images, title=f"{recipe.method} on {recipe.model}").savefig(out, dpi=120)
     console.print(f"What each prediction depends on: {out}")
     honest = keeps_floor and not leaks
@@ -51,13 +53,24 @@ def picture(pretrainer: Pretrainer, images: Tensor, *, title: str) -> Figure:
     return draw_dependencies(found, allowed, title=title)
 
 
-def _recipe(source: Path) -> Resolved:
+def _recipe(source: Path) -> tuple[Resolved, Tokenizer | None]:
     if (source / CONFIG).exists():
-        return Resolved.load(source / CONFIG)
+        return Resolved.load(source / CONFIG), kept_tokenizer(source)
     if source.is_file():
         recipe = Recipe.load(source)
-        return resolve(recipe, open_images(recipe.data, channels=recipe.channels))
+        images = open_images(recipe.data, channels=recipe.channels)
+        resolved = resolve(recipe, images)
+        return resolved, find_tokenizer(resolved, images)
     raise ValueError(f"{source} is neither a run folder nor a recipe in YAML")
+
+
+@torch.no_grad()
+def _awake(pretrainer: Pretrainer) -> Pretrainer:
+    """Every parameter moved off its initial value: behind a head of zeros nothing moves, and no leak would show."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in pretrainer.parameters():
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return pretrainer
 
 
 def _leaks(recipe: Resolved, pretrainer: Pretrainer, images: Tensor, console: Console) -> bool:
@@ -81,10 +94,10 @@ def _leak(pretrainer: Pretrainer, images: Tensor) -> Leak:
     return no_leak(pretrainer, images, pretrainer.draw(images, torch.Generator().manual_seed(1)), limit=JUDGED)
 
 
-def _keeps_floor(recipe: Resolved, console: Console) -> bool:
+def _keeps_floor(recipe: Resolved, tokenizer: Tokenizer | None, console: Console) -> bool:
     """On a small grid: what the mask and the loss do does not depend on its size."""
-    small = dataclasses.replace(recipe, image_size=_small(recipe))
-    pretrainer = build(small)
+    small = dataclasses.replace(recipe, image_size=_small(recipe, build(recipe, tokenizer).backbone.stride))
+    pretrainer = build(small, tokenizer)
     if not pretrainer.target.has_noise_floor:
         console.print("noise: not tried, because the target is learnt along; a loss near 0 would be a collapse")
         return True
@@ -94,11 +107,12 @@ def _keeps_floor(recipe: Resolved, console: Console) -> bool:
     ratio = noise_floor(pretrainer, steps=steps)
     told = "stayed at" if ratio > FLOOR else "[red]fell to"
     end = "" if ratio > FLOOR else "[/]"
-    console.print(f"{steps} steps on noise: the loss {told} {ratio:.2f} of the variance{end}")
+    floor = "variance" if recipe.codes is None else "entropy of the codes"
+    console.print(f"{steps} steps on noise: the loss {told} {ratio:.2f} of the {floor}{end}")
     return ratio > FLOOR
 
 
-def _small(recipe: Resolved) -> tuple[int, int]:
+def _small(recipe: Resolved, stride: tuple[int, int]) -> tuple[int, int]:
     """Up to six units a side."""
-    down, right = build(recipe).backbone.stride
+    down, right = stride
     return min(recipe.image_size[0], 6 * down), min(recipe.image_size[1], 6 * right)

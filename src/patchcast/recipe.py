@@ -22,7 +22,7 @@ class Recipe:
     What is left out follows the model, the data and the method, and is written to config.yaml in the run folder.
 
     Args:
-        method: aim, ijepa, mae or simmim.
+        method: aim, aim_features, ijepa, mae or simmim.
         model: any timm vision transformer, by name.
         data: "digits", a folder of images, or a parquet file or folder in the Hugging Face layout.
         out: the run folder.

@@ -183,6 +183,25 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     assert "that aim can be run on" in fails(capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim")
 
 
+@pytest.mark.parametrize("method", ["aim_features", "ijepa"])
+def test_a_run_whose_targets_are_no_pixels_finishes(method: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["pretrain", "--method", method, *TINY, "--out", str(out)]) == 0
+    assert (out / "loss.png").exists()
+    assert (out / "metrics.json").exists()
+    assert not (out / "reconstructions.png").exists()
+
+
+def test_an_order_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for order, expected in (("hilbert", "FixedOrder(curve=<function hilbert"), ("random", "RandomOrder()")):
+        recipe = Recipe("aim", "test_vit", "digits", tmp_path, method_args={"plan": order, "head_depth": 1})
+        built = build(resolve(recipe, open_images("digits", channels=1)))
+        assert repr(built.plan).startswith(expected.removesuffix(")"))
+        assert built.predictor.query is not None
+    wrong = ("--method_args", '{"plan": "spiral"}', "--out", str(tmp_path / "new"))
+    assert "plan is one of raster, causal, snake" in fails(capsys, "pretrain", "--method", "aim", *TINY, *wrong)
+
+
 def test_check_tells_honest_from_leaking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Recipe(
         method="aim", model="test_vit", data="digits", out=tmp_path / "run", image_size=(16, 16), patch_size=4,

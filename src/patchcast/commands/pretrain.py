@@ -50,9 +50,10 @@ def pretrain(recipe: Recipe) -> Resolved:
             f"the disk of {resolved.out} is full; make room, and the same command goes on from the last checkpoint"
         ) from problem
     _finish(resolved, images, pretrainer)
+    pictures = "the pictures\nreconstructions.png and" if pretrainer.target.is_drawn else "the picture"
     console.print(
-        f"\nDone. {resolved.out} holds the weights for timm (model.safetensors, config.json), the pictures\n"
-        "reconstructions.png and loss.png, metrics.csv, and config.yaml, which runs this again.\n"
+        f"\nDone. {resolved.out} holds the weights for timm (model.safetensors, config.json), {pictures}"
+        " loss.png, metrics.csv, and config.yaml, which runs this again.\n"
         f"Next: [bold]patchcast probe {resolved.out}[/]"
     )
     return resolved
@@ -126,10 +127,10 @@ def _finish(recipe: Resolved, images: Images, pretrainer: Any) -> None:
     """What a run leaves behind beside its weights."""
     out = recipe.out
     write_encoder(recipe, pretrainer.backbone, out)
-    split = "test" if "test" in images.splits else images.split
-    picture(recipe, pretrainer, open_images(recipe.data, split=split, channels=recipe.channels), count=8).savefig(
-        out / "reconstructions.png", dpi=120
-    )
+    if pretrainer.target.is_drawn:
+        split = "test" if "test" in images.splits else images.split
+        source = open_images(recipe.data, split=split, channels=recipe.channels)
+        picture(recipe, pretrainer, source, count=8).savefig(out / "reconstructions.png", dpi=120)
     steps, losses = curve(out / "metrics.csv", "loss")
     held_steps, held = curve(out / "metrics.csv", "eval_loss")
     draw_loss((steps, losses), (held_steps, held), title=f"{recipe.method} on {recipe.data}").savefig(

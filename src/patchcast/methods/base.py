@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from patchcast.pretrainer import Pretrainer
 
@@ -21,6 +22,7 @@ class Method:
         betas: of AdamW.
         weight_decay: of matrices.
         knows_steps: whether `build` takes the number of optimiser steps, for a schedule of its own.
+        named: for options that take a part, the parts that the command line knows by name.
     """
 
     build: Callable[..., Pretrainer]
@@ -31,3 +33,4 @@ class Method:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     knows_steps: bool = False
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""AIM (El-Nouby et al. 2024, "Scalable Pre-training of Large Autoregressive Image Models"), and its loss on other targets."""
+"""AIM (El-Nouby et al. 2024, "Scalable Pre-training of Large Autoregressive Image Models"), also on other targets."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def aim(
     RasterOrder(random_prefix=True)
 
     Args:
-        plan: the order. The paper's is by rows; `RasterOrder(random_prefix=False)` is plainly causal, `FixedOrder(curve)`
-            and `RandomOrder()` go other ways, and their head is told which unit it is to predict.
+        plan: the order. The paper's is by rows; `RasterOrder(random_prefix=False)` is plainly causal. `FixedOrder` and
+            `RandomOrder` go other ways, and their head is told which unit it is to predict.
         head_width: of the MLP head: the paper's 2,048 for its trunks (1,536 wide and more), otherwise the backbone's
             width: at 2,048 the head alone has 400 million parameters.
         head_depth: residual blocks of the head; 0 for a linear head.

@@ -38,7 +38,18 @@ def _probe(arguments: Sequence[str]) -> None:
     parser.add_argument("--per_class", type=int, nargs="*", default=[5, 10, 20], help="labels per class; %(default)s")
     parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
     parser.add_argument("--limit", type=int, help="use at most so many training images")
+    parser.add_argument(
+        "--attentive",
+        choices=["last", "best"],
+        help="instead, AIM's attentive probe of the last six blocks or the best",
+    )
     options = parser.parse_args(arguments)
+
+    if options.attentive:
+        from patchcast.commands.attentive import probe_attentively
+
+        probe_attentively(options.run, options.attentive, data=options.data, limit=options.limit)
+        return
 
     from patchcast.commands.probe import probe
 

@@ -96,6 +96,16 @@ def test_show_and_probe(finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "labels per class" in capsys.readouterr().out
 
 
+def test_the_attentive_probe(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for choice in ("last", "best"):
+        assert main(["probe", str(finished), "--attentive", choice, "--limit", "200"]) == 0
+        found = json.loads((finished / "attentive.json").read_text())
+        assert found["choice"] == choice
+        assert found["pretrained"]["blocks"] == list(range(6)), "test_vit has six blocks"
+        assert found["untrained"]["accuracy"]["value"] > 0.2, "there are ten classes"
+    assert "attentive probe" in capsys.readouterr().out
+
+
 def test_mistakes_get_one_sentence(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def pretrain(*arguments: str) -> str:
         return fails(capsys, "pretrain", "--out", str(tmp_path / "new"), "--steps", "1", "--workers", "0", *arguments)

@@ -50,10 +50,9 @@ def pretrain(recipe: Recipe) -> Resolved:
             f"the disk of {resolved.out} is full; make room, and the same command goes on from the last checkpoint"
         ) from problem
     _finish(resolved, images, pretrainer)
-    pictures = "the pictures\nreconstructions.png and" if pretrainer.target.is_drawn else "the picture"
     console.print(
-        f"\nDone. {resolved.out} holds the weights for timm (model.safetensors, config.json), {pictures}"
-        " loss.png, metrics.csv, and config.yaml, which runs this again.\n"
+        f"\nDone. {resolved.out} holds the weights for timm (model.safetensors, config.json), the pictures\n"
+        "reconstructions.png and loss.png, metrics.csv, and config.yaml, which runs this again.\n"
         f"Next: [bold]patchcast probe {resolved.out}[/]"
     )
     return resolved

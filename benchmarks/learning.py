@@ -29,8 +29,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.data import Augment, EpochSampler, EvalSet, Evaluate, Images, TrainSet, channel_statistics, loader
-from patchcast.data import open_images
+from patchcast.data import (
+    Augment,
+    EpochSampler,
+    EvalSet,
+    Evaluate,
+    Images,
+    TrainSet,
+    channel_statistics,
+    loader,
+    open_images,
+)
 from patchcast.evaluation import extract, knn_accuracy, linear_probe
 from patchcast.methods import beit, ijepa, mae, simmim
 from patchcast.positions import start_from_sincos
@@ -185,7 +194,7 @@ def main() -> None:
         result |= judge(backbone.eval(), args.data, evaluate)
         found["rows"][name] = result
         args.out.write_text(json.dumps(found, indent=2) + "\n")
-        print(name, {key: value for key, value in result.items()}, flush=True)
+        print(name, result, flush=True)
 
 
 if __name__ == "__main__":

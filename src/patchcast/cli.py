@@ -39,8 +39,20 @@ def _probe(arguments: Sequence[str]) -> None:
     parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
     parser.add_argument("--limit", type=int, help="use at most so many training images")
     parser.add_argument("--layers", nargs="+", help="instead, linear probes of these layers, or of all")
+    parser.add_argument(
+        "--attentive",
+        choices=["last", "best"],
+        help="instead, AIM's attentive probe of the last six blocks or the best",
+    )
     options = parser.parse_args(arguments)
 
+    if options.layers and options.attentive:
+        raise ValueError("--layers and --attentive are two probes; give one of them at a time")
+    if options.attentive:
+        from patchcast.commands.attentive import probe_attentively
+
+        probe_attentively(options.run, options.attentive, data=options.data, limit=options.limit)
+        return
     if options.layers:
         from patchcast.commands.layers import probe_by_layer
 

@@ -22,7 +22,7 @@ class Recipe:
     What is left out follows the model, the data and the method, and is written to config.yaml in the run folder.
 
     Args:
-        method: aim, beit, ijepa, imagegpt, imagegpt_masked, mae or simmim.
+        method: aim, aim_features, beit, ijepa, imagegpt, imagegpt_masked, mae or simmim.
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
         data: "digits", a folder of images, or a parquet file or folder in the Hugging Face layout.

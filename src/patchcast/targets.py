@@ -20,11 +20,13 @@ class Target(nn.Module):
     Attributes:
         outputs: values to predict for a unit.
         has_noise_floor: whether the loss on noise has a floor; not if the target is learnt along, and can collapse.
+        is_drawn: whether predictions can be drawn: `to_pixels`.
         lends: what `to_pixels` takes from the image itself, in words; for the caption of a picture.
     """
 
     outputs: int
     has_noise_floor: bool = True
+    is_drawn: bool = False
     lends: str = ""
 
     def forward(self, images: Real[Tensor, "B C H W"]) -> Num[Tensor, "B N T"]:
@@ -59,6 +61,8 @@ class Pixels(Target):
     Raises:
         ValueError: if a unit of one value is to be normalised.
     """
+
+    is_drawn = True
 
     def __init__(self, stride: tuple[int, int], *, channels: int, normalize: bool = True) -> None:
         super().__init__()

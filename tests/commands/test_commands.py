@@ -96,6 +96,16 @@ def test_show_and_probe(finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "labels per class" in capsys.readouterr().out
 
 
+def test_the_attentive_probe(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for choice in ("last", "best"):
+        assert main(["probe", str(finished), "--attentive", choice, "--limit", "200"]) == 0
+        found = json.loads((finished / "attentive.json").read_text())
+        assert found["choice"] == choice
+        assert found["pretrained"]["blocks"] == list(range(6)), "test_vit has six blocks"
+        assert found["untrained"]["accuracy"]["value"] > 0.2, "there are ten classes"
+    assert "attentive probe" in capsys.readouterr().out
+
+
 def test_mistakes_get_one_sentence(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def pretrain(*arguments: str) -> str:
         return fails(capsys, "pretrain", "--out", str(tmp_path / "new"), "--steps", "1", "--workers", "0", *arguments)
@@ -181,6 +191,25 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     assert main(["models", "vit_tiny_r_s16_p8_224"]) == 0
     assert "there are aim" in fails(capsys, "models", "--method", "mea")
     assert "that aim can be run on" in fails(capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim")
+
+
+@pytest.mark.parametrize("method", ["aim_features", "ijepa"])
+def test_a_run_whose_targets_are_no_pixels_finishes(method: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["pretrain", "--method", method, *TINY, "--out", str(out)]) == 0
+    assert (out / "loss.png").exists()
+    assert (out / "metrics.json").exists()
+    assert not (out / "reconstructions.png").exists()
+
+
+def test_an_order_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for order, expected in (("hilbert", "FixedOrder(curve=<function hilbert"), ("random", "RandomOrder()")):
+        recipe = Recipe("aim", "test_vit", "digits", tmp_path, method_args={"plan": order, "head_depth": 1})
+        built = build(resolve(recipe, open_images("digits", channels=1)))
+        assert repr(built.plan).startswith(expected.removesuffix(")"))
+        assert built.predictor.query is not None
+    wrong = ("--method_args", '{"plan": "spiral"}', "--out", str(tmp_path / "new"))
+    assert "plan is one of raster, causal, snake" in fails(capsys, "pretrain", "--method", "aim", *TINY, *wrong)
 
 
 def test_check_tells_honest_from_leaking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

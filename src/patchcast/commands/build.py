@@ -95,7 +95,7 @@ def build(recipe: Resolved, tokenizer: Tokenizer | None = None) -> Pretrainer:
     if method.codes == "patches":
         assert tokenizer is not None
         given["tokenizer"] = of_units(tokenizer, backbone)
-    return method.build(backbone, **{**given, **recipe.method_args})
+    return method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
 
 
 def timm_args(recipe: Resolved) -> dict[str, Any]:
@@ -164,3 +164,12 @@ def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    _with_parts(method, options)
+
+
+def _with_parts(method: Method, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with parts in the place of their names."""
+    for option, named in method.named.items():
+        if option in options and options[option] not in named:
+            raise ValueError(f"{option} is one of {', '.join(named)}; got {options[option]!r}")
+    return {option: method.named.get(option, {}).get(value, value) for option, value in options.items()}

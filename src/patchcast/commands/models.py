@@ -13,6 +13,7 @@ from patchcast.backbones.support import IN_TIMM, Support, made_for, support, tab
 
 NEEDS: dict[str, Capability] = {
     "aim": "attend",
+    "aim_features": "attend",
     "beit": "replace",
     "ijepa": "replace",  # by dropping where the backbone can
     "mae": "drop",
@@ -50,4 +51,4 @@ def models(pattern: str, method: str | None) -> None:
 
 def suits(row: Support, method: str) -> bool:
     """Whether a method can be run on this architecture; AIM needs a stem that keeps pixels in their unit."""
-    return NEEDS[method] in row.can and (method != "aim" or row.is_causal_for_pixels)
+    return NEEDS[method] in row.can and (NEEDS[method] != "attend" or row.is_causal_for_pixels)

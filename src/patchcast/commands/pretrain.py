@@ -153,11 +153,11 @@ def _finish(recipe: Resolved, images: Images, pretrainer: Pretrainer, floors: Fl
     out = recipe.out
     if is_exported(recipe):
         write_encoder(recipe, pretrainer, out)
-    split = "test" if "test" in images.splits else images.split
-    name = "completions.png" if METHODS[recipe.method].causal else "reconstructions.png"
-    picture(recipe, pretrainer, open_images(recipe.data, split=split, channels=recipe.channels), count=8).savefig(
-        out / name, dpi=120
-    )
+    if pretrainer.target.is_drawn:
+        split = "test" if "test" in images.splits else images.split
+        source = open_images(recipe.data, split=split, channels=recipe.channels)
+        name = "completions.png" if METHODS[recipe.method].causal else "reconstructions.png"
+        picture(recipe, pretrainer, source, count=8).savefig(out / name, dpi=120)
     if METHODS[recipe.method].causal:
         write_samples(pretrainer, out / "samples.png", count=SAMPLES)
     steps, losses = curve(out / "metrics.csv", "loss")

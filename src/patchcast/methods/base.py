@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from patchcast.pretrainer import Pretrainer
 
@@ -25,6 +25,7 @@ class Method:
         knows_steps: whether `build` takes the number of optimiser steps, for a schedule of its own.
         codes: what it predicts codes of: "patches" of any backbone, or the "colours" of pixels, on an ImageGPT network.
         causal: whether that network sees of each image only what came before.
+        named: for options that take a part, the parts that the command line knows by name.
     """
 
     build: Callable[..., Pretrainer]
@@ -37,3 +38,4 @@ class Method:
     knows_steps: bool = False
     codes: Literal["patches", "colours"] | None = None
     causal: bool = False
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -44,6 +44,15 @@ def test_dynamic_image_size(name: str) -> None:
         assert scaled(shuffled, take(backbone.units(images), order)) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_ns_224"])
+def test_swins_that_are_built_for_any_size(name: str) -> None:
+    backbone = build(name, **BY_NAME[name], strict_img_size=False)
+    images = torch.randn(2, 3, 128, 32)
+    with torch.no_grad():
+        assert_same(backbone(images), backbone.model.forward_features(images))
+        assert backbone.units(images).shape == (2, 4, backbone.width)
+
+
 @pytest.mark.parametrize("channels", [1, 4, 13])
 @pytest.mark.parametrize(
     "name",

@@ -26,7 +26,7 @@ from patchcast.backbones.projected import Projected
 from patchcast.backbones.relative import Beit, RelPos
 from patchcast.backbones.sam import SAM
 from patchcast.backbones.sequence import RoPE, ViT
-from patchcast.backbones.staged import ROWS, Levit, Nest, Staged
+from patchcast.backbones.staged import ROWS, Levit, Nest, Staged, Swin
 from patchcast.backbones.tnt import TNT
 from patchcast.backbones.torchvision import TorchvisionSwin, TorchvisionViT
 from patchcast.backbones.twins import Twins
@@ -56,6 +56,9 @@ TIMM: dict[str, type[Backbone]] = {
     "PoolingVisionTransformer": PiT,
     "Qwen3VitClassifier": Projected,
     "Qwen3VitEncoder": Projected,
+    "SwinTransformer": Swin,
+    "SwinTransformerV2": Swin,
+    "SwinTransformerV2Cr": Swin,
     "TNT": TNT,
     "Twins": Twins,
     "VOLO": Volo,

@@ -117,3 +117,11 @@ class Nest(Staged):
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B D H W"]:
         return self.model.norm(super().run_stages(tokens).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Swin(Staged):
+    """timm's three Swins, which take any size when they are built with `strict_img_size=False`."""
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, image_size)
+        self.takes_any_size = not self.model.patch_embed.strict_img_size

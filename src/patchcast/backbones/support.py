@@ -168,10 +168,10 @@ before their tokens are replaced (`embed(images, is_hidden=...)` always does) or
 from patchcast.backbones import wrap
 
 backbone = wrap("vit_small_patch16_dinov3", pretrained=True)
-tokens = backbone.embed(images)                       # after positions, before the first block
-tokens = backbone.keep(tokens, visible)               # (B, V) unit indices: the others are not computed
-features = backbone.forward_stages(tokens)            # whole: equal to timm's forward_features(images), bit for bit
-prefix, units = backbone.split(features, tokens)      # class and register tokens, and one row per unit
+tokens = backbone.embed(images)  # after positions, before the first block
+tokens = backbone.keep(tokens, visible)  # (B, V) unit indices: the others are not computed
+features = backbone.forward_stages(tokens)  # whole: equal to timm's forward_features(images), bit for bit
+prefix, units = backbone.split(features, tokens)  # class and register tokens, and one row per unit
 ```
 
 Gradient checkpointing (`backbone.model.set_grad_checkpointing()`), `torch.compile(fullgraph=True)`, DDP and FSDP2 work

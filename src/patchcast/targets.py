@@ -106,6 +106,7 @@ class Codes(Target):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.tokenizer, self.outputs = tokenizer, tokenizer.vocabulary
+        self.is_drawn = isinstance(tokenizer, Draws)
         self.lends = tokenizer.lends if isinstance(tokenizer, Draws) else ""
         if isinstance(tokenizer, nn.Module):
             tokenizer.requires_grad_(False).eval()

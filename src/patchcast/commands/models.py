@@ -21,12 +21,17 @@ NEEDS: dict[str, Capability] = {
 }
 
 
+OWN_NETWORKS = ("imagegpt", "imagegpt_masked")
+
+
 def models(pattern: str, method: str | None) -> None:
     """Print the architectures whose name matches, or those of them that a method can be run on.
 
     Raises:
         ValueError: if there is no such method, or nothing matches.
     """
+    if method in OWN_NETWORKS:
+        raise ValueError(f"{method} has networks of its own: imagegpt_s, imagegpt_m, imagegpt_l, imagegpt_xl, imagegpt")
     if method is not None and method not in NEEDS:
         raise ValueError(f"no method is called {method!r}; there are {', '.join(NEEDS)}")
     wildcard = pattern if any(each in pattern for each in "*?[") else f"*{pattern}*"

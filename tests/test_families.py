@@ -104,7 +104,6 @@ def test_the_loss_falls_on_real_images(method: str, name: str, photographs: list
         pretrainer(images[step % 4 :: 4]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    print("FALL", method, name, judged() / before)
     assert judged() < 0.9 * before
 
 

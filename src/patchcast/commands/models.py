@@ -14,7 +14,6 @@ from patchcast.backbones.support import IN_TIMM, Support, made_for, support, tab
 NEEDS: dict[str, Capability] = {
     "aim": "attend",
     "aim_features": "attend",
-    "aim_features": "attend",
     "beit": "replace",
     "ijepa": "replace",  # by dropping where the backbone can
     "mae": "drop",

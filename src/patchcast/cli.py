@@ -210,6 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(str(problem))
+    except BrokenPipeError:  # `patchcast models | head` has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from the last checkpoint, if it is a run", code=130)
 

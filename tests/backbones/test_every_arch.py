@@ -88,7 +88,7 @@ def cut(row: Support) -> tuple[Backbone, str]:
 def attempts(row: Support) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
     (down, right), nominal = row.stride, row.image_size
     small = (4 * down, 6 * right) if down <= 16 else (2 * down, 4 * right)
-    for cuts in [OWN_CUTS[row.model_class]] if row.model_class in OWN_CUTS else CUTS:
+    for cuts in [OWN_CUTS[row.model_class], {}] if row.model_class in OWN_CUTS else CUTS:
         yield cuts, small
         yield cuts, (4 * down, 4 * right)
         yield cuts, nominal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import timm
 import torch
 from torch import Tensor
 
-from patchcast.backbones import wrap
+from patchcast.backbones import Backbone, wrap
 from patchcast.backbones.base import take
 from tests.backbones.zoo import BY_NAME, NAMES, assert_same, build, images_for, marked, scaled, small
 
@@ -51,6 +52,50 @@ def test_swins_that_are_built_for_any_size(name: str) -> None:
     with torch.no_grad():
         assert_same(backbone(images), backbone.model.forward_features(images))
         assert backbone.units(images).shape == (2, 4, backbone.width)
+
+
+def pretrained(name: str, tmp_path: Path, size: tuple[int, int]) -> tuple[Backbone, Backbone]:
+    """A backbone of 64x64 pixels, and another of the given size with its weights, loaded as timm loads any."""
+    kwargs = {**BY_NAME[name], "img_size": (64, 64)}
+    first = build(name, **kwargs)
+    torch.save(first.model.state_dict(), tmp_path / "weights.pt")
+    source = {"file": str(tmp_path / "weights.pt"), "url": "", "hf_hub_id": None}
+    kwargs |= {"img_size": size, "pretrained": True, "pretrained_cfg_overlay": source}
+    return first, wrap(name, **kwargs).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("vit_tiny_patch16_224", "pos_embed"),
+        ("vit_pe_core_tiny_patch16_384", "pos_embed"),
+        ("beit_base_patch16_224", "blocks.0.attn.relative_position_bias_table"),
+        ("test_maxvit", "stages.0.blocks.0.attn_block.attn.rel_pos.relative_position_bias_table"),
+        ("tnt_s_patch16_224", "patch_pos"),
+    ],
+)
+def test_pretrained_positions_are_resampled(name: str, table: str, tmp_path: Path) -> None:
+    first, backbone = pretrained(name, tmp_path, (128, 64))
+    assert backbone.image_size == (128, 64)
+    before, after = (each.model.state_dict() for each in (first, backbone))
+    assert before[table].shape != after[table].shape
+    rest = [key for key in before if before[key].shape == after[key].shape and before[key].is_floating_point()]
+    assert all(torch.equal(before[key], after[key]) for key in rest)
+    images = images_for(backbone)
+    with torch.no_grad():
+        assert_same(backbone(images), backbone.model.forward_features(images))
+
+
+def test_pretrained_positions_that_timm_does_not_resample(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cait_xxs24_224 do not fit .*img_size=\(128, 64\).* resample its pos_embed"):
+        pretrained("cait_xxs24_224", tmp_path, (128, 64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 4, 13])
+@pytest.mark.parametrize("name", marked(NAMES, but=RGB_ONLY))
+def test_channels_of_every_class(name: str, channels: int) -> None:
+    test_channels(name, channels)
 
 
 @pytest.mark.parametrize("channels", [1, 4, 13])

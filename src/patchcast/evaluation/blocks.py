@@ -33,8 +33,8 @@ def best_blocks(
     Judged by a linear classifier of the mean over units, on training images that it was not fitted on: the attentive
     probe itself would take minutes for each choice. Test images must not choose. Of equals, the deepest.
 
-    >>> labels = torch.arange(40) % 2
-    >>> sharp, blurred = labels[:, None] + 0.1 * torch.randn(40, 3), torch.randn(40, 3)
+    >>> labels = torch.arange(400) % 2
+    >>> sharp, blurred = labels[:, None] + 0.1 * torch.randn(400, 3), torch.randn(400, 3)
     >>> layers = {block: Features(x, labels) for block, x in enumerate([blurred, sharp, sharp, blurred])}
     >>> best_blocks(layers, size=2)[0]
     (1, 2)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.data.naflex_dataset import NaFlexCollator
+from timm.data.naflex_transforms import Patchify
 from torch import Tensor
 
 from patchcast.backbones import Backbone, wrap
@@ -146,27 +148,24 @@ NAFLEX = {
 }
 
 
-def patches_of(sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
+def patches_of(sizes: list[tuple[int, int]], channels: int = 3) -> dict[str, Any]:
     """A batch as timm's NaFlex loader makes it, of images of these (rows, cols) of 16-pixel patches."""
+    images = [torch.randn(channels, rows * 16, cols * 16) for rows, cols in sizes]
     longest = max(rows * cols for rows, cols in sizes)
-    batch = {
-        "patches": torch.zeros(len(sizes), longest, 16 * 16 * 3),
-        "patch_coord": torch.zeros(len(sizes), longest, 2, dtype=torch.long),
-        "patch_valid": torch.zeros(len(sizes), longest, dtype=torch.bool),
-    }
-    for index, (rows, cols) in enumerate(sizes):
-        count = rows * cols
-        batch["patches"][index, :count] = torch.randn(count, 16 * 16 * 3)
-        batch["patch_coord"][index, :count] = torch.cartesian_prod(torch.arange(rows), torch.arange(cols))
-        batch["patch_valid"][index, :count] = True
+    batch, _ = NaFlexCollator(max_seq_len=longest)([(Patchify(16)(image), 0) for image in images])
     return batch
+
+
+def fields(batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Those that timm's model takes."""
+    return {name: batch[name] for name in ("patches", "patch_coord", "patch_valid")}
 
 
 def naflex(kind: str) -> Any:
     name, extra = NAFLEX[kind]
     backbone = build(name, **BY_NAME[name], **extra)
     try:
-        backbone.model.forward_features(**patches_of([(1, 2)]))
+        backbone.model.forward_features(**fields(patches_of([(1, 2)])))
     except TypeError as error:  # an old one, with rotations per block
         pytest.skip(f"timm {timm.__version__} itself cannot: {error}")
     return backbone
@@ -176,7 +175,7 @@ def naflex(kind: str) -> Any:
 def test_naflex_batches_are_exact(kind: str) -> None:
     backbone, batch = naflex(kind), patches_of([(2, 5), (4, 3), (1, 7)])
     with torch.no_grad():
-        assert_same(backbone(batch), backbone.model.forward_features(**batch))
+        assert_same(backbone(batch), backbone.model.forward_features(**fields(batch)))
 
 
 @pytest.mark.parametrize("kind", NAFLEX)
@@ -205,6 +204,18 @@ def test_naflex_padding_and_masks_leak_nothing(kind: str) -> None:
     difference = (changed - still).abs().amax(-1)
     assert not difference[:, :6].any()
     assert (difference[batch["patch_valid"]].view(-1)[6:10] > 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_naflex_takes_images_of_different_sizes_with_any_channels(channels: int) -> None:
+    backbone = build("naflexvit_base_patch16_gap", **BY_NAME["naflexvit_base_patch16_gap"], in_chans=channels)
+    batch = patches_of([(2, 5), (4, 3)], channels)
+    alone = patches_of([(2, 5)], channels)
+    alone["patches"][0] = batch["patches"][0, :10]
+    with torch.no_grad():
+        assert_same(backbone(batch), backbone.model.forward_features(**fields(batch)))
+        assert scaled(backbone.units(batch)[:1, :10], backbone.units(alone)) < 1e-5
+        assert scaled(backbone.pool(batch)[:1], backbone.pool(alone)) < 1e-5
 
 
 def test_naflex_hides_units_of_images_of_different_sizes() -> None:

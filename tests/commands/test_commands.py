@@ -193,7 +193,27 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     assert "networks of its own: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
     assert {*NEEDS, *OWN_NETWORKS} == set(METHODS)
     assert "there are aim" in fails(capsys, "models", "--method", "mea")
-    assert "that aim can be run on" in fails(capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim")
+    assert "that aim can be run on; beit, ijepa, mae, simmim can" in fails(
+        capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim"
+    )
+    assert "no model matches 'hierra'; there are hiera" in fails(capsys, "models", "hierra")
+
+
+def test_models_are_told_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "resnet50*", "--method", "simmim"]) == 0
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    header, first = (line.split() for line in lines[:2])
+    assert f"{len(lines) - 1} architectures of timm" in title
+    assert header == ["name", "drop", "attend", "replace", "paint", "image", "unit", "class"]
+    assert first[0].startswith("resnet50")
+    assert first[1] == "yes", "convolutional networks can be painted"
+
+
+def test_models_into_a_pipe_that_closes() -> None:
+    script = f"{sys.executable} -m patchcast models | head -1"
+    told = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=True)
+    assert "architectures" in told.stdout
+    assert told.stderr == ""
 
 
 @pytest.mark.parametrize("method", ["aim_features", "ijepa"])

@@ -34,7 +34,8 @@ def models(pattern: str, method: str | None) -> None:
         raise ValueError(f"no method is called {method!r}; there are {', '.join(NEEDS)}")
     matching = support(pattern if any(each in pattern for each in "*?[") else f"*{pattern}*")
     if not matching:
-        near = difflib.get_close_matches(pattern, [row.name for row in table()], n=3)
+        families = {row.name.split("_")[0]: None for row in table()}
+        near = difflib.get_close_matches(pattern.strip("*?"), [*families, *(row.name for row in table())], n=3)
         raise ValueError(f"no model matches {pattern!r}{'; there are ' if near else ''}{', '.join(near)}")
     rows = [row for row in matching if method is None or suits(row, method)]
     if not rows:

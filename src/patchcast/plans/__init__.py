@@ -2,6 +2,7 @@
 
 from patchcast.plans.base import MaskPlan, OrderPlan, Plan, Planner, StartPlan
 from patchcast.plans.blocks import BlockMask, InverseBlockMask, MultiBlock
+from patchcast.plans.each import draw_each
 from patchcast.plans.masks import GridMask, RandomMask
 from patchcast.plans.orders import FixedOrder, FromStart, RandomOrder, RasterOrder
 
@@ -20,4 +21,5 @@ __all__ = [
     "RandomOrder",
     "RasterOrder",
     "StartPlan",
+    "draw_each",
 ]

@@ -29,7 +29,7 @@ class TilePositions(nn.Module):
         self.positions = nn.Parameter(torch.randn(*grid, width) * width**-0.5)
         self.gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, places: Places) -> Float[Tensor, "b T D"]:
+    def forward(self, places: Places) -> Float[Tensor, "B T D"]:
         return places.real(self.positions[places.rows, places.cols]) * self.gate.tanh()
 
 
@@ -53,6 +53,6 @@ class TokenPositions(nn.Module):
         self.positions = nn.Parameter(torch.randn(*grid, tokens, width) * width**-0.5)
         self.gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, places: Places, local: Float[Tensor, "L D"] | None) -> Float[Tensor, "b T L D"]:
+    def forward(self, places: Places, local: Float[Tensor, "L D"] | None) -> Float[Tensor, "B T L D"]:
         added = places.real(self.positions[places.rows, places.cols])
         return (added if local is None else added - local) * self.gate.tanh()

@@ -346,7 +346,7 @@ class Tiled(Backbone):
     def forward_tiles(
         self,
         tiles: Float[Tensor, "B N T C h w"],
-        tile_grid: Int[Tensor, "B N 2"] | None = None,
+        tile_grid: Int[Tensor, "b n 2"] | None = None,
         *,
         depths: Sequence[int] = (),
     ) -> TileFeatures:
@@ -392,7 +392,7 @@ class Tiled(Backbone):
 
         return tile_by_tile(last, tuple(tile_by_tile(hidden[each]) for each in depths))
 
-    def check_lists(self, tiles: Float[Tensor, "B N T C h w"], tile_grid: Int[Tensor, "B N 2"] | None) -> None:
+    def check_lists(self, tiles: Float[Tensor, "B N T C h w"], tile_grid: Int[Tensor, "b n 2"] | None) -> None:
         height, width = self.tile_size
         if tuple(tiles.shape[3:]) != (self.channels, height, width):
             raise ValueError(f"tiles have {self.channels} channels of {height}x{width}; got {tuple(tiles.shape[3:])}")

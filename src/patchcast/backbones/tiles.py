@@ -70,7 +70,7 @@ class Places:
 
     rows: Int[Tensor, "b T"]
     cols: Int[Tensor, "b T"]
-    is_real: Bool[Tensor, "b T"] | None = None
+    is_real: Bool[Tensor, "B T"] | None = None
 
     @classmethod
     def on(cls, tiles: Grid, device: torch.device | None = None) -> Places:
@@ -96,7 +96,7 @@ class Places:
         row, col = place // across, place % across
         return cls(torch.where(is_real, row, 0), torch.where(is_real, col, 0), is_real)
 
-    def real(self, x: Float[Tensor, "b T *rest"]) -> Float[Tensor, "b T *rest"]:
+    def real(self, x: Float[Tensor, "b T *rest"]) -> Float[Tensor, "B T *rest"]:
         """`x` with zeros for padded tiles."""
         if self.is_real is None:
             return x

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -49,11 +48,11 @@ def best_canvas(size: tuple[int, int], tile: tuple[int, int], most: int, *, enla
     """
     if most < 1 or min(size) < 1 or min(tile) < 1:
         raise ValueError(f"needs an image, tiles and a number of tiles; got {size}, {tile} and {most}")
+    height, width = size
     grids = [Grid(rows, cols) for rows in range(1, most + 1) for cols in range(1, most // rows + 1)]
-    scale = {
-        grid: min(Fraction(grid.rows * tile[0], size[0]), Fraction(grid.cols * tile[1], size[1])) for grid in grids
-    }
-    enough = [each for each in scale.values() if each >= 1]
+    # The scale of each times height * width: whole numbers, so that what is alike is found to be.
+    scale = {grid: min(grid.rows * tile[0] * width, grid.cols * tile[1] * height) for grid in grids}
+    enough = [each for each in scale.values() if each >= height * width]
     chosen = (max(enough) if enlarge else min(enough)) if enough else max(scale.values())
     return min((grid for grid in grids if scale[grid] == chosen), key=lambda grid: grid.units)
 

@@ -70,7 +70,7 @@ def _all(order: Int[Tensor, "n K"], canvas: Grid) -> Int[Tensor, "n N"]:
 
 
 def _join(
-    parts: list[tuple[list[int], Int[Tensor, "n K"]]],
+    parts: list[tuple[list[int], Int[Tensor, "_ _"]]],
 ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
     """The rows of all images in their order, each filled up with its first entry; and True where it is its own."""
     batch, longest = sum(len(images) for images, _ in parts), max(units.shape[1] for _, units in parts)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import timm
 import torch
 
 from patchcast.backbones import Backbone, wrap
+from patchcast.backbones.tiled import Tiled
+from patchcast.backbones.tiles import tiles_of
 from patchcast.data import Augment, Evaluate, Images, channel_statistics
 from patchcast.methods import METHODS, Method
 from patchcast.positions import start_from_sincos
@@ -40,10 +43,11 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
     method = find_method(recipe.method)
     _check_options(recipe.method, method, recipe.method_args)
     nominal = _nominal(recipe)
-    size = recipe.image_size or _follow(images.typical_size, nominal)
+    tile = recipe.tile_size
+    size = recipe.image_size or (_follow if tile is None else _whole_tiles(tile))(images.typical_size, nominal)
     patch = recipe.patch_size
     if patch is None and not recipe.pretrained and "drop" in nominal.can:
-        patch = _patch_for(size, nominal.stride)
+        patch = _patch_for(size if tile is None else (tile, tile), nominal.stride)
     mean, std = recipe.mean, recipe.std
     if recipe.pretrained and mean is None and std is None:
         mean, std = _pretrained_cfg(recipe.model).mean, _pretrained_cfg(recipe.model).std
@@ -83,6 +87,9 @@ def build(recipe: Resolved) -> Pretrainer:
     """
     torch.manual_seed(recipe.seed)
     backbone = wrap(recipe.model, pretrained=recipe.pretrained, **timm_args(recipe))
+    if recipe.tile_size is not None:
+        tile = (recipe.tile_size, recipe.tile_size)
+        backbone = Tiled(backbone, tiles_of(recipe.image_size, tile))
     backbone.grid(recipe.image_size)
     if not recipe.pretrained:
         start_from_sincos(backbone)
@@ -94,7 +101,9 @@ def build(recipe: Resolved) -> Pretrainer:
 def timm_args(recipe: Resolved) -> dict[str, Any]:
     """The arguments of `timm.create_model` for a resolved recipe's model."""
     args: dict[str, Any] = {}
-    if _pretrained_cfg(recipe.model).fixed_input_size:
+    if recipe.tile_size is not None:
+        args["img_size"] = [recipe.tile_size] * 2
+    elif _pretrained_cfg(recipe.model).fixed_input_size:
         args["img_size"] = list(recipe.image_size)
     if recipe.patch_size is not None:
         args["patch_size"] = recipe.patch_size
@@ -129,6 +138,15 @@ def _follow(typical: tuple[int, int], nominal: Backbone) -> tuple[int, int]:
     if typical[0] < nominal.image_size[0] and typical[1] < nominal.image_size[1]:
         return typical
     return nominal.image_size
+
+
+def _whole_tiles(tile: int) -> Callable[[tuple[int, int], Backbone], tuple[int, int]]:
+    """The data's size in whole tiles, as near as they come."""
+
+    def follow(typical: tuple[int, int], nominal: Backbone) -> tuple[int, int]:
+        return max(1, round(typical[0] / tile)) * tile, max(1, round(typical[1] / tile)) * tile
+
+    return follow
 
 
 def _patch_for(size: tuple[int, int], stride: tuple[int, int]) -> int | None:

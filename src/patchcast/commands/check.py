@@ -83,7 +83,7 @@ def _leak(pretrainer: Pretrainer, images: Tensor) -> Leak:
 
 def _keeps_floor(recipe: Resolved, console: Console) -> bool:
     """On a small grid: what the mask and the loss do does not depend on its size."""
-    small = dataclasses.replace(recipe, image_size=_small(recipe))
+    small = _small(recipe)
     pretrainer = build(small)
     if not pretrainer.target.has_noise_floor:
         console.print("noise: not tried, because the target is learnt along; a loss near 0 would be a collapse")
@@ -98,7 +98,11 @@ def _keeps_floor(recipe: Resolved, console: Console) -> bool:
     return ratio > FLOOR
 
 
-def _small(recipe: Resolved) -> tuple[int, int]:
-    """Up to six units a side."""
+def _small(recipe: Resolved) -> Resolved:
+    """Up to six units a side; of tiled images, four tiles of three by three."""
     down, right = build(recipe).backbone.stride
-    return min(recipe.image_size[0], 6 * down), min(recipe.image_size[1], 6 * right)
+    size = (min(recipe.image_size[0], 6 * down), min(recipe.image_size[1], 6 * right))
+    if recipe.tile_size is None:
+        return dataclasses.replace(recipe, image_size=size)
+    tile = min(recipe.tile_size, 3 * max(down, right))
+    return dataclasses.replace(recipe, tile_size=tile, image_size=(2 * tile, 2 * tile))

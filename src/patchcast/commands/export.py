@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors.torch import save_file
+
 from patchcast.backbones import Backbone
+from patchcast.backbones.tiled import Tiled
 from patchcast.commands.build import timm_args
 from patchcast.commands.folder import open_run
 from patchcast.interop.timm import save_pretrained
@@ -22,6 +25,13 @@ def export(run: Path, out: Path) -> None:
 
 
 def write_encoder(recipe: Resolved, backbone: Backbone, out: Path) -> None:
+    """Write the encoder for timm; of a tiled one, that of a tile, and beside it the positions of tiles."""
+    encoder = backbone
+    if isinstance(backbone, Tiled):
+        encoder = backbone.tile
+        positions = {name: each for name, each in backbone.model.state_dict().items() if not name.startswith("tile.")}
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(positions, out / "tiles.safetensors")
     save_pretrained(
-        backbone.model, out, architecture=recipe.model, model_args=timm_args(recipe), mean=recipe.mean, std=recipe.std
+        encoder.model, out, architecture=recipe.model, model_args=timm_args(recipe), mean=recipe.mean, std=recipe.std
     )

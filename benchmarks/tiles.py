@@ -92,9 +92,7 @@ def main() -> None:
     for name, default in (("depth", 4), ("width", 128), ("batch", 2), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
-    print(
-        f"{args.model}, depth {args.depth}, width {args.width}, tiles of {args.tile}; an image, in batches of {args.batch}"
-    )
+    print(f"{args.model}, depth {args.depth}, width {args.width}, tiles of {args.tile}; each image of {args.batch}")
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread, torch {torch.__version__}"
     )

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, Grid, wrap
 from patchcast.losses import cross_entropy, smooth_l1
-from patchcast.methods import aim, beit, ijepa, mae, simmim
-from patchcast.plans import OrderPlan, RasterOrder
+from patchcast.methods import aim, aim_codes, aim_features, beit, ijepa, mae, simmim
+from patchcast.plans import OrderPlan, RandomOrder, RasterOrder
 from patchcast.predictors import LinearHead
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Codes, EMAFeatures, patchify
@@ -80,7 +80,10 @@ METHODS: dict[str, Callable] = {
     "ijepa by replacement": ijepa_by_replacement,
     "aim": lambda backbone: aim(backbone, head_width=32, head_depth=2),
     "aim, linear head": lambda backbone: aim(backbone, head_depth=0),
-    "aim, causal": lambda backbone: aim(backbone, random_prefix=False, head_width=32, head_depth=2),
+    "aim, causal": lambda backbone: aim(backbone, plan=RasterOrder(random_prefix=False), head_width=32, head_depth=2),
+    "aim, random order": lambda backbone: aim(backbone, plan=RandomOrder(), head_width=32, head_depth=2),
+    "aim of codes": lambda backbone: aim_codes(backbone, Signs(backbone.stride), head_width=32, head_depth=2),
+    "aim of features": lambda backbone: aim_features(backbone, head_width=32, head_depth=2),
 }
 GOLDEN = {
     "mae": 1.1052496,
@@ -91,9 +94,12 @@ GOLDEN = {
     "mae of a teacher": 0.5064643,
     "simmim of codes": 0.6687568,
     "ijepa by replacement": 0.4288174,
-    "aim": 1.3349203,
+    "aim": 1.1076592,
     "aim, linear head": 1.3919492,
-    "aim, causal": 1.3336511,
+    "aim, causal": 1.1034268,
+    "aim, random order": 1.0950514,
+    "aim of codes": 1.0056616,
+    "aim of features": 0.6623324,
 }
 
 every_method = pytest.mark.parametrize("method", METHODS)

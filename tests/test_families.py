@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from patchcast.data import Evaluate, open_images
 from patchcast.methods import aim, ijepa, mae, simmim
 from patchcast.plans import RasterOrder
 from patchcast.pretrainer import Pretrainer
+from patchcast.views import Paint
 from tests import contracts
 from tests.backbones import zoo
 
@@ -35,6 +37,8 @@ FEATURED = [
     ("simmim", "pvt_v2_b0"),
     ("ijepa", "swin_tiny_patch4_window7_224"),
 ]
+# Convolutional models, which are not entered: they see hidden units painted over.
+PAINTED = [("simmim", "test_convnext"), ("simmim", "test_resnet")]
 OTHERS = [
     pytest.param(method, name, marks=pytest.mark.slow)
     for method in METHODS
@@ -46,7 +50,7 @@ OTHERS = [
 def build(method: str, name: str) -> Pretrainer:
     """The method over a small build of the architecture; skipped where the backbone cannot do it, and says so."""
     try:
-        return METHODS[method](zoo.small(name))
+        return METHODS[method](deepcopy(zoo.small(name)))
     except CannotError as refusal:
         pytest.skip(str(refusal))
 
@@ -61,6 +65,15 @@ def test_gradients(method: str, name: str) -> None:
     contracts.check_gradients(build(method, name))
 
 
+@pytest.mark.filterwarnings("ignore:no adapter knows")
+@pytest.mark.parametrize(("method", "name"), PAINTED)
+def test_convolutional_models_are_honest_by_painting(method: str, name: str) -> None:
+    pretrainer = METHODS[method](wrap(name, img_size=(64, 96)))
+    assert isinstance(pretrainer.view, Paint)
+    contracts.check_no_leak(pretrainer)
+    contracts.check_gradients(pretrainer)
+
+
 @pytest.mark.parametrize(("method", "name"), [FEATURED[0], FEATURED[3], FEATURED[5]])
 def test_noise_floor(method: str, name: str) -> None:
     contracts.check_noise_floor(build(method, name))
@@ -69,21 +82,21 @@ def test_noise_floor(method: str, name: str) -> None:
 @pytest.fixture(scope="module")
 def photographs(shared_data: Path) -> list[Tensor]:
     images = open_images(str(shared_data / "eurosat"))
-    return [images[i].image for i in range(0, 320, 10)]
+    return [images[i].image for i in range(0, 640, 10)]
 
 
-@pytest.mark.parametrize(
-    ("method", "name"), [pair for pair in FEATURED if pair[0] != "ijepa" and pair[1] != "hiera_tiny_224"]
-)
+@pytest.mark.filterwarnings("ignore:no adapter knows")
+@pytest.mark.parametrize(("method", "name"), [pair for pair in [*FEATURED, *PAINTED] if pair[0] != "ijepa"])
 def test_the_loss_falls_on_real_images(method: str, name: str, photographs: list[Tensor]) -> None:
-    pretrainer = build(method, name)
+    """From timm's own initial weights, judged by images that were not trained on."""
+    pretrainer = METHODS[method](wrap(name, **zoo.BY_NAME.get(name, {"img_size": (64, 96)})))
     transform = Evaluate(pretrainer.backbone.image_size, (0.35, 0.38, 0.41), (0.2, 0.14, 0.12))
-    images = torch.stack([transform(each) for each in photographs])
+    images, others = torch.stack([transform(each) for each in photographs]).chunk(2)
     optimizer = torch.optim.AdamW(pretrainer.parameters(), lr=2e-3)
 
     def judged() -> float:
         with torch.no_grad():
-            return pretrainer.eval()(images, generator=torch.Generator().manual_seed(9)).loss.item()
+            return pretrainer.eval()(others, generator=torch.Generator().manual_seed(9)).loss.item()
 
     before = judged()
     pretrainer.train()
@@ -91,7 +104,7 @@ def test_the_loss_falls_on_real_images(method: str, name: str, photographs: list
         pretrainer(images[step % 4 :: 4]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert judged() < 0.95 * before
+    assert judged() < 0.9 * before
 
 
 def test_what_cannot_be_done_is_refused_in_one_sentence() -> None:

@@ -38,7 +38,26 @@ def _probe(arguments: Sequence[str]) -> None:
     parser.add_argument("--per_class", type=int, nargs="*", default=[5, 10, 20], help="labels per class; %(default)s")
     parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
     parser.add_argument("--limit", type=int, help="use at most so many training images")
+    parser.add_argument("--layers", nargs="+", help="instead, linear probes of these layers, or of all")
+    parser.add_argument(
+        "--attentive",
+        choices=["last", "best"],
+        help="instead, AIM's attentive probe of the last six blocks or the best",
+    )
     options = parser.parse_args(arguments)
+
+    if options.layers and options.attentive:
+        raise ValueError("--layers and --attentive are two probes; give one of them at a time")
+    if options.attentive:
+        from patchcast.commands.attentive import probe_attentively
+
+        probe_attentively(options.run, options.attentive, data=options.data, limit=options.limit)
+        return
+    if options.layers:
+        from patchcast.commands.layers import probe_by_layer
+
+        probe_by_layer(options.run, options.layers, data=options.data, limit=options.limit)
+        return
 
     from patchcast.commands.probe import probe
 
@@ -91,8 +110,47 @@ def _embed(arguments: Sequence[str]) -> None:
     )
 
 
+def _sample(arguments: Sequence[str]) -> None:
+    """draw images with a run's ImageGPT"""
+    parser = _parser("sample", _sample)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--count", type=int, default=64, help="images; %(default)s")
+    _add_drawing(parser)
+    parser.add_argument("--out", type=Path, help="the PNG, beside which a GIF will lie; default: RUN/samples.png")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.sample import draw_samples
+
+    draw_samples(**vars(options))
+
+
+def _complete(arguments: Sequence[str]) -> None:
+    """have a run's ImageGPT go on from the beginning of images"""
+    parser = _parser("complete", _complete)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("images", type=Path, nargs="*", help="image files; default: the first of the run's data")
+    parser.add_argument("--count", type=int, default=8, help="images of the run's data; %(default)s")
+    parser.add_argument("--prefix", type=int, help="pixels that are kept, row by row; default: half of the image")
+    parser.add_argument("--copies", type=int, default=4, help="completions of each image; %(default)s")
+    _add_drawing(parser)
+    parser.add_argument("--out", type=Path, help="the PNG, beside which a GIF will lie; default: RUN/completions.png")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.complete import draw_completions
+
+    draw_completions(**vars(options))
+
+
+def _add_drawing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits; %(default)s")
+    parser.add_argument("--top_k", type=int, help="draw from the so many likeliest codes only")
+    parser.add_argument("--top_p", type=float, help="draw from the likeliest codes of this probability together")
+    parser.add_argument("--seed", type=int, default=0, help="%(default)s")
+    parser.add_argument("--batch_size", type=int, default=64, help="images drawn at once; %(default)s")
+
+
 def _export(arguments: Sequence[str]) -> None:
-    """write a run's encoder for timm"""
+    """write a run's encoder for timm, or its ImageGPT for transformers"""
     parser = _parser("export", _export)
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for model.safetensors and config.json")
@@ -143,6 +201,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "probe": _probe,
     "show": _show,
     "embed": _embed,
+    "sample": _sample,
+    "complete": _complete,
     "export": _export,
     "check": _check,
     "models": _models,
@@ -182,6 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(str(problem))
+    except BrokenPipeError:  # `patchcast models | head` has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from the last checkpoint, if it is a run", code=130)
 

@@ -41,6 +41,7 @@ def save_drawing(
     grid: Grid,
     path: str | Path,
     *,
+    given: int = 0,
     frames: int = 48,
     milliseconds: int = 60,
     columns: int | None = None,
@@ -49,14 +50,15 @@ def save_drawing(
     """Write how the images came to be as an animated GIF, code by code in raster order; what is still to come is grey.
 
     Args:
+        given: codes that were not drawn, and stand in the first frame already.
         frames: about how many; the last one, the finished images, is held for two seconds.
         milliseconds: of each frame.
         columns, scale: as in `save_grid`.
     """
     images = tokenizer.decode(ids, grid)
     units = ids.shape[1]
-    step = max(1, math.ceil(units / frames))
-    shown = [*range(0, units, step), units]
+    step = max(1, math.ceil((units - given) / frames))
+    shown = [*range(given, units, step), units]
     size = (images.shape[-2], images.shape[-1])
     pictures = []
     for count in shown:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +18,9 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.targets import patchify, unpatchify
 
 Judged = tuple[Bool[Tensor, "B N"], Bool[Tensor, "B P"]]
+
+FLOOR = 0.97
+"""Of the variance: an honest loss stays above, though chance alone takes it to 0.99."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,9 @@ def no_leak(pretrainer: Pretrainer, images: Images, plan: Plan, *, limit: int | 
         for may_use, these in _spread(_alike(allowed[:, group]), limit):
             counted = these & counts[:, group]
             if counted.any():
-                worst = max(worst, _movement(pretrainer, images, noise, plan, ~may_use, before, group, counted))
+                # The same change must leave alone whatever else may use none of these pixels: earlier predictions.
+                still = counts[:, group] & ~(allowed[:, group] & ~may_use[:, None]).any(dim=-1).cpu()
+                worst = max(worst, _movement(pretrainer, images, noise, plan, ~may_use, before, group, still))
                 moved = max(moved, _movement(pretrainer, images, noise, plan, may_use, before, group, counted))
     pretrainer.train(was_training)
     return Leak(worst, moved)
@@ -95,6 +104,99 @@ def _movement(
     after = pretrainer(with_pixels(images, torch.where(where, noise, pixels)), plan).predictions
     movement = (after - before)[:, group].abs().amax(dim=-1).cpu()
     return float(movement[counted].max())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `examine` found.
+
+    Attributes:
+        leaks: by the way in which the method was run.
+        floor: the loss on noise over the variance; None if the target is learnt along, and has no floor.
+        steps: of training on noise.
+    """
+
+    leaks: dict[str, Leak]
+    floor: float | None
+    steps: int
+
+    @property
+    def honest(self) -> bool:
+        return all(leak.honest for leak in self.leaks.values()) and (self.floor is None or self.floor > FLOOR)
+
+    def __str__(self) -> str:
+        lines = []
+        for name, leak in self.leaks.items():
+            told = "no prediction moved" if leak.worst == 0 else f"LEAK: predictions moved by {leak.worst:.2g}"
+            alive = "" if leak.allowed > 0 else "; DEAD: none moves with what it may use either"
+            lines.append(f"hidden pixels changed, {name}: {told}{alive}")
+        if self.floor is None:
+            lines.append("noise: not tried, because the target is learnt along; a loss near 0 would be a collapse")
+        else:
+            told = "stayed at" if self.floor > FLOOR else "LEAK: it fell to"
+            lines.append(f"{self.steps} steps of training on noise, the loss: {told} {self.floor:.2f} of the floor")
+        return "\n".join([*lines, "Honest." if self.honest else "Not honest: the method is shown its answers."])
+
+
+def examine(pretrainer: Pretrainer, *, limit: int | None = 24, seconds: float = 20.0) -> Verdict:
+    """Both tests, the first in every way in which training may run a method: as it is, with gradient checkpointing, in
+    bf16, and compiled.
+
+    The pretrainer itself is left alone. Compiling stops short of generating kernels (torch's `aot_eager`): that takes
+    seconds instead of a minute, and it is the tracing that could lose a mask.
+
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.methods import aim
+    >>> verdict = examine(aim(wrap("test_vit", img_size=48), head_depth=1), limit=4, seconds=1.0)
+    >>> verdict.honest, list(verdict.leaks)
+    (True, ['as it is', 'with gradient checkpointing', 'in bf16', 'compiled'])
+
+    Args:
+        limit: predictions to look at as it is, as in `no_leak`; a third of them in the other ways.
+        seconds: of training on noise, at least twenty steps.
+    """
+    moved = awake(copy.deepcopy(pretrainer))
+    backbone = moved.backbone
+    generator = torch.Generator().manual_seed(0)
+    device = next(moved.parameters()).device
+    images = torch.randn(2, backbone.channels, *backbone.image_size, generator=generator).to(device)
+    plan = moved.draw(images, torch.Generator().manual_seed(1))
+    fewer = None if limit is None else max(2, limit // 3)
+    leaks: dict[str, Leak] = {}
+    for name, way, running in _ways(moved):
+        with running:
+            leaks[name] = no_leak(way, images, plan, limit=fewer if leaks else limit)
+    if not pretrainer.target.has_noise_floor:
+        return Verdict(leaks, None, 0)
+    began = time.perf_counter()
+    noise_floor(copy.deepcopy(pretrainer), steps=2, batch=4)
+    affordable = seconds / (time.perf_counter() - began) * 8  # images
+    batch = 16 if affordable > 16 * 40 else 4
+    steps = int(min(100, max(20, affordable / batch)))
+    return Verdict(leaks, noise_floor(copy.deepcopy(pretrainer), steps=steps, batch=batch), steps)
+
+
+def _ways(pretrainer: Pretrainer) -> Iterator[tuple[str, Pretrainer, AbstractContextManager[object]]]:
+    yield "as it is", pretrainer, nullcontext()
+    checkpointed = copy.deepcopy(pretrainer)
+    checkpointed.backbone.model.set_grad_checkpointing(True)
+    yield "with gradient checkpointing", checkpointed, nullcontext()
+    device = next(pretrainer.parameters()).device.type
+    yield "in bf16", pretrainer, torch.autocast(device, torch.bfloat16)
+    compiled = copy.deepcopy(pretrainer)
+    compiled.compile(backend="aot_eager")
+    yield "compiled", compiled, nullcontext()
+
+
+@torch.no_grad()
+def awake(pretrainer: Pretrainer, seed: int = 0) -> Pretrainer:
+    """Every parameter moved off its value, in place: scales, heads and tables that start at zero hide what would pass
+    through them."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in pretrainer.parameters():
+        noise = torch.randn(parameter.shape, generator=generator) * (0.1 if parameter.ndim < 2 else 0.02)
+        parameter.add_(noise.to(parameter))
+    return pretrainer
 
 
 def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr: float = 3e-3, seed: int = 0) -> float:

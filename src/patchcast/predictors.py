@@ -52,23 +52,54 @@ class MLPHead(Predictor):
 
     A block is a transformer block whose attention is the identity: `x + norm1(x)`, then `x + mlp(norm2(x))`. Positions
     are added at the head's width. The paper's head is 2,048 wide and 12 blocks deep, whatever the trunk.
+
+    Args:
+        query: tells which unit is to be predicted, for orders in which the place of the prediction does not. The paper
+            needs none: in raster order it is always the next one.
     """
 
     reads_hidden = True
 
-    def __init__(self, width: int, outputs: int, *, grid: Grid, hidden: int, depth: int) -> None:
+    def __init__(
+        self, width: int, outputs: int, *, grid: Grid, hidden: int, depth: int, query: TargetQuery | None = None
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(width, hidden)
         self.positions = Positions(grid, hidden)
+        self.query = query
         self.blocks = nn.ModuleList(ResidualMLP(hidden) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden, eps=1e-6)
         self.project = nn.Linear(hidden, outputs)
+        self.apply(xavier)
 
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
         x = self.embed(read(context, plan.source)) + self.positions(plan.grid)[plan.source]
+        if self.query is not None:
+            x = x + self.query(plan)
         for block in self.blocks:
             x = block(x)
         return self.project(self.norm(x))
+
+
+class TargetQuery(nn.Module):
+    """The position of the unit that each prediction is of, through a map that is learnt.
+
+    Where the order is another one in every image, the features before a prediction do not say which unit comes next:
+    without being told, a head can only predict the mean over all that are left (Hua et al. 2022, section 3.2, ask by
+    position too; Pannatier et al. 2024, section 2.1).
+
+    >>> from patchcast.plans import RandomOrder
+    >>> TargetQuery(Grid(2, 3), 8)(RandomOrder()(Grid(2, 3), 4)).shape
+    torch.Size([4, 1, 5, 8])
+    """
+
+    def __init__(self, grid: Grid, width: int) -> None:
+        super().__init__()
+        self.positions = Positions(grid, width)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, plan: Plan) -> Float[Tensor, "B G P D"]:
+        return self.project(self.positions(plan.grid))[plan.predict]
 
 
 class ResidualMLP(nn.Module):

@@ -22,12 +22,13 @@ class Recipe:
     What is left out follows the model, the data and the method, and is written to config.yaml in the run folder.
 
     Args:
-        method: aim, ijepa, mae or simmim.
-        model: any timm vision transformer, by name.
+        method: aim, aim_features, beit, ijepa, imagegpt, imagegpt_masked, mae or simmim.
+        model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
+            imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
         data: "digits", a folder of images, or a parquet file or folder in the Hugging Face layout.
         out: the run folder.
         method_args: options of the method, such as mask_ratio of mae; see the method's page.
-        model_args: arguments of timm's create_model.
+        model_args: arguments of timm's create_model, or of the ImageGPT network.
         pretrained: start from timm's weights instead of random ones.
         image_size: height and width in pixels. Default: the model's; or the data's, where the images are smaller.
         tile_size: pixels per side of a tile. Images are cut into tiles of this size, and the model, built for one of
@@ -35,6 +36,8 @@ class Recipe:
         patch_size: pixels per side of a patch. Default: the model's; where images are smaller than the model's, one
             that gives at least 7 patches a side.
         channels: of the images, 1, 3 or 4. Default: the data's.
+        codes: how many codes beit and imagegpt predict from, of patches or colours found in the data. Default: 512.
+        tokenizer: a saved palette or codebook to take them from instead. What is used is kept in the run folder.
         mean: of each channel, white being 1. Default: measured on the data; the model's if it is pretrained.
         std: of each channel, likewise.
         crop_scale: smallest and largest share of the area that random crops keep. Default: the method's.
@@ -69,6 +72,8 @@ class Recipe:
     tile_size: int | None = None
     patch_size: int | None = None
     channels: int | None = None
+    codes: int | None = None
+    tokenizer: Path | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_scale: tuple[float, float] | None = None
@@ -128,7 +133,10 @@ class Recipe:
         for name in ("image_size", "mean", "std", "crop_scale", "betas"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
-        return cls(**{**values, "out": Path(values["out"])})
+        for name in ("out", "tokenizer"):
+            if values.get(name) is not None:
+                values[name] = Path(values[name])
+        return cls(**values)
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from patchcast.backbones.base import Backbone, Grid, Images, pixels_of
-from patchcast.tokenizers.base import Tokenizer
+from patchcast.tokenizers.base import Draws, Tokenizer
 
 
 class Target(nn.Module):
@@ -20,11 +20,13 @@ class Target(nn.Module):
     Attributes:
         outputs: values to predict for a unit.
         has_noise_floor: whether the loss on noise has a floor; not if the target is learnt along, and can collapse.
+        is_drawn: whether predictions can be drawn: `to_pixels`.
         lends: what `to_pixels` takes from the image itself, in words; for the caption of a picture.
     """
 
     outputs: int
     has_noise_floor: bool = True
+    is_drawn: bool = False
     lends: str = ""
 
     def forward(self, images: Images) -> Num[Tensor, "B N T"]:
@@ -59,6 +61,8 @@ class Pixels(Target):
     Raises:
         ValueError: if a unit of one value is to be normalised.
     """
+
+    is_drawn = True
 
     def __init__(self, stride: tuple[int, int], *, channels: int, normalize: bool = True) -> None:
         super().__init__()
@@ -102,6 +106,8 @@ class Codes(Target):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.tokenizer, self.outputs = tokenizer, tokenizer.vocabulary
+        self.is_drawn = isinstance(tokenizer, Draws)
+        self.lends = tokenizer.lends if isinstance(tokenizer, Draws) else ""
         if isinstance(tokenizer, nn.Module):
             tokenizer.requires_grad_(False).eval()
 
@@ -114,6 +120,18 @@ class Codes(Target):
     @torch.no_grad()
     def forward(self, images: Images) -> Int[Tensor, "B N 1"]:
         return self.tokenizer.encode(pixels_of(images))[..., None]
+
+    def to_pixels(
+        self, predictions: Float[Tensor, "B N K"], images: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        """The most likely codes, drawn.
+
+        Raises:
+            ValueError: if the tokenizer does not say how.
+        """
+        if not isinstance(self.tokenizer, Draws):
+            raise ValueError(f"codes of {type(self.tokenizer).__name__} cannot be drawn: it has no `draw` (see Draws)")
+        return self.tokenizer.draw(predictions.argmax(dim=-1), images)
 
     def blind(self, targets: Int[Tensor, "B G P 1"]) -> Float[Tensor, "B G P K"]:
         """The logarithm of how often each code is among them."""

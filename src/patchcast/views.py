@@ -166,6 +166,16 @@ class Paint(View[MaskPlan]):
         return Context(plan.grid, prefix, units, is_valid=backbone.validity(tokens))
 
 
+def replace_or_paint(backbone: Backbone) -> Replace | Paint:
+    """A mask token in the place of hidden units, or where a model is not entered (ConvNeXt, ResNet), paint over them.
+
+    >>> from patchcast.backbones import wrap
+    >>> replace_or_paint(wrap("test_vit"))
+    Replace()
+    """
+    return Replace(backbone.embed_width) if "replace" in backbone.can else Paint()
+
+
 def read(context: Context, units: Int[Tensor, "B G P"]) -> Float[Tensor, "B G P D"]:
     """The features at the place of the given units, of a context that holds them all."""
     if context.at is not None:

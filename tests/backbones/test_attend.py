@@ -31,7 +31,7 @@ def features(backbone: Backbone, moved: int | None, can_see: Bool[Tensor, "*B L 
     with torch.no_grad():
         tokens = backbone.embed(images)
         if moved is not None and not backbone.pixels_stay_in_unit:  # the stem would carry it to the neighbours
-            tokens.x[:, tokens.prefix + moved] += 1.0
+            tokens.x[:, tokens.prefix + moved] += torch.linspace(-1, 1, tokens.x.shape[-1])
         out = backbone.forward_stages(tokens, can_see=can_see, is_causal=can_see is None)
         return backbone.split(out, tokens)[1]
 
@@ -84,6 +84,12 @@ def test_a_row_that_sees_nothing_is_refused() -> None:
     blind[3] = False
     with pytest.raises(ValueError, match="has no True"):
         features(backbone, None, blind)
+
+
+def test_a_mask_without_the_prefix_tokens_is_refused() -> None:
+    backbone = small("vit_tiny_patch16_224")
+    with pytest.raises(ValueError, match="can_see is for 24 tokens; there are 25: 1 prefix tokens and 24 units"):
+        features(backbone, None, causal(backbone)[1:, 1:])
 
 
 def test_both_masks_are_refused() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchcast.backbones import Backbone, wrap
 from patchcast.backbones.base import take, upsample
+from patchcast.backbones.projected import Projected
 from patchcast.backbones.support import Support, table
 from tests.backbones.zoo import assert_same, flat, images_for, randomize, scaled
 
@@ -27,12 +28,19 @@ CUTS: list[dict[str, Any]] = [
     {"layers": (1, 1, 1, 1)},
     {},
 ]
+# Classes that are cut in ways of their own; ConViT's class token enters at `local_up_to_layer`.
+OWN_CUTS: dict[str, dict[str, Any]] = {
+    "CoaT": {"serial_depths": (1, 1, 1, 1)},
+    "ConVit": {"depth": 2, "local_up_to_layer": 1},
+    "CrossVit": {"depth": ((1, 1, 0),)},
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ENTERED, ids=lambda row: row.name)
 def test_contract(row: Support) -> None:
     backbone, how = cut(row)
+    misplaced = 0.0
     images = images_for(backbone, batch=2)
     grid = backbone.grid(images)
     with torch.no_grad():
@@ -46,12 +54,17 @@ def test_contract(row: Support) -> None:
         if "drop" in backbone.can:
             order = torch.stack([torch.randperm(grid.units) for _ in images])
             kept = backbone.keep(tokens, order)
-            assert scaled(backbone.split(backbone.forward_stages(kept), kept)[1], take(units, order)) < 1e-5
+            misplaced = scaled(backbone.split(backbone.forward_stages(kept), kept)[1], take(units, order))
+            assert misplaced < 1e-5
         if "attend" in backbone.can:
             attends(backbone, images)
+    idle = {id(each) for each in backbone.parameters_in([*backbone.unused(), *backbone.beside_units()])}
+    in_training = backbone.train().units(images)  # in evaluation LeViT keeps its biases, and recomputes none
+    assert {id(each) for each in backbone.parameters()} - reached(in_training) == idle
     if "PATCHCAST_LOG" in os.environ:
         with Path(os.environ["PATCHCAST_LOG"]).open("a") as log:
-            log.write(f"{row.name} {row.model_class} {sorted(backbone.can)} {how} {backbone.image_size}\n")
+            can = ",".join(sorted(backbone.can))
+            log.write(f"{row.name} {row.model_class} {can} {misplaced:.1e} {backbone.image_size} {how}\n")
 
 
 def cut(row: Support) -> tuple[Backbone, str]:
@@ -65,7 +78,7 @@ def cut(row: Support) -> tuple[Backbone, str]:
                 backbone = wrap(row.name, **cuts, img_size=size).eval()
                 with torch.no_grad():
                     backbone.model.forward_features(images_for(backbone, batch=1))
-        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        except (AssertionError, AttributeError, IndexError, RuntimeError, StopIteration, TypeError, ValueError):
             continue
         randomize(backbone.model)
         return backbone, f"{cuts or 'native depth'}"
@@ -75,10 +88,24 @@ def cut(row: Support) -> tuple[Backbone, str]:
 def attempts(row: Support) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
     (down, right), nominal = row.stride, row.image_size
     small = (4 * down, 6 * right) if down <= 16 else (2 * down, 4 * right)
-    for cuts in CUTS:
+    for cuts in [OWN_CUTS[row.model_class], {}] if row.model_class in OWN_CUTS else CUTS:
         yield cuts, small
         yield cuts, (4 * down, 4 * right)
         yield cuts, nominal
+
+
+def reached(features: Tensor) -> set[int]:
+    """The parameters (by identity) that features depend on, read from the graph without going back through it."""
+    found, seen, waiting = set(), set(), [features.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(id(leaf))
+        waiting.extend(each for each, _ in node.next_functions)
+    return found
 
 
 def replaces(backbone: Backbone, images: Tensor) -> None:
@@ -98,10 +125,10 @@ def replaces(backbone: Backbone, images: Tensor) -> None:
 def attends(backbone: Backbone, images: Tensor) -> None:
     """Under a causal mask, a change of one token leaves all units before it as they were."""
     first, second = backbone.embed(images), backbone.embed(images)
-    merged = getattr(backbone, "merged", 1)
+    merged = backbone.merged if isinstance(backbone, Projected) else 1
     row, col = divmod((count := backbone.grid(images).units) // 2, backbone.grid(images).cols)
     at = row * merged * second.grid.cols + col * merged
-    second.x[:, second.prefix + at] += 1.0
+    second.x[:, second.prefix + at] += torch.randn(second.x.shape[-1])  # not a constant: norms would take it away
     still, moved = (backbone.split(backbone.forward_stages(each, is_causal=True), each)[1] for each in (first, second))
     difference = (moved - still).abs().amax((0, 2))
     assert not difference[: count // 2].any()

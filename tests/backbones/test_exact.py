@@ -47,30 +47,41 @@ def test_unused_and_beside_units_are_what_gets_no_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", marked(NAMES))
-def test_gradient_checkpointing_with_edited_tokens(name: str) -> None:
-    plain, recomputed = in_training(small(name)), in_training(small(name))
-    if type(plain.model).__name__ in WITHOUT_CHECKPOINTING:
-        pytest.skip("timm refuses gradient checkpointing here")
-    recomputed.model.set_grad_checkpointing()
+def test_gradient_checkpointing_with_hidden_units_and_edited_tokens(name: str) -> None:
+    plain, recomputed = checkpointed(name)
     for backbone in (plain, recomputed):
         torch.manual_seed(0)
-        tokens = backbone.embed(images_for(backbone))
+        images = images_for(backbone)
+        is_hidden = torch.zeros(len(images), *backbone.grid(images), dtype=torch.bool)
+        is_hidden[:, -1] = True
+        tokens = backbone.embed(images, is_hidden=is_hidden, mask_token=torch.ones(backbone.embed_width))
         learn(backbone.forward_stages(tokens.with_(x=halved(tokens.x))))
     assert_same_gradients(recomputed, plain)
 
 
-@pytest.mark.parametrize("name", able("attend"))
-def test_gradient_checkpointing_with_a_mask_and_dropped_units(name: str) -> None:
-    plain, recomputed = in_training(small(name)), in_training(small(name))
-    recomputed.model.set_grad_checkpointing()
+@pytest.mark.parametrize("name", able("drop"))
+def test_gradient_checkpointing_with_dropped_units_and_a_mask(name: str) -> None:
+    plain, recomputed = checkpointed(name)
     for backbone in (plain, recomputed):
         torch.manual_seed(0)
         images = images_for(backbone)
         units = torch.arange(4).expand(len(images), -1)
         tokens = backbone.keep(backbone.embed(images), units)
-        length = tokens.prefix + units.shape[1]
-        learn(backbone.forward_stages(tokens, can_see=torch.ones(length, length, dtype=torch.bool).tril()))
+        masks = {}
+        if "attend" in backbone.can:
+            length = tokens.prefix + units.shape[1]
+            masks["can_see"] = torch.ones(length, length, dtype=torch.bool).tril()
+        learn(backbone.forward_stages(tokens.with_(x=halved(tokens.x)), **masks))
     assert_same_gradients(recomputed, plain)
+
+
+def checkpointed(name: str) -> tuple[Backbone, Backbone]:
+    """Two copies in training, the second with gradient checkpointing."""
+    plain, recomputed = in_training(small(name)), in_training(small(name))
+    if type(plain.model).__name__ in WITHOUT_CHECKPOINTING:
+        pytest.skip("timm refuses gradient checkpointing here")
+    recomputed.model.set_grad_checkpointing()
+    return plain, recomputed
 
 
 def in_training(backbone: Backbone) -> Backbone:

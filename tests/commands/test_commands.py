@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from patchcast.cli import COMMANDS, main
 from patchcast.commands.build import build, resolve
 from patchcast.commands.folder import open_run
+from patchcast.commands.models import NEEDS, OWN_NETWORKS
 from patchcast.data import open_images
 from patchcast.methods import METHODS
 from patchcast.recipe import Recipe, Resolved
@@ -81,7 +82,7 @@ def test_export_of_a_model_as_timm_makes_it(tmp_path: Path) -> None:
 
     recipe = Recipe(method="mae", model="test_vit", data="digits", out=tmp_path, image_size=(160, 160), channels=3)
     resolved = resolve(recipe, open_images("digits", channels=3))
-    write_encoder(resolved, build(resolved).backbone, tmp_path)
+    write_encoder(resolved, build(resolved), tmp_path)
     timm.create_model("test_vit").load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
 
 
@@ -94,6 +95,16 @@ def test_show_and_probe(finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert found["raw pixels"]["linear"]["value"] > 0.9, "raw pixels of digits are easily told apart"
     assert found["pretrained"]["few_labels"][1]["per_class"] == 5
     assert "labels per class" in capsys.readouterr().out
+
+
+def test_the_attentive_probe(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for choice in ("last", "best"):
+        assert main(["probe", str(finished), "--attentive", choice, "--limit", "200"]) == 0
+        found = json.loads((finished / "attentive.json").read_text())
+        assert found["choice"] == choice
+        assert found["pretrained"]["blocks"] == list(range(6)), "test_vit has six blocks"
+        assert found["untrained"]["accuracy"]["value"] > 0.2, "there are ten classes"
+    assert "attentive probe" in capsys.readouterr().out
 
 
 def test_mistakes_get_one_sentence(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,8 +190,49 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     told = subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout
     assert "swin_tiny_patch4_window7_224" in told
     assert main(["models", "vit_tiny_r_s16_p8_224"]) == 0
+    assert "networks of its own: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
+    assert {*NEEDS, *OWN_NETWORKS} == set(METHODS)
     assert "there are aim" in fails(capsys, "models", "--method", "mea")
-    assert "that aim can be run on" in fails(capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim")
+    assert "that aim can be run on; beit, ijepa, mae, simmim can" in fails(
+        capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim"
+    )
+    assert "no model matches 'hierra'; there are hiera" in fails(capsys, "models", "hierra")
+
+
+def test_models_are_told_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "resnet50*", "--method", "simmim"]) == 0
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    header, first = (line.split() for line in lines[:2])
+    assert f"{len(lines) - 1} architectures of timm" in title
+    assert header == ["name", "drop", "attend", "replace", "paint", "image", "unit", "class"]
+    assert first[0].startswith("resnet50")
+    assert first[1] == "yes", "convolutional networks can be painted"
+
+
+def test_models_into_a_pipe_that_closes() -> None:
+    script = f"{sys.executable} -m patchcast models | head -1"
+    told = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=True)
+    assert "architectures" in told.stdout
+    assert told.stderr == ""
+
+
+@pytest.mark.parametrize("method", ["aim_features", "ijepa"])
+def test_a_run_whose_targets_are_no_pixels_finishes(method: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["pretrain", "--method", method, *TINY, "--out", str(out)]) == 0
+    assert (out / "loss.png").exists()
+    assert (out / "metrics.json").exists()
+    assert not (out / "reconstructions.png").exists()
+
+
+def test_an_order_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for order, expected in (("hilbert", "FixedOrder(curve=<function hilbert"), ("random", "RandomOrder()")):
+        recipe = Recipe("aim", "test_vit", "digits", tmp_path, method_args={"plan": order, "head_depth": 1})
+        built = build(resolve(recipe, open_images("digits", channels=1)))
+        assert repr(built.plan).startswith(expected.removesuffix(")"))
+        assert built.predictor.query is not None
+    wrong = ("--method_args", '{"plan": "spiral"}', "--out", str(tmp_path / "new"))
+    assert "plan is one of raster, causal, snake" in fails(capsys, "pretrain", "--method", "aim", *TINY, *wrong)
 
 
 def test_check_tells_honest_from_leaking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

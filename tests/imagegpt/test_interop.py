@@ -19,9 +19,11 @@ from patchcast.interop.imagegpt import (
     from_transformers,
     load_imagegpt,
     save_imagegpt,
+    save_imagegpt_classifier,
     to_openai,
     to_transformers,
 )
+from patchcast.joint import JointClassifier
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.encoded import Encoded
 from tests import contracts
@@ -231,3 +233,19 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
         from_openai({"model/wte": np.zeros((8, 4), np.float32)})
     with pytest.raises(ValueError, match="would be lost"):
         to_openai(from_transformers(state), 4)
+
+
+@torch.no_grad()
+def test_a_classifier_goes_to_transformers(tmp_path: Path) -> None:
+    model = JointClassifier(contracts.awake(causal()), classes=5).eval()
+    torch.nn.init.normal_(model.head.weight)
+    save_imagegpt_classifier(model, tmp_path)
+    other, told = transformers.ImageGPTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told[each] for each in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert other.config.num_labels == 5
+    images = contracts.images_for(model.pretrainer)
+    ids = model.pretrainer.backbone.tokenizer.encode(images)
+    logits = other.eval()(shifted(ids, 8)).logits
+    torch.testing.assert_close(logits, model.classify(images), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="no causal ImageGPT"):
+        save_imagegpt_classifier(JointClassifier(masked(), 5), tmp_path)

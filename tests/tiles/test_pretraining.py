@@ -12,7 +12,7 @@ from patchcast.backbones import CannotError, Grid, wrap
 from patchcast.backbones.tiled import Tiled
 from patchcast.honesty import no_leak
 from patchcast.methods import aim, beit, ijepa, mae, simmim
-from patchcast.plans import FromStart, MaskPlan, MultiBlock, OrderPlan, RandomMask, RasterOrder, draw_each
+from patchcast.plans import FromStart, MaskPlan, MultiBlock, OrderPlan, RandomMask, RandomOrder, RasterOrder, draw_each
 from patchcast.predictors import Decoder
 from patchcast.pretrainer import Pretrainer
 from patchcast.views import Paint, Replace
@@ -39,7 +39,8 @@ METHODS = {
     "simmim": simmim,
     "ijepa": lambda backbone: ijepa(backbone, predictor_depth=2),
     "aim": lambda backbone: aim(backbone, head_width=32, head_depth=2),
-    "aim, causal": lambda backbone: aim(backbone, random_prefix=False, head_width=32, head_depth=2),
+    "aim, causal": lambda backbone: aim(backbone, plan=RasterOrder(random_prefix=False), head_width=32, head_depth=2),
+    "aim, any order": lambda backbone: aim(backbone, plan=RandomOrder(), head_width=32, head_depth=2),
     "beit": lambda backbone: beit(backbone, Signs(backbone.stride)),
     "ijepa by replacement": lambda backbone: decoded(ijepa(backbone, predictor_depth=1), Replace(backbone.embed_width)),
     "mae, painted": lambda backbone: decoded(mae(backbone, decoder_width=32, decoder_depth=1), Paint()),

@@ -26,7 +26,7 @@ from patchcast.backbones.projected import Projected
 from patchcast.backbones.relative import Beit, RelPos
 from patchcast.backbones.sam import SAM
 from patchcast.backbones.sequence import RoPE, ViT
-from patchcast.backbones.staged import ROWS, Levit, Nest, Staged
+from patchcast.backbones.staged import ROWS, Byob, Levit, Nest, Staged, Swin
 from patchcast.backbones.tnt import TNT
 from patchcast.backbones.torchvision import TorchvisionSwin, TorchvisionViT
 from patchcast.backbones.twins import Twins
@@ -36,6 +36,7 @@ from patchcast.backbones.visformer import Visformer
 TIMM: dict[str, type[Backbone]] = {
     **dict.fromkeys(ROWS, Staged),
     "Beit": Beit,
+    "ByobNet": Byob,
     "Cait": CaiT,
     "CoaT": CoaT,
     "ConVit": ConViT,
@@ -56,6 +57,9 @@ TIMM: dict[str, type[Backbone]] = {
     "PoolingVisionTransformer": PiT,
     "Qwen3VitClassifier": Projected,
     "Qwen3VitEncoder": Projected,
+    "SwinTransformer": Swin,
+    "SwinTransformerV2": Swin,
+    "SwinTransformerV2Cr": Swin,
     "TNT": TNT,
     "Twins": Twins,
     "VOLO": Volo,
@@ -82,7 +86,8 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
         timm_kwargs: arguments of `timm.create_model`, such as `in_chans`. `img_size` may be given for every model: to
             those whose weights do not depend on it, it only tells the size that images will have.
     Raises:
-        ValueError: if timm knows no model of this name, or no adapter knows the model's class.
+        ValueError: if timm knows no model of this name, or no adapter knows the model's class, or pretrained weights do
+            not fit the arguments.
     """
     size = timm_kwargs.get("img_size")
     image_size = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -126,4 +131,13 @@ def create(name: str, **timm_kwargs: Any) -> nn.Module:
     except TypeError as error:
         if "img_size" not in str(error):
             raise
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        changed = ", ".join(f"{key}={value}" for key, value in timm_kwargs.items() if key != "pretrained")
+        mismatch = str(error).partition("size mismatch for ")[2].partition(":")[0]
+        raise ValueError(
+            f"the pretrained weights of {name} do not fit {changed}: timm does not resample its {mismatch}; "
+            "leave that out, or start from random weights"
+        ) from error
     return timm.create_model(name, **{key: value for key, value in timm_kwargs.items() if key != "img_size"})

@@ -19,7 +19,7 @@ from patchcast.backbones.capabilities import CAPABILITIES, Capability
 # A batch of images; or images of different sizes, either as timm's NaFlex loader makes them ("patches", "patch_coord"
 # and "patch_valid", for NaFlexVit), or in the upper left corner of one canvas each ("canvas", and "size" in pixels, for
 # `Tiled`). Images are floating point, but for ImageGPT, which takes 8-bit ones and codes as well.
-Images = Real[Tensor, "B C H W"] | Mapping[str, Tensor]
+Images = Real[Tensor, "B C H W"] | Mapping[str, Any]
 Layout = Literal["NLC", "NHWC", "NCHW"]
 
 
@@ -71,7 +71,14 @@ class Tokens:
 
 
 class CannotError(ValueError):
-    """A backbone was asked for what it cannot do; the message says what it can."""
+    """A backbone was asked for what it cannot do; the message says what it can.
+
+    >>> from patchcast.backbones import wrap
+    >>> wrap("pvt_v2_b0").keep(Tokens(torch.zeros(1, 1, 1), Grid(1, 1)), torch.zeros(1, 1, dtype=torch.long))
+    Traceback (most recent call last):
+        ...
+    patchcast.backbones.base.CannotError: PyramidVisionTransformerV2 cannot run on the visible units alone ('drop'); ...
+    """
 
 
 class Backbone(nn.Module, ABC):
@@ -80,6 +87,16 @@ class Backbone(nn.Module, ABC):
     `forward(images)`, which is `own_features(forward_stages(embed(images)))`, equals the wrapped model's own
     `forward_features(images)` bit for bit. The wrapped model is `self.model`: its parameters, keys and state stay its
     own.
+
+    >>> from patchcast.backbones import wrap
+    >>> backbone = wrap("test_vit", img_size=64)
+    >>> tokens = backbone.embed(torch.zeros(2, 3, 64, 64))
+    >>> tokens.grid, tokens.prefix, tokens.x.shape
+    (Grid(rows=4, cols=4), 1, torch.Size([2, 17, 64]))
+    >>> few = backbone.keep(tokens, torch.tensor([[0, 5, 15], [1, 2, 3]]))
+    >>> prefix, units = backbone.split(backbone.forward_stages(few, is_causal=True), few)
+    >>> prefix.shape, units.shape
+    (torch.Size([2, 1, 64]), torch.Size([2, 3, 64]))
 
     Attributes:
         can: what it can do besides; see `CAPABILITIES`.
@@ -140,6 +157,10 @@ class Backbone(nn.Module, ABC):
         """The tokens with a mask among their `block_kwargs`, the causal one for None, for those with "attend"."""
         raise NotImplementedError
 
+    def length(self, tokens: Tokens) -> int:
+        """How many rows and columns a mask for these tokens has, for those with "attend"."""
+        return tokens.x.shape[1]
+
     def own_features(self, features: Any) -> Any:
         """What the wrapped model's `forward_features` would have returned."""
         return features
@@ -193,7 +214,8 @@ class Backbone(nn.Module, ABC):
             is_causal: each token sees itself and those before it. At most one of the two.
         Raises:
             CannotError: if a mask is given to a backbone without "attend".
-            ValueError: if both are given, or a row of `can_see` has no True (its softmax would be NaN).
+            ValueError: if both are given, or `can_see` is for another number of tokens, or a row of it has no True (its
+                softmax would be NaN).
         """
         if can_see is None and not is_causal:
             return self.run_stages(tokens)
@@ -205,6 +227,11 @@ class Backbone(nn.Module, ABC):
             raise ValueError("give can_see or is_causal, not both: timm drops one of them silently")
         if can_see.ndim not in (2, 4):
             raise ValueError(f"can_see must be (L, L) or (B, 1, L, L); got {tuple(can_see.shape)}")
+        if can_see.shape[-1] != (length := self.length(tokens)):
+            raise ValueError(
+                f"can_see is for {can_see.shape[-1]} tokens; there are {length}: {tokens.prefix} prefix tokens and "
+                f"{length - tokens.prefix} units"
+            )
         if not torch.compiler.is_compiling() and not can_see.any(dim=-1).all():
             raise ValueError("a row of can_see has no True: every token must see at least one, itself for example")
         return self.run_stages(self.obey(tokens, can_see))

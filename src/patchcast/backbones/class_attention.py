@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patchcast.backbones.base import Grid, Images, Tokens, run
 from patchcast.backbones.conventions import TimmBackbone
-from patchcast.backbones.sequence import Sequence
+from patchcast.backbones.sequence import Sequence, lower_triangle
 
 
 class CaiT(Sequence):
@@ -36,9 +36,7 @@ class CaiT(Sequence):
         return self.model.norm(x)
 
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
-        if can_see is None:
-            length = tokens.x.shape[1]
-            can_see = torch.ones(length, length, dtype=torch.bool, device=tokens.x.device).tril()
+        can_see = lower_triangle(tokens) if can_see is None else can_see
         return tokens.with_(block_kwargs={"can_see": can_see})
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patchcast.backbones.base import Backbone
 
@@ -63,8 +64,18 @@ def channels_of(model: Any) -> int:
 
 
 def width_after(stem: nn.Module, channels: int, size: tuple[int, int], dim: int) -> int:
-    """Channels that `stem` makes of an image, found on the meta device: shapes only, nothing is computed."""
-    state = {name: each.to("meta") for name, each in [*stem.named_parameters(), *stem.named_buffers()]}
-    image = torch.empty(2, channels, *size, device="meta")
-    with torch.no_grad():
-        return torch.func.functional_call(stem, state, (image,)).shape[dim]
+    """Channels that `stem` makes of an image."""
+    return on_meta(stem, channels, size).shape[dim]
+
+
+def on_meta(
+    module: nn.Module, channels: int, size: tuple[int, int], parameters: Mapping[str, Tensor] | None = None
+) -> Any:
+    """What `module` makes of two images, on the meta device: shapes only, nothing is computed.
+
+    Args:
+        parameters: on the meta device, to take the place of its own.
+    """
+    own = {name: each.detach().to("meta") for name, each in [*module.named_parameters(), *module.named_buffers()]}
+    images = torch.empty(2, channels, *size, device="meta")
+    return torch.func.functional_call(module, {**own, **(parameters or {})}, (images,))

@@ -16,10 +16,11 @@ class ConViT(TimmBackbone):
     would run, and be at wrong places."""
 
     can = frozenset({"replace", "paint"})
-    features_prefix = 1
 
     def __init__(self, model: ConVit, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size, reduction=model.patch_embed.patch_size[0])
+        # The class token enters before this block; a shallower model has none.
+        self.features_prefix = int(model.local_up_to_layer < len(model.blocks))
 
     def to_patches(self, images: Images) -> Tokens:
         return Tokens(self.model.patch_embed(images), Grid(*self.model.patch_embed.grid_size))

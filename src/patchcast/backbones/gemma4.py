@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from timm.models.naflexvit import batch_patchify
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Images, Tokens, run, take
-from patchcast.backbones.sequence import Sequence
+from patchcast.backbones.sequence import Sequence, lower_triangle
 
 
 class Gemma4(Sequence):
@@ -49,9 +48,7 @@ class Gemma4(Sequence):
         return {name: take(rotation, visible) for name, rotation in tokens.block_kwargs.items()}
 
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
-        length = tokens.x.shape[1]
-        if can_see is None:
-            can_see = torch.ones(length, length, dtype=torch.bool, device=tokens.x.device).tril()
+        can_see = lower_triangle(tokens) if can_see is None else can_see
         # Unfused, its attention adds the mask: True would then count as 1.
         added = tokens.x.new_zeros(can_see.shape).masked_fill(~can_see, float("-inf"))
         return tokens.with_(block_kwargs={**tokens.block_kwargs, "attn_mask": added})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from timm.layers.activations import quick_gelu
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Backbone, Grid, Images, Tokens, run, take
+from patchcast.backbones.cache import KeyValues
 from patchcast.tokenizers.base import Tokenizer
 
 
@@ -32,23 +33,15 @@ SIZES = {
 """Section 3.3 of the paper and its published code."""
 
 
-class Cache:
-    """Keys and values of the places that a network has been through, in memory that is taken once.
-
-    Attributes:
-        kept: (depth, 2, batch, heads, places, channels of a head): keys and values.
-        length: places filled.
-    """
+class Cache(KeyValues):
+    """Keys and values of the places that an ImageGPT has been through."""
 
     def __init__(self, network: ImageGPT, batch: int, places: int | None = None) -> None:
         depth, width, heads = network.size
-        like = network.positions
-        shape = (depth, 2, batch, heads, places or network.grid.units, width // heads)
-        # In the precision that keys have under autocast, where it is on.
-        is_auto = torch.is_autocast_enabled(like.device.type)
-        dtype = torch.get_autocast_dtype(like.device.type) if is_auto else like.dtype
-        self.kept = torch.empty(shape, device=like.device, dtype=dtype)
-        self.length = 0
+        super().__init__(
+            depth=depth, heads=heads, channels=width // heads, batch=batch, places=places or network.grid.units,
+            like=network.positions,
+        )  # fmt: skip
 
 
 class Attention(nn.Module):
@@ -182,6 +175,13 @@ class ImageGPT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations: timm's name for it."""
         self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which block a parameter is of, as timm's models say it: for learning rates that fall from block to block."""
+        return {"stem": r"^codes|^start|^positions", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+    def no_weight_decay(self) -> set[str]:
+        return {"codes.weight", "start", "positions"}
 
     def forward(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         return self.run(self.place(self.codes(ids)))

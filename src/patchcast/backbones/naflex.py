@@ -11,7 +11,7 @@ from timm.models.naflexvit import batch_patchify, create_attention_mask
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Grid, Images, Tokens
-from patchcast.backbones.sequence import RoPE, Sequence, take_rope
+from patchcast.backbones.sequence import RoPE, Sequence, lower_triangle, take_rope
 
 
 class NaFlex(RoPE):
@@ -95,7 +95,7 @@ class NaFlex(RoPE):
     def run_stages(self, tokens: Tokens) -> Any:
         if tokens.is_valid is None:
             return super().run_stages(tokens)
-        by_key = self.model.use_key_only_attn_mask if hasattr(self.model, "use_key_only_attn_mask") else False
+        by_key = getattr(self.model, "use_key_only_attn_mask", False)  # timm 1.0.26 has no such choice
         mask = create_attention_mask(
             tokens.is_valid, tokens.prefix, symmetric=not by_key, q_len=1 if by_key else None, dtype=tokens.x.dtype
         )
@@ -107,8 +107,7 @@ class NaFlex(RoPE):
 
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         if can_see is None and tokens.is_valid is not None:  # to be joined with the mask of padding
-            length = tokens.x.shape[1]
-            can_see = torch.ones(length, length, dtype=torch.bool, device=tokens.x.device).tril()
+            can_see = lower_triangle(tokens)
         return super().obey(tokens, can_see)
 
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:

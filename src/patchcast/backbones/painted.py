@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Backbone, Grid, Images, Tokens
-from patchcast.backbones.conventions import channels_of, nominal_size
+from patchcast.backbones.conventions import channels_of, nominal_size, on_meta
 
 
 class Painted(Backbone):
@@ -65,28 +66,38 @@ class Painted(Backbone):
     def run_stages(self, tokens: Tokens) -> Any:
         return self.model.forward_features(tokens.x)
 
-    def features_of(self, size: tuple[int, int]) -> Any:
+    def unused(self) -> list[str]:
+        """Found by differentiating: every class calls its head something else."""
+        parameters = {
+            name: torch.empty_like(each, device="meta", requires_grad=True)
+            for name, each in self.model.named_parameters()
+        }
+        with torch.enable_grad():
+            units = last(self.features_of(self.image_size, parameters))
+        gradients = torch.autograd.grad(units.sum(), list(parameters.values()), allow_unused=True)
+        return [name for name, each in zip(parameters, gradients, strict=True) if each is None]
+
+    def features_of(self, size: tuple[int, int], parameters: Mapping[str, Tensor] | None = None) -> Any:
         """Features of images of this size, on the meta device."""
-
-        class Features(nn.Module):
-            def __init__(self, model: Any) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, x: Tensor) -> Any:
-                return self.model.forward_features(x)
-
-        whole = Features(self.model)
-        state = {name: each.to("meta") for name, each in [*whole.named_parameters(), *whole.named_buffers()]}
-        with torch.no_grad():
-            images = torch.empty(2, self.channels, *size, device="meta")
-            return torch.func.functional_call(whole, state, (images,))
+        inside = {f"model.{name}": each for name, each in (parameters or {}).items()}
+        return on_meta(Features(self.model), self.channels, size, inside)
 
     def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
         x = last(features)
         if self.features_layout == "NCHW" and x.ndim == 3:
             x = x.unflatten(2, tokens.grid)
         return super().split(x, tokens)
+
+
+class Features(nn.Module):
+    """A model whose `forward` is its `forward_features`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Any:
+        return self.model.forward_features(images)
 
 
 def last(features: Any) -> Tensor:

@@ -33,7 +33,7 @@ class Projected(Sequence):
         self.takes_any_size = True
         self.features_layout = "NHWC" if self.projector is None else "NLC"
         for block in self.encoder.blocks:
-            if type(block).__name__ == "DeepseekVitBlock":
+            if type(block).__name__ == "DeepseekVitBlock":  # by name: timm 1.0.26 has no such class
                 block.__class__ = MaskedDeepseekBlock
 
     @property
@@ -75,10 +75,13 @@ class Projected(Sequence):
     def positions_of(self, visible: Int[Tensor, "B V"], tokens: Tokens) -> dict[str, Any]:
         return {**tokens.block_kwargs, "rope": take_rope(tokens.block_kwargs["rope"], visible)}
 
+    def length(self, tokens: Tokens) -> int:
+        return tokens.x.shape[1] // self.merged**2
+
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         if self.merged == 1:
             return super().obey(tokens, can_see)
-        unit = torch.arange(tokens.x.shape[1] // self.merged**2, device=tokens.x.device)
+        unit = torch.arange(self.length(tokens), device=tokens.x.device)
         if can_see is None:
             can_see = unit[:, None] >= unit
         rows = unit.repeat_interleave(self.merged**2)  # the unit of each token, where they stand unit by unit

@@ -17,7 +17,7 @@ from timm.models import beit, vision_transformer_relpos
 from torch import Tensor
 
 from patchcast.backbones.base import Tokens
-from patchcast.backbones.sequence import Sequence
+from patchcast.backbones.sequence import Sequence, lower_triangle
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ class Relative(Sequence):
         return {self.argument: replace(kwargs[self.argument], present=own)}
 
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
-        if can_see is None:
-            length = tokens.x.shape[1]
-            can_see = torch.ones(length, length, dtype=torch.bool, device=tokens.x.device).tril()
+        can_see = lower_triangle(tokens) if can_see is None else can_see
         bias = replace(tokens.block_kwargs[self.argument], can_see=can_see)
         return tokens.with_(block_kwargs={self.argument: bias})
 

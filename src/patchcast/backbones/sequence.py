@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from timm.layers import HybridEmbed
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Grid, Images, Tokens, run, take
@@ -23,7 +24,7 @@ class Sequence(TimmBackbone):
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)
-        self.features_prefix = getattr(self.model, "num_prefix_tokens", 0)
+        self.features_prefix = getattr(self.model, "num_prefix_tokens", 0)  # classes that have none have no such field
         # A patch_embed that leaves the grid unflattened lets `_pos_embed` resample positions to any size.
         self.takes_any_size = getattr(self.model, "dynamic_img_size", False)
 
@@ -88,7 +89,7 @@ class ViT(Sequence):
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)
         patch_embed = self.model.patch_embed
-        if hasattr(patch_embed, "backbone"):  # HybridEmbed: a ResNet or ViTamin stem, whose kernels overlap
+        if isinstance(patch_embed, HybridEmbed):  # a ResNet or ViTamin stem, whose kernels overlap
             self.pixels_stay_in_unit = False
         else:
             self.stride = tuple(patch_embed.patch_size)
@@ -115,7 +116,7 @@ class RoPE(Sequence):
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)
         self.stride = tuple(self.model.patch_embed.patch_size)
-        self.rope_per_block = getattr(self.model, "rope_mixed", False)
+        self.rope_per_block = self.model.rope_mixed
 
     def place(self, patches: Tokens) -> Tokens:
         x, rope = self.model._pos_embed(patches.x)
@@ -156,6 +157,12 @@ class RoPE(Sequence):
         if "rope" in kwargs:
             kwargs["rope"] = take_rope(kwargs["rope"], visible)
         return kwargs
+
+
+def lower_triangle(tokens: Tokens) -> Bool[Tensor, "L L"]:
+    """Each token sees itself and those before it, for attention that has no `is_causal` of its own."""
+    length = tokens.x.shape[1]
+    return torch.ones(length, length, dtype=torch.bool, device=tokens.x.device).tril()
 
 
 def take_rope(rope: Float[Tensor, "*depth_heads N R"], visible: Int[Tensor, "B V"]) -> Float[Tensor, "..."]:

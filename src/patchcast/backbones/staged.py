@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
+from timm.layers.bottleneck_attn import BottleneckAttn
+from timm.layers.halo_attn import HaloAttn
+from timm.layers.lambda_layer import LambdaLayer
+from timm.layers.non_local_attn import BatNonLocalAttn
+from timm.models.mobilevit import MobileVitV2Block
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Grid, Images, Layout, Tokens, run
@@ -20,7 +25,7 @@ class Row(NamedTuple):
         tail: attributes that `forward_features` calls after them.
         layout: of the tokens.
         features_layout: of what the tail returns.
-        any_size: whether images of another size than the nominal one pass.
+        any_size: whether images of another size than the nominal one pass, however it was built.
         overlaps: whether the stem's kernels reach over the border of a unit.
     """
 
@@ -34,7 +39,7 @@ class Row(NamedTuple):
 
 
 ROWS: dict[str, Row] = {
-    "ByobNet": Row(tail=("final_conv",), any_size=False),
+    "ByobNet": Row(tail=("final_conv",)),
     "CPUBone": Row(),
     "CSATv2": Row("stem_dct", overlaps=False),
     "DaVit": Row(tail=("norm_pre",)),
@@ -43,7 +48,7 @@ ROWS: dict[str, Row] = {
     "EfficientFormerV2": Row(tail=("norm",), any_size=False),
     "EfficientVit": Row(),
     "EfficientVitLarge": Row(),
-    "EfficientVitMsra": Row("patch_embed", any_size=False),
+    "EfficientVitMsra": Row("patch_embed"),
     "FastVit": Row(tail=("final_conv",)),
     "FocalNet": Row(stages="layers", tail=("norm",), overlaps=False),
     "GlobalContextVit": Row(any_size=False),
@@ -57,9 +62,9 @@ ROWS: dict[str, Row] = {
     "PyramidVisionTransformerV2": Row("patch_embed", layout="NHWC"),
     "SHViT": Row("patch_embed"),
     "SwiftFormer": Row(tail=("norm",)),
-    "SwinTransformer": Row("patch_embed", "layers", ("norm",), "NHWC", "NHWC", any_size=False, overlaps=False),
-    "SwinTransformerV2": Row("patch_embed", "layers", ("norm",), "NHWC", "NHWC", any_size=False, overlaps=False),
-    "SwinTransformerV2Cr": Row("patch_embed", any_size=False, overlaps=False),
+    "SwinTransformer": Row("patch_embed", "layers", ("norm",), "NHWC", "NHWC", overlaps=False),
+    "SwinTransformerV2": Row("patch_embed", "layers", ("norm",), "NHWC", "NHWC", overlaps=False),
+    "SwinTransformerV2Cr": Row("patch_embed", overlaps=False),
     "TinyVit": Row("patch_embed"),
 }
 
@@ -77,11 +82,17 @@ class Staged(TimmBackbone):
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         self.row = next(ROWS[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in ROWS)
-        self.takes_any_size, self.pixels_stay_in_unit = self.row.any_size, not self.row.overlaps
+        self.takes_any_size = self.row.any_size and not self.has_fixed_size(model)
+        self.pixels_stay_in_unit = not self.row.overlaps
         super().__init__(model, image_size)
         self.features_layout = self.row.features_layout
         channel_dim = -1 if self.row.layout == "NHWC" else 1
         self.embed_width = width_after(getattr(model, self.row.stem), self.channels, self.image_size, channel_dim)
+
+    @staticmethod
+    def has_fixed_size(model: Any) -> bool:
+        """Whether this build of a class that can take any size takes one alone."""
+        return False
 
     def to_patches(self, images: Images) -> Tokens:
         x = getattr(self.model, self.row.stem)(images)
@@ -117,3 +128,23 @@ class Nest(Staged):
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B D H W"]:
         return self.model.norm(super().run_stages(tokens).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Swin(Staged):
+    """timm's three Swins, which take any size when they are built with `strict_img_size=False`."""
+
+    @staticmethod
+    def has_fixed_size(model: Any) -> bool:
+        return model.patch_embed.strict_img_size
+
+
+# Over a map of one size, or of a multiple of some number of units.
+FIXED = (BatNonLocalAttn, BottleneckAttn, HaloAttn, LambdaLayer, MobileVitV2Block)
+
+
+class Byob(Staged):
+    """timm's `ByobNet`: MobileViT, and convolutional networks, some with attention."""
+
+    @staticmethod
+    def has_fixed_size(model: nn.Module) -> bool:
+        return any(isinstance(each, FIXED) for each in model.modules())

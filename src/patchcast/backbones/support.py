@@ -56,7 +56,8 @@ def support(pattern: str = "*", needs: Capability | None = None) -> list[Support
 
     Args:
         pattern: as in `timm.list_models`: `*` and `?` stand for anything.
-        needs: "drop" for MAE and I-JEPA, "replace" for SimMIM and BEiT, "attend" for AIM, "paint" for all.
+        needs: "drop" for MAE, "attend" for AIM; "paint", which all can, for the others. "replace" and "drop" are better
+            for them.
     """
     return [row for row in table() if fnmatch(row.name, pattern) and (needs is None or needs in row.can)]
 
@@ -161,17 +162,21 @@ Python, `patchcast.backbones.support.support("vit_*", needs="drop")` looks names
 kernels reach over the border of a unit it does, whatever attention does. For the same reason hidden pixels are blanked
 before their tokens are replaced (`embed(images, is_hidden=...)` always does) or dropped.
 
-**Any size**: images of any height and width that the stride divides. The others take the size that they were built for:
-`wrap(name, img_size=(H, W))`. A plain ViT takes any size when it is built with `dynamic_img_size=True`.
+**Any size**: images of any height and width that the stride divides. The others take the size that they were built
+for: `wrap(name, img_size=(H, W))`. Plain ViTs and Eva take any size when they are built with `dynamic_img_size=True`,
+Swins with `strict_img_size=False`. With `pretrained=True`, timm resamples position tables to another size; where it
+does not (CaiT, ConViT, CrossViT, EfficientFormerV2, GCViT, Hiera without `abswin`, LeViT, Nest, PiT, Visformer, VOLO),
+the first that does not fit is named. The number of channels is free, `wrap(name, in_chans=13)`, but for CSATv2, whose
+stem makes YCbCr of RGB.
 
 ```python
 from patchcast.backbones import wrap
 
 backbone = wrap("vit_small_patch16_dinov3", pretrained=True)
-tokens = backbone.embed(images)                       # after positions, before the first block
-tokens = backbone.keep(tokens, visible)               # (B, V) unit indices: the others are not computed
-features = backbone.forward_stages(tokens)            # whole: equal to timm's forward_features(images), bit for bit
-prefix, units = backbone.split(features, tokens)      # class and register tokens, and one row per unit
+tokens = backbone.embed(images)  # after positions, before the first block
+tokens = backbone.keep(tokens, visible)  # (B, V) unit indices: the others are not computed
+features = backbone.forward_stages(tokens)  # whole: equal to timm's forward_features(images), bit for bit
+prefix, units = backbone.split(features, tokens)  # class and register tokens, and one row per unit
 ```
 
 Gradient checkpointing (`backbone.model.set_grad_checkpointing()`), `torch.compile(fullgraph=True)`, DDP and FSDP2 work
@@ -185,7 +190,12 @@ replace and paint, at any size. A class that is not listed can be added: see [ad
 
 def page() -> list[str]:
     """The lines of docs/backbones.md: one row for each class of timm, and for each of its kinds where they differ."""
-    asked = {"drop": "MAE, I-JEPA", "attend": "AIM", "replace": "SimMIM, BEiT", "paint": "every masked method"}
+    asked = {
+        "drop": "MAE, I-JEPA",
+        "attend": "AIM",
+        "replace": "SimMIM, BEiT; I-JEPA where it cannot drop",
+        "paint": "SimMIM, BEiT, I-JEPA where it can neither drop nor replace",
+    }
     capabilities = [f"| `{each}` | {what} | {asked[each]} |" for each in IN_TIMM for what in [CAPABILITIES[each]]]
     lines = [*INTRODUCTION.format(version=made_for(), capabilities="\n".join(capabilities)).splitlines(), ""]
     entered = [row for row in table() if row.can > {"paint"}]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -14,11 +13,13 @@ import torch
 from patchcast.backbones import Backbone, wrap
 from patchcast.backbones.tiled import Tiled
 from patchcast.backbones.tiles import tiles_of
+from patchcast.commands.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.data import Augment, Evaluate, Images, channel_statistics
 from patchcast.methods import METHODS, Method
 from patchcast.positions import start_from_sincos
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
+from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.run import default_precision, default_workers
 
 FEWEST_UNITS = 7  # a side; with fewer there is little to predict a patch from
@@ -42,12 +43,8 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
     """
     method = find_method(recipe.method)
     _check_options(recipe.method, method, recipe.method_args)
-    nominal = _nominal(recipe)
-    tile = recipe.tile_size
-    size = recipe.image_size or (_follow if tile is None else _whole_tiles(tile))(images.typical_size, nominal)
-    patch = recipe.patch_size
-    if patch is None and not recipe.pretrained and "drop" in nominal.can:
-        patch = _patch_for(size if tile is None else (tile, tile), nominal.stride)
+    recipe = with_codes(recipe, method, images)
+    size, patch = _size_and_patch(recipe, method, images)
     mean, std = recipe.mean, recipe.std
     if recipe.pretrained and mean is None and std is None:
         mean, std = _pretrained_cfg(recipe.model).mean, _pretrained_cfg(recipe.model).std
@@ -79,13 +76,19 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
     return Resolved(**{**given, **found})
 
 
-def build(recipe: Resolved) -> Pretrainer:
+def build(recipe: Resolved, tokenizer: Tokenizer | None = None) -> Pretrainer:
     """The method over its backbone, with the initial weights of a resolved recipe's seed.
 
+    Args:
+        tokenizer: of methods that predict codes; see `patchcast.commands.tokenizer`.
     Raises:
         ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
     """
     torch.manual_seed(recipe.seed)
+    method = find_method(recipe.method)
+    if method.codes == "colours":
+        assert tokenizer is not None
+        return method.build(imagegpt_backbone(recipe, tokenizer, causal=method.causal), **recipe.method_args)
     backbone = wrap(recipe.model, pretrained=recipe.pretrained, **timm_args(recipe))
     if recipe.tile_size is not None:
         tile = (recipe.tile_size, recipe.tile_size)
@@ -93,9 +96,11 @@ def build(recipe: Resolved) -> Pretrainer:
     backbone.grid(recipe.image_size)
     if not recipe.pretrained:
         start_from_sincos(backbone)
-    method = find_method(recipe.method)
-    schedule = {"steps": recipe.steps} if method.knows_steps else {}
-    return method.build(backbone, **{**schedule, **recipe.method_args})
+    given: dict[str, Any] = {"steps": recipe.steps} if method.knows_steps else {}
+    if method.codes == "patches":
+        assert tokenizer is not None
+        given["tokenizer"] = of_units(tokenizer, backbone)
+    return method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
 
 
 def timm_args(recipe: Resolved) -> dict[str, Any]:
@@ -121,6 +126,22 @@ def evaluation(recipe: Resolved) -> Evaluate:
     return Evaluate(recipe.image_size, recipe.mean, recipe.std)
 
 
+def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tuple[int, int], int | None]:
+    """Height and width, and pixels per side of a patch; None for the model's own."""
+    if method.codes == "colours":
+        assert recipe.image_size is not None  # `with_codes` has seen to it
+        return recipe.image_size, None
+    nominal = _nominal(recipe)
+    tile = recipe.tile_size
+    if tile is None:
+        size = recipe.image_size or _follow(images.typical_size, nominal)
+    else:
+        size = recipe.image_size or _whole_tiles(images.typical_size, tile)
+    if recipe.patch_size is None and not recipe.pretrained and "drop" in nominal.can:
+        return size, _patch_for(size if tile is None else (tile, tile), nominal.stride)
+    return size, recipe.patch_size
+
+
 def _nominal(recipe: Recipe) -> Backbone:
     """The model as timm makes it, without memory or weights: to ask what sizes it is for."""
     args = {"patch_size": recipe.patch_size} if recipe.patch_size else {}
@@ -140,13 +161,9 @@ def _follow(typical: tuple[int, int], nominal: Backbone) -> tuple[int, int]:
     return nominal.image_size
 
 
-def _whole_tiles(tile: int) -> Callable[[tuple[int, int], Backbone], tuple[int, int]]:
+def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:
     """The data's size in whole tiles, as near as they come."""
-
-    def follow(typical: tuple[int, int], nominal: Backbone) -> tuple[int, int]:
-        return max(1, round(typical[0] / tile)) * tile, max(1, round(typical[1] / tile)) * tile
-
-    return follow
+    return max(1, round(typical[0] / tile)) * tile, max(1, round(typical[1] / tile)) * tile
 
 
 def _patch_for(size: tuple[int, int], stride: tuple[int, int]) -> int | None:
@@ -159,7 +176,16 @@ def _patch_for(size: tuple[int, int], stride: tuple[int, int]) -> int | None:
 
 
 def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
-    known = [each for each in inspect.signature(method.build).parameters if each != "backbone"]
+    known = [each for each in inspect.signature(method.build).parameters if each not in ("backbone", "tokenizer")]
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    _with_parts(method, options)
+
+
+def _with_parts(method: Method, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with parts in the place of their names."""
+    for option, named in method.named.items():
+        if option in options and options[option] not in named:
+            raise ValueError(f"{option} is one of {', '.join(named)}; got {options[option]!r}")
+    return {option: method.named.get(option, {}).get(value, value) for option, value in options.items()}

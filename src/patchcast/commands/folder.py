@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patchcast.commands.build import build
+from patchcast.commands.tokenizer import kept_tokenizer
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.training.run import latest_checkpoint
@@ -54,7 +55,7 @@ def open_run(out: Path) -> tuple[Resolved, Pretrainer]:
     if not (out / CONFIG).exists():
         raise ValueError(f"{out} holds no run of patchcast: it has no {CONFIG}")
     recipe = Resolved.load(out / CONFIG)
-    pretrainer = build(recipe)
+    pretrainer = build(recipe, kept_tokenizer(out))
     checkpoint = latest_checkpoint(out)
     if (out / EVERYTHING).exists():
         pretrainer.load_state_dict(load_file(out / EVERYTHING))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import difflib
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+import shutil
+import sys
 
 from patchcast.backbones.capabilities import Capability
 from patchcast.backbones.support import IN_TIMM, Support, made_for, support, table
 
 NEEDS: dict[str, Capability] = {
     "aim": "attend",
-    "beit": "replace",
-    "ijepa": "replace",  # by dropping where the backbone can
+    "aim_features": "attend",
+    "beit": "paint",  # by replacing where the backbone can
+    "ijepa": "paint",  # by dropping where it can, or else by replacing
     "mae": "drop",
-    "simmim": "replace",
+    "simmim": "paint",  # by replacing where it can
 }
+
+
+OWN_NETWORKS = ("imagegpt", "imagegpt_masked")
 
 
 def models(pattern: str, method: str | None) -> None:
@@ -26,28 +28,43 @@ def models(pattern: str, method: str | None) -> None:
     Raises:
         ValueError: if there is no such method, or nothing matches.
     """
+    if method in OWN_NETWORKS:
+        raise ValueError(f"{method} has networks of its own: imagegpt_s, imagegpt_m, imagegpt_l, imagegpt_xl, imagegpt")
     if method is not None and method not in NEEDS:
         raise ValueError(f"no method is called {method!r}; there are {', '.join(NEEDS)}")
-    wildcard = pattern if any(each in pattern for each in "*?[") else f"*{pattern}*"
-    rows = [row for row in support(wildcard) if method is None or suits(row, method)]
+    matching = support(pattern if any(each in pattern for each in "*?[") else f"*{pattern}*")
+    if not matching:
+        families = {row.name.split("_")[0]: None for row in table()}
+        near = difflib.get_close_matches(pattern.strip("*?"), [*families, *(row.name for row in table())], n=3)
+        raise ValueError(f"no model matches {pattern!r}{'; there are ' if near else ''}{', '.join(near)}")
+    rows = [row for row in matching if method is None or suits(row, method)]
     if not rows:
-        near = difflib.get_close_matches(pattern, [row.name for row in table()], n=3)
-        hint = f"; there are {', '.join(near)}" if near else ""
-        raise ValueError(f"no model matches {pattern!r}{f' that {method} can be run on' if method else ''}{hint}")
-    shown = Table(box=SIMPLE_HEAD, title=f"{len(rows)} architectures of timm {made_for()}", title_justify="left")
-    shown.add_column("name", no_wrap=True)
-    shown.add_column("class")
-    for each in IN_TIMM:
-        shown.add_column(each, justify="center")
-    shown.add_column("image", justify="right")
-    shown.add_column("unit", justify="right")
-    for row in rows:
-        can = ["yes" if each in row.can else "" for each in IN_TIMM]
-        size, unit = (f"{pair[0]}x{pair[1]}" for pair in (row.image_size, row.stride))
-        shown.add_row(row.name, row.model_class, *can, size, unit)
-    Console().print(shown)
+        others = [each for each in NEEDS if any(suits(row, each) for row in matching)]
+        raise ValueError(f"no model matches {pattern!r} that {method} can be run on; {', '.join(others)} can")
+    print(f"{len(rows)} architectures of timm {made_for()}\n")
+    header = ("name", *IN_TIMM, "image", "unit", "class")
+    lines = columns([header, *(cells(row) for row in rows)])
+    # Nothing is cut for a file, or for grep; in a terminal the class may be.
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n".join(line[:room] for line in lines))
+
+
+def cells(row: Support) -> tuple[str, ...]:
+    """One architecture's line: what it can do, and height and width of image and unit, or one number for both."""
+    sizes = (f"{size[0]}" if size[0] == size[1] else "{}x{}".format(*size) for size in (row.image_size, row.stride))
+    return (row.name, *("yes" if each in row.can else "" for each in IN_TIMM), *sizes, row.model_class)
+
+
+def columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """The rows as lines of aligned columns.
+
+    >>> columns([("name", "unit"), ("a_long_name", "16")])
+    ['name         unit', 'a_long_name  16']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def suits(row: Support, method: str) -> bool:
     """Whether a method can be run on this architecture; AIM needs a stem that keeps pixels in their unit."""
-    return NEEDS[method] in row.can and (method != "aim" or row.is_causal_for_pixels)
+    return NEEDS[method] in row.can and (NEEDS[method] != "attend" or row.is_causal_for_pixels)

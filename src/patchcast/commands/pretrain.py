@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from patchcast.commands.build import augmentation, build, evaluation, resolve
-from patchcast.commands.export import write_encoder
+from patchcast.commands.export import exported_as, is_exported, write_encoder
 from patchcast.commands.folder import claim, save_weights
+from patchcast.commands.sample import write_samples
 from patchcast.commands.show import picture
+from patchcast.commands.tokenizer import encode, find_tokenizer, keep_tokenizer, kept_tokenizer
 from patchcast.data import EvalSet, Images, TrainSet, open_images
+from patchcast.data.images import evenly_spaced
+from patchcast.evaluation.ngrams import Floors, bits_per_pixel
+from patchcast.methods import METHODS, on_codes
 from patchcast.pictures import draw_loss
+from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.training.log import curve
 from patchcast.training.optimization import Optimization
@@ -24,6 +30,8 @@ from patchcast.training.run import Engine, Stream, train
 
 HELD_OUT = 2000
 """Most images on which the loss is evaluated during a run."""
+SAMPLES = 16
+"""Images that an ImageGPT draws at the end of its run."""
 
 
 def pretrain(recipe: Recipe) -> Resolved:
@@ -35,13 +43,18 @@ def pretrain(recipe: Recipe) -> Resolved:
     console = Console()
     images = open_images(recipe.data, channels=recipe.channels)
     resolved = resolve(recipe, images)
-    pretrainer = build(resolved)
+    tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, images)
+    pretrainer = build(resolved, tokenizer)
     goes_on = claim(resolved)
+    keep_tokenizer(tokenizer, resolved.out)
     console.print(_summary(resolved, images, pretrainer))
     if goes_on:
         console.print(f"Going on with the run in {resolved.out}.")
+    trained, train_set, judged, floors = _feed(resolved, images, pretrainer, tokenizer)
+    if floors is not None:
+        console.print(f"What counting alone reaches on held-out images: {floors}.")
     try:
-        _train(resolved, images, pretrainer)
+        _train(resolved, trained, train_set, judged)
         save_weights(pretrainer, resolved.out)
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
@@ -49,18 +62,32 @@ def pretrain(recipe: Recipe) -> Resolved:
         raise ValueError(
             f"the disk of {resolved.out} is full; make room, and the same command goes on from the last checkpoint"
         ) from problem
-    _finish(resolved, images, pretrainer)
+    reached = _finish(resolved, images, pretrainer, floors)
     console.print(
-        f"\nDone. {resolved.out} holds the weights for timm (model.safetensors, config.json), the pictures\n"
-        "reconstructions.png and loss.png, metrics.csv, and config.yaml, which runs this again.\n"
+        f"\nDone. {reached} {resolved.out} holds {exported_as(resolved)}, pictures (*.png),\n"
+        "metrics.csv, and config.yaml, which runs this again.\n"
         f"Next: [bold]patchcast probe {resolved.out}[/]"
     )
     return resolved
 
 
-def _train(recipe: Resolved, images: Images, pretrainer: Any) -> None:
+Fed = tuple[Pretrainer, TrainSet, DataLoader[Any] | None, Floors | None]
+
+
+def _feed(recipe: Resolved, images: Images, pretrainer: Pretrainer, tokenizer: Any) -> Fed:
+    """What is trained, and on what: augmented images, or codes of their colours made once; what counting reaches."""
+    found = held_out(recipe, images)
+    if METHODS[recipe.method].codes == "colours":
+        codes = encode(recipe, tokenizer, images, None if found is None else Subset(*found))
+        return on_codes(pretrainer), codes.train, codes.held_out, codes.floors
+    judged = None if found is None else Subset(EvalSet(found[0], evaluation(recipe)), found[1])
+    loader = None if judged is None else DataLoader(judged, batch_size=recipe.batch_size)
+    return pretrainer, TrainSet(images, augmentation(recipe), recipe.seed), loader, None
+
+
+def _train(recipe: Resolved, pretrainer: Pretrainer, train_set: TrainSet, judged: DataLoader[Any] | None) -> None:
     stream = Stream(
-        TrainSet(images, augmentation(recipe), recipe.seed),
+        train_set,
         batch_size=recipe.batch_size,
         steps=recipe.steps,
         seed=recipe.seed,
@@ -69,7 +96,7 @@ def _train(recipe: Resolved, images: Images, pretrainer: Any) -> None:
     train(
         pretrainer,
         stream,
-        held_out_loader(recipe, images),
+        judged,
         optimization=Optimization(
             lr=recipe.lr,
             betas=recipe.betas,
@@ -90,14 +117,13 @@ def _train(recipe: Resolved, images: Images, pretrainer: Any) -> None:
     )
 
 
-def held_out_loader(recipe: Resolved, images: Images) -> DataLoader[Any] | None:
-    """Up to 2,000 images of the test or validation split, evenly spread; None if the source has no other split."""
+def held_out(recipe: Resolved, images: Images) -> tuple[Images, list[int]] | None:
+    """The test or validation split and up to 2,000 places in it, evenly spread; None if there is no such split."""
     splits = [each for each in ("validation", "val", "test") if each in images.splits]
     if not splits:
         return None
-    held_out = EvalSet(open_images(recipe.data, split=splits[0], channels=recipe.channels), evaluation(recipe))
-    spread = torch.linspace(0, len(held_out) - 1, min(HELD_OUT, len(held_out))).long().tolist()
-    return DataLoader(torch.utils.data.Subset(held_out, spread), batch_size=recipe.batch_size)
+    other = open_images(recipe.data, split=splits[0], channels=recipe.channels)
+    return other, evenly_spaced(len(other), HELD_OUT)
 
 
 def _loggers(recipe: Resolved) -> list[Logger]:
@@ -123,19 +149,38 @@ def _summary(recipe: Resolved, images: Images, pretrainer: Any) -> str:
     )
 
 
-def _finish(recipe: Resolved, images: Images, pretrainer: Any) -> None:
-    """What a run leaves behind beside its weights."""
+def _finish(recipe: Resolved, images: Images, pretrainer: Pretrainer, floors: Floors | None) -> str:
+    """What a run leaves behind beside its weights; and what it has reached, in words."""
     out = recipe.out
-    write_encoder(recipe, pretrainer.backbone, out)
-    split = "test" if "test" in images.splits else images.split
-    picture(recipe, pretrainer, open_images(recipe.data, split=split, channels=recipe.channels), count=8).savefig(
-        out / "reconstructions.png", dpi=120
-    )
+    if is_exported(recipe):
+        write_encoder(recipe, pretrainer, out)
+    if pretrainer.target.is_drawn:
+        split = "test" if "test" in images.splits else images.split
+        source = open_images(recipe.data, split=split, channels=recipe.channels)
+        name = "completions.png" if METHODS[recipe.method].causal else "reconstructions.png"
+        picture(recipe, pretrainer, source, count=8).savefig(out / name, dpi=120)
+    if METHODS[recipe.method].causal:
+        write_samples(pretrainer, out / "samples.png", count=SAMPLES)
     steps, losses = curve(out / "metrics.csv", "loss")
     held_steps, held = curve(out / "metrics.csv", "eval_loss")
     draw_loss((steps, losses), (held_steps, held), title=f"{recipe.method} on {recipe.data}").savefig(
         out / "loss.png", dpi=120
     )
     summary = {"steps": recipe.steps, "loss": losses[-1] if losses else None, "eval_loss": held[-1] if held else None}
+    in_units, reached = _in_units(recipe, (held or losses or [float("nan")])[-1], floors)
     unreadable = [f"{each.path}: {each.reason}" for each in images.unreadable]
-    (out / "metrics.json").write_text(json.dumps({**summary, "unreadable_images": unreadable}, indent=2) + "\n")
+    found = {**summary, **in_units, "unreadable_images": unreadable}
+    (out / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
+    return reached
+
+
+def _in_units(recipe: Resolved, loss: float, floors: Floors | None) -> tuple[dict[str, Any], str]:
+    """A loss on codes beside its floors, for metrics.json and in words; nothing for losses that have no unit."""
+    if floors is None:
+        return {}, ""
+    found: dict[str, Any] = {"unit": "nats per code", "floors": dataclasses.asdict(floors)}
+    told = f"The loss is {loss:.3f} nats per code ({floors} by counting)."
+    if METHODS[recipe.method].causal:
+        found["bits_per_pixel"] = bits_per_pixel(loss)
+        told = f"{told[:-1]}, {found['bits_per_pixel']:.3f} bits per pixel of the quantised image."
+    return found, told

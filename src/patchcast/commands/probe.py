@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from patchcast.commands.build import build, evaluation
 from patchcast.commands.folder import open_run
+from patchcast.commands.tokenizer import kept_tokenizer
 from patchcast.data import EvalSet, open_images
 from patchcast.evaluation import (
     Features,
@@ -59,7 +60,7 @@ def probe(run: Path, *, data: str | None, per_class: Sequence[int], draws: int, 
                 extract(pretrainer.backbone, test, device=device),
             ),
         }
-        before = build(recipe).backbone
+        before = build(recipe, kept_tokenizer(run)).backbone
         features[UNTRAINED] = (extract(before, train, device=device), extract(before, test, device=device))
         size = (min(recipe.image_size[0], PIXELS_A_SIDE), min(recipe.image_size[1], PIXELS_A_SIDE))
         features[PIXELS] = (raw_pixels(train, size=size), raw_pixels(test, size=size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -13,6 +14,8 @@ from patchcast.commands.build import evaluation
 from patchcast.commands.folder import open_run
 from patchcast.data import Images, denormalise, open_images
 from patchcast.data.decode import UnreadableImageError, decode
+from patchcast.generation import complete
+from patchcast.methods import METHODS
 from patchcast.pictures import Version, draw_versions
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved
@@ -23,27 +26,34 @@ def show(run: Path, images: Sequence[Path] = (), *, count: int = 8, seed: int = 
     """Draw image files, or the first of the run's data, through a run's model; returns where the picture lies."""
     recipe, pretrainer = open_run(run)
     out = out or run / "show.png"
-    if images:
-        chosen = torch.stack([evaluation(recipe)(_read(file, recipe)) for file in images])
-        figure = _draw(recipe, pretrainer, chosen, seed)
-    else:
-        source = open_images(recipe.data, channels=recipe.channels)
-        if "test" in source.splits:
-            source = open_images(recipe.data, split="test", channels=recipe.channels)
-        figure = picture(recipe, pretrainer, source, count=count, seed=seed)
-    figure.savefig(out, dpi=120)
+    _draw(recipe, pretrainer, chosen_images(recipe, images, count=count), seed).savefig(out, dpi=120)
     print(f"Wrote {out}.")
     return out
 
 
+def chosen_images(recipe: Resolved, files: Sequence[Path], *, count: int) -> Tensor:
+    """Image files as the run's model sees them; or, if there are none, the first `count` of the run's test images."""
+    if files:
+        return torch.stack([evaluation(recipe)(_read(file, recipe)) for file in files])
+    source = open_images(recipe.data, channels=recipe.channels)
+    if "test" in source.splits:
+        source = open_images(recipe.data, split="test", channels=recipe.channels)
+    return _first(recipe, source, count)
+
+
 def picture(recipe: Resolved, pretrainer: Pretrainer, source: Images, *, count: int, seed: int = 0) -> Figure:
     """The first `count` images of a source."""
+    return _draw(recipe, pretrainer, _first(recipe, source, count), seed)
+
+
+def _first(recipe: Resolved, source: Images, count: int) -> Tensor:
     transform = evaluation(recipe)
-    chosen = torch.stack([transform(source[i].image) for i in range(min(count, len(source)))])
-    return _draw(recipe, pretrainer, chosen, seed)
+    return torch.stack([transform(source[i].image) for i in range(min(count, len(source)))])
 
 
 def _draw(recipe: Resolved, pretrainer: Pretrainer, images: Tensor, seed: int) -> Figure:
+    if METHODS[recipe.method].causal:
+        return _draw_completions(recipe, pretrainer, images, seed)
     plan = pretrainer.draw(images, torch.Generator().manual_seed(seed))
     result = reconstruct(pretrainer.cpu(), images, plan)
 
@@ -56,6 +66,19 @@ def _draw(recipe: Resolved, pretrainer: Pretrainer, images: Tensor, seed: int) -
         "predicted": Version(drawn(result.predicted)),
     }
     return draw_versions(versions, caption=pretrainer.target.lends)
+
+
+def _draw_completions(recipe: Resolved, pretrainer: Pretrainer, images: Tensor, seed: int) -> Figure:
+    """What an ImageGPT makes of the upper halves of images, twice."""
+    tokenizer: Any = pretrainer.target.tokenizer
+    grid = pretrainer.backbone.grid(images)
+    half = grid.units // 2
+    ids = complete(pretrainer.cpu(), images, half, copies=2, generator=torch.Generator().manual_seed(seed))
+    is_hidden = (torch.arange(grid.units) >= half).view(1, *grid).expand(len(images), -1, -1)
+    whole = tokenizer.decode(tokenizer.encode(images), grid)
+    drawn = [tokenizer.decode(copy, grid) for copy in ids.unbind(dim=1)]
+    versions = {"image": Version(whole), "seen": Version(whole, is_hidden), "drawn": Version(drawn[0])}
+    return draw_versions({**versions, "again": Version(drawn[1])}, caption="in the colours of the palette")
 
 
 def _read(file: Path, recipe: Resolved) -> Tensor:

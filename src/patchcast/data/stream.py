@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Num
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchcast.data.images import Images
-from patchcast.data.transforms import Augment
 
 
 def mix_seed(*numbers: int) -> int:
@@ -106,21 +105,32 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return self._latest[1]
 
 
+@runtime_checkable
+class Examples(Protocol):
+    """What a `TrainSet` augments: `Images`, or what was made of them once and for all (`CodeSet`)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+    def preload(self) -> bool: ...
+
+
 class TrainSet(Dataset[tuple[Tensor, int]]):
     """Augmented images, by the keys of an `EpochSampler`; the same key always gives the same pixels.
 
-    >>> from patchcast.data import open_images
+    >>> from patchcast.data import Augment, open_images
     >>> train_set = TrainSet(open_images("digits"), Augment((16, 16), (0.4, 1.0), True, (0.3,), (0.4,)), seed=0)
     >>> image, label = train_set[3, 7]
     >>> image.shape, torch.equal(image, train_set[3, 7][0]), torch.equal(image, train_set[4, 7][0])
     (torch.Size([1, 16, 16]), True, False)
 
     Args:
-        augment: is called with `mix_seed(seed, epoch, index)`.
+        augment: is called with an image and `mix_seed(seed, epoch, index)`.
         seed: of the run.
     """
 
-    def __init__(self, images: Images, augment: Augment, seed: int) -> None:
+    def __init__(self, images: Examples, augment: Callable[[Tensor, int], Tensor], seed: int) -> None:
         self.images = images
         self.augment = augment
         self.seed = seed
@@ -128,7 +138,7 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Float32[Tensor, "C H W"], int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Num[Tensor, "C H W"], int]:
         epoch, index = key
         image, label = self.images[index]
         return self.augment(image, mix_seed(self.seed, epoch, index)), label
@@ -158,7 +168,7 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
 def loader(train_set: TrainSet, sampler: EpochSampler, workers: int) -> DataLoader[Any]:
     """Batches (images, labels) in the sampler's order, the same ones for any number of workers.
 
-    >>> from patchcast.data import open_images
+    >>> from patchcast.data import Augment, open_images
     >>> train_set = TrainSet(open_images("digits"), Augment((16, 16), (0.4, 1.0), True, (0.3,), (0.4,)), seed=0)
     >>> batches = loader(train_set, EpochSampler(len(train_set), 32, seed=0, steps=2), workers=0)
     >>> [images.shape for images, labels in batches]

@@ -1,4 +1,4 @@
-"""ImageGPT layer by layer: its features are best in the middle of the network, and not at its end."""
+"""A network layer by layer: ImageGPT's features are best in the middle of the network, and not at its end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Mapping
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from patchcast.backbones.imagegpt import ImageGPTBackbone
 from patchcast.evaluation.features import Features, Loader, evaluating
 from patchcast.evaluation.linear import LinearResult, linear_probe
+
+IMAGEGPT_LAYERS = "layer whose attention sees the feature (the last: the network's output)"
+BLOCKS = "block whose output is the feature"
 
 
 def extract_imagegpt_layers(
@@ -64,19 +68,21 @@ def probe_layers(train: Mapping[int, Features], test: Mapping[int, Features]) ->
     return {layer: linear_probe(features, test[layer]) for layer, features in train.items()}
 
 
-def draw_layers(curves: Mapping[str, Mapping[int, float]], *, title: str = "") -> Figure:
+def draw_layers(curves: Mapping[str, Mapping[int, float]], *, axis: str = IMAGEGPT_LAYERS, title: str = "") -> Figure:
     """Linear-probe accuracy by layer, as in figure 2 of the paper: a curve for each network.
 
     Args:
         curves: by name, accuracies in [0, 1] by layer.
+        axis: what a layer is: `IMAGEGPT_LAYERS`, or the `BLOCKS` of `extract_layers`.
     """
     figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axis = figure.subplots()
+    plot = figure.subplots()
     for name, curve in curves.items():
-        axis.plot(list(curve), [100 * accuracy for accuracy in curve.values()], marker="o", markersize=3, label=name)
-    axis.set_xlabel("layer whose attention sees the feature (the last: the network's output)")
-    axis.set_ylabel("linear-probe accuracy (%)")
-    axis.set_title(title)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+        plot.plot(list(curve), [100 * accuracy for accuracy in curve.values()], marker="o", markersize=3, label=name)
+    plot.set_xlabel(axis)
+    plot.set_ylabel("linear-probe accuracy (%)")
+    plot.set_title(title)
+    plot.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.legend(frameon=False)
     return figure

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from patchcast.backbones.base import Grid
 from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
+from patchcast.joint import JointClassifier
 from patchcast.methods.imagegpt import imagegpt
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.base import Tokenizer
@@ -121,6 +122,30 @@ def save_imagegpt(pretrainer: Pretrainer, folder: str | Path) -> None:
             "size": {"height": network.grid.rows, "width": network.grid.cols},
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(processor) + "\n")
+
+
+def save_imagegpt_classifier(model: JointClassifier, folder: str | Path) -> None:
+    """Write what transformers' `ImageGPTForImageClassification.from_pretrained` reads, palette included.
+
+    It averages over what it is fed, which has to be what ours is: the start token, and all codes but the last.
+
+    Raises:
+        ValueError: if the model's network is no causal ImageGPT.
+    """
+    folder = Path(folder)
+    save_imagegpt(model.pretrainer, folder)
+    config = json.loads((folder / "config.json").read_text())
+    classes = len(model.head.weight)
+    config |= {
+        "architectures": ["ImageGPTForImageClassification"],
+        "id2label": {str(label): f"LABEL_{label}" for label in range(classes)},
+        "label2id": {f"LABEL_{label}": label for label in range(classes)},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    state = load_file(folder / "model.safetensors")
+    del state["lm_head.weight"]
+    state["score.weight"] = model.head.weight.detach().cpu().contiguous()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> Weights:

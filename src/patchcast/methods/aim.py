@@ -1,20 +1,23 @@
-"""AIM (El-Nouby et al. 2024, "Scalable Pre-training of Large Autoregressive Image Models")."""
+"""AIM (El-Nouby et al. 2024, "Scalable Pre-training of Large Autoregressive Image Models"), also on other targets."""
 
 from __future__ import annotations
 
 from patchcast.backbones.base import Backbone
-from patchcast.losses import squared
-from patchcast.plans import RasterOrder
-from patchcast.predictors import LinearHead, MLPHead, Predictor
+from patchcast.losses import cross_entropy, smooth_l1, squared
+from patchcast.plans import Planner, RandomOrder, RasterOrder
+from patchcast.predictors import LinearHead, MLPHead, Predictor, TargetQuery
 from patchcast.pretrainer import Pretrainer
-from patchcast.targets import Pixels
+from patchcast.targets import Codes, EMAFeatures, Pixels
+from patchcast.tokenizers.base import Tokenizer
 from patchcast.views import Attend
+
+RASTER = RasterOrder()
 
 
 def aim(
     backbone: Backbone,
     *,
-    random_prefix: bool = True,
+    plan: Planner = RASTER,
     head_width: int | None = None,
     head_depth: int = 12,
     normalize: bool = True,
@@ -26,20 +29,84 @@ def aim(
     RasterOrder(random_prefix=True)
 
     Args:
-        random_prefix: draw each image's prefix length from 1..N-1; otherwise attention is plainly causal.
+        plan: the order. The paper's is by rows; `RasterOrder(random_prefix=False)` is plainly causal. `FixedOrder` and
+            `RandomOrder` go other ways, and their head is told which unit it is to predict.
         head_width: of the MLP head: the paper's 2,048 for its trunks (1,536 wide and more), otherwise the backbone's
             width: at 2,048 the head alone has 400 million parameters.
         head_depth: residual blocks of the head; 0 for a linear head.
-        normalize: predict each patch's pixels normalised by their own mean and spread, or raw.
+        normalize: predict each patch's pixels normalised by their own mean and spread, or raw. Only raw ones can be
+            drawn: `patchcast.completion`.
     Raises:
         CannotError: if the backbone's attention takes no mask.
+        ValueError: if the order is random and the head linear.
     """
     target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
-    head: Predictor = LinearHead(backbone.width, target.outputs)
-    if head_depth:
-        hidden = head_width or (2048 if backbone.width >= 1536 else backbone.width)
-        grid = backbone.grid(backbone.image_size)
-        head = MLPHead(backbone.width, target.outputs, grid=grid, hidden=hidden, depth=head_depth)
-    return Pretrainer(
-        backbone, plan=RasterOrder(random_prefix), view=Attend(), predictor=head, target=target, loss=squared
-    )
+    head = _head(backbone, target.outputs, plan, head_width, head_depth)
+    return Pretrainer(backbone, plan=plan, view=Attend(), predictor=head, target=target, loss=squared)
+
+
+def aim_codes(
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    *,
+    plan: Planner = RASTER,
+    head_width: int | None = None,
+    head_depth: int = 12,
+) -> Pretrainer:
+    """AIM that predicts the next patch's code: its mean colour's in a palette, or that of a codebook of patches.
+
+    >>> import torch
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.tokenizers.patches import PatchCodebook
+    >>> backbone = wrap("test_vit", img_size=32)
+    >>> tokenizer = PatchCodebook(torch.randn(8, 768), backbone.stride)
+    >>> aim_codes(backbone, tokenizer, head_depth=1)(torch.randn(2, 3, 32, 32)).predictions.shape
+    torch.Size([2, 1, 3, 8])
+
+    Args:
+        tokenizer: gives each unit a code, as for `patchcast.methods.beit`.
+        others: as in `aim`.
+    """
+    target = Codes(tokenizer)
+    head = _head(backbone, target.outputs, plan, head_width, head_depth)
+    return Pretrainer(backbone, plan=plan, view=Attend(), predictor=head, target=target, loss=cross_entropy)
+
+
+def aim_features(
+    backbone: Backbone,
+    *,
+    plan: Planner = RASTER,
+    head_width: int | None = None,
+    head_depth: int = 12,
+    momentum: float = 0.996,
+    steps: int | None = None,
+) -> Pretrainer:
+    """AIM that predicts the next patch's feature by a teacher that follows the backbone and sees the whole image.
+
+    The target and the loss are I-JEPA's (Assran et al. 2023). A small loss may be a collapse: look at the features.
+
+    >>> from patchcast.backbones import wrap
+    >>> aim_features(wrap("test_vit"), head_depth=1).target.outputs
+    64
+
+    Args:
+        momentum: of the teacher at the first step; it rises linearly to 1.
+        steps: optimiser steps after which it is 1; None: it stays where it is.
+        others: as in `aim`.
+    """
+    target = EMAFeatures(backbone, momentum=momentum, steps=steps)
+    head = _head(backbone, target.outputs, plan, head_width, head_depth)
+    return Pretrainer(backbone, plan=plan, view=Attend(), predictor=head, target=target, loss=smooth_l1)
+
+
+def _head(backbone: Backbone, outputs: int, plan: Planner, width: int | None, depth: int) -> Predictor:
+    if depth == 0:
+        if isinstance(plan, RandomOrder):
+            raise ValueError(
+                "a linear head cannot be told which unit comes next in a random order; give head_depth >= 1"
+            )
+        return LinearHead(backbone.width, outputs)
+    hidden = width or (2048 if backbone.width >= 1536 else backbone.width)
+    grid = backbone.grid(backbone.image_size)
+    query = None if isinstance(plan, RasterOrder) else TargetQuery(grid, hidden)
+    return MLPHead(backbone.width, outputs, grid=grid, hidden=hidden, depth=depth, query=query)

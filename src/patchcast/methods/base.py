@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from patchcast.pretrainer import Pretrainer
 
@@ -13,7 +14,8 @@ class Method:
     """A method and the published settings of its training.
 
     Attributes:
-        build: the method's function, `(backbone, **options) -> Pretrainer`.
+        build: the method's function, `(backbone, **options) -> Pretrainer`; one that predicts codes of patches takes
+            the tokenizer after the backbone.
         lr_per_256: learning rate for 256 images a step; it grows in proportion to the batch (Goyal et al. 2017).
         crop_scale: share of the image's area that random crops keep.
         clip: largest norm of the gradient, None for no clipping.
@@ -21,6 +23,9 @@ class Method:
         betas: of AdamW.
         weight_decay: of matrices.
         knows_steps: whether `build` takes the number of optimiser steps, for a schedule of its own.
+        codes: what it predicts codes of: "patches" of any backbone, or the "colours" of pixels, on an ImageGPT network.
+        causal: whether that network sees of each image only what came before.
+        named: for options that take a part, the parts that the command line knows by name.
     """
 
     build: Callable[..., Pretrainer]
@@ -31,3 +36,6 @@ class Method:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     knows_steps: bool = False
+    codes: Literal["patches", "colours"] | None = None
+    causal: bool = False
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

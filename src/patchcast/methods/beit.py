@@ -9,11 +9,13 @@ from patchcast.predictors import LinearHead
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Codes
 from patchcast.tokenizers.base import Tokenizer
-from patchcast.views import Replace
+from patchcast.views import replace_or_paint
 
 
 def beit(backbone: Backbone, tokenizer: Tokenizer, *, mask_ratio: float = 0.4) -> Pretrainer:
     """Put a mask token in the place of hidden blocks, and classify which code of the tokenizer each unit has.
+
+    Models without a place for a mask token (ConvNeXt, ResNet) see these blocks painted over.
 
     >>> import torch
     >>> from patchcast.backbones import wrap
@@ -26,14 +28,12 @@ def beit(backbone: Backbone, tokenizer: Tokenizer, *, mask_ratio: float = 0.4) -
     Args:
         tokenizer: gives every unit of an image a code: `PatchCodebook`, or anything with `vocabulary` and `encode`.
         mask_ratio: share of units hidden.
-    Raises:
-        CannotError: if no mask token can be put into the backbone.
     """
     target = Codes(tokenizer)
     return Pretrainer(
         backbone,
         plan=BlockMask(mask_ratio),
-        view=Replace(backbone.embed_width),
+        view=replace_or_paint(backbone),
         predictor=LinearHead(backbone.width, target.outputs),
         target=target,
         loss=cross_entropy,

@@ -13,7 +13,7 @@ from patchcast.plans import MultiBlock
 from patchcast.predictors import Decoder, small_normal, usable_width
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import EMAFeatures
-from patchcast.views import Drop, Replace
+from patchcast.views import Drop, replace_or_paint
 
 
 def ijepa(
@@ -27,9 +27,9 @@ def ijepa(
 ) -> Pretrainer:
     """Predict, from one large block, the features that a slow copy of the backbone gives to several smaller ones.
 
-    Where the backbone cannot run on the visible units alone, hidden ones are replaced by a mask token instead. The loss
-    is no measure of success: it may rise while features get better, and is least when they collapse. Watch
-    `patchcast.collapse` and a probe.
+    Where the backbone cannot run on the visible units alone, hidden ones are replaced by a mask token instead, or
+    painted over. The loss is no measure of success: it may rise while features get better, and is least when they
+    collapse. Watch `patchcast.collapse` and a probe.
 
     >>> from patchcast.backbones import wrap
     >>> ijepa(wrap("test_vit")).plan.targets
@@ -41,8 +41,6 @@ def ijepa(
         predictor_heads: attention heads in each, 32 channels wide if None (the paper: as many as in the encoder).
         momentum: of the teacher at the beginning.
         steps: optimiser steps of the training, over which the momentum rises to 1; None: it stays.
-    Raises:
-        CannotError: if the backbone can neither drop units nor replace them.
     """
     width = predictor_width or usable_width(min(384, backbone.width // 2))
     predictor = Decoder(
@@ -56,7 +54,7 @@ def ijepa(
     return Pretrainer(
         backbone,
         plan=MultiBlock(),
-        view=Drop() if "drop" in backbone.can else Replace(backbone.embed_width),
+        view=Drop() if "drop" in backbone.can else replace_or_paint(backbone),
         predictor=predictor.apply(small_normal),
         target=EMAFeatures(backbone, momentum=momentum, steps=steps),
         loss=smooth_l1,

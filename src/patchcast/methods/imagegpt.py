@@ -10,6 +10,7 @@ from patchcast.plans import FromStart, RandomMask
 from patchcast.predictors import LinearHead
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Codes
+from patchcast.tokenizers.encoded import Encoded
 from patchcast.views import Blank, Shift
 
 
@@ -59,6 +60,38 @@ def imagegpt_masked(backbone: ImageGPTBackbone, *, mask_ratio: float = 0.15) -> 
         predictor=_head(backbone),
         target=Codes(backbone.tokenizer),
         loss=cross_entropy,
+    )
+
+
+def on_codes(pretrainer: Pretrainer) -> Pretrainer:
+    """The same pretrainer with the same weights, for images that are codes already (`CodeSet`): to train without
+    decoding and encoding an image twice. What it learns, the given one knows.
+
+    >>> import torch
+    >>> from patchcast.backbones.base import Grid
+    >>> from patchcast.backbones.imagegpt import ImageGPT
+    >>> from patchcast.tokenizers.palette import Palette
+    >>> palette = Palette(torch.tensor([[-1.0], [1.0]]))
+    >>> pretrainer = imagegpt(ImageGPTBackbone(ImageGPT(Grid(2, 2), 2, depth=1, width=8, heads=2), palette, channels=1))
+    >>> images = torch.rand(3, 1, 2, 2)
+    >>> codes = palette.encode(images).view(3, 1, 2, 2)
+    >>> bool(on_codes(pretrainer)(codes).loss == pretrainer(images).loss)
+    True
+
+    Raises:
+        ValueError: if the backbone is no ImageGPT.
+    """
+    backbone = pretrainer.backbone
+    if not isinstance(backbone, ImageGPTBackbone):
+        raise ValueError(f"{backbone.name} takes pixels only; an ImageGPT takes codes as well")
+    codes = Encoded(backbone.tokenizer.vocabulary)
+    return Pretrainer(
+        ImageGPTBackbone(backbone.model, codes, channels=1),
+        plan=pretrainer.plan,
+        view=pretrainer.view,
+        predictor=pretrainer.predictor,
+        target=Codes(codes),
+        loss=pretrainer.loss,
     )
 
 

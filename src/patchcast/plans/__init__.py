@@ -4,7 +4,16 @@ from patchcast.plans.base import MaskPlan, OrderPlan, Plan, Planner, StartPlan
 from patchcast.plans.blocks import BlockMask, InverseBlockMask, MultiBlock
 from patchcast.plans.each import draw_each
 from patchcast.plans.masks import GridMask, RandomMask
-from patchcast.plans.orders import FixedOrder, FromStart, RandomOrder, RasterOrder
+from patchcast.plans.orders import (
+    FixedOrder,
+    FromStart,
+    RandomOrder,
+    RasterOrder,
+    coarse_to_fine,
+    hilbert,
+    raster,
+    snake,
+)
 
 __all__ = [
     "BlockMask",
@@ -21,5 +30,9 @@ __all__ = [
     "RandomOrder",
     "RasterOrder",
     "StartPlan",
+    "coarse_to_fine",
     "draw_each",
+    "hilbert",
+    "raster",
+    "snake",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Int, Int64, Real
 from rich.progress import track
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 
 from patchcast.backbones.base import Grid
-from patchcast.data.stream import EpochSampler, mix_seed
+from patchcast.data.images import DECODED_BYTES
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.tokenizers.palette import Source
 
@@ -58,6 +57,12 @@ class CodeSet:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def preload(self) -> bool:
+        """Read all codes into memory, if they take at most 1 GiB; True if they are there now."""
+        if self.codes.nbytes <= DECODED_BYTES:
+            self.codes = np.array(self.codes)
+        return not isinstance(self.codes, np.memmap)
 
     def ids(self, index: Sequence[int] | slice | np.ndarray = slice(None)) -> Int64[Tensor, "B N"]:
         """The codes of some images, row by row."""
@@ -122,31 +127,25 @@ def encode_images(
     return CodeSet(np.load(file, mmap_mode="r"), np.load(labels_file), grid, tokenizer.vocabulary)
 
 
-class CodeBatches(IterableDataset[tuple[Tensor, Tensor]]):
-    """Batches (codes, labels) of a `CodeSet` in an `EpochSampler`'s order, for a network over `Encoded` codes.
+class Mirror:
+    """Mirrors half of the images, as codes: for tokenizers whose codes mirror with the image, as a palette's do.
 
-    Like the data room's batches they are a function of (seed, step) alone. Iterate over them, or give them to torch's
-    `DataLoader` with `batch_size=None`.
+    It is called by `patchcast.data.TrainSet`, which gives each image of each epoch a seed of its own.
 
-    Args:
-        flip: mirror half of the images.
-        seed: of the mirroring.
+    >>> codes = torch.tensor([[[1, 2, 3]]])
+    >>> [Mirror()(codes, seed).tolist() for seed in (0, 1)]
+    [[[[1, 2, 3]]], [[[3, 2, 1]]]]
     """
 
-    def __init__(self, codes: CodeSet, sampler: EpochSampler, *, flip: bool = False, seed: int = 0) -> None:
-        self.codes, self.sampler, self.flip, self.seed = codes, sampler, flip, seed
+    def __call__(self, codes: Int[Tensor, "1 rows cols"], seed: int) -> Int[Tensor, "1 rows cols"]:
+        return codes.flip(-1) if seed % 2 else codes
 
-    def __len__(self) -> int:
-        return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[Int[Tensor, "B 1 rows cols"], Int64[Tensor, " B"]]]:
-        for keys in self.sampler:
-            index = np.array([place for _, place in keys])
-            ids = self.codes.ids(index).view(len(index), 1, *self.codes.grid)
-            if self.flip:
-                is_mirrored = torch.tensor([mix_seed(self.seed, *key) % 2 == 1 for key in keys])
-                ids = torch.where(is_mirrored[:, None, None, None], ids.flip(-1), ids)
-            yield ids, torch.from_numpy(self.codes.labels[index])
+class AsItIs:
+    """Leaves codes as they are, in the place of `Mirror`."""
+
+    def __call__(self, codes: Int[Tensor, "1 rows cols"], seed: int) -> Int[Tensor, "1 rows cols"]:
+        return codes
 
 
 def _encode(

@@ -52,6 +52,7 @@ class Palette(nn.Module):
 
     colours: Tensor
     _table: Tensor | None
+    lends = ""
 
     def __init__(self, colours: Float[Tensor, "K C"]) -> None:
         super().__init__()
@@ -90,6 +91,10 @@ class Palette(nn.Module):
         """The pictures of some codes, rounded to 8 bits."""
         levels = ((self.colours + 1) * 127.5).round().to(torch.uint8)
         return levels[ids].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+
+    def draw(self, ids: Int[Tensor, "B N"], images: Real[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The colours of codes as floating-point images, black -1 and white 1; `images` tells their size."""
+        return self.colours[ids].unflatten(1, images.shape[-2:]).permute(0, 3, 1, 2)
 
     def psnr(self, images: UInt8[Tensor, "B C H W"]) -> float:
         """How much of these images survives: peak signal-to-noise ratio in dB, over all pixels; infinite if all does.

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
-from patchcast.targets import Pixels
-from patchcast.tokenizers.base import Tokenizer
+from patchcast.backbones.base import Grid
+from patchcast.targets import Pixels, unpatchify
+from patchcast.tokenizers.base import Draws, Tokenizer
+from patchcast.tokenizers.palette import to_levels
 
 
 class PatchCodebook(nn.Module):
@@ -40,6 +42,7 @@ class PatchCodebook(nn.Module):
         if rest or not channels:
             raise ValueError(f"a centre of {centres.shape[1]} values is no unit of {stride[0]}x{stride[1]} pixels")
         self.pixels = Pixels(stride, channels=channels, normalize=normalize)
+        self.lends = self.pixels.lends
         self.register_buffer("centres", centres)
 
     @property
@@ -82,6 +85,20 @@ class PatchCodebook(nn.Module):
         nearest = [(offset - 2 * part @ self.centres.T).argmin(dim=1) for part in units.flatten(0, 1).split(8192)]
         return torch.cat(nearest).view(units.shape[:2])
 
+    def draw(self, ids: Int[Tensor, "B N"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The centres of codes as pixels; normalised ones with the mean and contrast that each unit has in `images`."""
+        return self.pixels.to_pixels(self.centres[ids], images)
+
+    def decode(self, ids: Int[Tensor, "B N"], grid: Grid) -> UInt8[Tensor, "B C H W"]:
+        """The pictures of some codes, of a codebook of raw units of images with black -1 and white 1.
+
+        Raises:
+            ValueError: if the units were normalised: their codes alone say nothing of mean and contrast.
+        """
+        if self.pixels.normalize:
+            raise ValueError("codes of normalised units are no pictures by themselves; fit with normalize=False")
+        return to_levels(unpatchify(self.centres[ids], grid, self.pixels.stride))
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
         stride = torch.tensor(self.pixels.stride)
@@ -108,9 +125,22 @@ class PerUnit(nn.Module):
         stride: pixels per side of a unit, (rows, cols): the backbone's.
     """
 
+    lends = ""
+
     def __init__(self, pixels: Tokenizer, stride: tuple[int, int]) -> None:
         super().__init__()
         self.pixels, self.stride, self.vocabulary = pixels, stride, pixels.vocabulary
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
         return self.pixels.encode(F.avg_pool2d(images, self.stride))
+
+    def draw(self, ids: Int[Tensor, "B N"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Units in the one colour of their code.
+
+        Raises:
+            ValueError: if the tokenizer of pixels does not say how its codes are drawn.
+        """
+        if not isinstance(self.pixels, Draws):
+            raise ValueError(f"codes of {type(self.pixels).__name__} cannot be drawn: it has no `draw`")
+        drawn = self.pixels.draw(ids, F.avg_pool2d(images, self.stride))
+        return F.interpolate(drawn, size=images.shape[-2:], mode="nearest")

@@ -142,6 +142,7 @@ def _hush_lightning() -> None:
         ".*does not have many workers.*",
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*treespec.*",
+        ".*in eval mode at the start of training.*",  # tokenizers and teachers, which stay so
     ):
         warnings.filterwarnings("ignore", message=known)
 

@@ -22,7 +22,7 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real images beside the checkout; absent for users."""
-    root = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(__file__).resolve().parents[1] / "shared" / "data"
     if not root.is_dir():
         pytest.skip("needs the real images of ../shared/data, which are not here")
     return root

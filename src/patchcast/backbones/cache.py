@@ -1,0 +1,22 @@
+"""Keys and values of the places that a network has been through."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KeyValues:
+    """Keys and values of every block, in memory that is taken once.
+
+    Attributes:
+        kept: (depth, 2, batch, heads, places, channels of a head): keys and values.
+        length: places filled.
+    """
+
+    def __init__(self, *, depth: int, heads: int, channels: int, batch: int, places: int, like: Tensor) -> None:
+        # In the precision that keys have under autocast, where it is on.
+        is_auto = torch.is_autocast_enabled(like.device.type)
+        dtype = torch.get_autocast_dtype(like.device.type) if is_auto else like.dtype
+        self.kept = torch.empty(depth, 2, batch, heads, places, channels, device=like.device, dtype=dtype)
+        self.length = 0

@@ -79,6 +79,37 @@ def _show(arguments: Sequence[str]) -> None:
     show(options.run, options.images, count=options.count, seed=options.seed, out=options.out)
 
 
+def _embed(arguments: Sequence[str]) -> None:
+    """write features of a folder of images to parquet or safetensors"""
+    parser = _parser("embed", _embed)
+    parser.add_argument("model", help="a run folder, or a timm model by name")
+    parser.add_argument("--data", required=True, help="a folder of images, parquet files, or digits")
+    parser.add_argument("--out", type=Path, required=True, help="a new file.parquet or file.safetensors")
+    parser.add_argument(
+        "--features", choices=["pooled", "tokens", "maps"], default="pooled", help="of each image; %(default)s"
+    )
+    parser.add_argument("--split", default="train", help="of the data, if it has several; %(default)s")
+    parser.add_argument("--tile_size", type=int, help="cut images into tiles of so many pixels a side, each by itself")
+    parser.add_argument("--max_tiles", type=int, default=6, help="tiles of one image, with --tile_size; %(default)s")
+    parser.add_argument("--batch_size", type=int, default=16, help="images at a time; %(default)s")
+    parser.add_argument("--untrained", action="store_true", help="a timm model with random weights")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.embed import embed
+
+    embed(
+        options.model,
+        data=options.data,
+        out=options.out,
+        kind=options.features,
+        split=options.split,
+        tile_size=options.tile_size,
+        max_tiles=options.max_tiles,
+        batch_size=options.batch_size,
+        untrained=options.untrained,
+    )
+
+
 def _sample(arguments: Sequence[str]) -> None:
     """draw images with a run's ImageGPT"""
     parser = _parser("sample", _sample)
@@ -169,6 +200,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "pretrain": _pretrain,
     "probe": _probe,
     "show": _show,
+    "embed": _embed,
     "sample": _sample,
     "complete": _complete,
     "export": _export,

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
-from patchcast.backbones.base import upsample
+from patchcast.backbones.base import Images, pixels_of, upsample, with_pixels
 from patchcast.plans import Plan
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import patchify, unpatchify
@@ -37,7 +37,7 @@ class Leak:
 
 
 @torch.no_grad()
-def no_leak(pretrainer: Pretrainer, images: Real[Tensor, "B C H W"], plan: Plan, *, limit: int | None = None) -> Leak:
+def no_leak(pretrainer: Pretrainer, images: Images, plan: Plan, *, limit: int | None = None) -> Leak:
     """Change every pixel that one prediction may not use; it must not move at all. Then those it may; it should.
 
     What a prediction may use is `plan.may_use()`, stated from the method's definition. Predictions of weight zero are
@@ -59,7 +59,7 @@ def no_leak(pretrainer: Pretrainer, images: Real[Tensor, "B C H W"], plan: Plan,
     # Whatever a plan says of itself, no prediction may use the unit that it predicts.
     allowed = plan.may_use().scatter(-1, plan.predict[..., None], False)
     counts = torch.ones(before.shape[:3], dtype=torch.bool) if plan.weight is None else plan.weight.cpu() > 0
-    noise = torch.randn_like(images)
+    noise = torch.randn_like(pixels_of(images))
     worst, moved = 0.0, 0.0
     for group in range(before.shape[1]):
         # Predictions that may use the same units are judged in one pass: masked methods need one, causal ones P.
@@ -90,7 +90,7 @@ def _spread(groups: list[Judged], limit: int | None) -> list[Judged]:
 
 def _movement(
     pretrainer: Pretrainer,
-    images: Float[Tensor, "B C H W"],
+    images: Images,
     noise: Float[Tensor, "B C H W"],
     plan: Plan,
     changed: Bool[Tensor, "B N"],
@@ -99,8 +99,9 @@ def _movement(
     counted: Bool[Tensor, "B P"],
 ) -> float:
     """The largest movement of the counted predictions of a group when the pixels of the changed units are replaced."""
-    where = upsample(changed.unflatten(1, plan.grid), (images.shape[-2], images.shape[-1]))[:, None]
-    after = pretrainer(torch.where(where, noise, images), plan).predictions
+    pixels = pixels_of(images)
+    where = upsample(changed.unflatten(1, plan.grid), (pixels.shape[-2], pixels.shape[-1]))[:, None]
+    after = pretrainer(with_pixels(images, torch.where(where, noise, pixels)), plan).predictions
     movement = (after - before)[:, group].abs().amax(dim=-1).cpu()
     return float(movement[counted].max())
 

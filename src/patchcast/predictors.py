@@ -188,18 +188,38 @@ class Decoder(Predictor):
                 context and P mask tokens; (L, L) for all, or (B, G, L, L). None: each sees every other.
         """
         assert isinstance(plan, MaskPlan)
-        at, units = context.at, context.units
+        at, units, is_valid = context.at, context.units, context.is_valid
         if at is None:
             at, units = plan.visible, take(units, plan.visible)
+            if is_valid is not None:
+                is_valid = seen_rows(is_valid, context.prefix.shape[1], plan)
         positions = self.positions(plan.grid)
         seen = torch.cat([self.embed(context.prefix), self.embed(units) + positions[at]], dim=1)
         queries = self.mask_token + positions[plan.predict]
         groups, asked = plan.predict.shape[1:]
         x = torch.cat([seen[:, None].expand(-1, groups, -1, -1), queries.to(seen.dtype)], dim=2).flatten(0, 1)
         mask = can_see.flatten(0, 1)[:, None] if can_see is not None and can_see.ndim == 4 else can_see
+        if is_valid is not None:
+            mask = and_valid(mask, is_valid, plan)
         for block in self.blocks:
             x = checkpoint(block, x, attn_mask=mask) if self.grad_checkpointing else block(x, attn_mask=mask)
         return self.head(self.norm(x[:, -asked:])).unflatten(0, (-1, groups))
+
+
+def seen_rows(is_valid: Bool[Tensor, "B L"], prefix: int, plan: MaskPlan) -> Bool[Tensor, "B S"]:
+    """Of a context that holds every unit: whether the prefix tokens and those of `plan.visible` are to be looked at."""
+    seen = is_valid[:, prefix:].gather(1, plan.visible)
+    return torch.cat([is_valid[:, :prefix], seen if plan.is_seen is None else seen & plan.is_seen], dim=1)
+
+
+def and_valid(
+    can_see: Bool[Tensor, "..."] | None, is_valid: Bool[Tensor, "B S"], plan: MaskPlan
+) -> Bool[Tensor, "BG 1 L L"]:
+    """The decoder's mask, without what is padding in the context or only fills up `plan.predict`."""
+    asked = torch.ones_like(plan.predict, dtype=torch.bool) if plan.is_asked is None else plan.is_asked
+    column = torch.cat([is_valid[:, None].expand(-1, asked.shape[1], -1), asked], dim=2).flatten(0, 1)
+    mask = column[:, None, None].expand(-1, -1, column.shape[1], -1)
+    return mask if can_see is None else mask & can_see
 
 
 def usable_width(wish: int) -> int:

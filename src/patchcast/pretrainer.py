@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone, CannotError, take
-from patchcast.plans import Plan, Planner
+from patchcast.backbones.base import Backbone, CannotError, Images, pixels_of, take
+from patchcast.plans import Plan, Planner, draw_each
 from patchcast.predictors import Predictor
 from patchcast.targets import Target
 from patchcast.views import View
@@ -36,7 +36,7 @@ class Output:
     targets: Tensor
     plan: Plan
     _backbone: Backbone = field(repr=False)
-    _images: Tensor = field(repr=False)
+    _images: Images = field(repr=False)
 
     @cached_property
     def embedding(self) -> Float[Tensor, "B D"]:
@@ -49,7 +49,7 @@ class Output:
 
 
 @torch.no_grad()
-def embed(backbone: Backbone, images: Real[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+def embed(backbone: Backbone, images: Images) -> Float[Tensor, "B D"]:
     """`backbone.pool` in eval mode and without gradients; every module's mode is put back afterwards."""
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
@@ -110,9 +110,7 @@ class Pretrainer(nn.Module):
         self.backbone, self.plan, self.view = backbone, plan, view
         self.predictor, self.target, self.loss = predictor, target, loss
 
-    def forward(
-        self, images: Real[Tensor, "B C H W"], plan: Plan | None = None, *, generator: torch.Generator | None = None
-    ) -> Output:
+    def forward(self, images: Images, plan: Plan | None = None, *, generator: torch.Generator | None = None) -> Output:
         """Predict what the plan asks; `plan` is drawn (from a CPU generator) unless given."""
         if plan is None:
             plan = self.draw(images, generator)
@@ -130,9 +128,13 @@ class Pretrainer(nn.Module):
         beside = [] if self.predictor.reads_prefix else self.backbone.beside_units()
         return self.backbone.parameters_in([*self.backbone.unused(), *beside])
 
-    def draw(self, images: Real[Tensor, "B C H W"], generator: torch.Generator | None = None) -> Plan:
-        """A plan for these images, on their device."""
-        return self.plan(self.backbone.grid(images), len(images), generator).to(images.device)
+    def draw(self, images: Images, generator: torch.Generator | None = None) -> Plan:
+        """A plan for these images, on their device; for each by its own size, if they have different ones."""
+        pixels, grid = pixels_of(images), self.backbone.grid(images)
+        grids = self.backbone.grid_of_each(images)
+        if grids is None:
+            return self.plan(grid, len(pixels), generator).to(pixels.device)
+        return draw_each(self.plan, grids, grid, generator).to(pixels.device)
 
 
 def weighted_mean(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"] | None) -> Float[Tensor, ""]:

@@ -31,6 +31,8 @@ class Recipe:
         model_args: arguments of timm's create_model, or of the ImageGPT network.
         pretrained: start from timm's weights instead of random ones.
         image_size: height and width in pixels. Default: the model's; or the data's, where the images are smaller.
+        tile_size: pixels per side of a tile. Images are cut into tiles of this size, and the model, built for one of
+            them, runs over all tiles together. Default: images are not cut.
         patch_size: pixels per side of a patch. Default: the model's; where images are smaller than the model's, one
             that gives at least 7 patches a side.
         channels: of the images, 1, 3 or 4. Default: the data's.
@@ -67,6 +69,7 @@ class Recipe:
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     image_size: tuple[int, int] | None = None
+    tile_size: int | None = None
     patch_size: int | None = None
     channels: int | None = None
     codes: int | None = None

@@ -6,11 +6,11 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Num, Real
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from patchcast.backbones.base import Backbone, Grid
+from patchcast.backbones.base import Backbone, Grid, Images, pixels_of
 from patchcast.tokenizers.base import Draws, Tokenizer
 
 
@@ -29,7 +29,7 @@ class Target(nn.Module):
     is_drawn: bool = False
     lends: str = ""
 
-    def forward(self, images: Real[Tensor, "B C H W"]) -> Num[Tensor, "B N T"]:
+    def forward(self, images: Images) -> Num[Tensor, "B N T"]:
         """Targets of every unit, row by row: vectors, or a code each."""
         raise NotImplementedError
 
@@ -72,8 +72,8 @@ class Pixels(Target):
         if normalize and self.outputs < 2:
             raise ValueError("a unit of one pixel and one channel has no spread to normalise by; use normalize=False")
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N T"]:
-        units = patchify(images, self.stride)
+    def forward(self, images: Images) -> Float[Tensor, "B N T"]:
+        units = patchify(pixels_of(images), self.stride)
         if not self.normalize:
             return units
         variance, mean = _spread(units)
@@ -118,8 +118,8 @@ class Codes(Target):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Real[Tensor, "B C H W"]) -> Int[Tensor, "B N 1"]:
-        return self.tokenizer.encode(images)[..., None]
+    def forward(self, images: Images) -> Int[Tensor, "B N 1"]:
+        return self.tokenizer.encode(pixels_of(images))[..., None]
 
     def to_pixels(
         self, predictions: Float[Tensor, "B N K"], images: Float[Tensor, "B C H W"]
@@ -181,7 +181,7 @@ class EMAFeatures(Target):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+    def forward(self, images: Images) -> Float[Tensor, "B N D"]:
         features = self.teacher.units(images)
         return F.layer_norm(features.float(), features.shape[-1:])
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Generic
 
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone, Capability, Grid, paint, take
+from patchcast.backbones.base import Backbone, Capability, Grid, Images, take
 from patchcast.plans.base import MaskPlan, OrderPlan, PlanT, StartPlan
 
 
@@ -21,12 +21,14 @@ class Context:
         prefix: features of class and register tokens.
         units: features of the units that it holds.
         at: which unit each row of `units` is; None for all of them, row by row.
+        is_valid: False where a row (prefix tokens in front) is padding, which is not to be looked at; None if none is.
     """
 
     grid: Grid
     prefix: Float[Tensor, "B R D"]
     units: Float[Tensor, "B V D"]
     at: Int[Tensor, "B V"] | None = None
+    is_valid: Bool[Tensor, "B L"] | None = None
 
 
 class View(nn.Module, Generic[PlanT]):
@@ -44,7 +46,7 @@ class View(nn.Module, Generic[PlanT]):
     holds_hidden: bool
     separates_by_attention: bool = False
 
-    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: PlanT) -> Context:
+    def forward(self, backbone: Backbone, images: Images, plan: PlanT) -> Context:
         raise NotImplementedError
 
 
@@ -58,12 +60,14 @@ class Drop(View[MaskPlan]):
     plans = MaskPlan
     holds_hidden = False
 
-    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: MaskPlan) -> Context:
+    def forward(self, backbone: Backbone, images: Images, plan: MaskPlan) -> Context:
         if not backbone.pixels_stay_in_unit:
-            images = paint(images, plan.is_hidden)
+            images = backbone.blank(images, plan.is_hidden)
         tokens = backbone.keep(backbone.embed(images), plan.visible)
+        if plan.is_seen is not None:
+            tokens = tokens.with_(is_valid=plan.is_seen)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
-        return Context(plan.grid, prefix, units, plan.visible)
+        return Context(plan.grid, prefix, units, plan.visible, backbone.validity(tokens))
 
 
 class Attend(View[OrderPlan]):
@@ -74,14 +78,14 @@ class Attend(View[OrderPlan]):
     holds_hidden = True
     separates_by_attention = True
 
-    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: OrderPlan) -> Context:
+    def forward(self, backbone: Backbone, images: Images, plan: OrderPlan) -> Context:
         tokens = backbone.embed(images)
         if plan.is_raster:
             features = backbone.forward_stages(tokens, is_causal=True)
         else:
             features = backbone.forward_stages(tokens, can_see=plan.can_see(tokens.prefix))
         prefix, units = backbone.split(features, tokens)
-        return Context(plan.grid, prefix, units)
+        return Context(plan.grid, prefix, units, is_valid=backbone.validity(tokens))
 
 
 class Shift(View[StartPlan]):
@@ -93,10 +97,10 @@ class Shift(View[StartPlan]):
     holds_hidden = True
     separates_by_attention = True
 
-    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: StartPlan) -> Context:
+    def forward(self, backbone: Backbone, images: Images, plan: StartPlan) -> Context:
         tokens = backbone.embed(images)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
-        return Context(plan.grid, prefix, units)
+        return Context(plan.grid, prefix, units, is_valid=backbone.validity(tokens))
 
 
 class Replace(View[MaskPlan]):
@@ -123,10 +127,10 @@ class Replace(View[MaskPlan]):
         super().__init__()
         self.mask_token = nn.Parameter(torch.empty(embed_width).normal_(std=0.02))
 
-    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: MaskPlan) -> Context:
+    def forward(self, backbone: Backbone, images: Images, plan: MaskPlan) -> Context:
         tokens = backbone.embed(images, is_hidden=plan.is_hidden, mask_token=self.mask_token)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
-        return Context(plan.grid, prefix, units)
+        return Context(plan.grid, prefix, units, is_valid=backbone.validity(tokens))
 
 
 class Blank(View[MaskPlan]):
@@ -137,10 +141,10 @@ class Blank(View[MaskPlan]):
     plans = MaskPlan
     holds_hidden = True
 
-    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: MaskPlan) -> Context:
+    def forward(self, backbone: Backbone, images: Images, plan: MaskPlan) -> Context:
         tokens = backbone.embed(images, is_hidden=plan.is_hidden)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
-        return Context(plan.grid, prefix, units)
+        return Context(plan.grid, prefix, units, is_valid=backbone.validity(tokens))
 
 
 class Paint(View[MaskPlan]):
@@ -156,10 +160,10 @@ class Paint(View[MaskPlan]):
     plans = MaskPlan
     holds_hidden = True
 
-    def forward(self, backbone: Backbone, images: Real[Tensor, "B C H W"], plan: MaskPlan) -> Context:
-        tokens = backbone.embed(paint(images, plan.is_hidden))
+    def forward(self, backbone: Backbone, images: Images, plan: MaskPlan) -> Context:
+        tokens = backbone.embed(backbone.blank(images, plan.is_hidden))
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
-        return Context(plan.grid, prefix, units)
+        return Context(plan.grid, prefix, units, is_valid=backbone.validity(tokens))
 
 
 def replace_or_paint(backbone: Backbone) -> Replace | Paint:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from patchcast.backbones.capabilities import CAPABILITIES, Capability
 
-# A batch of images, or what timm's NaFlex loader makes of images of different sizes: "patches", "patch_coord" and
-# "patch_valid". Only NaFlexVit takes the second. Images are floating point, but for ImageGPT, which takes 8-bit ones
-# and codes as well.
+# A batch of images; or images of different sizes, either as timm's NaFlex loader makes them ("patches", "patch_coord"
+# and "patch_valid", for NaFlexVit), or in the upper left corner of one canvas each ("canvas", and "size" in pixels, for
+# `Tiled`). Images are floating point, but for ImageGPT, which takes 8-bit ones and codes as well.
 Images = Real[Tensor, "B C H W"] | Mapping[str, Any]
 Layout = Literal["NLC", "NHWC", "NCHW"]
 
@@ -55,7 +55,7 @@ class Tokens:
         block_kwargs: keyword arguments of every block call (rotary positions, bias, sizes). They are arguments, and
             not state of the model, so that gradient checkpointing replays them.
         visible: units that were kept, in the order in which they stand in `x`; None for all, row by row.
-        is_valid: False where a unit is padding (NaFlex batches of images of different sizes); None if none is.
+        is_valid: False where a unit is padding (batches of images of different sizes); None if none is.
     """
 
     x: Any
@@ -257,6 +257,12 @@ class Backbone(nn.Module, ABC):
         rows = to_rows(features, self.features_layout)
         return rows[:, : self.features_prefix], rows[:, self.features_prefix :]
 
+    def validity(self, tokens: Tokens) -> Bool[Tensor, "B L"] | None:
+        """False where a row of the features (prefix tokens in front) is padding, and nothing; None if none is."""
+        if tokens.is_valid is None:
+            return None
+        return torch.cat([tokens.is_valid.new_ones(len(tokens.is_valid), tokens.prefix), tokens.is_valid], dim=1)
+
     def forward(self, images: Images) -> Any:
         """The wrapped model's own `forward_features`."""
         return self.own_features(self.forward_stages(self.embed(images)))
@@ -291,10 +297,13 @@ class Backbone(nn.Module, ABC):
             raise ValueError(f"{self.name} needs H and W divisible by {divisors}; got {height}x{width}")
         return Grid(height // down, width // right)
 
+    def grid_of_each(self, images: Images) -> list[Grid] | None:
+        """The units that each image has, from the upper left corner of `grid(images)`; None where each has them all."""
+        return None
+
     def blank(self, images: Images, is_hidden: Bool[Tensor, "B rows cols"]) -> Images:
         """The images with the pixels of hidden units set to 0, the mean of normalised images."""
-        assert isinstance(images, Tensor)
-        return paint(images, is_hidden)
+        return with_pixels(images, paint(pixels_of(images), is_hidden))
 
     def fill(
         self, patches: Tokens, is_hidden: Bool[Tensor, "B rows cols"], mask_token: Float[Tensor, " E"] | None
@@ -323,6 +332,20 @@ class Backbone(nn.Module, ABC):
             for name, parameter in self.model.named_parameters()
             if any(name == part or name.startswith(part + ".") for part in parts)
         ]
+
+
+def pixels_of(images: Images) -> Real[Tensor, "B C H W"]:
+    """The pixels of a batch: the images, or the canvases that hold images of different sizes.
+
+    >>> pixels_of({"canvas": torch.zeros(1, 3, 32, 64), "size": torch.tensor([[32, 40]])}).shape
+    torch.Size([1, 3, 32, 64])
+    """
+    return images if isinstance(images, Tensor) else images["canvas"]
+
+
+def with_pixels(images: Images, pixels: Real[Tensor, "B C H W"]) -> Images:
+    """The batch with other pixels."""
+    return pixels if isinstance(images, Tensor) else {**images, "canvas": pixels}
 
 
 def upsample(is_hidden: Bool[Tensor, "B rows cols"], size: tuple[int, int]) -> Bool[Tensor, "B H W"]:

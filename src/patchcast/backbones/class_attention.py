@@ -23,7 +23,7 @@ class CaiT(Sequence):
         for block in model.blocks:
             block.__class__, block.attn.__class__ = MaskedBlock, MaskedTalkingHeads
 
-    def add_positions(self, patches: Tokens) -> Tokens:
+    def place(self, patches: Tokens) -> Tokens:
         return patches.with_(x=self.model.pos_drop(patches.x + self.model.pos_embed))
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:

@@ -33,7 +33,7 @@ class Gemma4(Sequence):
         x = embed.input_proj((2 * (x - 0.5)).to(embed.input_proj.weight.dtype))
         return Tokens(x, self.grid(images))
 
-    def add_positions(self, patches: Tokens) -> Tokens:
+    def place(self, patches: Tokens) -> Tokens:
         embed, (rows, cols) = self.encoder.patch_embed, patches.grid
         coord, _ = embed._default_patch_coord(len(patches.x), rows, cols, patches.x.device)
         ids = coord.flip(dims=(-1,))

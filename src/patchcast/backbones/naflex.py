@@ -65,7 +65,7 @@ class NaFlex(RoPE):
         x = patches.flatten(2)
         return embeds.proj(x if embeds.norm_input is None else embeds.norm_input(x))
 
-    def add_positions(self, patches: Tokens) -> Tokens:
+    def place(self, patches: Tokens) -> Tokens:
         model, coord = self.model, patches.block_kwargs.get("coord")
         x = self.add_table(patches.x.clone(), patches.grid, coord)
         prefix = [
@@ -78,7 +78,7 @@ class NaFlex(RoPE):
             if not isinstance(rope, Tensor):  # an iterator over blocks
                 rope = torch.stack(list(rope))
         kwargs = {} if rope is None else {"rope": rope}
-        return patches.with_(x=model.norm_pre(x), prefix=self.features_prefix, block_kwargs=kwargs)
+        return patches.with_(x=x, prefix=self.features_prefix, block_kwargs=kwargs)
 
     def add_table(self, x: Float[Tensor, "B N D"], grid: Grid, coord: Int[Tensor, "B N 2"] | None) -> Tensor:
         """Add learned positions, in place, where the model has any."""

@@ -48,7 +48,7 @@ class Projected(Sequence):
         x = self.encoder.patch_embed(images)
         return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
 
-    def add_positions(self, patches: Tokens) -> Tokens:
+    def place(self, patches: Tokens) -> Tokens:
         x, rope = self.encoder._pos_embed(patches.x)
         return patches.with_(x=x, layout="NLC", block_kwargs={"rope": rope})
 

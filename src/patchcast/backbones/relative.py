@@ -6,6 +6,7 @@ parameters and keys stay) that reads both from the argument in which timm hands 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +49,7 @@ class Relative(Sequence):
     """What the two have in common; `argument` is timm's name for the shared bias."""
 
     argument: str
+    takes_tiles = True
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         kwargs: dict[str, Any] = dict(tokens.block_kwargs)
@@ -60,6 +62,9 @@ class Relative(Sequence):
         prefix = torch.arange(tokens.prefix, device=visible.device).expand(len(visible), -1)
         present = torch.cat([prefix, visible + tokens.prefix], dim=1)
         return {self.argument: replace(tokens.block_kwargs[self.argument], present=present)}
+
+    def positions_like(self, kwargs: Mapping[str, Any], own: Int[Tensor, "b L"]) -> dict[str, Any]:
+        return {self.argument: replace(kwargs[self.argument], present=own)}
 
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         can_see = lower_triangle(tokens) if can_see is None else can_see
@@ -78,7 +83,7 @@ class Beit(Relative):
         for block in model.blocks:
             block.attn.__class__ = BeitAttention
 
-    def add_positions(self, patches: Tokens) -> Tokens:
+    def place(self, patches: Tokens) -> Tokens:
         model = self.model
         x = torch.cat([model.cls_token.expand(len(patches.x), -1, -1), patches.x], dim=1)
         if model.pos_embed is not None:
@@ -99,7 +104,7 @@ class RelPos(Relative):
         for block in model.blocks:
             block.attn.__class__ = RelPosAttention
 
-    def add_positions(self, patches: Tokens) -> Tokens:
+    def place(self, patches: Tokens) -> Tokens:
         x, model = patches.x, self.model
         if model.cls_token is not None:
             x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], dim=1)

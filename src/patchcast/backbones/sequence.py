@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ class Sequence(TimmBackbone):
     neighbours but through attention. So units can be dropped, and attention can be masked."""
 
     can = frozenset({"drop", "attend", "replace", "paint"})
+    takes_tiles: bool = False
+    """Whether its blocks can run over the tokens of several images, or tiles, in one sequence: see `positions_like`."""
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)
@@ -31,8 +34,28 @@ class Sequence(TimmBackbone):
             return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
         return Tokens(x, self.grid(images))
 
+    def add_positions(self, patches: Tokens) -> Tokens:
+        tokens = self.place(patches)
+        return tokens.with_(x=self.pre_norm(tokens.x))
+
+    def place(self, patches: Tokens) -> Tokens:
+        """Positions and prefix tokens: all of `add_positions` but the norm behind them."""
+        raise NotImplementedError
+
+    def pre_norm(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return x
+
     def run_stages(self, tokens: Tokens) -> Any:
-        return self.model.norm(run(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs))
+        return self.model.norm(self.run_blocks(tokens))
+
+    def run_blocks(self, tokens: Tokens, first: int = 0, last: int | None = None) -> Float[Tensor, "B L D"]:
+        """The blocks from `first` up to and without `last`, and no norm."""
+        return run(self.model.blocks[first:last], tokens.x, self.model, **tokens.block_kwargs)
+
+    def positions_like(self, kwargs: Mapping[str, Any], own: Int[Tensor, "b L"]) -> dict[str, Any]:
+        """The `block_kwargs` of a sequence in which token i has the position of token `own[i]` of one image, whose
+        `block_kwargs` are given; as they are where positions were added to the tokens."""
+        return dict(kwargs)
 
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         prefix, units = tokens.x[:, : tokens.prefix], tokens.x[:, tokens.prefix :]
@@ -61,6 +84,8 @@ class ViT(Sequence):
     torch.Size([2, 100, 64])
     """
 
+    takes_tiles = True
+
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)
         patch_embed = self.model.patch_embed
@@ -69,9 +94,11 @@ class ViT(Sequence):
         else:
             self.stride = tuple(patch_embed.patch_size)
 
-    def add_positions(self, patches: Tokens) -> Tokens:
-        x = self.model.norm_pre(self.model._pos_embed(patches.x))
-        return patches.with_(x=x, prefix=self.features_prefix, layout="NLC")
+    def place(self, patches: Tokens) -> Tokens:
+        return patches.with_(x=self.model._pos_embed(patches.x), prefix=self.features_prefix, layout="NLC")
+
+    def pre_norm(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return self.model.norm_pre(x)
 
 
 class RoPE(Sequence):
@@ -84,24 +111,46 @@ class RoPE(Sequence):
     (torch.Size([1, 7, 192]), 5, torch.Size([1, 1, 2, 128]))
     """
 
+    takes_tiles = True
+
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)
         self.stride = tuple(self.model.patch_embed.patch_size)
         self.rope_per_block = self.model.rope_mixed
 
-    def add_positions(self, patches: Tokens) -> Tokens:
+    def place(self, patches: Tokens) -> Tokens:
         x, rope = self.model._pos_embed(patches.x)
         kwargs = {} if rope is None else {"rope": rope}
-        return patches.with_(x=self.model.norm_pre(x), prefix=self.features_prefix, layout="NLC", block_kwargs=kwargs)
+        return patches.with_(x=x, prefix=self.features_prefix, layout="NLC", block_kwargs=kwargs)
 
-    def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
+    def pre_norm(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return self.model.norm_pre(x)
+
+    def run_blocks(self, tokens: Tokens, first: int = 0, last: int | None = None) -> Float[Tensor, "B L D"]:
         rope = tokens.block_kwargs.get("rope")
         if rope is None or not self.rope_per_block:
-            return super().run_stages(tokens)
-        x = tokens.x
-        for block, rotation in zip(self.model.blocks, rope, strict=True):  # every block learnt its own rotation
+            return super().run_blocks(tokens, first, last)
+        x, blocks = tokens.x, self.model.blocks[first:last]
+        for block, rotation in zip(blocks, rope[first:last], strict=True):  # every block learnt its own rotation
             x = run([block], x, self.model, **{**tokens.block_kwargs, "rope": rotation})
-        return self.model.norm(x)
+        return x
+
+    def positions_like(self, kwargs: Mapping[str, Any], own: Int[Tensor, "b L"]) -> dict[str, Any]:
+        if "rope" not in kwargs:
+            return dict(kwargs)
+        # The attention leaves the first tokens alone, as many as one image has prefix tokens; those of other tiles come
+        # after them and must be turned by nothing: by the sine 0 and the cosine 1, which timm keeps side by side.
+        rope, prefix = kwargs["rope"], self.features_prefix
+        nothing = torch.cat(
+            [
+                torch.zeros_like(rope[..., :1, :]).chunk(2, dim=-1)[0],
+                torch.ones_like(rope[..., :1, :]).chunk(2, dim=-1)[1],
+            ],
+            dim=-1,
+        )
+        unit = own[:, prefix:] - prefix
+        turned = torch.cat([rope, nothing], dim=-2)
+        return {**kwargs, "rope": take_rope(turned, torch.where(unit < 0, rope.shape[-2], unit))}
 
     def positions_of(self, visible: Int[Tensor, "B V"], tokens: Tokens) -> dict[str, Any]:
         kwargs = super().positions_of(visible, tokens)

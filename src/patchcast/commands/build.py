@@ -11,6 +11,8 @@ import timm
 import torch
 
 from patchcast.backbones import Backbone, wrap
+from patchcast.backbones.tiled import Tiled
+from patchcast.backbones.tiles import tiles_of
 from patchcast.commands.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.data import Augment, Evaluate, Images, channel_statistics
 from patchcast.methods import METHODS, Method
@@ -88,6 +90,9 @@ def build(recipe: Resolved, tokenizer: Tokenizer | None = None) -> Pretrainer:
         assert tokenizer is not None
         return method.build(imagegpt_backbone(recipe, tokenizer, causal=method.causal), **recipe.method_args)
     backbone = wrap(recipe.model, pretrained=recipe.pretrained, **timm_args(recipe))
+    if recipe.tile_size is not None:
+        tile = (recipe.tile_size, recipe.tile_size)
+        backbone = Tiled(backbone, tiles_of(recipe.image_size, tile))
     backbone.grid(recipe.image_size)
     if not recipe.pretrained:
         start_from_sincos(backbone)
@@ -101,7 +106,9 @@ def build(recipe: Resolved, tokenizer: Tokenizer | None = None) -> Pretrainer:
 def timm_args(recipe: Resolved) -> dict[str, Any]:
     """The arguments of `timm.create_model` for a resolved recipe's model."""
     args: dict[str, Any] = {}
-    if _pretrained_cfg(recipe.model).fixed_input_size:
+    if recipe.tile_size is not None:
+        args["img_size"] = [recipe.tile_size] * 2
+    elif _pretrained_cfg(recipe.model).fixed_input_size:
         args["img_size"] = list(recipe.image_size)
     if recipe.patch_size is not None:
         args["patch_size"] = recipe.patch_size
@@ -125,9 +132,13 @@ def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tup
         assert recipe.image_size is not None  # `with_codes` has seen to it
         return recipe.image_size, None
     nominal = _nominal(recipe)
-    size = recipe.image_size or _follow(images.typical_size, nominal)
+    tile = recipe.tile_size
+    if tile is None:
+        size = recipe.image_size or _follow(images.typical_size, nominal)
+    else:
+        size = recipe.image_size or _whole_tiles(images.typical_size, tile)
     if recipe.patch_size is None and not recipe.pretrained and "drop" in nominal.can:
-        return size, _patch_for(size, nominal.stride)
+        return size, _patch_for(size if tile is None else (tile, tile), nominal.stride)
     return size, recipe.patch_size
 
 
@@ -148,6 +159,11 @@ def _follow(typical: tuple[int, int], nominal: Backbone) -> tuple[int, int]:
     if typical[0] < nominal.image_size[0] and typical[1] < nominal.image_size[1]:
         return typical
     return nominal.image_size
+
+
+def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:
+    """The data's size in whole tiles, as near as they come."""
+    return max(1, round(typical[0] / tile)) * tile, max(1, round(typical[1] / tile)) * tile
 
 
 def _patch_for(size: tuple[int, int], stride: tuple[int, int]) -> int | None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
+from patchcast.backbones.tiled import Tiled
 from patchcast.commands.build import build, resolve
 from patchcast.commands.folder import CONFIG
 from patchcast.commands.tokenizer import find_tokenizer, kept_tokenizer
@@ -34,7 +35,7 @@ def check(source: Path, *, out: Path | None = None) -> bool:
     out = out or (source / "check.png" if source.is_dir() else Path("check.png"))
     console, began = Console(highlight=False), time.perf_counter()
     full = build(recipe, tokenizer)
-    small = build(dataclasses.replace(recipe, image_size=_small(recipe, full)), tokenizer)
+    small = build(_small(recipe, full), tokenizer)
     with console.status("Changing pixels and training on noise"):
         verdict = examine(small)
         leaks_at_full_size = _at_full_size(full)
@@ -77,8 +78,14 @@ def _at_full_size(pretrainer: Pretrainer) -> Leak:
     return no_leak(pretrainer, images, plan, limit=int(min(24, max(2, affordable))))
 
 
-def _small(recipe: Resolved, pretrainer: Pretrainer) -> tuple[int, int]:
-    """Up to six units a side, four of wide networks: what mask and loss do does not depend on the size."""
-    down, right = pretrainer.backbone.stride
-    units = 6 if pretrainer.backbone.width < 512 else 4
-    return min(recipe.image_size[0], units * down), min(recipe.image_size[1], units * right)
+def _small(recipe: Resolved, pretrainer: Pretrainer) -> Resolved:
+    """Up to six units a side, four of wide networks: what mask and loss do does not depend on the size. Of tiled
+    images, up to two tiles a side of half as many units."""
+    backbone = pretrainer.backbone
+    units = 6 if backbone.width < 512 else 4
+    (height, width), (down, right) = recipe.image_size, backbone.stride
+    if not isinstance(backbone, Tiled):
+        return dataclasses.replace(recipe, image_size=(min(height, units * down), min(width, units * right)))
+    tile = min(backbone.tile_size[0], units // 2 * max(down, right))
+    size = (tile * min(2, backbone.most.rows), tile * min(2, backbone.most.cols))
+    return dataclasses.replace(recipe, tile_size=tile, image_size=size)

@@ -68,7 +68,7 @@ def _whole_images(recipe: Recipe, images: Images) -> dict[str, Any]:
     """ImageGPT's images become codes once, so that they are not cropped at random."""
     if recipe.model not in NETWORKS:
         raise ValueError(f"{recipe.method} is run on its own networks, {', '.join(NETWORKS)}; got {recipe.model}")
-    for name in ("patch_size", "pretrained", "crop_scale"):
+    for name in ("patch_size", "tile_size", "pretrained", "crop_scale"):
         if getattr(recipe, name) not in (None, False, (1.0, 1.0)):
             raise ValueError(f"{recipe.method} predicts each pixel of whole images, from nothing: leave out {name}")
     network_args(recipe)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors.torch import save_file
+
+from patchcast.backbones.tiled import Tiled
 from patchcast.commands.build import timm_args
 from patchcast.commands.folder import open_run
 from patchcast.interop import save_imagegpt
@@ -48,11 +51,18 @@ def exported_as(recipe: Resolved) -> str:
 
 
 def write_encoder(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:
+    """Write the encoder for its library; of a tiled one, that of a tile, and beside it the positions of tiles."""
     if METHODS[recipe.method].codes == "colours":
         save_imagegpt(pretrainer, out)
         return
+    encoder = pretrainer.backbone
+    if isinstance(encoder, Tiled):
+        positions = {name: each for name, each in encoder.model.state_dict().items() if not name.startswith("tile.")}
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(positions, out / "tiles.safetensors")
+        encoder = encoder.tile
     save_pretrained(
-        pretrainer.backbone.model,
+        encoder.model,
         out,
         architecture=recipe.model,
         model_args=timm_args(recipe),

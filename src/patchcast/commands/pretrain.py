@@ -161,9 +161,10 @@ def _summary(recipe: Resolved, images: Images, pretrainer: Any) -> str:
     millions = sum(each.numel() for each in pretrainer.parameters() if each.requires_grad) / 1e6
     height, width = recipe.image_size
     down, right = backbone.stride
+    tiles = f" in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
     return (
         f"[bold]{recipe.method}[/] on [bold]{recipe.model}[/]: {len(images):,} images of {recipe.data}, "
-        f"{recipe.channels} x {height} x {width}, as {grid} units of {down}x{right} pixels; "
+        f"{recipe.channels} x {height} x {width}, as {grid} units of {down}x{right} pixels{tiles}; "
         f"{millions:.1f} M parameters; {recipe.steps:,} steps of {recipe.batch_size} ({recipe.epochs:g} epochs), "
         f"lr {recipe.lr:.3g}, {recipe.precision}"
     )

@@ -298,6 +298,17 @@ def _save(outputs: dict[str, Tensor], file: Path) -> None:
     partial.replace(file)  # so that an interrupted run leaves no half-written file that looks like a whole one
 
 
+def fingerprint(content: nn.Module | Sequence[str]) -> str:
+    """A name for a model's weights and settings, or for a list of names: another one if anything in it is another.
+
+    >>> fingerprint(["a", "b"]) == fingerprint(["ab"])
+    False
+    """
+    if isinstance(content, nn.Module):
+        return _digest(_weights_content(content))
+    return _digest("\0".join(content).encode())
+
+
 def _digest(*parts: Iterable[bytes | memoryview] | bytes) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:

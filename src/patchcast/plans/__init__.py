@@ -2,6 +2,7 @@
 
 from patchcast.plans.base import MaskPlan, OrderPlan, Plan, Planner, StartPlan
 from patchcast.plans.blocks import BlockMask, InverseBlockMask, MultiBlock
+from patchcast.plans.each import draw_each
 from patchcast.plans.masks import GridMask, RandomMask
 from patchcast.plans.orders import (
     FixedOrder,
@@ -30,6 +31,7 @@ __all__ = [
     "RasterOrder",
     "StartPlan",
     "coarse_to_fine",
+    "draw_each",
     "hilbert",
     "raster",
     "snake",

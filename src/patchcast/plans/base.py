@@ -59,15 +59,22 @@ class Plan:
 class MaskPlan(Plan):
     """Some units are seen; others, in one or several groups, are predicted from them.
 
-    A unit may be in neither: then it is hidden and not asked for (the space around I-JEPA's context block).
+    A unit may be in neither: then it is hidden and not asked for (the space around I-JEPA's context block, or padding).
+    Where images of a batch have different numbers of units, rows are filled up with units that they hold already.
 
     >>> plan = MaskPlan(Grid(2, 2), torch.tensor([[0, 3]]), torch.tensor([[[1, 2]]]))
     >>> plan.is_hidden.int().tolist()
     [[[0, 1], [1, 0]]]
+
+    Attributes:
+        is_seen: False where an entry of `visible` only fills up its row; None if none does.
+        is_asked: False where an entry of `hidden` only fills up its row; None if none does.
     """
 
     visible: Int[Tensor, "B V"]
     hidden: Int[Tensor, "B G P"]
+    is_seen: Bool[Tensor, "B V"] | None = None
+    is_asked: Bool[Tensor, "B G P"] | None = None
 
     @property
     def predict(self) -> Int[Tensor, "B G P"]:
@@ -78,8 +85,8 @@ class MaskPlan(Plan):
         return self.hidden
 
     @property
-    def weight(self) -> None:
-        return None
+    def weight(self) -> Float[Tensor, "B G P"] | None:
+        return None if self.is_asked is None else self.is_asked.to(torch.float32)
 
     @property
     def is_hidden(self) -> Bool[Tensor, "B rows cols"]:
@@ -108,11 +115,13 @@ class OrderPlan(Plan):
         order: a permutation of the units for each image.
         prefix: the prefix length of each image, 0 to N - 1.
         is_raster: the order is row by row and no image has a prefix: a plain causal mask does, and has fused kernels.
+        length: how many units each image has, where that differs; those after them in the order are padding.
     """
 
     order: Int[Tensor, "B N"]
     prefix: Int[Tensor, " B"]
     is_raster: bool = False
+    length: Int[Tensor, " B"] | None = None
 
     @property
     def predict(self) -> Int[Tensor, "B G P"]:
@@ -125,7 +134,10 @@ class OrderPlan(Plan):
     @property
     def weight(self) -> Float[Tensor, "B G P"]:
         place = torch.arange(1, self.grid.units, device=self.order.device)
-        return (place >= self.prefix[:, None])[:, None].to(torch.float32)
+        counts = place >= self.prefix[:, None]
+        if self.length is not None:
+            counts = counts & (place < self.length[:, None])
+        return counts[:, None].to(torch.float32)
 
     @property
     def rank(self) -> Int[Tensor, "B N"]:

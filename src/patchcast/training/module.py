@@ -36,7 +36,7 @@ class Training(L.LightningModule):
     def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
         torch.manual_seed(mix_seed(self.seed, self.global_step, self.global_rank))
         output: Output = self.pretrainer(batch[0])
-        self.log("loss", output.loss.detach(), batch_size=len(batch[0]))
+        self.log("loss", output.loss.detach(), batch_size=len(output.predictions))
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return output.loss
 
@@ -44,7 +44,7 @@ class Training(L.LightningModule):
         """The same loss on images not trained on, under the same plans each time."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, index))
         output: Output = self.pretrainer(batch[0], generator=generator)
-        self.log("eval_loss", output.loss, batch_size=len(batch[0]), sync_dist=True)
+        self.log("eval_loss", output.loss, batch_size=len(output.predictions), sync_dist=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -1,0 +1,291 @@
+"""`patchcast embed`: features of a source of images, to parquet or safetensors; stopped, it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from patchcast.backbones import Backbone, Grid, wrap
+from patchcast.backbones.tiled import Tiled
+from patchcast.backbones.tiles import assemble, tile_crop, tiles_of
+from patchcast.commands.folder import CONFIG, open_run
+from patchcast.data import Evaluate, Images, open_images
+from patchcast.data.decode import UnreadableImageError
+from patchcast.data.tiles import Fitted, FitTiles
+from patchcast.evaluation.features import evaluating, fingerprint
+
+Kind = Literal["pooled", "tokens", "maps"]
+PART = 256
+"""Images of a part: what is lost, at most, when the command is stopped."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """From images to features: what is done to each image, and to those of a batch that came out of one size."""
+
+    backbone: Backbone
+    fit: Callable[[Tensor], Fitted]
+    compute: Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B rows cols D"]]
+    told: str
+
+
+def embed(
+    source: str,
+    *,
+    data: str,
+    out: Path,
+    kind: Kind,
+    split: str,
+    tile_size: int | None,
+    max_tiles: int,
+    batch_size: int,
+    untrained: bool,
+) -> None:
+    """Write the features of every image that can be read.
+
+    Raises:
+        ValueError: for anything that the user can put right, in one sentence.
+    """
+    if out.suffix not in WRITERS:
+        raise ValueError(f"--out must end in {' or '.join(WRITERS)}; got {out}")
+    if out.exists():
+        raise ValueError(f"{out} is there already; choose another --out, or delete it to write it again")
+    method, channels = _method(source, tile_size, max_tiles, untrained)
+    images = open_images(data, split=split, channels=channels)
+    method.backbone.to("cuda" if torch.cuda.is_available() else "cpu")
+    parts = out.with_name(out.name + ".parts")
+    done = _claim(parts, out, _plan(method, images, kind))
+    console = Console()
+    console.print(f"{len(images):,} images of {data}: {kind} features of {source}, {method.told}")
+    if done:
+        console.print(f"Going on after {done} parts of {PART} images.")
+    starts = range(done * PART, len(images), PART)
+    with evaluating(method.backbone):
+        for start in track(starts, description="embedding", console=console, disable=not console.is_terminal):
+            _write_part(parts, start, method, images, kind, batch_size)
+    unfinished = out.with_name(out.name + ".unfinished")
+    files = sorted(parts.glob("*.safetensors"))
+    count = WRITERS[out.suffix](files, unfinished, kind)
+    if not count:
+        raise ValueError(f"none of the {len(images)} images of {data} can be read")
+    unfinished.replace(out)
+    shutil.rmtree(parts)
+    skipped = f"; {len(images) - count} could not be read" if count < len(images) else ""
+    console.print(f"Wrote {out}: {count:,} rows{skipped}.")
+
+
+# ---- how images become features -------------------------------------------------------------------------------------
+
+
+def _method(source: str, tile_size: int | None, max_tiles: int, untrained: bool) -> tuple[Method, int]:
+    run = Path(source)
+    if (run / CONFIG).exists():
+        recipe, pretrainer = open_run(run)
+        backbone, mean, std = pretrainer.backbone, recipe.mean, recipe.std
+        if tile_size is not None and isinstance(backbone, Tiled):
+            raise ValueError(f"the run in {run} has tiles of {recipe.tile_size} pixels already; leave --tile_size out")
+        if tile_size is not None and not backbone.takes_any_size and (tile_size, tile_size) != backbone.image_size:
+            own = "{}x{}".format(*backbone.image_size)
+            raise ValueError(f"this run takes images of {own}, so its tiles must be that; got --tile_size {tile_size}")
+        size = recipe.image_size
+    else:
+        torch.manual_seed(0)  # random weights are to be the same ones when the command goes on
+        size_given = {} if tile_size is None else {"img_size": tile_size}
+        try:
+            backbone = wrap(source, pretrained=not untrained, **size_given)
+        except (OSError, RuntimeError) as problem:
+            reason = str(problem).strip().partition("\n")[0]
+            raise ValueError(f"the weights of {source} cannot be had ({reason}); --untrained goes without") from problem
+        config: Any = backbone.model.pretrained_cfg
+        mean, std, size = config["mean"], config["std"], backbone.image_size
+        if backbone.channels != len(mean):
+            raise ValueError(f"{source} takes {backbone.channels} channels, and its normalisation has {len(mean)}")
+    if tile_size is None:
+        evaluate = Evaluate(size, mean, std)
+        grid = backbone.grid(size)
+        told = f"at {size[0]}x{size[1]}, {grid} units"
+        if isinstance(backbone, Tiled):
+            told += f", in tiles of {backbone.tile_size[0]}x{backbone.tile_size[1]} as one sequence"
+        return Method(
+            backbone,
+            lambda image: Fitted(evaluate(image), size),
+            lambda images: backbone.units(images).unflatten(1, grid),
+            told,
+        ), backbone.channels
+    tile = (tile_size, tile_size)
+    told = f"each of up to {max_tiles} tiles of {tile_size}x{tile_size} by itself"
+    fit = FitTiles(tile, max_tiles, mean=mean, std=std)
+    return Method(backbone, fit, lambda images: units_apart(backbone, images, tile), told), backbone.channels
+
+
+def units_apart(
+    backbone: Backbone, images: Float[Tensor, "B C H W"], tile: tuple[int, int]
+) -> Float[Tensor, "B rows cols D"]:
+    """The units of the tiles of each image, each tile an image of its own, in their places.
+
+    >>> units_apart(wrap("test_vit", img_size=32), torch.zeros(2, 3, 64, 96), (32, 32)).shape
+    torch.Size([2, 4, 6, 64])
+    """
+    tiles = tiles_of(images.shape[-2:], tile)
+    units = backbone.units(tile_crop(images, tile).flatten(0, 1)).unflatten(1, backbone.grid(tile))
+    maps = units.movedim(-1, 1).unflatten(0, (len(images), tiles.units))
+    return assemble(maps, tiles).movedim(1, -1)
+
+
+def _write_part(parts: Path, start: int, method: Method, images: Images, kind: Kind, batch_size: int) -> None:
+    """Features of the images from `start` on, those of one canvas together."""
+    device = next(method.backbone.parameters()).device
+    fitted: dict[int, Fitted] = {}
+    for index in range(start, min(start + PART, len(images))):
+        try:
+            fitted[index] = method.fit(images.read(int(images.positions[index])))
+        except UnreadableImageError:
+            continue
+    same: dict[Grid, list[int]] = {}
+    for index, each in fitted.items():
+        same.setdefault(Grid(*each.canvas.shape[-2:]), []).append(index)
+    found: dict[str, Tensor] = {}
+    for indices in same.values():
+        for first in range(0, len(indices), batch_size):
+            batch = indices[first : first + batch_size]
+            units = method.compute(torch.stack([fitted[index].canvas for index in batch]).to(device)).float().cpu()
+            for index, each in zip(batch, units, strict=True):
+                found[f"{index:010d}"] = _shaped(each, fitted[index].size, method.backbone.stride, kind)
+    labels, paths = images.labels, [images.store.path(int(images.positions[index])) for index in fitted]
+    rows = {"paths": paths, "labels": None if labels is None else [int(labels[index]) for index in fitted]}
+    file = parts / f"{start:010d}.safetensors"
+    # Sorted, so that the rows of a part stand in the order of the source.
+    unfinished = file.with_suffix(".unfinished")
+    save_file({name: found[name] for name in sorted(found)}, unfinished, {"rows": json.dumps(rows)})
+    unfinished.replace(file)
+
+
+def _shaped(
+    units: Float[Tensor, "rows cols D"], size: tuple[int, int], stride: tuple[int, int], kind: Kind
+) -> Float[Tensor, "..."]:
+    """The units that hold pixels of the image, as they were asked for."""
+    real = units[: -(-size[0] // stride[0]), : -(-size[1] // stride[1])]
+    if kind == "pooled":
+        return real.mean(dim=(0, 1))
+    return (real.flatten(0, 1) if kind == "tokens" else real.permute(2, 0, 1)).contiguous()
+
+
+# ---- parts, and going on with them -----------------------------------------------------------------------------------
+
+
+def _plan(method: Method, images: Images, kind: Kind) -> dict[str, Any]:
+    """All that the features depend on: other features are not to be mixed with these."""
+    names = [images.store.path(int(position)) for position in images.positions]
+    return {"weights": fingerprint(method.backbone), "how": method.told, "kind": kind, "images": fingerprint(names)}
+
+
+def _claim(parts: Path, out: Path, plan: dict[str, Any]) -> int:
+    """How many parts are there of the same features."""
+    config = parts / "plan.json"
+    if not config.exists():
+        parts.mkdir(parents=True, exist_ok=True)
+        config.write_text(json.dumps(plan))
+        return 0
+    before = json.loads(config.read_text())
+    differing = [name for name in plan if plan[name] != before.get(name)]
+    if differing:
+        raise ValueError(
+            f"{parts} holds the beginning of other features ({', '.join(differing)} differ); "
+            f"delete it, or choose another --out than {out}"
+        )
+    return len(list(parts.glob("*.safetensors")))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one part."""
+
+    names: list[str]
+    paths: list[str]
+    labels: list[int] | None
+    file: Any
+
+
+def _open_parts(files: list[Path]) -> Iterator[Part]:
+    for each in files:
+        with safe_open(each, "pt") as file:
+            rows = json.loads(file.metadata()["rows"])
+            yield Part(sorted(file.keys()), rows["paths"], rows["labels"], file)
+
+
+def write_parquet(files: list[Path], out: Path, kind: Kind) -> int:
+    """A row for each image: path, label if there are any, features, and for tokens and maps the rows and columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count, writer = 0, None
+    for part in _open_parts(files):
+        tensors = [part.file.get_tensor(name) for name in part.names]
+        columns: dict[str, Any] = {"path": pa.array(part.paths, pa.string())}
+        if part.labels is not None:
+            columns["label"] = pa.array(part.labels, pa.int64())
+        if kind != "pooled":
+            columns["shape"] = pa.array([list(each.shape) for each in tensors], pa.list_(pa.int32()))
+        lengths = torch.tensor([0, *(each.numel() for each in tensors)]).cumsum(0)
+        values = torch.cat([each.flatten() for each in tensors]) if tensors else torch.zeros(0)
+        columns["features"] = pa.LargeListArray.from_arrays(pa.array(lengths.numpy()), pa.array(values.numpy()))
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(out, table.schema)
+        writer.write_table(table)
+        count += len(tensors)
+    if writer is not None:
+        writer.close()
+    return count
+
+
+def write_safetensors(files: list[Path], out: Path, kind: Kind) -> int:
+    """`features` (M, D) if pooled, else one tensor for each image by its path; `labels`; paths among the metadata.
+
+    Written part by part: tokens of many images need not fit into memory.
+    """
+    entries: dict[str, Any] = {}
+    paths: list[str] = []
+    labels: list[int] = []
+    end = 0
+    for part in _open_parts(files):
+        for name, path in zip(part.names, part.paths, strict=True):
+            shape = part.file.get_slice(name).get_shape()
+            begin, end = end, end + 4 * torch.Size(shape).numel()
+            entries[path] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+        paths += part.paths
+        labels += part.labels or []
+    if not paths:
+        return 0
+    if kind == "pooled":
+        width = next(iter(entries.values()))["shape"][0]
+        entries = {"features": {"dtype": "F32", "shape": [len(paths), width], "data_offsets": [0, end]}}
+    if labels:
+        entries["labels"] = {"dtype": "I64", "shape": [len(labels)], "data_offsets": [end, end + 8 * len(labels)]}
+    header = json.dumps({"__metadata__": {"paths": json.dumps(paths), "kind": kind}, **entries}).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight bytes
+    with out.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for part in _open_parts(files):
+            for name in part.names:
+                file.write(part.file.get_tensor(name).numpy().tobytes())
+        file.write(torch.tensor(labels, dtype=torch.int64).numpy().tobytes())
+    return len(paths)
+
+
+WRITERS: dict[str, Callable[[list[Path], Path, Kind], int]] = {
+    ".parquet": write_parquet,
+    ".safetensors": write_safetensors,
+}

@@ -1,0 +1,32 @@
+"""The code of the page on tiles runs as it stands, and its picture is today's."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_code_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / "tiles.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "tiles.md", "exec"), names)
+
+
+def test_the_picture_is_that_of_today(tmp_path: Path) -> None:
+    shutil.copy(DOCS / "draw_tiles.py", tmp_path)
+    runpy.run_path(str(tmp_path / "draw_tiles.py"), run_name="__main__")
+    # The outlines of letters and lines may differ between machines; the colour of a unit does not.
+    new, committed = (
+        np.asarray(Image.open(folder / "images" / "tiles.png").convert("RGB").resize((60, 12)), dtype=float)
+        for folder in (tmp_path, DOCS)
+    )
+    assert np.abs(new - committed).max() < 40

@@ -245,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `patchcast models | head` has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except InterruptedError as end:
+        return _fail(str(end), code=143)
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from the last checkpoint, if it is a run", code=130)
 

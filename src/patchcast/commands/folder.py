@@ -11,7 +11,7 @@ from patchcast.commands.build import build
 from patchcast.commands.tokenizer import kept_tokenizer
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
-from patchcast.training.run import latest_checkpoint
+from patchcast.training.checkpoints import latest_checkpoint
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
 ENCODER, EVERYTHING = "model.safetensors", "pretrainer.safetensors"

@@ -8,7 +8,6 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -56,10 +55,6 @@ class MetricsFile(Logger):
         """Lightning calls this after every row; the file is written every few seconds."""
         if time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
             self.write()
-
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """A run that goes on from this checkpoint must find the rows before it."""
-        self.write()
 
     def finalize(self, status: str) -> None:
         self.write()

@@ -11,13 +11,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from patchcast.data import EpochSampler, TrainSet, loader
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Device, Precision
+from patchcast.training.checkpoints import Checkpoints, WholeFiles, latest_checkpoint, step_of
+from patchcast.training.guard import FiniteLoss
 from patchcast.training.log import MetricsFile
 from patchcast.training.module import Training
 from patchcast.training.optimization import Optimization
@@ -87,25 +89,28 @@ def train(
     extra_loggers: list[Logger] | None = None,
     extra_callbacks: list[L.Callback] | None = None,
 ) -> None:
-    """Train in place to the stream's last step, from the last checkpoint under `out` if there is one."""
+    """Train in place to the stream's last step, from the last checkpoint under `out` if there is one.
+
+    Raises:
+        InterruptedError: if the process was asked to end (SIGTERM), after a checkpoint of the step it was at.
+        NotFinite: if the loss is no number any more.
+    """
     out.mkdir(parents=True, exist_ok=True)
     log = MetricsFile(out / "metrics.csv")
-    checkpoints = ModelCheckpoint(
-        dirpath=out / "checkpoints",
-        filename="{step}",
-        monitor="step",
-        mode="max",
-        save_top_k=2,
-        every_n_train_steps=engine.checkpoint_every,
-        enable_version_counter=False,
-    )
     module = Training(pretrainer, optimization, steps=stream.steps, seed=stream.seed)
     last = latest_checkpoint(out)
     if last is not None:
         log.go_on_from(step_of(last))
     with warnings.catch_warnings():
         _hush_lightning()
-        callbacks = [checkpoints, ProgressLine(title, stream.batch_size), *(extra_callbacks or [])]
+        callbacks = [
+            FiniteLoss(out),
+            ProgressLine(title, stream.batch_size),
+            *(extra_callbacks or []),
+            Checkpoints(
+                out / "checkpoints", every=engine.checkpoint_every, metrics=log, metrics_every=engine.log_every
+            ),
+        ]
         trainer = L.Trainer(
             accelerator=engine.device,
             devices=1,
@@ -115,6 +120,7 @@ def train(
             logger=[log, *(extra_loggers or [])],
             log_every_n_steps=min(engine.log_every, stream.steps),
             val_check_interval=min(engine.eval_every, stream.steps),
+            plugins=[WholeFiles()],
             callbacks=[*callbacks],  # a list of Lightning's own, which it adds to
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the stream knows which image comes when
@@ -123,7 +129,14 @@ def train(
             default_root_dir=out,
         )
         _keep_out_strangers(trainer, callbacks)
-        trainer.fit(module, stream, held_out, ckpt_path=last, weights_only=True)
+        try:
+            trainer.fit(module, stream, held_out, ckpt_path=last, weights_only=True)
+        except SIGTERMException as end:
+            raise InterruptedError(
+                f"asked to end (SIGTERM) at step {trainer.global_step:,}, and saved; the same command goes on there"
+            ) from end
+        except SystemExit as end:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from end
 
 
 def _keep_out_strangers(trainer: L.Trainer, ours: list[L.Callback]) -> None:
@@ -131,15 +144,6 @@ def _keep_out_strangers(trainer: L.Trainer, ours: list[L.Callback]) -> None:
     the run's folder and the terminal). A run must be the same whatever else is installed."""
     found: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     found[:] = [each for each in found if each in ours or type(each).__module__.startswith("lightning.")]
-
-
-def latest_checkpoint(out: Path) -> Path | None:
-    """The checkpoint of the latest step under a run's folder."""
-    return max((out / "checkpoints").glob("step=*.ckpt"), key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("step="))
 
 
 def _hush_lightning() -> None:

@@ -32,29 +32,29 @@ from patchcast.honesty import dependencies, no_leak, noise_floor
 from patchcast.losses import squared
 from patchcast.pictures import draw_dependencies
 from patchcast.plans import OrderPlan
-from patchcast.pretrainer import Output
+from patchcast.pretrainer import Output, Pretrainer
 from patchcast.targets import Pixels
 
 SIZE, PATCH, CHANNELS = 48, 8, 3
 
 
-class Peer(nn.Module):
-    """What the tests of honesty use of a `Pretrainer`, over somebody else's model."""
+class Peer(Pretrainer):
+    """What the tests of honesty use of a `Pretrainer`, over somebody else's model: none of its parts but the target."""
 
     prefix = 0
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.model = model
         self.backbone = wrap("test_vit", img_size=SIZE, patch_size=PATCH).requires_grad_(False)  # for its sizes only
         self.target, self.loss = Pixels((PATCH, PATCH), channels=CHANNELS), squared
 
-    def plan(self, batch: int) -> OrderPlan:
-        grid = Grid(SIZE // PATCH, SIZE // PATCH)
+    def draw(self, images: Tensor, generator: Any = None) -> OrderPlan:
+        grid, batch = Grid(SIZE // PATCH, SIZE // PATCH), len(images)
         return OrderPlan(grid, torch.arange(grid.units).expand(batch, -1), torch.full((batch,), self.prefix))
 
     def forward(self, images: Tensor, plan: OrderPlan | None = None, *, generator: Any = None) -> Output:
-        plan = plan or self.plan(len(images))
+        plan = plan or self.draw(images)
         predictions, targets, loss = self.run(images, plan)
         return Output(loss, predictions[:, None], targets[:, None], plan, self.backbone, images)
 
@@ -128,8 +128,8 @@ class Lightly(Peer):
         head = AIMPredictionHead(input_dim=64, output_dim=CHANNELS * PATCH**2, hidden_dim=128, num_blocks=1)
         super().__init__(nn.ModuleDict({"vit": vit, "head": head}))
 
-    def plan(self, batch: int) -> OrderPlan:
-        plan = super().plan(batch)
+    def draw(self, images: Tensor, generator: Any = None) -> OrderPlan:
+        plan = super().draw(images)
         return AtItsOwnPlace(plan.grid, plan.order, plan.prefix)
 
     def run(self, images: Tensor, plan: OrderPlan) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,8 +145,8 @@ class Lightly(Peer):
 class LightlyShifted(Lightly):
     """The same attention and head, with each output compared with the next patch, after the prefix."""
 
-    def plan(self, batch: int) -> OrderPlan:
-        return Peer.plan(self, batch)
+    def draw(self, images: Tensor, generator: Any = None) -> OrderPlan:
+        return Peer.draw(self, images)
 
     def run(self, images: Tensor, plan: OrderPlan) -> tuple[Tensor, Tensor, Tensor]:
         predictions, targets, _ = super().run(images, plan)
@@ -181,9 +181,8 @@ def examine() -> Iterator[tuple[Found, Peer]]:
             torch.manual_seed(0)
             peer = build()
             images = torch.randn(2, CHANNELS, SIZE, SIZE)
-            leak = no_leak(peer, images, peer.plan(2))  # type: ignore[arg-type]
-            trained = build()
-            floor = noise_floor(trained)  # type: ignore[arg-type]
+            leak = no_leak(peer, images, peer.draw(images))
+            floor = noise_floor(build())
             yield Found(package, importlib.metadata.version(package), what, leak.worst, leak.allowed, floor), peer
 
 
@@ -204,7 +203,8 @@ def main() -> None:
         )
         if args.pictures and found.what == PEERS[found.package][0][0]:
             torch.manual_seed(0)
-            matrices = dependencies(peer, torch.randn(1, CHANNELS, SIZE, SIZE), peer.plan(1))  # type: ignore[arg-type]
+            images = torch.randn(1, CHANNELS, SIZE, SIZE)
+            matrices = dependencies(peer, images, peer.draw(images))
             figure = draw_dependencies(*matrices, title=f"{found.package} {found.version}")
             figure.savefig(args.pictures / f"honesty-{found.package}.png", dpi=110, metadata={"Software": None})
     if args.json:

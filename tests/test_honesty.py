@@ -34,7 +34,7 @@ def test_the_matrix_shows_a_leak_in_red(bug) -> None:
     assert not no_leak(pretrainer, images, bug(plan.grid, plan.order, plan.prefix), limit=4).honest
 
 
-@pytest.mark.parametrize("bug", [InvertedMask, Unshifted])
+@pytest.mark.parametrize("bug", [pytest.param(InvertedMask, marks=pytest.mark.slow), Unshifted])
 def test_the_verdict_condemns_a_leak_in_every_way_of_running(bug) -> None:
     pretrainer = small_aim()
     honest = pretrainer.plan

@@ -255,6 +255,7 @@ def test_aim_on_raw_pixels_completes_images(tmp_path: Path, capsys: pytest.Captu
     assert main(["complete", str(tmp_path / "raw"), "--count", "2", "--prefix", "4", "--out", str(out)]) == 0
     with Image.open(out) as picture:
         assert len(set(np.asarray(picture.convert("L")).ravel().tolist())) > 20, "the picture is blank"
+    capsys.readouterr()
     assert "normalize=False" in fails(capsys, "complete", str(tmp_path / "normalised"))
     assert "takes no temperature" in fails(capsys, "complete", str(tmp_path / "raw"), "--top_k", "3")
     assert "needs a prefix of 1 to 16 units; got 17" in fails(

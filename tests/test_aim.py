@@ -94,7 +94,7 @@ def test_prefixes_use_one_boolean_mask(attention: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_gradient_checkpointing_keeps_the_mask(name: str, attention: list[dict[str, Any]]) -> None:
-    """In training timm's own forward skips checkpointing under a mask, and lightly's skipped the mask under it."""
+    """In training timm's own forward skips checkpointing under a mask."""
     pretrainer = small(plan=ORDERS[name])
     pretrainer.backbone.model.set_grad_checkpointing(True)
     pretrainer.train()

@@ -1,4 +1,4 @@
-"""The code in the pages on plans and tokenizers runs as it stands, and the pictures are those of today's plans."""
+"""The code in the pages on parts, AIM and honesty runs as it stands, and the pictures are those of today's plans."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["plans.md", "tokenizers.md"])
+@pytest.mark.parametrize("page", ["plans.md", "tokenizers.md", "aim.md", "honesty.md"])
 def test_the_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(), flags=re.DOTALL | re.MULTILINE)

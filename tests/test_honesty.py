@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from patchcast.backbones import wrap
-from patchcast.honesty import dependencies, no_leak
+from patchcast.backbones import Grid, wrap
+from patchcast.honesty import dependencies, examine, no_leak
 from patchcast.methods import aim
 from patchcast.pictures import draw_dependencies
-from patchcast.plans import RandomOrder
+from patchcast.plans import OrderPlan, RandomOrder
 from patchcast.plans.orders import FixedOrder, coarse_to_fine, hilbert, snake
 from patchcast.pretrainer import Pretrainer
 from tests import contracts
@@ -32,6 +32,22 @@ def test_the_matrix_shows_a_leak_in_red(bug) -> None:
     assert ((found > 0) & ~allowed).any()
     assert "red: leaks" in draw_dependencies(found, allowed, title="aim").axes[0].get_title()
     assert not no_leak(pretrainer, images, bug(plan.grid, plan.order, plan.prefix), limit=4).honest
+
+
+@pytest.mark.parametrize("bug", [pytest.param(InvertedMask, marks=pytest.mark.slow), Unshifted])
+def test_the_verdict_condemns_a_leak_in_every_way_of_running(bug) -> None:
+    pretrainer = small_aim()
+    honest = pretrainer.plan
+
+    def dishonest(grid: Grid, batch: int, generator: torch.Generator | None = None) -> OrderPlan:
+        plan = honest(grid, batch, generator)
+        return bug(plan.grid, plan.order, plan.prefix)
+
+    pretrainer.plan = dishonest
+    verdict = examine(pretrainer, limit=2, seconds=0.5)
+    assert not verdict.honest
+    assert all(leak.worst > 0 for leak in verdict.leaks.values()), verdict
+    assert "Not honest: the method is shown its answers." in str(verdict)
 
 
 @pytest.mark.parametrize("order", [FixedOrder(snake), FixedOrder(hilbert), FixedOrder(coarse_to_fine), RandomOrder()])

@@ -125,13 +125,13 @@ def _sample(arguments: Sequence[str]) -> None:
 
 
 def _complete(arguments: Sequence[str]) -> None:
-    """have a run's ImageGPT go on from the beginning of images"""
+    """have a run's ImageGPT, or AIM on raw pixels, go on from the beginning of images"""
     parser = _parser("complete", _complete)
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("images", type=Path, nargs="*", help="image files; default: the first of the run's data")
     parser.add_argument("--count", type=int, default=8, help="images of the run's data; %(default)s")
-    parser.add_argument("--prefix", type=int, help="pixels that are kept, row by row; default: half of the image")
-    parser.add_argument("--copies", type=int, default=4, help="completions of each image; %(default)s")
+    parser.add_argument("--prefix", type=int, help="units that are kept, in their order; default: half of the image")
+    parser.add_argument("--copies", type=int, default=4, help="completions of each image by an ImageGPT; %(default)s")
     _add_drawing(parser)
     parser.add_argument("--out", type=Path, help="the PNG, beside which a GIF will lie; default: RUN/completions.png")
     options = parser.parse_args(arguments)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 Curve = tuple[Sequence[int], Sequence[float]]
@@ -91,5 +92,7 @@ def draw_dependencies(found: Float[Tensor, "N N"], allowed: Bool[Tensor, "N N"],
     right.set_title("may depend on", fontsize=9)
     for axis in (left, right):
         axis.set_xlabel("pixels of unit")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_ylabel("prediction of unit (grey: not predicted)")
     return figure

@@ -64,6 +64,7 @@ def test_an_imagegpt_run_leaves_everything_behind(runs: Path) -> None:
     assert found["bits_per_pixel"] == pytest.approx(found["eval_loss"] / np.log(2))
     assert found["floors"]["uniform"] == pytest.approx(np.log(17)), "the digits have 17 grey levels"
     assert found["eval_loss"] < np.log(17)
+    assert found["palette_psnr_db"] is None, "a palette of all 17 levels loses nothing"
     recipe = Resolved.load(run / "config.yaml")
     assert (recipe.weight_decay, recipe.betas, recipe.mean, recipe.codes) == (0.0, (0.9, 0.95), (0.5,), 512)
     with Image.open(run / "samples.gif") as drawing:
@@ -168,6 +169,10 @@ def test_a_palette_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert isinstance(kept, Palette)
     assert kept.vocabulary == 5
     assert Resolved.load(tmp_path / "a" / "config.yaml").codes == 5
+    levels = torch.stack([open_images("digits", split="test")[i].image for i in range(360)])
+    found = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert found["palette_psnr_db"] == pytest.approx(kept.psnr(levels))
+    assert f"keeps {found['palette_psnr_db']:.1f} dB" in capsys.readouterr().out
     assert main(["pretrain", "--method", "beit", "--model", "test_vit", *given, "--out", str(tmp_path / "b")]) == 0
     recipe, pretrainer = open_run(tmp_path / "b")
     assert isinstance(pretrainer.target.tokenizer, PerUnit)

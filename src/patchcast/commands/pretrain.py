@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from patchcast.commands.export import exported_as, is_exported, write_encoder
 from patchcast.commands.folder import claim, save_weights
 from patchcast.commands.sample import write_samples
 from patchcast.commands.show import picture
-from patchcast.commands.tokenizer import encode, find_tokenizer, keep_tokenizer, kept_tokenizer
+from patchcast.commands.tokenizer import CodeData, encode, find_tokenizer, keep_tokenizer, kept_tokenizer
 from patchcast.data import EvalSet, Images, TrainSet, open_images
 from patchcast.data.images import evenly_spaced
-from patchcast.evaluation.ngrams import Floors, bits_per_pixel
+from patchcast.evaluation.ngrams import bits_per_pixel
 from patchcast.methods import METHODS, on_codes
 from patchcast.pictures import draw_loss
 from patchcast.pretrainer import Pretrainer
@@ -55,9 +56,9 @@ def pretrain(recipe: Recipe) -> Resolved:
     console.print(_summary(resolved, images, pretrainer))
     if goes_on:
         console.print(f"Going on with the run in {resolved.out}.")
-    trained, train_set, judged, floors = _feed(resolved, images, pretrainer, tokenizer)
-    if floors is not None:
-        console.print(f"What counting alone reaches on held-out images: {floors}.")
+    trained, train_set, judged, codes = _feed(resolved, images, pretrainer, tokenizer)
+    if codes is not None:
+        console.print(f"{codes}")
     try:
         _train(resolved, trained, train_set, judged, _watches(resolved, pretrainer, images))
         save_weights(pretrainer, resolved.out)
@@ -67,7 +68,7 @@ def pretrain(recipe: Recipe) -> Resolved:
         raise ValueError(
             f"the disk of {resolved.out} is full; make room, and the same command goes on from the last checkpoint"
         ) from problem
-    reached = _finish(resolved, images, pretrainer, floors)
+    reached = _finish(resolved, images, pretrainer, codes)
     console.print(
         f"\nDone. {reached} {resolved.out} holds {exported_as(resolved)}, pictures (*.png),\n"
         "metrics.csv, and config.yaml, which runs this again.\n"
@@ -76,15 +77,15 @@ def pretrain(recipe: Recipe) -> Resolved:
     return resolved
 
 
-Fed = tuple[Pretrainer, TrainSet, DataLoader[Any] | None, Floors | None]
+Fed = tuple[Pretrainer, TrainSet, DataLoader[Any] | None, CodeData | None]
 
 
 def _feed(recipe: Resolved, images: Images, pretrainer: Pretrainer, tokenizer: Any) -> Fed:
-    """What is trained, and on what: augmented images, or codes of their colours made once; what counting reaches."""
+    """What is trained, and on what: augmented images, or codes of their colours made once."""
     found = held_out(recipe, images)
     if METHODS[recipe.method].codes == "colours":
         codes = encode(recipe, tokenizer, images, None if found is None else Subset(*found))
-        return on_codes(pretrainer), codes.train, codes.held_out, codes.floors
+        return on_codes(pretrainer), codes.train, codes.held_out, codes
     judged = None if found is None else Subset(EvalSet(found[0], evaluation(recipe)), found[1])
     loader = None if judged is None else DataLoader(judged, batch_size=recipe.batch_size)
     return pretrainer, TrainSet(images, augmentation(recipe), recipe.seed), loader, None
@@ -170,7 +171,7 @@ def _summary(recipe: Resolved, images: Images, pretrainer: Any) -> str:
     )
 
 
-def _finish(recipe: Resolved, images: Images, pretrainer: Pretrainer, floors: Floors | None) -> str:
+def _finish(recipe: Resolved, images: Images, pretrainer: Pretrainer, codes: CodeData | None) -> str:
     """What a run leaves behind beside its weights; and what it has reached, in words."""
     out = recipe.out
     if is_exported(recipe):
@@ -188,19 +189,22 @@ def _finish(recipe: Resolved, images: Images, pretrainer: Pretrainer, floors: Fl
         out / "loss.png", dpi=120
     )
     summary = {"steps": recipe.steps, "loss": losses[-1] if losses else None, "eval_loss": held[-1] if held else None}
-    in_units, reached = _in_units(recipe, (held or losses or [float("nan")])[-1], floors)
+    in_units, reached = _in_units(recipe, (held or losses or [float("nan")])[-1], codes)
     unreadable = [f"{each.path}: {each.reason}" for each in images.unreadable]
     found = {**summary, **in_units, "unreadable_images": unreadable}
     (out / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
     return reached
 
 
-def _in_units(recipe: Resolved, loss: float, floors: Floors | None) -> tuple[dict[str, Any], str]:
+def _in_units(recipe: Resolved, loss: float, codes: CodeData | None) -> tuple[dict[str, Any], str]:
     """A loss on codes beside its floors, for metrics.json and in words; nothing for losses that have no unit."""
-    if floors is None:
+    if codes is None:
         return {}, ""
-    found: dict[str, Any] = {"unit": "nats per code", "floors": dataclasses.asdict(floors)}
-    told = f"The loss is {loss:.3f} nats per code ({floors} by counting)."
+    psnr = codes.psnr if math.isfinite(codes.psnr) else None  # JSON has no infinity
+    found: dict[str, Any] = {
+        "unit": "nats per code", "floors": dataclasses.asdict(codes.floors), "palette_psnr_db": psnr
+    }  # fmt: skip
+    told = f"The loss is {loss:.3f} nats per code ({codes.floors} by counting)."
     if METHODS[recipe.method].causal:
         found["bits_per_pixel"] = bits_per_pixel(loss)
         told = f"{told[:-1]}, {found['bits_per_pixel']:.3f} bits per pixel of the quantised image."

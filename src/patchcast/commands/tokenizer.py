@@ -25,6 +25,8 @@ from patchcast.tokenizers.patches import PatchCodebook
 TOKENIZER = "tokenizer.safetensors"
 COUNTED = 10_000
 """Most training images that codes are counted in, for the floors."""
+JUDGED = 1000
+"""Most images on which the palette is judged."""
 
 
 def find_tokenizer(recipe: Resolved, images: Images) -> Palette | PatchCodebook | None:
@@ -85,11 +87,17 @@ class CodeData:
         train: those to train on, half of them mirrored if the recipe says so.
         held_out: those to evaluate the loss on, if there are any.
         floors: what counting alone reaches on the held-out ones, or on the training images if there are none.
+        psnr: how much of those the palette keeps, in dB; infinite if all.
     """
 
     train: TrainSet
     held_out: DataLoader[Any] | None
     floors: Floors
+    psnr: float
+
+    def __str__(self) -> str:
+        kept = "all" if self.psnr == float("inf") else f"{self.psnr:.1f} dB"
+        return f"The palette keeps {kept} of the images. What counting codes alone reaches: {self.floors}."
 
 
 def encode(recipe: Resolved, palette: Palette, images: Images, held_out: Source | None) -> CodeData:
@@ -102,8 +110,11 @@ def encode(recipe: Resolved, palette: Palette, images: Images, held_out: Source 
     train = codes(images)
     judged = train if held_out is None else codes(held_out)
     some = evenly_spaced(len(train), COUNTED)
+    source = images if held_out is None else held_out
+    pixels = [to_levels(evaluation(recipe)(source[i][0])) for i in evenly_spaced(len(source), JUDGED)]
     return CodeData(
         TrainSet(train, Mirror() if recipe.flip else AsItIs(), recipe.seed),
         None if held_out is None else DataLoader(judged, batch_size=recipe.batch_size),  # type: ignore[arg-type]
         floors(train.ids(some), judged.ids(), palette.vocabulary),
+        palette.psnr(torch.stack(pixels)),
     )

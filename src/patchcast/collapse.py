@@ -33,6 +33,25 @@ class Diversity:
         """Less than 1 % differs, or all that differs lies in fewer than two directions."""
         return self.variance < 0.01 or self.rank < 2.0
 
+    def collapsed_since(self, start: Diversity) -> bool:
+        """Collapsed, and less than half as different as at the start: some images are alike to any network.
+
+        >>> Diversity(0.004, 9.0).collapsed_since(Diversity(0.006, 9.0))
+        False
+        >>> Diversity(0.004, 9.0).collapsed_since(Diversity(0.4, 9.0))
+        True
+        """
+        flat = self.variance < 0.01 and self.variance < start.variance / 2
+        narrow = self.rank < 2.0 and self.rank - 1 < (start.rank - 1) / 2
+        return flat or narrow
+
+    @property
+    def advice(self) -> str:
+        return (
+            f"features have collapsed: {self.variance:.1%} of them differs between images, in {self.rank:.1f} "
+            "directions; lower the learning rate, raise the teacher's momentum, or check the plan's target sizes"
+        )
+
 
 @torch.no_grad()
 def diversity(features: Float[Tensor, "N D"]) -> Diversity:
@@ -65,10 +84,5 @@ def warn_of_collapse(features: Float[Tensor, "N D"]) -> Diversity:
     """
     found = diversity(features)
     if found.collapsed:
-        warnings.warn(
-            f"features have collapsed: {found.variance:.1%} of them differs between images, in {found.rank:.1f} "
-            "directions; lower the learning rate, raise the teacher's momentum, or check the plan's target sizes",
-            CollapseWarning,
-            stacklevel=2,
-        )
+        warnings.warn(found.advice, CollapseWarning, stacklevel=2)
     return found

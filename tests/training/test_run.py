@@ -105,3 +105,14 @@ def test_norms_biases_positions_and_tokens_are_not_decayed() -> None:
     for spare in ("cls_token", "reg_token", "pos_embed", "blocks.0.ls1.gamma", "blocks.0.norm1.weight"):
         assert f"backbone.model.{spare}" not in decayed_names
     assert "predictor.mask_token" not in decayed_names
+
+
+class Stranger(L.Callback):
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        raise AssertionError("a callback of another package was run")
+
+
+def test_callbacks_of_other_packages_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connector = "lightning.pytorch.trainer.connectors.callback_connector._load_external_callbacks"
+    monkeypatch.setattr(connector, lambda group: [Stranger()])
+    run(tiny("mae"), tmp_path, steps=2)

@@ -7,6 +7,8 @@ import errno
 import json
 from typing import Any
 
+import torch
+from lightning import Callback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
@@ -27,9 +29,12 @@ from patchcast.recipe import Recipe, Resolved
 from patchcast.training.log import curve
 from patchcast.training.optimization import Optimization
 from patchcast.training.run import Engine, Stream, train
+from patchcast.training.watch import FeatureWatch
 
 HELD_OUT = 2000
 """Most images on which the loss is evaluated during a run."""
+WATCHED = 256
+"""Images whose features are looked at during a run."""
 SAMPLES = 16
 """Images that an ImageGPT draws at the end of its run."""
 
@@ -54,7 +59,7 @@ def pretrain(recipe: Recipe) -> Resolved:
     if floors is not None:
         console.print(f"What counting alone reaches on held-out images: {floors}.")
     try:
-        _train(resolved, trained, train_set, judged)
+        _train(resolved, trained, train_set, judged, _watches(resolved, pretrainer, images))
         save_weights(pretrainer, resolved.out)
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
@@ -85,7 +90,13 @@ def _feed(recipe: Resolved, images: Images, pretrainer: Pretrainer, tokenizer: A
     return pretrainer, TrainSet(images, augmentation(recipe), recipe.seed), loader, None
 
 
-def _train(recipe: Resolved, pretrainer: Pretrainer, train_set: TrainSet, judged: DataLoader[Any] | None) -> None:
+def _train(
+    recipe: Resolved,
+    pretrainer: Pretrainer,
+    train_set: TrainSet,
+    judged: DataLoader[Any] | None,
+    callbacks: list[Callback],
+) -> None:
     stream = Stream(
         train_set,
         batch_size=recipe.batch_size,
@@ -114,7 +125,17 @@ def _train(recipe: Resolved, pretrainer: Pretrainer, train_set: TrainSet, judged
         out=recipe.out,
         title=recipe.method,
         extra_loggers=_loggers(recipe),
+        extra_callbacks=callbacks,
     )
+
+
+def _watches(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> list[Callback]:
+    """On images of the training set: they are there in every run, and a collapse shows on any."""
+    if len(images) < 2:
+        return []
+    seen = EvalSet(images, evaluation(recipe))
+    watched = torch.stack([seen[index][0] for index in evenly_spaced(len(images), WATCHED)])
+    return [FeatureWatch(pretrainer.backbone, watched, every=recipe.eval_every)]
 
 
 def held_out(recipe: Resolved, images: Images) -> tuple[Images, list[int]] | None:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 SECONDS_BETWEEN_WRITES = 5.0
-COLUMNS = ["step", "loss", "eval_loss", "lr", "images_per_second"]
+COLUMNS = ["step", "loss", "eval_loss", "lr", "images_per_second", "feature_variance", "feature_rank"]
 
 
 class MetricsFile(Logger):

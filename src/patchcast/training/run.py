@@ -105,6 +105,7 @@ def train(
         log.go_on_from(step_of(last))
     with warnings.catch_warnings():
         _hush_lightning()
+        callbacks = [checkpoints, ProgressLine(title, stream.batch_size), *(extra_callbacks or [])]
         trainer = L.Trainer(
             accelerator=engine.device,
             devices=1,
@@ -114,14 +115,22 @@ def train(
             logger=[log, *(extra_loggers or [])],
             log_every_n_steps=min(engine.log_every, stream.steps),
             val_check_interval=min(engine.eval_every, stream.steps),
-            callbacks=[checkpoints, ProgressLine(title, stream.batch_size), *(extra_callbacks or [])],
+            callbacks=[*callbacks],  # a list of Lightning's own, which it adds to
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the stream knows which image comes when
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=out,
         )
+        _keep_out_strangers(trainer, callbacks)
         trainer.fit(module, stream, held_out, ckpt_path=last, weights_only=True)
+
+
+def _keep_out_strangers(trainer: L.Trainer, ours: list[L.Callback]) -> None:
+    """Lightning adds the callbacks that other installed packages register (stable-pretraining: fourteen, writing into
+    the run's folder and the terminal). A run must be the same whatever else is installed."""
+    found: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    found[:] = [each for each in found if each in ours or type(each).__module__.startswith("lightning.")]
 
 
 def latest_checkpoint(out: Path) -> Path | None:

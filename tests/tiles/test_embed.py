@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,10 @@ def test_a_run_on_tiles_is_embedded_as_it_was_trained(run: Path, photographs: Pa
         wanted = pretrainer.backbone.pool(Evaluate(recipe.image_size, recipe.mean, recipe.std)(image)[None])[0]
     torch.testing.assert_close(torch.tensor(table.column("features")[4].as_py()), wanted, atol=1e-5, rtol=1e-4)
     assert not (tmp_path / "f.parquet.parts").exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_tiles_is_found_honest(run: Path, tmp_path: Path) -> None:
     assert main(["check", str(run), "--out", str(tmp_path / "check.png")]) == 0
 
 
@@ -119,6 +126,46 @@ def test_it_goes_on_where_it_was_stopped(
     monkeypatch.setattr(command, "_write_part", write)
     assert main([*arguments, "--out", str(tmp_path / "f.safetensors")]) == 0
     assert (tmp_path / "f.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from patchcast.cli import main
+from patchcast.commands import embed as command
+
+command.PART, save_file = 2, command.save_file
+
+def half(tensors, file, metadata):
+    save_file(tensors, file, metadata)
+    if file.stem == "0000000002":
+        file.write_bytes(file.read_bytes()[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+command.save_file = half
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_it_goes_on_where_it_was_killed(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed by the kernel's own signal with its second part half written: no code of ours runs after it."""
+    arguments = ["embed", *MODEL, "--tile_size", "32", "--features", "maps", "--data", str(photographs), "--out"]
+    out, whole = tmp_path / "f.safetensors", tmp_path / "whole.safetensors"
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments, str(out)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not out.exists()
+    left = sorted(each.name for each in (tmp_path / "f.safetensors.parts").iterdir())
+    assert left == ["0000000000.safetensors", "0000000002.unfinished", "plan.json"]
+    monkeypatch.setattr(command, "PART", 2)
+    write, written = command._write_part, []
+    monkeypatch.setattr(
+        command, "_write_part", lambda parts, start, *rest: (written.append(start), write(parts, start, *rest))
+    )
+    assert main([*arguments, str(out)]) == 0
+    assert written == [2, 4, 6]
+    monkeypatch.setattr(command, "_write_part", write)
+    assert main([*arguments, str(whole)]) == 0
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_mistakes_get_one_sentence(

@@ -224,11 +224,12 @@ def test_what_is_wrong_is_refused() -> None:
         backbone.forward_tiles(torch.zeros(1, 1, 1, 3, 48, 32))
 
 
-def test_it_compiles_without_a_graph_break() -> None:
+@pytest.mark.parametrize("family", ["plain", pytest.param("rotary", marks=pytest.mark.slow)])
+def test_it_compiles_without_a_graph_break(family: str) -> None:
     """In a process of its own: the shape checks of the test suite break `torch.compile`."""
     script = Path(__file__).with_name("compiled.py")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.tiles.compiled"], cwd=script.parents[2], capture_output=True, text=True
+        [sys.executable, "-m", "tests.tiles.compiled", family], cwd=script.parents[2], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("compiled") == 2
+    assert f"{family} compiled" in done.stdout

@@ -189,7 +189,13 @@ def _shaped(
 def _plan(method: Method, images: Images, kind: Kind) -> dict[str, Any]:
     """All that the features depend on: other features are not to be mixed with these."""
     names = [images.store.path(int(position)) for position in images.positions]
-    return {"weights": fingerprint(method.backbone), "how": method.told, "kind": kind, "images": fingerprint(names)}
+    return {
+        "weights": fingerprint(method.backbone),
+        "how": method.told,
+        "kind": kind,
+        "images": fingerprint(names),
+        "images_per_part": PART,
+    }
 
 
 def _claim(parts: Path, out: Path, plan: dict[str, Any]) -> int:
@@ -197,7 +203,9 @@ def _claim(parts: Path, out: Path, plan: dict[str, Any]) -> int:
     config = parts / "plan.json"
     if not config.exists():
         parts.mkdir(parents=True, exist_ok=True)
-        config.write_text(json.dumps(plan))
+        unfinished = config.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(plan))
+        unfinished.replace(config)
         return 0
     before = json.loads(config.read_text())
     differing = [name for name in plan if plan[name] != before.get(name)]

@@ -136,6 +136,24 @@ class Pretrainer(nn.Module):
             return self.plan(grid, len(pixels), generator).to(pixels.device)
         return draw_each(self.plan, grids, grid, generator).to(pixels.device)
 
+    def draw_piece(self, images: Images, piece: int, pieces: int) -> tuple[Plan, float]:
+        """The rows of a plan for a batch of which these images are one of several equal pieces, drawn as for the whole.
+
+        Returns:
+            the plan, and the factor of the loss with which the mean over all pieces is that over every prediction of
+            the batch that counts, however they fall into pieces. Where images differ in size, each piece is planned
+            by itself, and the factor is 1.
+        """
+        if pieces == 1 or self.backbone.grid_of_each(images) is not None:
+            return self.draw(images), 1.0
+        pixels = pixels_of(images)
+        whole = self.plan(self.backbone.grid(images), len(pixels) * pieces, None)
+        plan = whole.rows(slice(piece * len(pixels), (piece + 1) * len(pixels)))
+        share = 1.0
+        if plan.weight is not None and whole.weight is not None:
+            share = float(plan.weight.sum() / whole.weight.sum() * pieces)
+        return plan.to(pixels.device), share
+
 
 def weighted_mean(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"] | None) -> Float[Tensor, ""]:
     """The mean over every prediction of the batch that counts, not the mean of the images' means."""

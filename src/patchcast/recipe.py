@@ -59,6 +59,12 @@ class Recipe:
         eval_every: steps between two evaluations on the data's test or validation split. Default: ten in the run.
         checkpoint_every: steps between two checkpoints. Default: ten in the run.
         tensorboard: also log to TensorBoard, in the run folder.
+        devices: GPUs of each machine, or processes on the CPU, that share each batch.
+        nodes: machines that share it; start the command on each with torchrun or SLURM.
+        sharded: devices share out the weights and the optimiser's state (FSDP2) instead of each holding all.
+        accumulate: pieces in which each device takes its part of a batch, one after the other.
+        compile: make kernels for the model with torch.compile, which takes a minute at the start.
+        checkpointing: compute the activations of blocks again instead of keeping them: slower, in less memory.
     """
 
     method: str
@@ -94,6 +100,12 @@ class Recipe:
     eval_every: int | None = None
     checkpoint_every: int | None = None
     tensorboard: bool = False
+    devices: int = 1
+    nodes: int = 1
+    sharded: bool = False
+    accumulate: int = 1
+    compile: bool = False
+    checkpointing: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for YAML."""
@@ -106,6 +118,7 @@ class Recipe:
         Where and how fast they run makes no difference.
         """
         indifferent = {"out", "device", "workers", "log_every", "eval_every", "checkpoint_every", "tensorboard"}
+        indifferent |= {"devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"}
         mine, theirs = self.to_dict(), other.to_dict()
         differing = [name for name in mine if name not in indifferent and mine[name] != theirs[name]]
         return ", ".join(f"{name} is {theirs[name]} there and {mine[name]} here" for name in differing)

@@ -43,6 +43,12 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
     """
     method = find_method(recipe.method)
     _check_options(recipe.method, method, recipe.method_args)
+    pieces = recipe.devices * recipe.nodes * recipe.accumulate
+    if min(recipe.devices, recipe.nodes, recipe.accumulate) < 1 or recipe.batch_size % pieces:
+        raise ValueError(
+            f"a batch of {recipe.batch_size} images cannot be shared evenly by devices={recipe.devices} x "
+            f"nodes={recipe.nodes} in accumulate={recipe.accumulate} pieces each; give a multiple of their product"
+        )
     recipe = with_codes(recipe, method, images)
     size, patch = _size_and_patch(recipe, method, images)
     mean, std = recipe.mean, recipe.std

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from patchcast.commands.build import build
 from patchcast.commands.tokenizer import kept_tokenizer
@@ -41,9 +43,9 @@ def claim(recipe: Resolved) -> bool:
     return False
 
 
-def save_weights(pretrainer: Pretrainer, out: Path) -> None:
-    """All of the pretrainer's weights, for `show` and for going on; `export` writes the encoder alone."""
-    save_file({name: each.contiguous() for name, each in pretrainer.state_dict().items()}, out / EVERYTHING)
+def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
+    """All of a pretrainer's weights, for `show` and for going on; `export` writes the encoder alone."""
+    save_file({name: each.contiguous() for name, each in state.items()}, out / EVERYTHING)
 
 
 def open_run(out: Path) -> tuple[Resolved, Pretrainer]:

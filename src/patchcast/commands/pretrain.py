@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
 from patchcast.commands.build import augmentation, build, evaluation, resolve
 from patchcast.commands.export import exported_as, is_exported, write_encoder
-from patchcast.commands.folder import claim, save_weights
+from patchcast.commands.folder import claim, open_run, save_weights
 from patchcast.commands.sample import write_samples
 from patchcast.commands.show import picture
 from patchcast.commands.tokenizer import CodeData, encode, find_tokenizer, keep_tokenizer, kept_tokenizer
@@ -30,6 +31,7 @@ from patchcast.recipe import Recipe, Resolved
 from patchcast.training.log import curve
 from patchcast.training.optimization import Optimization
 from patchcast.training.run import Engine, Stream, train
+from patchcast.training.sharding import whole_state
 from patchcast.training.watch import FeatureWatch
 
 HELD_OUT = 2000
@@ -46,28 +48,35 @@ def pretrain(recipe: Recipe) -> Resolved:
     Raises:
         ValueError: for anything that the user can put right, in one sentence, before training starts.
     """
-    console = Console()
+    # Of the processes of all devices; the others only train.
+    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    console = Console(quiet=not is_first)
     images = open_images(recipe.data, channels=recipe.channels)
     resolved = resolve(recipe, images)
     tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, images)
     pretrainer = build(resolved, tokenizer)
-    goes_on = claim(resolved)
-    keep_tokenizer(tokenizer, resolved.out)
-    console.print(_summary(resolved, images, pretrainer))
-    if goes_on:
-        console.print(f"Going on with the run in {resolved.out}.")
+    if is_first:
+        goes_on = claim(resolved)
+        keep_tokenizer(tokenizer, resolved.out)
+        console.print(_summary(resolved, images, pretrainer))
+        if goes_on:
+            console.print(f"Going on with the run in {resolved.out}.")
     trained, train_set, judged, codes = _feed(resolved, images, pretrainer, tokenizer)
     if codes is not None:
         console.print(f"{codes}")
     try:
         _train(resolved, trained, train_set, judged, _watches(resolved, pretrainer, images))
-        save_weights(pretrainer, resolved.out)
+        state = whole_state(pretrainer)
+        if not is_first:
+            return resolved
+        save_weights(state, resolved.out)
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
             raise
         raise ValueError(
             f"the disk of {resolved.out} is full; make room, and the same command goes on from the last checkpoint"
         ) from problem
+    _, pretrainer = open_run(resolved.out)  # whole, on the CPU, and as it will be found
     reached = _finish(resolved, images, pretrainer, codes)
     console.print(
         f"\nDone. {reached} {resolved.out} holds {exported_as(resolved)}, pictures (*.png),\n"
@@ -104,6 +113,7 @@ def _train(
         steps=recipe.steps,
         seed=recipe.seed,
         workers=recipe.workers,
+        accumulate=recipe.accumulate,
     )
     train(
         pretrainer,
@@ -122,6 +132,11 @@ def _train(
             log_every=recipe.log_every,
             eval_every=recipe.eval_every,
             checkpoint_every=recipe.checkpoint_every,
+            devices=recipe.devices,
+            nodes=recipe.nodes,
+            sharded=recipe.sharded,
+            compiled=recipe.compile,
+            checkpointing=recipe.checkpointing,
         ),
         out=recipe.out,
         title=recipe.method,

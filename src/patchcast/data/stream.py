@@ -51,17 +51,28 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         start_step: the first step to give a batch for; 0, or where a stopped run goes on.
         rank: which part of each batch is given: the `rank`-th of `world` equal ones, in order.
         world: number of ranks.
+        accumulate: pieces in which a rank is given its part, where it is too large for a device.
     Raises:
-        ValueError: if there are no images, or `world` equal parts cannot be cut from a batch.
+        ValueError: if there are no images, or that many equal pieces cannot be cut from a batch.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, seed: int, steps: int, start_step: int = 0, rank: int = 0, world: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        steps: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
     ) -> None:
         if length < 1 or batch_size < 1:
             raise ValueError(f"needs at least one image and one image a batch; got {length} and {batch_size}")
-        if batch_size % world:
-            raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} ranks")
+        if accumulate < 1 or batch_size % (world * accumulate):
+            pieces = f" in {accumulate} pieces each" if accumulate != 1 else ""
+            raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} ranks{pieces}")
         if not 0 <= rank < world:
             raise ValueError(f"needs 0 <= rank < world; got rank {rank} of {world}")
         if not 0 <= start_step <= steps:
@@ -73,6 +84,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.start_step = start_step
         self.rank = rank
         self.world = world
+        self.accumulate = accumulate
         self._latest: tuple[int, list[int]] = (-1, [])
 
     @property
@@ -81,20 +93,23 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return float(self.length // self.batch_size or self.length / self.batch_size)
 
     def __len__(self) -> int:
-        return self.steps - self.start_step
+        return (self.steps - self.start_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return map(self.batch, range(self.start_step, self.steps))
+        for step in range(self.start_step, self.steps):
+            for piece in range(self.accumulate):
+                yield self.batch(step, piece)
 
-    def batch(self, step: int) -> list[tuple[int, int]]:
-        """This rank's part of the batch of a step."""
-        share = self.batch_size // self.world
+    def batch(self, step: int, piece: int = 0) -> list[tuple[int, int]]:
+        """A piece of this rank's part of the batch of a step."""
+        share = self.batch_size // (self.world * self.accumulate)
+        before = (piece * self.world + self.rank) * share
         if self.batch_size > self.length:
-            first = step * self.batch_size + self.rank * share
+            first = step * self.batch_size + before
             places = [divmod(place, self.length) for place in range(first, first + share)]
         else:
             epoch, batch = divmod(step, self.length // self.batch_size)
-            first = batch * self.batch_size + self.rank * share
+            first = batch * self.batch_size + before
             places = [(epoch, place) for place in range(first, first + share)]
         return [(epoch, self._permutation(epoch)[place]) for epoch, place in places]
 

@@ -42,7 +42,11 @@ class Plan:
 
     def first(self: PlanT) -> PlanT:
         """The plan of the first image alone."""
-        return self._map(lambda tensor: tensor[:1])
+        return self.rows(slice(1))
+
+    def rows(self: PlanT, images: slice) -> PlanT:
+        """The plan of some of the images."""
+        return self._map(lambda tensor: tensor[images])
 
     def to(self: PlanT, device: torch.device | str) -> PlanT:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -8,37 +8,55 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from patchcast.data.stream import mix_seed
 from patchcast.pretrainer import Output, Pretrainer
 from patchcast.training.optimization import Optimization, make_optimizer, warmup_cosine
+from patchcast.training.sharding import shard
 
 
 class Training(L.LightningModule):
     """Trains a pretrainer for a number of steps.
 
-    All chance in a step comes from (seed, step, rank), so that a run that goes on from a checkpoint draws what it would
-    have drawn, and nothing random needs saving.
+    All chance in a step comes from (seed, step, piece), so that a run that goes on from a checkpoint draws what it
+    would have drawn, and nothing random needs saving. The plan is drawn for the batch of all devices, and each takes
+    its rows: what is learnt does not depend on how many devices share a batch, or in how many pieces they take it.
 
     Args:
         steps: optimiser steps of the whole run.
+        accumulate: pieces in which a device takes its part of a batch.
     """
 
-    def __init__(self, pretrainer: Pretrainer, optimization: Optimization, *, steps: int, seed: int) -> None:
+    pretrainer: Pretrainer
+
+    def __init__(
+        self, pretrainer: Pretrainer, optimization: Optimization, *, steps: int, seed: int, accumulate: int = 1
+    ) -> None:
         super().__init__()
         self.pretrainer = pretrainer
-        self.optimization, self.steps, self.seed = optimization, steps, seed
+        self.optimization, self.steps, self.seed, self.accumulate = optimization, steps, seed, accumulate
         # No gradient ever reaches a classifier head that stays behind; DDP would wait for it.
         for parameter in pretrainer.idle_parameters():
             parameter.requires_grad_(False)
 
-    def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
-        torch.manual_seed(mix_seed(self.seed, self.global_step, self.global_rank))
-        output: Output = self.pretrainer(batch[0])
-        self.log("loss", output.loss.detach(), batch_size=len(output.predictions))
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.pretrainer, self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def training_step(self, batch: Sequence[Any], index: int) -> Tensor:
+        images, pieces = batch[0], self.trainer.world_size * self.accumulate
+        piece = index % self.accumulate * self.trainer.world_size + self.global_rank
+        torch.manual_seed(mix_seed(self.seed, self.global_step, 0))
+        plan, share = self.pretrainer.draw_piece(images, piece, pieces)
+        if piece:
+            torch.manual_seed(mix_seed(self.seed, self.global_step, piece))
+        output: Output = self.pretrainer(images, plan)
+        loss = output.loss * share
+        self.log("loss", loss.detach(), batch_size=len(output.predictions), sync_dist=True)
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        return output.loss
+        return loss
 
     def validation_step(self, batch: Sequence[Tensor], index: int) -> None:
         """The same loss on images not trained on, under the same plans each time."""

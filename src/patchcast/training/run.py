@@ -11,7 +11,9 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
@@ -38,6 +40,11 @@ class Engine:
         log_every: steps between two rows of the log.
         eval_every: steps between two evaluations of the loss on held-out images.
         checkpoint_every: steps between two checkpoints; the last two are kept.
+        devices: of each node.
+        nodes: machines that share a batch.
+        sharded: whether devices share out the weights (FSDP2) instead of each holding all (DDP).
+        compiled: whether torch.compile makes kernels for the model.
+        checkpointing: whether activations of blocks are computed again instead of kept.
     """
 
     precision: Precision
@@ -45,26 +52,55 @@ class Engine:
     log_every: int
     eval_every: int
     checkpoint_every: int
+    devices: int = 1
+    nodes: int = 1
+    sharded: bool = False
+    compiled: bool = False
+    checkpointing: bool = False
+
+    @property
+    def strategy(self) -> str | Strategy:
+        """Of Lightning."""
+        ranks = self.devices * self.nodes
+        if self.sharded:
+            return ModelParallelStrategy(
+                data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
+            )
+        return "ddp" if ranks > 1 else "auto"
 
 
 class Stream:
     """The batches of a whole run as one loader, which knows how many it has given.
 
     Lightning sees one epoch that is as long as the run: the time left is then the run's, and the place in the stream is
-    a number in the checkpoint.
+    a number in the checkpoint. Each rank is given its part of every batch.
+
+    Args:
+        batch_size: images of one optimiser step, over all devices.
+        accumulate: pieces in which a rank takes its part.
     """
 
-    def __init__(self, train_set: TrainSet, *, batch_size: int, steps: int, seed: int, workers: int) -> None:
+    def __init__(
+        self, train_set: TrainSet, *, batch_size: int, steps: int, seed: int, workers: int, accumulate: int = 1
+    ) -> None:
         self.train_set, self.workers = train_set, workers
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+        self.batch_size, self.steps, self.seed, self.accumulate = batch_size, steps, seed, accumulate
         self.given = 0
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[Any]:
+        ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         sampler = EpochSampler(
-            len(self.train_set), self.batch_size, seed=self.seed, steps=self.steps, start_step=self.given
+            len(self.train_set),
+            self.batch_size,
+            seed=self.seed,
+            steps=self.steps,
+            start_step=self.given // self.accumulate,
+            rank=ranks[0],
+            world=ranks[1],
+            accumulate=self.accumulate,
         )
         for batch in loader(self.train_set, sampler, self.workers):
             self.given += 1
@@ -97,7 +133,11 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     log = MetricsFile(out / "metrics.csv")
-    module = Training(pretrainer, optimization, steps=stream.steps, seed=stream.seed)
+    module = Training(pretrainer, optimization, steps=stream.steps, seed=stream.seed, accumulate=stream.accumulate)
+    if engine.checkpointing:
+        pretrainer.backbone.model.set_grad_checkpointing(True)
+    if engine.compiled:
+        pretrainer.compile()
     last = latest_checkpoint(out)
     if last is not None:
         log.go_on_from(step_of(last))
@@ -113,13 +153,16 @@ def train(
         ]
         trainer = L.Trainer(
             accelerator=engine.device,
-            devices=1,
+            devices=engine.devices,
+            num_nodes=engine.nodes,
+            strategy=engine.strategy,
             precision=LIGHTNING_PRECISION[engine.precision],  # type: ignore[arg-type]
             max_steps=stream.steps,
             gradient_clip_val=optimization.clip,
+            accumulate_grad_batches=stream.accumulate,
             logger=[log, *(extra_loggers or [])],
             log_every_n_steps=min(engine.log_every, stream.steps),
-            val_check_interval=min(engine.eval_every, stream.steps),
+            val_check_interval=min(engine.eval_every, stream.steps) * stream.accumulate,
             plugins=[WholeFiles()],
             callbacks=[*callbacks],  # a list of Lightning's own, which it adds to
             num_sanity_val_steps=0,

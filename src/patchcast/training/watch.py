@@ -12,6 +12,7 @@ from torch import Tensor
 from patchcast.backbones.base import Backbone
 from patchcast.collapse import CollapseWarning, Diversity, diversity
 from patchcast.pretrainer import embed
+from patchcast.training.sharding import gathered
 
 
 class FeatureWatch(L.Callback):
@@ -32,14 +33,12 @@ class FeatureWatch(L.Callback):
         self.warned = False
         self.seen = 0
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.seen = trainer.global_step
         if self.start is None:
             self.start = self.look(module)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         step = trainer.global_step
         if step == self.seen:  # gradients are still being gathered
             return
@@ -54,8 +53,9 @@ class FeatureWatch(L.Callback):
             self.warned = True
             warnings.warn(f"step {step}: {found.advice}", CollapseWarning, stacklevel=2)
 
-    def look(self, module: L.LightningModule) -> Diversity:
-        return diversity(embed(self.backbone, self.images.to(module.device)))
+    def look(self, module: Any) -> Diversity:
+        with gathered(module.pretrainer):
+            return diversity(embed(self.backbone, self.images.to(module.device)))
 
     def state_dict(self) -> dict[str, Any]:
         start = None if self.start is None else [self.start.variance, self.start.rank]

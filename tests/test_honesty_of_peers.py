@@ -10,7 +10,7 @@ from benchmarks.peers_honesty import PEERS, Peer
 
 from patchcast.honesty import FLOOR, no_leak, noise_floor
 
-SLOW = {"stable-pretraining"}  # importing it takes ten seconds
+SLOW = {"stable-pretraining"}  # to import
 VARIANTS = [
     pytest.param(package, what, place > 0, marks=[pytest.mark.slow] if package in SLOW else [])
     for package, variants in PEERS.items()

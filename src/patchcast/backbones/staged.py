@@ -48,7 +48,7 @@ ROWS: dict[str, Row] = {
     "EfficientFormerV2": Row(tail=("norm",), any_size=False),
     "EfficientVit": Row(),
     "EfficientVitLarge": Row(),
-    "EfficientVitMsra": Row("patch_embed"),
+    "EfficientVitMsra": Row("patch_embed", any_size=False),  # before timm 1.0.31
     "FastVit": Row(tail=("final_conv",)),
     "FocalNet": Row(stages="layers", tail=("norm",), overlaps=False),
     "GlobalContextVit": Row(any_size=False),

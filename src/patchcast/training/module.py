@@ -37,6 +37,7 @@ class Training(L.LightningModule):
         super().__init__()
         self.pretrainer = pretrainer
         self.optimization, self.steps, self.seed, self.accumulate = optimization, steps, seed, accumulate
+        self.gathered: Tensor | float = 0.0  # the losses of a batch's pieces so far
         # No gradient ever reaches a classifier head that stays behind; DDP would wait for it.
         for parameter in pretrainer.idle_parameters():
             parameter.requires_grad_(False)
@@ -54,7 +55,9 @@ class Training(L.LightningModule):
             torch.manual_seed(mix_seed(self.seed, self.global_step, piece))
         output: Output = self.pretrainer(images, plan)
         loss = output.loss * share
-        self.log("loss", loss.detach(), batch_size=len(output.predictions), sync_dist=True)
+        self.gathered = loss.detach() + (self.gathered if index % self.accumulate else 0.0)
+        if (index + 1) % self.accumulate == 0:
+            self.log("loss", self.gathered / self.accumulate, batch_size=len(output.predictions), sync_dist=True)
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 

@@ -1,0 +1,86 @@
+"""Devices that share a batch learn what one learns: DDP and FSDP2 in real processes, and batches in pieces."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from patchcast.cli import main
+from patchcast.training.log import curve
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = '{"depth": 1, "embed_dim": 32, "num_heads": 2}'
+FLAGS = {
+    "ddp": ["--devices", "2"],
+    "ddp, four": ["--devices", "4"],
+    "fsdp2": ["--devices", "2", "--sharded", "true"],
+    "fsdp2, in pieces": ["--devices", "2", "--sharded", "true", "--accumulate", "2"],
+    "ddp, checkpointed, in pieces": ["--devices", "2", "--checkpointing", "true", "--accumulate", "2"],
+}
+
+
+def command(method: str, out: Path, *flags: str) -> list[str]:
+    network = ["imagegpt", "--model_args", '{"depth": 1, "width": 32, "heads": 2}', "--codes", "8"]
+    model = network if method.startswith("imagegpt") else ["test_vit", "--model_args", SMALL]
+    often = ["--steps", "6", "--batch_size", "16", "--log_every", "1", "--eval_every", "3", "--lr", "3e-3"]
+    what = ["--method", method, "--model", *model, "--data", "digits", "--out", str(out), "--device", "cpu"]
+    return ["pretrain", *what, *often, *flags]
+
+
+def processes(arguments: list[str]) -> None:
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    told = subprocess.run(
+        [sys.executable, "-m", "patchcast", *arguments], env=environment, capture_output=True, text=True, timeout=1800
+    )
+    assert told.returncode == 0, told.stderr[-3000:]
+    assert told.stdout.count("Done.") == 1, "one process of them tells how it went"
+
+
+def assert_alike(alone: Path, together: Path) -> None:
+    """Losses and weights to the rounding of sums in another order."""
+    for metric in ("loss", "eval_loss", "feature_rank"):
+        (steps, mine), (theirs_steps, theirs) = (curve(out / "metrics.csv", metric) for out in (alone, together))
+        assert steps == theirs_steps
+        assert mine == pytest.approx(theirs, rel=1e-4), metric
+    one, two = (load_file(out / "pretrainer.safetensors") for out in (alone, together))
+    assert one.keys() == two.keys()
+    apart = torch.cat([((one[name] - two[name]).abs() > 1e-4).flatten() for name in one])
+    # Adam divides by the size of gradients: where one is nothing but rounding (biases of keys), so is the step.
+    assert apart.float().mean() < 0.02
+
+
+@pytest.mark.parametrize("method", ["mae", "aim", "ijepa", "imagegpt"])
+def test_a_batch_in_pieces(method: str, tmp_path: Path) -> None:
+    """AIM's random prefixes weigh the pieces differently; their means must be weighed so, too."""
+    assert main(command(method, tmp_path / "whole")) == 0
+    assert main(command(method, tmp_path / "pieces", "--accumulate", "4")) == 0
+    assert_alike(tmp_path / "whole", tmp_path / "pieces")
+
+
+@pytest.mark.parametrize(("method", "how"), [("aim", "ddp"), ("ijepa", "fsdp2")])
+def test_two_processes(method: str, how: str, tmp_path: Path) -> None:
+    assert main(command(method, tmp_path / "alone")) == 0
+    processes(command(method, tmp_path / "together", *FLAGS[how]))
+    assert_alike(tmp_path / "alone", tmp_path / "together")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", FLAGS)
+@pytest.mark.parametrize("method", ["mae", "simmim", "beit", "ijepa", "aim", "imagegpt", "imagegpt_masked"])
+def test_every_method_on_devices(method: str, how: str, tmp_path: Path) -> None:
+    assert main(command(method, tmp_path / "alone")) == 0
+    processes(command(method, tmp_path / "together", *FLAGS[how]))
+    assert_alike(tmp_path / "alone", tmp_path / "together")
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command("mae", tmp_path / "run", "--devices", "3")) == 2
+    assert "a batch of 16 images cannot be shared evenly by devices=3 x nodes=1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

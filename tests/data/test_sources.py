@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from patchcast.data import open_images, parquet
+from patchcast.data import folder, open_images, parquet
 from tests.data.test_decode import encode
 
 
@@ -154,6 +154,48 @@ def test_dangling_link_is_unreadable_and_not_fatal(tmp_path):
     with pytest.warns(UserWarning, match=r"skipped .*2\.png: No such file or directory"):
         images = open_images(str(tmp_path))
     assert values(images) == [1]
+
+
+def test_a_large_folder_is_listed_once_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(folder, "INDEX_FROM", 3)
+    root = tmp_path / "root"
+    for value, name in enumerate(["x/a.png", "x/deep/b.png", "y/c é.png"]):
+        draw(root / name, value)
+    for each in (root, root / "x", root / "x" / "deep", root / "y"):
+        os.utime(each, (1e9, 1e9))
+    walks = []
+    walk = folder._walk
+    monkeypatch.setattr(folder, "_walk", lambda root: walks.append(root) or walk(root))
+    first, second = open_images(str(root)), open_images(str(root))
+    assert len(walks) == 1
+    assert [second.store.path(place) for place in range(3)] == [first.store.path(place) for place in range(3)]
+    assert values(second) == [0, 1, 2]
+    assert second.labels.tolist() == [0, 0, 1]
+
+    draw(root / "x" / "deep" / "d.png", 7)  # changes only the time of the innermost folder
+    assert values(open_images(str(root))) == [0, 1, 7, 2]
+    open_images(str(root))
+    assert len(walks) == 3, "a folder that changed a moment ago may still be changing: its list is not kept"
+
+    os.utime(root / "x" / "deep", (1e9 + 5, 1e9 + 5))
+    open_images(str(root))
+    open_images(str(root))
+    assert len(walks) == 4
+    (kept,) = (tmp_path / "cache" / "patchcast").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert values(open_images(str(root))) == [0, 1, 7, 2], "a broken list is made again"
+    (root / "y" / "c é.png").unlink()
+    (root / "y").rmdir()
+    assert len(open_images(str(root))) == 3
+
+
+def test_small_folders_leave_nothing_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    draw(tmp_path / "root" / "a.png")
+    os.utime(tmp_path / "root", (1e9, 1e9))
+    open_images(str(tmp_path / "root"))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+import zipfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -10,10 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from patchcast.data.decode import ImageFile
+from patchcast.data.names import Names, cache_file, write_whole
 from patchcast.data.stores import Splits, Store
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_NAMES = ("train", "test", "val", "validation")
+INDEX_FROM = 50_000
+"""Folders of at least this many files are listed once, and the list is kept in the user's cache folder."""
+SETTLED_SECONDS = 2
+"""A folder that changed within this time before it was listed may change again without a newer time of change."""
 
 
 class FolderStore(Store):
@@ -25,7 +33,7 @@ class FolderStore(Store):
 
     def __init__(self, root: Path, files: list[str], class_names: list[str] | None) -> None:
         self.root = root
-        self.files = files  # relative to the root, with the system's separator
+        self.files = Names(files)  # relative to the root, with the system's separator
         self.class_names = class_names
         if class_names is not None:
             number = {name: label for label, name in enumerate(class_names)}
@@ -45,8 +53,25 @@ def list_files(root: Path) -> list[str]:
     """Every file below `root`, relative to it, sorted; hidden files and folders (`.cache`, `._photo.jpg`) left out.
 
     Links are followed. Each real folder is listed once, so a link to a folder above ends there.
+
+    From 50,000 files on the list is kept in the user's cache folder, and is found again until a folder below `root`
+    has another time of change: one look at each folder instead of one at each file.
     """
+    kept = cache_file(["folder", str(root.resolve())], ".index.npz")
+    files = _kept_list(kept, root)
+    if files is None:
+        began = time.time_ns()
+        files, changed = _walk(root)
+        if len(files) >= INDEX_FROM and began - max(changed.values()) > SETTLED_SECONDS * 10**9:
+            with contextlib.suppress(OSError):  # a home that cannot be written to costs the time to list it again
+                write_whole(kept, lambda unfinished: _keep_list(unfinished, files, changed))
+    return files
+
+
+def _walk(root: Path) -> tuple[list[str], dict[str, int]]:
+    """The files, and the time of change of every folder."""
     files: list[str] = []
+    changed: dict[str, int] = {}
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         status = os.stat(folder)
@@ -56,8 +81,33 @@ def list_files(root: Path) -> list[str]:
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         inside = os.path.relpath(folder, root)
+        changed[inside] = status.st_mtime_ns
         files += [name if inside == "." else os.path.join(inside, name) for name in names if not name.startswith(".")]
-    return sorted(files)
+    return sorted(files), changed
+
+
+def _keep_list(file: Path, files: list[str], changed: dict[str, int]) -> None:
+    times = np.array(list(changed.values()))
+    np.savez(file, files=_joined(files), folders=_joined(list(changed)), changed=times)
+
+
+def _kept_list(file: Path, root: Path) -> list[str] | None:
+    """What was kept, if it is whole and no folder has changed since."""
+    try:
+        with np.load(file) as kept:
+            folders, changed = _split(kept["folders"]), kept["changed"].tolist()
+            is_as_it_was = [os.stat(root / folder).st_mtime_ns for folder in folders] == changed
+            return _split(kept["files"]) if is_as_it_was else None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _joined(names: list[str]) -> np.ndarray:
+    return np.frombuffer(b"\0".join(map(os.fsencode, names)), dtype=np.uint8)  # no name holds a null byte
+
+
+def _split(joined: np.ndarray) -> list[str]:
+    return list(map(os.fsdecode, joined.tobytes().split(b"\0")))
 
 
 def folder_splits(root: Path, files: list[str]) -> Splits:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
@@ -16,6 +14,7 @@ import numpy as np
 
 from patchcast.data.decode import ImageFile
 from patchcast.data.folder import SPLIT_NAMES
+from patchcast.data.names import cache_file, write_whole
 from patchcast.data.stores import Splits, Store
 
 if TYPE_CHECKING:
@@ -73,23 +72,20 @@ class ParquetStore(Store):
     def _mapped_copy(self) -> Path:
         import pyarrow as pa
 
-        states = [
-            (str(file.resolve()), self.column, file.stat().st_size, file.stat().st_mtime_ns) for file in self.files
-        ]
-        name = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:32]
-        copy = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchcast" / f"{name}.arrow"
+        copy = cache_file(
+            [(str(file.resolve()), self.column, file.stat().st_size, file.stat().st_mtime_ns) for file in self.files],
+            ".arrow",
+        )
+        schema = pa.schema([("image", pa.large_binary())])
+
+        def write(unfinished: Path) -> None:
+            with pa.ipc.new_file(str(unfinished), schema) as out:
+                for file in self.files:
+                    for chunk in _read_chunks(file, self.column):
+                        out.write_batch(pa.record_batch([chunk], schema=schema))
+
         if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = copy.with_suffix(f".{os.getpid()}")
-            schema = pa.schema([("image", pa.large_binary())])
-            try:
-                with pa.ipc.new_file(str(unfinished), schema) as out:
-                    for file in self.files:
-                        for chunk in _read_chunks(file, self.column):
-                            out.write_batch(pa.record_batch([chunk], schema=schema))
-                unfinished.rename(copy)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            write_whole(copy, write)
         return copy
 
 

@@ -211,7 +211,7 @@ def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"^dgits is not there: a source is 'digits', a folder of images, or parquet"):
         open_images("dgits")
     photo = draw(tmp_path / "one.png")
-    with pytest.raises(ValueError, match="is neither a folder nor a parquet file"):
+    with pytest.raises(ValueError, match="is no folder, parquet or tar file"):
         open_images(str(photo))
 
 

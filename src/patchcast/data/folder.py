@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from patchcast.data.decode import ImageFile
+from patchcast.data.files import SPLIT_NAMES
 from patchcast.data.names import Names, cache_file, write_whole
 from patchcast.data.stores import Splits, Store
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-SPLIT_NAMES = ("train", "test", "val", "validation")
+ARRAYS = (".npy",)
+"""Images too, where there are no others: beside photographs they are most likely features or masks."""
 INDEX_FROM = 50_000
 """Folders of at least this many files are listed once, and the list is kept in the user's cache folder."""
 SETTLED_SECONDS = 2
@@ -110,6 +112,16 @@ def _split(joined: np.ndarray) -> list[str]:
     return list(map(os.fsdecode, joined.tobytes().split(b"\0")))
 
 
+def pick_images(files: list[str]) -> list[str]:
+    """Those that are images by their names.
+
+    >>> pick_images(["a.jpg", "a.npy", "a.txt"]), pick_images(["a.npy", "a.txt"])
+    (['a.jpg'], ['a.npy'])
+    """
+    images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+    return images or [file for file in files if file.lower().endswith(ARRAYS)]
+
+
 def folder_splits(root: Path, files: list[str]) -> Splits:
     """The splits of a folder: `train` with its neighbours `test`, `val` or `validation`, or one called `train`.
 
@@ -118,11 +130,13 @@ def folder_splits(root: Path, files: list[str]) -> Splits:
     Raises:
         ValueError: if none of them is an image; says what there is.
     """
-    images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+    images = pick_images(files)
     if not images:
         kinds = Counter(Path(file).suffix.lower() or "without extension" for file in files).most_common(3)
         found = ", ".join(f"{count} {kind}" for kind, count in kinds) or "nothing"
-        raise ValueError(f"no images under {root}: looked for {' '.join(EXTENSIONS)} .parquet; found {found}")
+        raise ValueError(
+            f"no images under {root}: looked for {' '.join(EXTENSIONS + ARRAYS)} .parquet .tar; found {found}"
+        )
 
     by_child: dict[str, list[str]] = {}
     for image in images:
@@ -131,13 +145,15 @@ def folder_splits(root: Path, files: list[str]) -> Splits:
     parts = {name: (root / name, by_child[name]) for name in SPLIT_NAMES if name in by_child}
     if "train" not in parts:
         parts = {"train": (root, images)}
-    classes = _class_names([image for _, images in parts.values() for image in images])
+    classes = class_names_of([image for _, images in parts.values() for image in images], os.sep)
     return {name: partial(FolderStore, where, images, classes) for name, (where, images) in parts.items()}
 
 
-def _class_names(images: list[str]) -> list[str] | None:
-    """Of all splits together, so that a label means the same in each."""
-    if any(os.sep not in image for image in images):
+def class_names_of(images: list[str], separator: str) -> list[str] | None:
+    """The first folders, if there are two or more and no image lies beside them; of all splits together, so that a
+    label means the same in each."""
+    images = [image.removeprefix(f".{separator}") for image in images]  # tar files are often made from inside: ./cat/1
+    if any(separator not in image for image in images):
         return None
-    names = sorted({image.partition(os.sep)[0] for image in images})
+    names = sorted({image.partition(separator)[0] for image in images})
     return names if len(names) > 1 else None

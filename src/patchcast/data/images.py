@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,11 @@ from torch.utils.data import Dataset
 
 from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, read_header
 from patchcast.data.digits import digits_splits
+from patchcast.data.files import SourceFile, find_files, is_url
 from patchcast.data.folder import EXTENSIONS, folder_splits, list_files
 from patchcast.data.parquet import parquet_splits
 from patchcast.data.stores import Splits, Store
+from patchcast.data.tar import tar_splits
 
 SAMPLE = 64
 """Images looked at to learn channels and typical size."""
@@ -28,6 +30,8 @@ VERIFY_UP_TO = 20_000
 """Sources of at most this many images have every header read when they are opened: within a second, on local disk."""
 PATIENCE = 1000
 """Unreadable images in a row after which the source, and not the image, is taken to be broken."""
+TABLES: dict[str, Callable[[list[SourceFile]], Splits]] = {".parquet": parquet_splits, ".tar": tar_splits}
+"""Files that hold many images, by the end of their names."""
 DECODED_BYTES = 2**30
 """Most memory that `Images.preload` may take."""
 
@@ -221,8 +225,12 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
             - a folder of images, flat or nested. Sub-folders `train` and `test`, `val` or `validation` are splits.
               First sub-folders are classes, if there are two or more and no image lies beside them;
             - a parquet file, or a folder of them: a column `image` or `img`, as bytes or as a struct of bytes and
-              path, and perhaps a column `label` (integers or text). In a folder, the files' names give the splits:
-              `train-*`, `test-*`, `validation-*`.
+              path, and perhaps a column `label` (integers or text);
+            - a tar file, or a folder of them: WebDataset's shards, or any uncompressed tar files of images. Labels are
+              `.cls` files beside the images, or `label` in `.json` files; else first sub-folders, as above.
+            Parquet and tar files may be given with braces, `shard-{000..009}.tar`, and by any URL that fsspec knows,
+            `s3://bucket/shard-{000..009}.tar`: they are fetched once, into the user's cache folder. The files' names
+            give the splits: `train-*`, `test-*`, `validation-*`.
             A source without splits is all `train`.
         split: one of the source's splits.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
@@ -237,24 +245,32 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
         near = difflib.get_close_matches(split, splits, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{source} has no split {split!r}: it has {', '.join(splits)}{hint}")
-    name = source if source == "digits" else Path(source).resolve().name
-    return Images(splits[split](), name=name, split=split, splits=list(splits), channels=channels)
+    return Images(splits[split](), name=_name(source), split=split, splits=list(splits), channels=channels)
 
 
 def _find_splits(source: str) -> Splits:
     if source == "digits":
         return digits_splits()
     path = Path(source).expanduser()
-    if path.is_dir():
+    if not is_url(source) and path.is_dir():
         files = list_files(path)
-        tables = [path / file for file in files if file.lower().endswith(".parquet")]
-        # Images win: a table that lies beside them describes them.
-        holds_images = any(file.lower().endswith(EXTENSIONS) for file in files)
-        return parquet_splits(tables) if tables and not holds_images else folder_splits(path, files)
-    if path.suffix.lower() == ".parquet" and path.is_file():
-        return parquet_splits([path])
-    problem = "is neither a folder nor a parquet file" if path.exists() else "is not there"
-    raise ValueError(f"{source} {problem}: a source is 'digits', a folder of images, or parquet files")
+        # Images win: a table or an archive that lies beside them describes or repeats them.
+        if not any(file.lower().endswith(EXTENSIONS) for file in files):
+            for suffix, find_splits in TABLES.items():
+                found = [path / file for file in files if file.lower().endswith(suffix)]
+                if found:
+                    return find_splits([SourceFile(str(file), file) for file in found])
+        return folder_splits(path, files)
+    for suffix, find_splits in TABLES.items():
+        if source.lower().endswith(suffix):
+            return find_splits(find_files(source))
+    problem = "is no folder, parquet or tar file" if path.exists() or is_url(source) else "is not there"
+    raise ValueError(f"{source} {problem}: a source is 'digits', a folder of images, or parquet or tar files")
+
+
+def _name(source: str) -> str:
+    is_file = source != "digits" and not is_url(source)
+    return Path(source).expanduser().resolve().name if is_file else source.rpartition("/")[2]
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from io import BytesIO
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchcast.data.decode import ImageFile
-from patchcast.data.folder import SPLIT_NAMES
+from patchcast.data.files import SourceFile, by_split
 from patchcast.data.names import cache_file, write_whole
 from patchcast.data.stores import Splits, Store
 
@@ -36,7 +35,7 @@ class ParquetStore(Store):
     """
 
     def __init__(
-        self, files: list[Path], column: str, labels: np.ndarray | None, class_names: list[str] | None
+        self, files: list[SourceFile], column: str, labels: np.ndarray | None, class_names: list[str] | None
     ) -> None:
         self.files = files
         self.column = column
@@ -58,7 +57,7 @@ class ParquetStore(Store):
 
     def path(self, position: int) -> str:
         file = int(np.searchsorted(self.ends, position, side="right"))
-        return f"{self.files[file]}, row {position - (self.ends[file - 1] if file else 0)}"
+        return f"{self.files[file].name}, row {position - (self.ends[file - 1] if file else 0)}"
 
     @cached_property
     def _images(self) -> pa.ChunkedArray:
@@ -72,10 +71,7 @@ class ParquetStore(Store):
     def _mapped_copy(self) -> Path:
         import pyarrow as pa
 
-        copy = cache_file(
-            [(str(file.resolve()), self.column, file.stat().st_size, file.stat().st_mtime_ns) for file in self.files],
-            ".arrow",
-        )
+        copy = cache_file(["parquet", self.column, *(file.state for file in self.files)], ".arrow")
         schema = pa.schema([("image", pa.large_binary())])
 
         def write(unfinished: Path) -> None:
@@ -89,46 +85,35 @@ class ParquetStore(Store):
         return copy
 
 
-def parquet_splits(files: list[Path]) -> Splits:
-    """The splits of some parquet files, by their names: `train-00000-of-00002.parquet`, `test-1000.parquet`,
-    `validation/0000.parquet`. Files whose name says nothing are `train`.
+def parquet_splits(files: list[SourceFile]) -> Splits:
+    """The splits of some parquet files, by their names (`patchcast.data.files.by_split`).
 
     Raises:
         ValueError: if a file is not parquet, or has no column of images; names the columns.
     """
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        by_split.setdefault(_split_of(file) if len(files) > 1 else "train", []).append(file)
-    known = [*SPLIT_NAMES, *sorted(by_split)]
-    by_split = {name: by_split[name] for name in dict.fromkeys(known) if name in by_split}
-    columns = {name: _image_column(group[0]) for name, group in by_split.items()}
-    labels, class_names = _read_labels(by_split)
+    groups = by_split(files)
+    columns = {name: _image_column(group[0]) for name, group in groups.items()}
+    labels, class_names = _read_labels(groups)
     return {
-        name: partial(ParquetStore, group, columns[name], labels[name], class_names) for name, group in by_split.items()
+        name: partial(ParquetStore, group, columns[name], labels[name], class_names) for name, group in groups.items()
     }
 
 
-def _split_of(file: Path) -> str:
-    prefix = re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
-    if prefix != file.stem:
-        return prefix
-    for name in (file.stem.partition("-")[0], file.parent.name):
-        if name in SPLIT_NAMES:
-            return name
-    return "train"
-
-
-def _open_parquet(file: Path) -> pq.ParquetFile:
+def _open_parquet(file: SourceFile) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file.path)
     except (pa.ArrowException, OSError) as problem:
-        raise ValueError(f"{file} cannot be read as parquet: {str(problem).partition(chr(10))[0]}") from problem
+        raise ValueError(_broken(file, problem)) from problem
 
 
-def _image_column(file: Path) -> str:
+def _broken(file: SourceFile, problem: Exception) -> str:
+    return f"{file.name} cannot be read as parquet: {str(problem).partition(chr(10))[0]}"
+
+
+def _image_column(file: SourceFile) -> str:
     """Its path in the file: `image`, or `img.bytes` where the column is a struct of bytes and path."""
     import pyarrow as pa
 
@@ -142,8 +127,8 @@ def _image_column(file: Path) -> str:
             if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
                 return f"{name}.bytes"
     raise ValueError(
-        f"no image column in {file}: looked for {' or '.join(IMAGE_COLUMNS)}, as bytes or as a struct with a field "
-        f"bytes; its columns are {', '.join(schema.names) or 'none'}"
+        f"no image column in {file.name}: looked for {' or '.join(IMAGE_COLUMNS)}, as bytes or as a struct with a "
+        f"field bytes; its columns are {', '.join(schema.names) or 'none'}"
     )
 
 
@@ -153,37 +138,42 @@ def _stored_bytes(parquet: pq.ParquetFile, column: str) -> int:
     return sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
 
 
-def _read_chunks(file: Path, column: str) -> Iterator[pa.Array]:
+def _read_chunks(file: SourceFile, column: str) -> Iterator[pa.Array]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    for batch in _open_parquet(file).iter_batches(batch_size=1024, columns=[column], use_threads=False):
-        images = batch.column(0)
-        if pa.types.is_struct(images.type):
-            images = pc.struct_field(images, "bytes")  # keeps the struct's own nulls, which .field() drops
-        yield images.cast(pa.large_binary())
+    try:
+        for batch in _open_parquet(file).iter_batches(batch_size=1024, columns=[column], use_threads=False):
+            images = batch.column(0)
+            if pa.types.is_struct(images.type):
+                images = pc.struct_field(images, "bytes")  # keeps the struct's own nulls, which .field() drops
+            yield images.cast(pa.large_binary())
+    except (pa.ArrowException, OSError) as problem:
+        raise ValueError(_broken(file, problem)) from problem
 
 
-def _read_labels(by_split: dict[str, list[Path]]) -> tuple[Mapping[str, np.ndarray | None], list[str] | None]:
+def _read_labels(groups: dict[str, list[SourceFile]]) -> tuple[Mapping[str, np.ndarray | None], list[str] | None]:
     """Labels of every split and the class names, one numbering for all; names are sorted where the file gives none."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    schema = _open_parquet(next(iter(by_split.values()))[0]).schema_arrow
+    schema = _open_parquet(next(iter(groups.values()))[0]).schema_arrow
     kind = schema.field(LABEL_COLUMN).type if LABEL_COLUMN in schema.names else pa.null()
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not (is_text or pa.types.is_integer(kind)):
-        return dict.fromkeys(by_split), None
+        return dict.fromkeys(groups), None
 
-    def read(file: Path) -> pa.ChunkedArray:
+    def read(file: SourceFile) -> pa.ChunkedArray:
         try:
             return _open_parquet(file).read([LABEL_COLUMN]).column(LABEL_COLUMN)
-        except (pa.ArrowException, KeyError) as problem:
-            raise ValueError(f"{file} has no column {LABEL_COLUMN}, as its neighbours have") from problem
+        except KeyError as problem:
+            raise ValueError(f"{file.name} has no column {LABEL_COLUMN}, as its neighbours have") from problem
+        except (pa.ArrowException, OSError) as problem:
+            raise ValueError(_broken(file, problem)) from problem
 
     columns = {
         name: pa.chunked_array([chunk for file in group for chunk in read(file).chunks], kind)
-        for name, group in by_split.items()
+        for name, group in groups.items()
     }
     class_names = _class_names(schema)
     if is_text:

@@ -1,0 +1,124 @@
+"""Files that a source is made of: braces written out, remote ones fetched once, and told apart into splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from patchcast.data.names import cache_file, write_whole
+
+SPLIT_NAMES = ("train", "test", "val", "validation")
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file by the name that a person gave it, a path or a URL, and where it lies on this machine."""
+
+    name: str
+    path: Path
+
+    @property
+    def state(self) -> tuple[str, int, int]:
+        """What changes when the file does."""
+        status = self.path.stat()
+        return str(self.path.resolve()), status.st_size, status.st_mtime_ns
+
+
+def written_out(pattern: str) -> list[str]:
+    """A pattern with braces as the shell and WebDataset write it, written out.
+
+    >>> written_out("shard-{008..010}.tar")
+    ['shard-008.tar', 'shard-009.tar', 'shard-010.tar']
+    >>> written_out("{train,val}-{0..1}.tar")
+    ['train-0.tar', 'train-1.tar', 'val-0.tar', 'val-1.tar']
+    """
+    braces = BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    span = RANGE.fullmatch(braces[1])
+    parts = braces[1].split(",")
+    if span is not None:
+        first, last = int(span[1]), int(span[2])
+        if last < first:
+            raise ValueError(f"{pattern} counts backwards: {braces[0]}")
+        parts = [str(number).zfill(len(span[1])) for number in range(first, last + 1)]
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return [found for part in parts for found in written_out(before + part + after)]
+
+
+def is_url(source: str) -> bool:
+    return "://" in source
+
+
+def find_files(pattern: str) -> list[SourceFile]:
+    """The files of a path or URL, perhaps with braces; remote ones are fetched into the user's cache folder.
+
+    Raises:
+        ValueError: in one sentence, if one is not there or cannot be fetched.
+    """
+    names = written_out(pattern)
+    if is_url(pattern):
+        shown = track(names, "fetching", console=Console(stderr=True), transient=True, disable=len(names) < 2)
+        return [SourceFile(name, fetch(name)) for name in shown]
+    files = [SourceFile(name, Path(name).expanduser()) for name in names]
+    missing = [file.name for file in files if not file.path.is_file()]
+    if missing:
+        raise ValueError(f"{missing[0]} is not there" + (f", and {len(missing) - 1} more" if missing[1:] else ""))
+    return files
+
+
+def fetch(url: str) -> Path:
+    """A copy of a remote file in the user's cache folder; made once, and again when the remote file changes.
+
+    Raises:
+        ValueError: in one sentence, if it cannot be fetched.
+    """
+    try:
+        import fsspec
+    except ModuleNotFoundError as problem:
+        raise ValueError(f"{url} is remote, which needs fsspec: pip install 'patchcast[data]'") from problem
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        copy = cache_file(["remote", url, str(system.ukey(path))], Path(path).suffix)
+        if not copy.exists():
+            write_whole(copy, lambda unfinished: system.get_file(path, str(unfinished)))
+    except Exception as problem:  # every file system raises its own: botocore's, aiohttp's, a missing package's ...
+        reason = str(problem).partition("\n")[0] or type(problem).__name__
+        raise ValueError(f"{url} cannot be fetched: {reason}") from problem
+    return copy
+
+
+File = TypeVar("File", SourceFile, Path)
+
+
+def by_split(files: Sequence[File]) -> dict[str, list[File]]:
+    """Files by the splits that their names tell: `train-00000-of-00002.parquet`, `imagenet-val-0003.tar`,
+    `validation/0000.parquet`. Where they tell one split or none, all are `train`.
+
+    >>> list(by_split([Path("train-0.tar"), Path("a/val/1.tar")])), list(by_split([Path("val-0.tar")]))
+    (['train', 'val'], ['train'])
+    """
+    found: dict[str, list[File]] = {}
+    for file in files:
+        found.setdefault(_split_of(file if isinstance(file, Path) else Path(file.name)), []).append(file)
+    if len(found) < 2:
+        return {"train": list(files)}
+    return {name: found[name] for name in dict.fromkeys([*SPLIT_NAMES, *sorted(found)]) if name in found}
+
+
+def _split_of(file: Path) -> str:
+    prefix = re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
+    if prefix != file.stem:
+        return prefix
+    for name in (*re.split(r"[-_.]", file.stem), file.parent.name):
+        if name in SPLIT_NAMES:
+            return name
+    return "train"

@@ -173,6 +173,23 @@ def _check(arguments: Sequence[str]) -> int:
     return 0 if check(options.source, out=options.out) else 1
 
 
+def _data(arguments: Sequence[str]) -> int:
+    """check a source of images: counts, sizes, labels, files that cannot be read"""
+    parser = _parser("data", _data)
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="read a source once and say what is in it", description=_data.__doc__)
+    check.add_argument("source", help="as --data of pretrain: a folder, parquet or tar files, hf:NAME, digits")
+    check.add_argument("--split", action="append", dest="splits", help="only this one; may be given several times")
+    check.add_argument("--limit", type=int, help="read at most so many images of each split, evenly spaced")
+    check.add_argument("--workers", type=int, help="processes; default: one for each core, where there is much to read")
+    check.add_argument("--out", type=Path, help="also write all that was found to this JSON file")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.data import check_data
+
+    return 0 if check_data(**vars(options)) else 1
+
+
 def _models(arguments: Sequence[str]) -> None:
     """list the models that there are, and what can be done with them"""
     parser = _parser("models", _models)
@@ -205,6 +222,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "complete": _complete,
     "export": _export,
     "check": _check,
+    "data": _data,
     "models": _models,
     "demo": _demo,
 }

@@ -43,18 +43,14 @@ def test_grey_becomes_three_equal_channels_and_colours_become_luma():
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
-def test_sixteen_bits_are_scaled_and_not_clipped(kind):
+def test_sixteen_bits_are_kept(kind):
     values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
     file = encode(Image.fromarray(values), kind)
-    assert read_header(file).is_grey
-    assert decode(file, 1).tolist() == [[[0, 1, 128, 255]]]
-    assert decode(file, 3)[:, 0].tolist() == [[0, 1, 128, 255]] * 3
-
-
-@pytest.mark.parametrize("values", [np.array([[0, 70_000]], dtype=np.int32), np.array([[0.0, 0.5]], dtype=np.float32)])
-def test_pixels_without_an_agreed_white_are_refused(values):
-    with pytest.raises(UnreadableImageError, match=r"16-bit grey|no agreed white"):
-        decode(encode(Image.fromarray(values), "tiff"), 1)
+    assert read_header(file) == ((1, 4), True, False, 1)
+    grey = decode(file, 1)
+    assert grey.dtype == torch.float32
+    assert np.array_equal(grey[0].numpy(), values / np.float32(65535))
+    assert torch.equal(decode(file, 3), grey.expand(3, -1, -1))
 
 
 def test_palette_becomes_its_colours():
@@ -119,7 +115,7 @@ def test_header_reads_size_and_colours_without_pixels(kind):
     noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     file = encode(Image.fromarray(noise), kind)
     start = BytesIO(file.getvalue()[:-1000])
-    assert read_header(start) == ((64, 48), False, False)
+    assert read_header(start) == ((64, 48), False, False, None)
     with pytest.raises(UnreadableImageError):
         decode(start, 3)
 

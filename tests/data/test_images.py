@@ -93,6 +93,24 @@ def test_check_finds_all_and_counts_sizes(damaged):
 
 
 @pytest.mark.filterwarnings("ignore:skipped")
+def test_check_measures_channels_sizes_and_labels(tmp_path):
+    for label, (value, size) in enumerate([(0, (4, 5)), (255, (8, 10)), (51, (2, 2))]):
+        draw(tmp_path / "ab"[label > 0] / f"{label}.png", value, size=size)
+    (tmp_path / "b" / "3.png").write_bytes(b"words")
+    images = open_images(str(tmp_path))
+    for workers in (0, 2):
+        report = check(images, workers=workers)
+        assert report.size_range == ((2, 2), (4, 5), (8, 10))
+        assert report.labels == {0: 1, 1: 2}
+        assert report.class_names == ["a", "b"]
+        assert report.mean == pytest.approx([(80 + 4 * 0.2) / 104] * 3)
+        assert report.std == pytest.approx([np.std([0.0] * 20 + [1.0] * 80 + [0.2] * 4)] * 3)
+        assert [bad.reason for bad in report.unreadable] == ["no known image format"]
+    few = check(images, limit=2)
+    assert (few.readable, len(few.unreadable)) == (1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
 def test_bombs_are_left_out(tmp_path):
     draw(tmp_path / "1.png", 1)
     (tmp_path / "2.png").write_bytes(bomb())

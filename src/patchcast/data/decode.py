@@ -1,4 +1,4 @@
-"""From the bytes of an image file to uint8 pixels, whatever the file calls its colours."""
+"""From the bytes of an image file to pixels, whatever the file calls its colours."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from patchcast.data.arrays import DEEP_MODES, Deep, decode_deep, find_deep, from_pillow
 
 ImageFile = BytesIO | BufferedReader
 """An encoded image, opened: in memory or on disk."""
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-GREYS = ("L", "1", "LA", "La", *SIXTEEN_BITS)
+GREYS = ("L", "1", "LA", "La")
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
 
@@ -25,11 +26,16 @@ class UnreadableImageError(ValueError):
 
 
 class Header(NamedTuple):
-    """What a file says of itself before its pixels are decoded: (height, width) upright, and its kind of colours."""
+    """What a file says of itself before its pixels are decoded: (height, width) upright, and its kind of colours.
+
+    `channels` is told by files whose pixels become float32: those of more than 8 bits, or of channels that are no
+    colours. It is None for 8-bit photographs.
+    """
 
     size: tuple[int, int]
     is_grey: bool
     has_alpha: bool
+    channels: int | None = None
 
 
 def read_header(file: ImageFile) -> Header:
@@ -41,7 +47,12 @@ def read_header(file: ImageFile) -> Header:
         UnreadableImageError: with the reason.
     """
     try:
+        deep = find_deep(file)
+        if deep is not None:
+            return _header_of(deep)
         with Image.open(file) as image:
+            if image.mode in DEEP_MODES:
+                return _header_of(from_pillow(image))
             width, height = image.size
             # Asked without need, Pillow would decode a whole PNG to look for EXIF behind its pixels; and TIFF, which
             # has none in `info`, it turns upright by itself.
@@ -52,25 +63,37 @@ def read_header(file: ImageFile) -> Header:
         raise UnreadableImageError(_reason(problem, file)) from problem
 
 
-def decode(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"]:
+def _header_of(deep: Deep) -> Header:
+    channels, height, width, _ = deep.layout
+    return Header((height, width), channels == 1, False, None if deep.is_plain else channels)
+
+
+def decode(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]:
     """The first frame of an image file as `channels` channels, upright.
 
     - EXIF orientation is applied.
-    - 16-bit greys are scaled by 255 / 65535: a fixed scale, so that brightness means the same in every image.
+    - Pixels of 8 bits become uint8. All others become float32, white being 1; see `patchcast.data.arrays`.
     - Palette, CMYK, YCbCr and LAB become RGB; colours become grey by ITU-R 601 where one channel is asked for.
     - Transparency is laid onto white, unless 4 channels are asked for.
 
     The tensor has channels last in memory, as decoders write it: resizing is faster so.
 
     Args:
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA), or as many as a file of other channels has.
     Raises:
         UnreadableImageError: with the reason.
     """
     try:
+        deep = find_deep(file)
+        if deep is not None:
+            return decode_deep(deep, channels)
         with Image.open(file) as image:
+            if channels not in MODES and image.mode not in DEEP_MODES:
+                raise ValueError(f"{len(image.getbands())} channels of colour where {channels} are asked for")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
+            if image.mode in DEEP_MODES:
+                return decode_deep(from_pillow(image), channels)
             pixels = np.array(_convert(image, channels))
     except Exception as problem:
         raise UnreadableImageError(_reason(problem, file)) from problem
@@ -87,13 +110,6 @@ def is_transparent(file: ImageFile) -> bool:
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode in SIXTEEN_BITS:
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"integers from {values.min()} to {values.max()} are no 16-bit grey")
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed white")
     if channels == 4:
         return image.convert("RGBA")
     if image.has_transparency_data:

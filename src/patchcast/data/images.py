@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,6 +20,7 @@ from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, i
 from patchcast.data.digits import digits_splits
 from patchcast.data.files import SourceFile, find_files, is_url
 from patchcast.data.folder import EXTENSIONS, folder_splits, list_files
+from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
 from patchcast.data.parquet import parquet_splits
 from patchcast.data.stores import Splits, Store
 from patchcast.data.tar import tar_splits
@@ -39,7 +40,7 @@ DECODED_BYTES = 2**30
 class Example(NamedTuple):
     """One image and its class; -1 where the source has none."""
 
-    image: UInt8[Tensor, "C H W"]
+    image: UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
     label: int
 
 
@@ -75,7 +76,7 @@ class Images(Dataset[Example]):
         name: of the source, for people.
         split: which of `splits` this is.
         splits: those that the source has.
-        channels: 1, 3 or 4, of every image handed out.
+        channels: of every image handed out: 1, 3 or 4, or any number where the files hold more than colours.
         typical_size: (height, width) that most of a sample have.
         labels: class of each image, -1 for none; None if the source has no labels.
         class_names: what the labels mean, if the source says so.
@@ -90,7 +91,7 @@ class Images(Dataset[Example]):
         self.split = split
         self.splits = splits
         self._bad: dict[int, Unreadable] = {}
-        self._decoded: UInt8[Tensor, "N C H W"] | None = None
+        self._decoded: Tensor | None = None
 
         is_small = len(store) <= VERIFY_UP_TO
         headers = self._read_headers(range(len(store)) if is_small else evenly_spaced(len(store), SAMPLE))
@@ -102,6 +103,9 @@ class Images(Dataset[Example]):
         readable = list(headers)
         sample = {readable[place]: headers[readable[place]] for place in evenly_spaced(len(readable), SAMPLE)}
         self.typical_size = Counter(header.size for header in sample.values()).most_common(1)[0][0]
+        is_of_colours = all(header.channels is None for header in sample.values())
+        if is_of_colours and channels not in (None, *MODES):
+            raise ValueError(f"images can have {', '.join(map(str, MODES))} channels; asked for {channels}")
         self.channels = channels or self._common_channels(sample)
 
     @property
@@ -144,7 +148,7 @@ class Images(Dataset[Example]):
             f"is the source still there? {last.path}: {last.reason}"
         )
 
-    def read(self, position: int) -> UInt8[Tensor, "C H W"]:
+    def read(self, position: int) -> UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]:
         """The image at a position of the store.
 
         Raises:
@@ -169,7 +173,10 @@ class Images(Dataset[Example]):
         size = (self.channels, *self.typical_size)
         if self.is_preloaded or len(self) * int(np.prod(size)) > DECODED_BYTES:
             return self.is_preloaded
-        decoded = torch.zeros(len(self), *size, dtype=torch.uint8)
+        kind = self[0].image.dtype
+        if len(self) * int(np.prod(size)) * kind.itemsize > DECODED_BYTES:
+            return False
+        decoded = torch.zeros(len(self), *size, dtype=kind)
         for index, position in enumerate(self.positions.tolist()):
             if position in self._bad:
                 continue
@@ -178,7 +185,7 @@ class Images(Dataset[Example]):
             except UnreadableImageError as problem:
                 self._skip(position, str(problem))
                 continue
-            if image.shape != size:
+            if image.shape != size or image.dtype != kind:
                 return False
             decoded[index] = image
         self._decoded = decoded
@@ -195,6 +202,9 @@ class Images(Dataset[Example]):
         return headers
 
     def _common_channels(self, headers: dict[int, Header]) -> int:
+        deep = [header.channels for header in headers.values() if header.channels is not None]
+        if deep:
+            return Counter(deep).most_common(1)[0][0]
         if all(header.has_alpha for header in headers.values()) and any(map(self._is_transparent, headers)):
             return 4
         return 1 if all(header.is_grey for header in headers.values()) else 3
@@ -228,18 +238,21 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
               path, and perhaps a column `label` (integers or text);
             - a tar file, or a folder of them: WebDataset's shards, or any uncompressed tar files of images. Labels are
               `.cls` files beside the images, or `label` in `.json` files; else first sub-folders, as above.
+            - `hf:NAME` or `hf:NAME:CONFIG`, a data set of the Hugging Face hub, or a folder that its `datasets` library
+              wrote with `save_to_disk`;
+            - `hf-stream:NAME` or `hf-stream:NAME:CONFIG`, the same as a stream, for what is too large to fetch. The
+              images are then those of its beginning; training reads on, see `patchcast.data.streamed`.
             Parquet and tar files may be given with braces, `shard-{000..009}.tar`, and by any URL that fsspec knows,
             `s3://bucket/shard-{000..009}.tar`: they are fetched once, into the user's cache folder. The files' names
             give the splits: `train-*`, `test-*`, `validation-*`.
             A source without splits is all `train`.
         split: one of the source's splits.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
-            1 if all are grey, 4 if all have an alpha channel that is used, else 3.
+            1 if all are grey, 4 if all have an alpha channel that is used, else 3; where there are files of more than
+            8 bits or of other channels, as many as most of these have.
     Raises:
         ValueError: in one sentence, if the source or the split is not there, or holds no images.
     """
-    if channels is not None and channels not in MODES:
-        raise ValueError(f"images can have {', '.join(map(str, MODES))} channels; asked for {channels}")
     splits = _find_splits(source)
     if split not in splits:
         near = difflib.get_close_matches(split, splits, n=1)
@@ -251,8 +264,16 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
 def _find_splits(source: str) -> Splits:
     if source == "digits":
         return digits_splits()
+    if source.startswith(HUB):
+        return hub_splits(source)
+    if source.startswith("hf-stream:"):
+        from patchcast.data.streamed import stream_splits  # which needs this module
+
+        return stream_splits(source)
     path = Path(source).expanduser()
     if not is_url(source) and path.is_dir():
+        if is_saved_dataset(path):
+            return saved_splits(path)
         files = list_files(path)
         # Images win: a table or an archive that lies beside them describes or repeats them.
         if not any(file.lower().endswith(EXTENSIONS) for file in files):
@@ -265,7 +286,10 @@ def _find_splits(source: str) -> Splits:
         if source.lower().endswith(suffix):
             return find_splits(find_files(source))
     problem = "is no folder, parquet or tar file" if path.exists() or is_url(source) else "is not there"
-    raise ValueError(f"{source} {problem}: a source is 'digits', a folder of images, or parquet or tar files")
+    raise ValueError(
+        f"{source} {problem}: a source is 'digits', a folder of images, parquet or tar files, or hf: and the name of a "
+        "Hugging Face dataset"
+    )
 
 
 def _name(source: str) -> str:

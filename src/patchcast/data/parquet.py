@@ -153,14 +153,12 @@ def _read_chunks(file: SourceFile, column: str) -> Iterator[pa.Array]:
 
 
 def _read_labels(groups: dict[str, list[SourceFile]]) -> tuple[Mapping[str, np.ndarray | None], list[str] | None]:
-    """Labels of every split and the class names, one numbering for all; names are sorted where the file gives none."""
+    """Labels of every split and the class names, one numbering for all."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     schema = _open_parquet(next(iter(groups.values()))[0]).schema_arrow
     kind = schema.field(LABEL_COLUMN).type if LABEL_COLUMN in schema.names else pa.null()
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if not (is_text or pa.types.is_integer(kind)):
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
         return dict.fromkeys(groups), None
 
     def read(file: SourceFile) -> pa.ChunkedArray:
@@ -175,8 +173,18 @@ def _read_labels(groups: dict[str, list[SourceFile]]) -> tuple[Mapping[str, np.n
         name: pa.chunked_array([chunk for file in group for chunk in read(file).chunks], kind)
         for name, group in groups.items()
     }
-    class_names = _class_names(schema)
-    if is_text:
+    return number_labels(columns, _class_names(schema))
+
+
+def number_labels(
+    columns: Mapping[str, pa.ChunkedArray], class_names: list[str] | None
+) -> tuple[Mapping[str, np.ndarray | None], list[str] | None]:
+    """Labels of every split as numbers, -1 for none; text is numbered in alphabetical order, the same in all splits."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = next(iter(columns.values())).type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         class_names = sorted({text for column in columns.values() for text in column.unique().to_pylist()} - {None})
         names = pa.array(class_names, kind)
         columns = {name: pc.index_in(column, value_set=names) for name, column in columns.items()}

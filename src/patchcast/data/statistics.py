@@ -17,18 +17,22 @@ def channel_statistics(images: Images, limit: int = 1000) -> tuple[tuple[float, 
     >>> f"{mean[0]:.2f} {std[0]:.2f}"
     '0.31 0.38'
 
-    A standard deviation is never given as less than 1/255, one grey level: a channel that is constant (alpha, often)
-    can then still be normalised.
+    A standard deviation is never given as less than one grey level (1/255 or, of images of more bits, 1/65535 and a
+    thousandth of the mean): a channel that is constant (alpha, often) can then still be normalised.
 
     Args:
         limit: most images to read.
     """
+    is_deep = False
     count, total, squares = 0, torch.zeros(images.channels).double(), torch.zeros(images.channels).double()
     for index in evenly_spaced(len(images), limit):
-        pixels = images[index].image.flatten(1).double() / 255
+        pixels = images[index].image.flatten(1)
+        is_deep |= pixels.is_floating_point()
+        pixels = pixels.double() if pixels.is_floating_point() else pixels.double() / 255
         count += pixels.shape[1]
         total += pixels.sum(1)
         squares += pixels.square().sum(1)
     mean = total / count
-    std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=SMALLEST_STD)
+    smallest = (mean.abs() / 1000).clamp(min=1 / 65535) if is_deep else torch.full_like(mean, SMALLEST_STD)
+    std = (squares / count - mean.square()).clamp(min=0).sqrt().maximum(smallest)
     return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,4 +1,4 @@
-"""From a uint8 image to the float32 tensor that a model sees. All chance comes from an explicit seed."""
+"""From an image to the float32 tensor that a model sees. All chance comes from an explicit seed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+Pixels = UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
+"""8 bits with white 255, or numbers with white 1."""
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 
@@ -52,7 +54,7 @@ class Augment:
         self.flip = flip
         self.normalise = Normalise(mean, std)
 
-    def __call__(self, image: UInt8[Tensor, "C H W"], seed: int) -> Float32[Tensor, "C h w"]:
+    def __call__(self, image: Pixels, seed: int) -> Float32[Tensor, "C h w"]:
         chance = random.Random(seed)
         if self.scale is not None:
             top, left, height, width = self.draw_crop(image.shape[-2], image.shape[-1], chance)
@@ -94,7 +96,7 @@ class Evaluate:
         self.size = size
         self.normalise = Normalise(mean, std)
 
-    def __call__(self, image: UInt8[Tensor, "C H W"]) -> Float32[Tensor, "C h w"]:
+    def __call__(self, image: Pixels) -> Float32[Tensor, "C h w"]:
         (rows, cols), (height, width) = image.shape[-2:], self.size
         cover = max(height / rows, width / cols)
         image = resize(image, (max(height, round(rows * cover)), max(width, round(cols * cover))))
@@ -103,7 +105,7 @@ class Evaluate:
 
 
 class Normalise:
-    """(image / 255 - mean) / std, of each channel."""
+    """(image / white - mean) / std, of each channel; white is 255 in uint8, and 1 in float32."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != len(std) or min(std) <= 0:
@@ -111,14 +113,17 @@ class Normalise:
         self.factor = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float()[:, None, None]
         self.offset = -(torch.tensor(mean, dtype=torch.float64) / torch.tensor(std)).float()[:, None, None]
 
-    def __call__(self, image: UInt8[Tensor, "C H W"]) -> Float32[Tensor, "C H W"]:
+    def __call__(self, image: Pixels) -> Float32[Tensor, "C H W"]:
         if len(image) != len(self.factor):
             raise ValueError(f"mean and std are of {len(self.factor)} channels; the image has {len(image)}")
-        return image.contiguous().float().mul_(self.factor).add_(self.offset)
+        if image.dtype == torch.uint8:
+            return image.contiguous().float().mul_(self.factor).add_(self.offset)
+        return image.contiguous().mul(255 * self.factor).add_(self.offset)
 
 
-def resize(image: UInt8[Tensor, "C H W"], size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:
-    """Bicubic with antialiasing, in uint8 as Pillow and torchvision do it; the image itself if it has that size."""
+def resize(image: Pixels, size: tuple[int, int]) -> UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]:
+    """Bicubic with antialiasing, in uint8 where the image is, as Pillow and torchvision do it; the image itself if it
+    has that size."""
     if image.shape[-2:] == size:
         return image
     return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]

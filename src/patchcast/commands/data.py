@@ -1,0 +1,119 @@
+"""`patchcast data check`: what a source holds, and what of it cannot be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from patchcast.data import Report, open_images
+from patchcast.data import check as check_images
+
+LISTED = 50
+"""Unreadable images named in the terminal."""
+CLASSES = 40
+"""Classes that have a row each; more are summed up."""
+FEW = 2000
+"""Images that one process reads as fast as several, which have to start first."""
+
+
+def check_data(
+    source: str, *, splits: list[str] | None = None, limit: int | None = None, workers: int | None = None,
+    out: Path | None = None,
+) -> bool:  # fmt: skip
+    """Read a source and print what is in it; True if all of it can be read.
+
+    Args:
+        source: as `patchcast.data.open_images` takes it.
+        splits: those to read; all if None.
+        limit: of each split read no more images, evenly spaced.
+        workers: processes that decode; one for each core if None and there are many images.
+        out: a JSON file for all that was found.
+    Raises:
+        ValueError: if there is no such source or split, or nothing in it can be read.
+    """
+    console = Console(highlight=False)
+    reports = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="skipped ")  # they are listed below
+        first = open_images(source, split=splits[0] if splits else "train")
+        for split in splits or first.splits:
+            images = first if split == first.split else open_images(source, split=split, channels=first.channels)
+            few = min(len(images.store), limit or len(images.store)) <= FEW
+            processes = workers if workers is not None else 0 if few else os.cpu_count() or 0
+            reports.append(check_images(images, limit=limit, workers=processes, progress=console.is_terminal))
+    of = "" if limit is None else f", of which at most {limit:,} were read"
+    count = sum(report.readable + len(report.unreadable) for report in reports)
+    console.print(f"\n[bold]{escape(first.name)}[/]: {count:,} images read of {escape(source)}{of}", soft_wrap=True)
+    console.print(_images_table(reports))
+    console.print(_channels_table(reports))
+    if any(label >= 0 for report in reports for label in report.labels):
+        console.print(_labels_table(reports))
+    else:
+        console.print("  No labels.\n")
+    bad = [each for report in reports for each in report.unreadable]
+    for each in bad[:LISTED]:
+        console.print(f"  [red]unreadable[/] {escape(f'{each.path}: {each.reason}')}", soft_wrap=True)
+    if len(bad) > LISTED:
+        console.print(f"  ... and {len(bad) - LISTED:,} more" + ("" if out else "; --out FILE.json lists all"))
+    if out is not None:
+        out.write_text(json.dumps([report.to_dict() for report in reports], indent=2) + "\n")
+        console.print(f"  Wrote {escape(str(out))}.", soft_wrap=True)
+    console.print("All can be read." if not bad else f"{len(bad):,} cannot be read; training skips them.")
+    return not bad
+
+
+def _images_table(reports: list[Report]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("split")
+    for name in ("readable", "unreadable", "smallest", "median", "largest"):
+        table.add_column(name, justify="right")
+    for report in reports:
+        sizes = [f"{height} x {width}" for height, width in report.size_range]
+        bad = f"{len(report.unreadable):,}"
+        shown = f"[red]{bad}[/]" if report.unreadable else bad
+        table.add_row(report.split, f"{report.readable:,}", shown, *sizes)
+    table.caption = "Sizes are height x width, by area."
+    table.caption_justify = "left"
+    return table
+
+
+def _channels_table(reports: list[Report]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("channel")
+    for report in reports:
+        table.add_column(f"{report.split} mean", justify="right")
+        table.add_column("deviation", justify="right")
+    for channel in range(len(reports[0].mean)):
+        found = [f"{values[channel]:.4g}" for report in reports for values in (report.mean, report.std)]
+        table.add_row(str(channel + 1), *found)
+    table.caption = "Over all pixels, white being 1."
+    table.caption_justify = "left"
+    return table
+
+
+def _labels_table(reports: list[Report]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("label")
+    for report in reports:
+        table.add_column(report.split, justify="right")
+    found = sorted({label for report in reports for label in report.labels if label >= 0})
+    if len(found) <= CLASSES:
+        names = reports[0].class_names
+        for label in found:
+            name = names[label] if names is not None and label < len(names) else str(label)
+            table.add_row(escape(name), *(f"{report.labels.get(label, 0):,}" for report in reports))
+    else:
+        table.add_row("classes", *(str(sum(label >= 0 for label in report.labels)) for report in reports))
+        for title, choose in (("fewest images", min), ("most images", max)):
+            counts = [[n for label, n in report.labels.items() if label >= 0] for report in reports]
+            table.add_row(title, *(f"{choose(each, default=0):,}" for each in counts))
+    if any(-1 in report.labels for report in reports):
+        table.add_row("[dim]none[/]", *(f"{report.labels.get(-1, 0):,}" for report in reports))
+    return table

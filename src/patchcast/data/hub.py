@@ -1,0 +1,175 @@
+"""Images of Hugging Face datasets, through their `datasets` library: saved to disk, or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patchcast.data.decode import ImageFile
+from patchcast.data.parquet import IMAGE_COLUMNS, LABEL_COLUMN, number_labels
+from patchcast.data.stores import Splits, Store
+
+if TYPE_CHECKING:
+    import datasets
+
+HUB = "hf:"
+
+
+class HubStore(Store):
+    """The rows of one `datasets.Dataset`, whose images are left encoded until they are asked for.
+
+    The library maps its files into memory, so that any row can be read at any time.
+
+    Args:
+        dataset: with a column of images.
+        column: its name.
+        labels: one a row, or None.
+        class_names: what they mean.
+        name: of the data set, for people.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        column: str,
+        labels: np.ndarray | None = None,
+        class_names: list[str] | None = None,
+        name: str = "dataset",
+    ) -> None:
+        self.images = encoded(dataset.select_columns([column]), column)
+        self.column, self.labels, self.class_names, self.name = column, labels, class_names, name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def open(self, position: int) -> ImageFile:
+        return open_row(self.images[position][self.column])
+
+    def path(self, position: int) -> str:
+        return f"{self.name}, row {position}"
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def saved_splits(folder: Path) -> Splits:
+    """The splits of what `save_to_disk` wrote; one without splits is `train`.
+
+    Raises:
+        ValueError: in one sentence, if it cannot be read or holds no images.
+    """
+    library = import_datasets(str(folder))
+    try:
+        found = library.load_from_disk(str(folder))
+    except Exception as problem:  # whatever Arrow, JSON or the library raise on broken files
+        raise ValueError(f"{folder} cannot be read by datasets: {first_line(problem)}") from problem
+    return splits_of(found if isinstance(found, dict) else {"train": found}, str(folder))
+
+
+def hub_splits(source: str) -> Splits:
+    """The splits of `hf:NAME` or `hf:NAME:CONFIG`, fetched or found in the library's own cache.
+
+    The library reads data and runs no code of the data set's (from its version 4 on).
+
+    Raises:
+        ValueError: in one sentence, if it cannot be had or holds no images.
+    """
+    library = import_datasets(source)
+    name, _, config = source.removeprefix(HUB).partition(":")
+    try:
+        found = library.load_dataset(name, config or None)
+    except Exception as problem:  # the library's own, the hub's, the network's
+        raise ValueError(f"{source} cannot be had: {first_line(problem)}") from problem
+    return splits_of(found, source)
+
+
+def splits_of(found: Mapping[str, datasets.Dataset], source: str) -> Splits:
+    """Stores of some splits of one data set, with one numbering of labels for all."""
+    features = next(iter(found.values())).features
+    column, label = image_column(features, source), label_column(features)
+    labels: Mapping[str, np.ndarray | None] = dict.fromkeys(found)
+    class_names = getattr(features.get(label), "names", None)
+    if label is not None:
+        columns = {name: each.select_columns([label]).with_format("arrow")[:][label] for name, each in found.items()}
+        labels, class_names = number_labels(columns, class_names)
+    return {
+        name: partial(HubStore, each, column, labels[name], class_names, f"{source} {name}")
+        for name, each in found.items()
+    }
+
+
+def image_column(features: Any, source: str) -> str:
+    """The column `image` or `img`, or the first of the library's type `Image`.
+
+    Raises:
+        ValueError: if there is none; names the columns.
+    """
+    from datasets import Image
+
+    typed = [name for name, kind in features.items() if isinstance(kind, Image)]
+    for name in [*IMAGE_COLUMNS, *typed]:
+        kind = features.get(name)
+        is_encoded = getattr(kind, "dtype", "") in ("binary", "large_binary") or (
+            isinstance(kind, dict) and "bytes" in kind
+        )
+        if name in typed or is_encoded:
+            return name
+    raise ValueError(f"no image column in {source}: its columns are {', '.join(features) or 'none'}")
+
+
+def label_column(features: Any) -> str | None:
+    """The column `label`, of whole numbers or text; or the only one of the library's type `ClassLabel`."""
+    from datasets import ClassLabel
+
+    kind = getattr(features.get(LABEL_COLUMN), "dtype", "")
+    if kind.startswith(("int", "uint")) or kind in ("string", "large_string"):
+        return LABEL_COLUMN
+    typed = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
+    return typed[0] if len(typed) == 1 else None
+
+
+def encoded(dataset: Any, column: str) -> Any:
+    """Its images as bytes or paths: decoding is ours, and the same for every kind of source."""
+    from datasets import Image
+
+    is_typed = isinstance((dataset.features or {}).get(column), Image)
+    return dataset.cast_column(column, Image(decode=False)) if is_typed else dataset
+
+
+def open_row(image: Any) -> ImageFile:
+    """An image of a row as the library gives it undecoded: bytes, or bytes and a path, one of them perhaps None.
+
+    Raises:
+        OSError: if there is neither.
+    """
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if content is not None:
+        return BytesIO(content)
+    path = image.get("path") if isinstance(image, dict) else None
+    if path and "://" in path:  # a stream leaves files where they are
+        import fsspec
+
+        with fsspec.open(path, "rb") as remote:
+            return BytesIO(remote.read())
+    if path:
+        return open(path, "rb")
+    raise OSError("no bytes in this row")
+
+
+def import_datasets(source: str) -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError as problem:
+        raise ValueError(f"{source} needs Hugging Face's datasets: pip install 'patchcast[data]'") from problem
+    return datasets
+
+
+def first_line(problem: Exception) -> str:
+    return str(problem).partition("\n")[0] or type(problem).__name__

@@ -15,6 +15,7 @@ from patchcast.backbones.tiled import Tiled
 from patchcast.backbones.tiles import tiles_of
 from patchcast.commands.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.data import Augment, Evaluate, Images, channel_statistics
+from patchcast.data.streamed import HeadStore
 from patchcast.methods import METHODS, Method
 from patchcast.positions import start_from_sincos
 from patchcast.pretrainer import Pretrainer
@@ -49,6 +50,9 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
             f"a batch of {recipe.batch_size} images cannot be shared evenly by devices={recipe.devices} x "
             f"nodes={recipe.nodes} in accumulate={recipe.accumulate} pieces each; give a multiple of their product"
         )
+    is_stream = isinstance(images.store, HeadStore)
+    if is_stream:
+        _check_stream(recipe, method)
     recipe = with_codes(recipe, method, images)
     size, patch = _size_and_patch(recipe, method, images)
     mean, std = recipe.mean, recipe.std
@@ -64,12 +68,13 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
         "image_size": size,
         "patch_size": patch,
         "channels": images.channels,
-        "mean": tuple(round(each, 4) for each in mean),
-        "std": tuple(round(each, 4) for each in std),
+        # Four digits that count: 12 bits in a 16-bit file have deviations of a few thousandths of white.
+        "mean": tuple(float(f"{each:.4g}") for each in mean),
+        "std": tuple(float(f"{each:.4g}") for each in std),
         "crop_scale": recipe.crop_scale or method.crop_scale,
         "flip": flip,
         "steps": steps,
-        "epochs": round(steps * recipe.batch_size / len(images), 2),
+        "epochs": recipe.epochs if is_stream else round(steps * recipe.batch_size / len(images), 2),
         "lr": recipe.lr or method.lr_per_256 * recipe.batch_size / 256,
         "betas": recipe.betas or method.betas,
         "weight_decay": recipe.weight_decay if recipe.weight_decay is not None else method.weight_decay,
@@ -80,6 +85,13 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
         "checkpoint_every": recipe.checkpoint_every or max(1, steps // 10),
     }
     return Resolved(**{**given, **found})
+
+
+def _check_stream(recipe: Recipe, method: Method) -> None:
+    if recipe.steps is None:
+        raise ValueError(f"{recipe.data} is a stream, whose length is not known: give --steps")
+    if method.codes == "colours":
+        raise ValueError(f"{recipe.method} encodes its images once, before training, which a stream cannot be: use hf:")
 
 
 def build(recipe: Resolved, tokenizer: Tokenizer | None = None) -> Pretrainer:

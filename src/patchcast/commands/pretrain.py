@@ -21,8 +21,9 @@ from patchcast.commands.folder import claim, open_run, save_weights
 from patchcast.commands.sample import write_samples
 from patchcast.commands.show import picture
 from patchcast.commands.tokenizer import CodeData, encode, find_tokenizer, keep_tokenizer, kept_tokenizer
-from patchcast.data import EvalSet, Images, TrainSet, open_images
+from patchcast.data import EvalSet, Images, StreamSet, TrainSet, open_images
 from patchcast.data.images import evenly_spaced
+from patchcast.data.streamed import HeadStore
 from patchcast.evaluation.ngrams import bits_per_pixel
 from patchcast.methods import METHODS, on_codes
 from patchcast.pictures import draw_loss
@@ -86,7 +87,7 @@ def pretrain(recipe: Recipe) -> Resolved:
     return resolved
 
 
-Fed = tuple[Pretrainer, TrainSet, DataLoader[Any] | None, CodeData | None]
+Fed = tuple[Pretrainer, TrainSet | StreamSet, DataLoader[Any] | None, CodeData | None]
 
 
 def _feed(recipe: Resolved, images: Images, pretrainer: Pretrainer, tokenizer: Any) -> Fed:
@@ -97,13 +98,16 @@ def _feed(recipe: Resolved, images: Images, pretrainer: Pretrainer, tokenizer: A
         return on_codes(pretrainer), codes.train, codes.held_out, codes
     judged = None if found is None else Subset(EvalSet(found[0], evaluation(recipe)), found[1])
     loader = None if judged is None else DataLoader(judged, batch_size=recipe.batch_size)
-    return pretrainer, TrainSet(images, augmentation(recipe), recipe.seed), loader, None
+    augment = augmentation(recipe)
+    if isinstance(images.store, HeadStore):
+        return pretrainer, StreamSet(images.store.stream, images.channels, augment, recipe.seed), loader, None
+    return pretrainer, TrainSet(images, augment, recipe.seed), loader, None
 
 
 def _train(
     recipe: Resolved,
     pretrainer: Pretrainer,
-    train_set: TrainSet,
+    train_set: TrainSet | StreamSet,
     judged: DataLoader[Any] | None,
     callbacks: list[Callback],
 ) -> None:
@@ -178,8 +182,9 @@ def _summary(recipe: Resolved, images: Images, pretrainer: Any) -> str:
     height, width = recipe.image_size
     down, right = backbone.stride
     tiles = f" in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
+    count = "a stream" if isinstance(images.store, HeadStore) else f"{len(images):,} images"
     return (
-        f"[bold]{recipe.method}[/] on [bold]{recipe.model}[/]: {len(images):,} images of {recipe.data}, "
+        f"[bold]{recipe.method}[/] on [bold]{recipe.model}[/]: {count} of {recipe.data}, "
         f"{recipe.channels} x {height} x {width}, as {grid} units of {down}x{right} pixels{tiles}; "
         f"{millions:.1f} M parameters; {recipe.steps:,} steps of {recipe.batch_size} ({recipe.epochs:g} epochs), "
         f"lr {recipe.lr:.3g}, {recipe.precision}"

@@ -1,13 +1,15 @@
 """The data room: any source of images in, batches out that are a function of (seed, step) alone.
 
 Reading order: `stores.py` (what a source hands out), `decode.py` (bytes to pixels), `images.py` (a data set that bad
-files cannot stop), `transforms.py`, `stream.py` (which image comes when).
+files cannot stop), `transforms.py`, `stream.py` (which image comes when). One file for each kind of source:
+`folder.py`, `parquet.py`, `tar.py`, `hub.py`, `digits.py`; and `streamed.py` for what can only be read in order.
 """
 
 from patchcast.data.check import Report, check
 from patchcast.data.images import Example, Images, Unreadable, open_images
 from patchcast.data.statistics import channel_statistics
 from patchcast.data.stream import EpochSampler, EvalSet, TrainSet, loader
+from patchcast.data.streamed import StreamSet
 from patchcast.data.transforms import Augment, Evaluate, denormalise
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Example",
     "Images",
     "Report",
+    "StreamSet",
     "TrainSet",
     "Unreadable",
     "channel_statistics",

@@ -113,6 +113,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             places = [(epoch, place) for place in range(first, first + share)]
         return [(epoch, self._permutation(epoch)[place]) for epoch, place in places]
 
+    def place(self, step: int) -> None:
+        """Nothing: any image can be had at any time, and a step's number is all that a run needs to go on."""
+
     def _permutation(self, epoch: int) -> list[int]:
         if self._latest[0] != epoch:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
@@ -153,6 +156,10 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def sampler(self, batch_size: int, *, place: dict[str, Any] | None = None, **how: int) -> EpochSampler:
+        """Which of its images come when; `place` is for what is read in order (`StreamSet`)."""
+        return EpochSampler(len(self), batch_size, **how)
+
     def __getitem__(self, key: tuple[int, int]) -> tuple[Num[Tensor, "C H W"], int]:
         epoch, index = key
         image, label = self.images[index]
@@ -180,7 +187,7 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
         return self.transform(image), label
 
 
-def loader(train_set: TrainSet, sampler: EpochSampler, workers: int) -> DataLoader[Any]:
+def loader(train_set: TrainSet | Dataset[Any], sampler: Sampler[Any], workers: int) -> DataLoader[Any]:
     """Batches (images, labels) in the sampler's order, the same ones for any number of workers.
 
     >>> from patchcast.data import Augment, open_images
@@ -191,7 +198,8 @@ def loader(train_set: TrainSet, sampler: EpochSampler, workers: int) -> DataLoad
 
     Small sources are decoded into memory first (`Images.preload`), if every image will be read twice or more.
     """
-    if len(sampler) * sampler.batch_size >= 2 * len(train_set):
+    is_read_again = isinstance(sampler, EpochSampler) and len(sampler) * sampler.batch_size >= 2 * sampler.length
+    if is_read_again and isinstance(train_set, TrainSet):
         train_set.images.preload()
     return DataLoader(
         train_set,

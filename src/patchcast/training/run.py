@@ -17,7 +17,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
-from patchcast.data import EpochSampler, TrainSet, loader
+from patchcast.data import EpochSampler, StreamSet, TrainSet, loader
+from patchcast.data.streamed import WindowSampler
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Device, Precision
 from patchcast.training.checkpoints import Checkpoints, WholeFiles, latest_checkpoint, step_of
@@ -73,7 +74,8 @@ class Stream:
     """The batches of a whole run as one loader, which knows how many it has given.
 
     Lightning sees one epoch that is as long as the run: the time left is then the run's, and the place in the stream is
-    a number in the checkpoint. Each rank is given its part of every batch.
+    a number in the checkpoint; with a source that is read in order (`StreamSet`), also the place to read on from. Each
+    rank is given its part of every batch.
 
     Args:
         batch_size: images of one optimiser step, over all devices.
@@ -81,36 +83,46 @@ class Stream:
     """
 
     def __init__(
-        self, train_set: TrainSet, *, batch_size: int, steps: int, seed: int, workers: int, accumulate: int = 1
+        self,
+        train_set: TrainSet | StreamSet,
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        workers: int,
+        accumulate: int = 1,
     ) -> None:
         self.train_set, self.workers = train_set, workers
         self.batch_size, self.steps, self.seed, self.accumulate = batch_size, steps, seed, accumulate
         self.given = 0
+        self.place: dict[str, Any] | None = None
+        self.sampler: EpochSampler | WindowSampler | None = None
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[Any]:
-        ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        sampler = EpochSampler(
-            len(self.train_set),
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.sampler = self.train_set.sampler(
             self.batch_size,
             seed=self.seed,
             steps=self.steps,
             start_step=self.given // self.accumulate,
-            rank=ranks[0],
-            world=ranks[1],
+            place=self.place,
+            rank=rank,
+            world=world,
             accumulate=self.accumulate,
         )
-        for batch in loader(self.train_set, sampler, self.workers):
+        for batch in loader(self.train_set, self.sampler, self.workers):
             self.given += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        return {"given": self.given}
+    def state_dict(self) -> dict[str, Any]:
+        step = self.given // self.accumulate
+        return {"given": self.given, "place": self.place if self.sampler is None else self.sampler.place(step)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.given = state["given"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.given, self.place = state["given"], state.get("place")
 
 
 def train(

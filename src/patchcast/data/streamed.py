@@ -1,0 +1,274 @@
+"""Sources that can only be read from their beginning to their end: batches from them, and the place saved to the bit.
+
+A stream has no image number seven million that could be asked for, and so no permutation of all its images. What can
+be had is this: it is cut into windows of some thousand images, and each window is shuffled. A window is a function of
+the stream and its number, its order one of the seed and its number. So a run that goes on reads the window that it was
+stopped in once more, from the place saved with its checkpoint, and then sees the very batches that it would have seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from patchcast.data.decode import ImageFile, UnreadableImageError, decode
+from patchcast.data.hub import encoded, first_line, image_column, import_datasets, label_column, open_row
+from patchcast.data.stores import Splits, Store
+from patchcast.data.stream import mix_seed
+
+STREAM = "hf-stream:"
+WINDOW = 2048
+"""Images that are held, encoded, and shuffled among each other; at least so many, in whole batches."""
+HEAD = 1024
+"""Images at a stream's beginning from which channels, sizes and statistics are taken."""
+
+
+class Row(NamedTuple):
+    """An encoded image of a stream: in which pass over it and where it came, and its label, -1 for none.
+
+    `content` is None if the row holds no image.
+    """
+
+    epoch: int
+    number: int
+    content: bytes | None
+    label: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a window begins; `state` is what the datasets library goes on from, or None at the stream's beginning."""
+
+    window: int = 0
+    epoch: int = 0
+    index: int = 0
+    state: str | None = None
+
+
+class Rows:
+    """The rows of one `datasets.IterableDataset`, whose images are left encoded.
+
+    Args:
+        dataset: with a column of images.
+        column: its name.
+        label: name of a column of whole numbers, or None.
+        name: of the stream, for people.
+    """
+
+    def __init__(self, dataset: Any, column: str, label: str | None, name: str) -> None:
+        kept = dataset.select_columns([column] if label is None else [column, label])
+        self.dataset = encoded(kept, column)
+        self.column, self.label, self.name = column, label, name
+
+    def read(self, place: Place) -> Iterator[tuple[Row, Callable[[], str]]]:
+        """Rows from a place on, pass after pass, each with what tells the state behind it.
+
+        Raises:
+            ValueError: if there are no rows, or they cannot be read.
+        """
+        epoch, index, state = place.epoch, place.index, place.state
+        while True:
+            dataset = copy.deepcopy(self.dataset)  # one that a state was loaded into begins there in each pass
+            if state is not None:
+                dataset.load_state_dict(json.loads(state))
+            try:
+                for row in dataset:
+                    label = -1 if self.label is None else row[self.label]
+                    content = _content(row[self.column])
+                    yield (
+                        Row(epoch, index, content, label if type(label) is int else -1),
+                        lambda dataset=dataset: json.dumps(dataset.state_dict()),  # type: ignore[misc]
+                    )
+                    index += 1
+            except Exception as problem:  # the network's, the file formats', the library's
+                raise ValueError(f"{self.name} cannot be read on from row {index}: {first_line(problem)}") from problem
+            if index == 0:
+                raise ValueError(f"{self.name} holds no rows")
+            epoch, index, state = epoch + 1, 0, None
+
+
+class HeadStore(Store):
+    """The beginning of a stream, held in memory as a source of its own."""
+
+    def __init__(self, rows: Rows, class_names: list[str] | None = None) -> None:
+        passes = (row for row, _ in rows.read(Place()))
+        self.rows = []
+        for row in islice(passes, HEAD):
+            if row.epoch:
+                break
+            self.rows.append(row)
+        self.stream = rows
+        self.class_names = class_names
+        labels = np.array([row.label for row in self.rows], dtype=np.int64)
+        self.labels = labels if (labels >= 0).any() else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def open(self, position: int) -> ImageFile:
+        return _open(self.rows[position])
+
+    def path(self, position: int) -> str:
+        return f"{self.stream.name}, row {position}"
+
+
+def stream_splits(source: str) -> Splits:
+    """The splits of `hf-stream:NAME` or `hf-stream:NAME:CONFIG`; of each the beginning is read when it is opened.
+
+    Raises:
+        ValueError: in one sentence, if it cannot be had or holds no images.
+    """
+    library = import_datasets(source)
+    name, _, config = source.removeprefix(STREAM).partition(":")
+    try:
+        found = library.load_dataset(name, config or None, streaming=True)
+        features = next(iter(found.values())).features or {}
+    except Exception as problem:  # the library's own, the hub's, the network's
+        raise ValueError(f"{source} cannot be had: {first_line(problem)}") from problem
+    column, label = image_column(features, source), label_column(features)
+    class_names = getattr(features.get(label), "names", None)
+    return {
+        split: partial(_head, dataset, column, label, f"{source} {split}", class_names)
+        for split, dataset in found.items()
+    }
+
+
+def _head(dataset: Any, column: str, label: str | None, name: str, class_names: list[str] | None) -> HeadStore:
+    return HeadStore(Rows(dataset, column, label, name), class_names)
+
+
+class WindowSampler(Sampler[list[Row]]):
+    """Batches of rows of a stream, the t-th of which depends on the stream, the seed and t, and on nothing else.
+
+    Args:
+        rows: of the stream.
+        batch_size: images of one step, over all ranks together.
+        seed: of the run.
+        steps: of the whole run.
+        start_step: the first step to give a batch for.
+        place: what `place(start_step)` gave in the run that is gone on with; without it, the stream is read from its
+            beginning, which gives the same batches.
+        rank: which part of each batch is given; every rank reads the whole stream.
+        world: number of ranks.
+        accumulate: pieces in which a rank is given its part.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        *,
+        seed: int,
+        steps: int,
+        start_step: int = 0,
+        place: dict[str, Any] | None = None,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        if batch_size < 1 or batch_size % (world * accumulate):
+            raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} ranks in {accumulate} pieces")
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.steps, self.start_step = steps, start_step
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+        self.batches_per_window = math.ceil(WINDOW / batch_size)
+        begin = Place(**place) if place else Place()
+        self.places = {begin.window: begin}
+
+    def __len__(self) -> int:
+        return (self.steps - self.start_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        begin = self.places[min(self.places)]
+        rows, count = self.rows.read(begin), self.batches_per_window
+        share = self.batch_size // (self.world * self.accumulate)
+        for number in range(begin.window, math.ceil(self.steps / count)):
+            taken = list(islice(rows, count * self.batch_size))
+            last, state = taken[-1]
+            self.places[number + 1] = Place(number + 1, last.epoch, last.number + 1, state())
+            order = torch.randperm(len(taken), generator=_generator(self.seed, number)).tolist()
+            for batch in range(count):
+                if not self.start_step <= number * count + batch < self.steps:
+                    continue
+                for piece in range(self.accumulate):
+                    first = batch * self.batch_size + (piece * self.world + self.rank) * share
+                    yield [taken[each][0] for each in order[first : first + share]]
+
+    def place(self, step: int) -> dict[str, Any]:
+        """Where to go on from for the batch of a step, as plain values; steps before it are forgotten."""
+        window = step // self.batches_per_window
+        for older in [each for each in self.places if each < window]:
+            del self.places[older]
+        return dict(vars(self.places[window]))
+
+
+class StreamSet(Dataset[Any]):
+    """Augmented images of a stream, decoded a batch at a time; the same rows always give the same pixels.
+
+    A row that cannot be read is replaced by the next in its batch that can, augmented in another way, and is named in
+    a warning.
+
+    Args:
+        rows: of the stream.
+        channels: to decode to.
+        augment: is called with an image and `mix_seed(seed, epoch, number)`.
+        seed: of the run.
+    """
+
+    def __init__(self, rows: Rows, channels: int, augment: Callable[[Tensor, int], Tensor], seed: int) -> None:
+        self.rows, self.channels, self.augment, self.seed = rows, channels, augment, seed
+
+    def sampler(self, batch_size: int, **how: Any) -> WindowSampler:
+        return WindowSampler(self.rows, batch_size, **how)
+
+    def __getitems__(self, batch: list[Row]) -> list[tuple[Tensor, int]]:
+        decoded = [self._decode(row) for row in batch]
+        readable = [place for place, image in enumerate(decoded) if image is not None]
+        if not readable:
+            raise ValueError(f"none of the {len(batch)} images of a batch of {self.rows.name} can be read")
+        found = []
+        for place, row in enumerate(batch):
+            chosen = next((each for each in readable if each >= place), readable[0])
+            image = decoded[chosen]
+            assert image is not None
+            found.append((self.augment(image, mix_seed(self.seed, row.epoch, row.number)), batch[chosen].label))
+        return found
+
+    def _decode(self, row: Row) -> Tensor | None:
+        try:
+            with _open(row) as file:
+                return decode(file, self.channels)
+        except (UnreadableImageError, OSError) as problem:
+            warnings.warn(f"skipped {self.rows.name}, row {row.number}: {problem}", stacklevel=2)
+            return None
+
+
+def _open(row: Row) -> ImageFile:
+    if row.content is None:
+        raise OSError("no bytes in this row")
+    return BytesIO(row.content)
+
+
+def _content(image: Any) -> bytes | None:
+    try:
+        with open_row(image) as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _generator(seed: int, window: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix_seed(seed, window))

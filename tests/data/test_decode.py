@@ -104,6 +104,21 @@ def test_orientation_is_applied_once(kind, orientation):
     assert np.abs(decoded.astype(int) - upright).mean() < 4
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("options", [{"quality": 90}, {"subsampling": 0}, {"progressive": True}])
+def test_jpegs_are_pillows_to_the_bit(mode, options):
+    """They are decoded by torchvision, which is faster; what a file means may not depend on that."""
+    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    smooth = Image.fromarray(noise).resize((211, 133), Image.Resampling.BICUBIC).convert(mode)
+    file = encode(smooth, "jpeg", **options)
+    with Image.open(file) as image:
+        expected = np.array(image.convert("RGB"))
+    assert np.array_equal(decode(file, 3).permute(1, 2, 0).numpy(), expected)
+    if mode == "L":
+        assert np.array_equal(decode(file, 1)[0].numpy(), expected[..., 0])
+    assert decode(file, 3).is_contiguous(memory_format=torch.contiguous_format) is False, "channels last, as it was"
+
+
 def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue")]
     decoded = decode(encode(frames[0], "gif", save_all=True, append_images=frames[1:]), 3)

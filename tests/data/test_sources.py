@@ -208,7 +208,7 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path):
 
 
 def test_sources_that_are_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"^dgits is not there: a source is 'digits', a folder of images, or parquet"):
+    with pytest.raises(ValueError, match=r"^dgits is not there: a source is 'digits', a folder of images, parquet"):
         open_images("dgits")
     photo = draw(tmp_path / "one.png")
     with pytest.raises(ValueError, match="is no folder, parquet or tar file"):

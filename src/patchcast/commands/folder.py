@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcast.commands.build import build
@@ -14,6 +13,7 @@ from patchcast.commands.tokenizer import kept_tokenizer
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.training.checkpoints import latest_checkpoint
+from patchcast.weights import read_weights
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
 ENCODER, EVERYTHING = "model.safetensors", "pretrainer.safetensors"
@@ -60,9 +60,9 @@ def open_run(out: Path) -> tuple[Resolved, Pretrainer]:
     pretrainer = build(recipe, kept_tokenizer(out))
     checkpoint = latest_checkpoint(out)
     if (out / EVERYTHING).exists():
-        pretrainer.load_state_dict(load_file(out / EVERYTHING))
+        pretrainer.load_state_dict(read_weights(out / EVERYTHING))
     elif checkpoint is not None:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        state = read_weights(checkpoint)["state_dict"]
         pretrainer.load_state_dict({name.removeprefix("pretrainer."): each for name, each in state.items()})
     else:
         raise ValueError(f"the run in {out} has no weights yet")

@@ -75,7 +75,7 @@ def check(images: Images, *, limit: int | None = None, workers: int = 0, progres
     >>> print(report)
     digits test: 360 readable images (360 of 8x8), 0 unreadable
     >>> report.labels[3], [round(each, 2) for each in report.mean]
-    (37, [0.31])
+    (37, [0.3])
 
     Args:
         limit: look at no more than so many, evenly spaced.

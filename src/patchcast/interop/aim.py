@@ -10,8 +10,9 @@ from torch import Tensor
 
 from patchcast.backbones.base import Backbone
 from patchcast.evaluation.attentive import AttentiveProbe
-from patchcast.interop.files import load_exactly, read, without_module
+from patchcast.interop.files import load_exactly, without_module
 from patchcast.positions import sincos_positions
+from patchcast.weights import read_weights
 
 TRUNK = (
     (r"^preprocessor\.patchifier\.", "patch_embed."),
@@ -47,7 +48,7 @@ def load_aim(backbone: Backbone, path: str | Path) -> None:
         ValueError: if the checkpoint does not fit; nothing is loaded then.
     """
     state = {}
-    for name, value in without_module(read(path)).items():
+    for name, value in without_module(read_weights(path)).items():
         if not name.startswith("head."):
             for pattern, ours in TRUNK:
                 name = re.sub(pattern, ours, name)
@@ -70,7 +71,7 @@ def load_aim_probe(path: str | Path, *, heads: int) -> AttentiveProbe:
     Raises:
         ValueError: if the file holds no probe.
     """
-    found: dict[str, Tensor] = without_module(read(path))
+    found: dict[str, Tensor] = without_module(read_weights(path))
     state = {PROBE.get(name, name): value for name, value in _heads(found).items()}
     if not {"query", "classify.weight"} <= state.keys():
         raise ValueError(f"{path} holds no probe: it lacks head.cls_token or head.linear.weight")

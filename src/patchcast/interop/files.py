@@ -1,35 +1,15 @@
-"""Reading weights without running anybody's code, and putting them in without losing any on the way."""
+"""Putting weights in without losing any on the way."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from math import isqrt
-from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Backbone, Grid
 from patchcast.positions import sincos_positions
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint holds: safetensors, or a file of `torch.save`, of which only plain values are read.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        pickle.UnpicklingError: if it holds more than tensors and plain values, and would run code.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    # The papers' training scripts save their command-line arguments beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

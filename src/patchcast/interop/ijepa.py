@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patchcast.interop.files import check_positions, fit_positions, heads, load_exactly, read, without_module
+from patchcast.interop.files import check_positions, fit_positions, heads, load_exactly, without_module
 from patchcast.predictors import Decoder
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import EMAFeatures
+from patchcast.weights import read_weights
 
 PREDICTOR = {
     "predictor_embed": "predictor.embed",
@@ -30,7 +31,7 @@ def load_ijepa(pretrainer: Pretrainer, path: str | Path) -> None:
     """
     if not (isinstance(pretrainer.predictor, Decoder) and isinstance(pretrainer.target, EMAFeatures)):
         raise ValueError("an I-JEPA checkpoint needs a Decoder and EMAFeatures; see patchcast.methods.ijepa")
-    found = read(path)
+    found = read_weights(path)
     missing = {"encoder", "predictor", "target_encoder"} - found.keys()
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; an I-JEPA checkpoint has all three parts")

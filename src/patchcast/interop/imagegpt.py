@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcast.backbones.base import Grid
@@ -22,6 +22,7 @@ from patchcast.methods.imagegpt import imagegpt
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.tokenizers.palette import Palette
+from patchcast.weights import read_weights
 
 ARITHMETIC = {
     "activation_function": "quick_gelu",
@@ -70,7 +71,7 @@ def load_imagegpt(folder: str | Path, *, tokenizer: Tokenizer | None = None, gri
     if tokenizer is None:
         tokenizer = _read_palette(folder)
     file = folder / "model.safetensors"
-    state = load_file(file) if file.exists() else torch.load(folder / "pytorch_model.bin", weights_only=True)
+    state = read_weights(file if file.exists() else folder / "pytorch_model.bin")
     weights = from_transformers(state)
     positions = len(weights.network["positions"])
     side = isqrt(positions)
@@ -142,7 +143,7 @@ def save_imagegpt_classifier(model: JointClassifier, folder: str | Path) -> None
         "label2id": {f"LABEL_{label}": label for label in range(classes)},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    state = load_file(folder / "model.safetensors")
+    state = read_weights(folder / "model.safetensors")
     del state["lm_head.weight"]
     state["score.weight"] = model.head.weight.detach().cpu().contiguous()
     save_file(state, folder / "model.safetensors", {"format": "pt"})

@@ -19,12 +19,13 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.interop.files import check_positions, fit_positions, heads, load_exactly, read, without_module
+from patchcast.interop.files import check_positions, fit_positions, heads, load_exactly, without_module
 from patchcast.methods.mae import mae
 from patchcast.plans import RandomMask
 from patchcast.predictors import Decoder
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
+from patchcast.weights import read_weights
 
 OURS = {
     "decoder_embed": "predictor.embed",
@@ -96,7 +97,7 @@ def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
         ValueError: if the checkpoint does not fit, or its decoder has other positions than sine-cosine ones.
     """
     path = _weights_in(Path(path))
-    found = read(path)
+    found = read_weights(path)
     state = paper_names(without_module(found.get("model", found)))
     check_positions(state.pop("decoder_pos_embed", None), str(path))
     fit_positions(state, pretrainer.backbone)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import safe_open
-
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook
+from patchcast.weights import read_weights
 
 
 def load_tokenizer(path: str | Path) -> Palette | PatchCodebook:
@@ -28,8 +27,7 @@ def load_tokenizer(path: str | Path) -> Palette | PatchCodebook:
     if path.suffix == ".npy":
         return Palette.load(path)
     if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as opened:
-            names = set(opened.keys())
+        names = read_weights(path)
         if "colours" in names:
             return Palette.load(path)
         if "centres" in names:

@@ -10,10 +10,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Int16, Int64, Real, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Grid
+from patchcast.weights import read_weights
 
 LARGEST = 4096
 CELL = 16
@@ -125,9 +126,13 @@ class Palette(nn.Module):
         """Read the colours of a `.npy` or `.safetensors` file.
 
         Raises:
-            ValueError: if the file's name says neither.
+            FileNotFoundError: if there is no such file.
+            ValueError: in one sentence, if the file's name says neither, or it holds no colours.
         """
-        return cls(torch.from_numpy(np.load(path)) if _is_numpy(path) else load_file(path)["colours"])
+        colours = _read_array(path) if _is_numpy(path) else read_weights(path).get("colours")
+        if colours is None or colours.ndim != 2 or not colours.is_floating_point():
+            raise ValueError(f"{path} holds no palette, which is a table of floating-point colours, a row each")
+        return cls(colours)
 
     def extra_repr(self) -> str:
         return f"{self.vocabulary} colours, {self.channels} channels"
@@ -260,6 +265,16 @@ def _sample_pixels(images: Source, pixels: int, seed: int) -> UInt8[np.ndarray, 
         share = max(1, pixels // len(chosen))
         rows.append(each if len(each) <= share else each[random.choice(len(each), share, replace=False)])
     return np.concatenate(rows)
+
+
+def _read_array(path: str | Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))  # a pickle could run code
+    except FileNotFoundError:
+        raise
+    except Exception as problem:  # a broken file can raise nearly anything
+        reason = str(problem).partition("\n")[0] or type(problem).__name__
+        raise ValueError(f"{path} cannot be read as a palette: {reason}") from problem
 
 
 def _is_numpy(path: str | Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from patchcast.backbones.base import Grid
 from patchcast.targets import Pixels, unpatchify
 from patchcast.tokenizers.base import Draws, Tokenizer
 from patchcast.tokenizers.palette import to_levels
+from patchcast.weights import read_weights
 
 
 class PatchCodebook(nn.Module):
@@ -107,10 +108,20 @@ class PatchCodebook(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> PatchCodebook:
-        """Read what `save` wrote."""
-        state = load_file(path)
-        rows, cols = state["stride"].tolist()
-        return cls(state["centres"], (rows, cols), normalize=bool(state["normalize"]))
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: in one sentence, if it is broken, or holds no codebook.
+        """
+        state = read_weights(path)
+        try:
+            centres, (rows, cols) = state["centres"].float(), map(int, state["stride"].tolist())
+            if centres.ndim != 2 or min(rows, cols) < 1 or centres.shape[1] % (rows * cols):
+                raise ValueError(f"{tuple(centres.shape)} values for units of {rows}x{cols} pixels")
+            return cls(centres, (rows, cols), normalize=bool(state["normalize"]))
+        except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+            raise ValueError(f"{path} holds no codebook: {problem}") from problem
 
 
 class PerUnit(nn.Module):

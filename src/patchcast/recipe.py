@@ -25,7 +25,8 @@ class Recipe:
         method: aim, aim_features, beit, ijepa, imagegpt, imagegpt_masked, mae or simmim.
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
-        data: "digits", a folder of images, or a parquet file or folder in the Hugging Face layout.
+        data: "digits", a folder of images, parquet or tar files or folders of them (also as shard-{000..009}.tar, and by
+            URL), hf:NAME or hf-stream:NAME of a Hugging Face dataset. See docs/data.md.
         out: the run folder.
         method_args: options of the method, such as mask_ratio of mae; see the method's page.
         model_args: arguments of timm's create_model, or of the ImageGPT network.
@@ -35,7 +36,7 @@ class Recipe:
             them, runs over all tiles together. Default: images are not cut.
         patch_size: pixels per side of a patch. Default: the model's; where images are smaller than the model's, one
             that gives at least 7 patches a side.
-        channels: of the images, 1, 3 or 4. Default: the data's.
+        channels: of the images, 1, 3 or 4; or as many as the files have. Default: the data's.
         codes: how many codes beit and imagegpt predict from, of patches or colours found in the data. Default: 512.
         tokenizer: a saved palette or codebook to take them from instead. What is used is kept in the run folder.
         mean: of each channel, white being 1. Default: measured on the data; the model's if it is pretrained.

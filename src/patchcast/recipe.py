@@ -25,8 +25,8 @@ class Recipe:
         method: aim, aim_features, beit, ijepa, imagegpt, imagegpt_masked, mae or simmim.
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
-        data: "digits", a folder of images, parquet or tar files or folders of them (also as shard-{000..009}.tar, and by
-            URL), hf:NAME or hf-stream:NAME of a Hugging Face dataset. See docs/data.md.
+        data: "digits", a folder of images, parquet or tar files or folders of them (also as shard-{000..009}.tar, or
+            by URL), hf:NAME or hf-stream:NAME of a Hugging Face dataset. See docs/data.md.
         out: the run folder.
         method_args: options of the method, such as mask_ratio of mae; see the method's page.
         model_args: arguments of timm's create_model, or of the ImageGPT network.

@@ -116,7 +116,14 @@ def test_jpegs_are_pillows_to_the_bit(mode, options):
     assert np.array_equal(decode(file, 3).permute(1, 2, 0).numpy(), expected)
     if mode == "L":
         assert np.array_equal(decode(file, 1)[0].numpy(), expected[..., 0])
-    assert decode(file, 3).is_contiguous(memory_format=torch.contiguous_format) is False, "channels last, as it was"
+    assert not decode(file, 3).is_contiguous(), "channels last, as it was"
+
+
+def test_jpegs_are_the_same_without_torchvisions_decoder(monkeypatch):
+    file = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)), "jpeg")
+    fast = decode(file, 3)
+    monkeypatch.setattr("patchcast.data.decode.decode_jpeg", None)
+    assert torch.equal(decode(file, 3), fast)
 
 
 def test_first_frame_of_an_animation():

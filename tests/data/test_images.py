@@ -57,7 +57,7 @@ def test_each_bad_file_is_warned_of_once(damaged):
     assert len(opened) == 2
     with pytest.warns(UserWarning, match=r"^skipped .*5\.jpg: ") as read:
         values(images[3] for _ in range(3))
-    assert len(read) == 1
+    assert len([each for each in read if "skipped" in str(each.message)]) == 1
 
 
 @pytest.mark.filterwarnings("ignore:skipped")

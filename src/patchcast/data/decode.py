@@ -11,9 +11,13 @@ import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from patchcast.data.arrays import DEEP_MODES, Deep, decode_deep, find_deep, from_pillow
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision 0.29 announces that it will give these up; Pillow gives the same pixels
+    decode_jpeg = None
 
 ImageFile = BytesIO | BufferedReader
 """An encoded image, opened: in memory or on disk."""
@@ -110,7 +114,7 @@ def _decode_jpeg(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Non
     """What Pillow would make of an ordinary JPEG, by torchvision, in about half the time (`benchmarks/input.py`); None
     for all else: other formats, broken and huge files, those with EXIF, and colours that have to become grey."""
     file.seek(0)
-    if file.read(3) != JPEG:
+    if decode_jpeg is None or file.read(3) != JPEG:
         return None
     file.seek(0)
     content = bytearray(file.read())

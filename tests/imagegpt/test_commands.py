@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_to_the_bit(method: str, tmp_path: Path, monkeypatc
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     train = pretraining.train
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "train", lambda *a, **k: train(*a, **k, extra_callbacks=[KillAt(5)]))
+        patch.setattr(pretraining, "train", lambda *a, **k: train(*a, **{**k, "extra_callbacks": [KillAt(5)]}))
         with pytest.raises(Killed):
             main([*command, "--out", str(tmp_path / "broken")])
     with monkeypatch.context() as patch:

@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 
 from patchcast.cli import main
@@ -24,7 +25,7 @@ from patchcast.training.log import read_metrics
 from tests.training.test_run import KillAt, Killed, run, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 60
+STEPS = 150
 
 
 def command(method: str, out: Path) -> list[str]:
@@ -91,6 +92,25 @@ def test_a_process_asked_to_end_saves_first(tmp_path: Path) -> None:
     assert is_whole(saved)
     step = int(saved.stem.removeprefix("step="))
     assert f"asked to end (SIGTERM) at step {step:,}, and saved; the same command goes on" in told.splitlines()[-1]
+
+
+class AskToEnd(L.Callback):
+    """What the loop over held-out images does when SIGTERM has come."""
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 6:
+            raise SIGTERMException
+
+
+def test_a_process_asked_to_end_while_it_judges_held_out_images_saves_first(tmp_path: Path) -> None:
+    whole, broken, resumed = tiny("mae"), tiny("mae"), tiny("mae")
+    run(whole, tmp_path / "whole")
+    with pytest.raises(InterruptedError, match="at step 6, and saved"):
+        run(broken, tmp_path / "broken", extra_callbacks=[AskToEnd()])
+    assert latest_checkpoint(tmp_path / "broken") == tmp_path / "broken" / "checkpoints" / "step=6.ckpt"
+    run(resumed, tmp_path / "broken")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])

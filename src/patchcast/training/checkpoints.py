@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from patchcast.training.log import MetricsFile
 
@@ -62,16 +63,24 @@ class Checkpoints(Checkpoint):
         if step == self.saved:  # gradients are still being gathered
             return
         if step % self.every == 0 or step == trainer.max_steps or trainer.received_sigterm:
-            self.saved = step
-            if step % self.metrics_every == 0:
-                # Lightning hands this step's row to the log only after its callbacks.
-                row = {name: float(value) for name, value in trainer.callback_metrics.items() if name in ("loss", "lr")}
-                self.metrics.log_metrics(row, step - 1)
-            self.metrics.write()
-            trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
-            if trainer.is_global_zero:
-                for old in sorted(self.folder.glob("step=*.ckpt"), key=step_of)[:-KEPT]:
-                    old.unlink()
+            self.save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        # Asked to end between steps: while held-out images are judged, say.
+        if isinstance(exception, SIGTERMException) and trainer.global_step != self.saved:
+            self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        step = self.saved = trainer.global_step
+        if step % self.metrics_every == 0 and "loss" in trainer.callback_metrics:
+            # Lightning hands this step's row to the log only after its callbacks.
+            row = {name: float(value) for name, value in trainer.callback_metrics.items() if name in ("loss", "lr")}
+            self.metrics.log_metrics(row, step - 1)
+        self.metrics.write()
+        trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step=*.ckpt"), key=step_of)[:-KEPT]:
+                old.unlink()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.metrics.write()

@@ -155,7 +155,8 @@ def _watches(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> list[C
         return []
     seen = EvalSet(images, evaluation(recipe))
     watched = torch.stack([seen[index][0] for index in evenly_spaced(len(images), WATCHED)])
-    return [FeatureWatch(pretrainer.backbone, watched, every=recipe.eval_every)]
+    can_collapse = not pretrainer.target.has_noise_floor
+    return [FeatureWatch(pretrainer.backbone, watched, every=recipe.eval_every, warns=can_collapse)]
 
 
 def held_out(recipe: Resolved, images: Images) -> tuple[Images, list[int]] | None:

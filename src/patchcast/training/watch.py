@@ -25,9 +25,11 @@ class FeatureWatch(L.Callback):
         backbone: the one that is trained.
         images: some hundred, the same each time, as in evaluation.
         every: optimiser steps between two looks.
+        warns: whether the target is learnt along, so that a collapse would make the loss small.
     """
 
-    def __init__(self, backbone: Backbone, images: Real[Tensor, "N C H W"], *, every: int) -> None:
+    def __init__(self, backbone: Backbone, images: Real[Tensor, "N C H W"], *, every: int, warns: bool = True) -> None:
+        self.warns = warns
         self.backbone, self.images, self.every = backbone, images, every
         self.start: Diversity | None = None
         self.warned = False
@@ -49,7 +51,7 @@ class FeatureWatch(L.Callback):
         for logger in trainer.loggers:
             # Lightning counts from 0 in the log.
             logger.log_metrics({"feature_variance": found.variance, "feature_rank": found.rank}, step=step - 1)
-        if not self.warned and self.start is not None and found.collapsed_since(self.start):
+        if self.warns and not self.warned and self.start is not None and found.collapsed_since(self.start):
             self.warned = True
             warnings.warn(f"step {step}: {found.advice}", CollapseWarning, stacklevel=2)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -29,6 +27,7 @@ from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
 from patchcast.training.log import curve
+from tests.training.test_run import KillAt, Killed
 
 SMALL = {"depth": 2, "width": 32, "heads": 4}
 DIGITS = ["--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
@@ -92,19 +91,6 @@ def test_the_config_runs_the_same_again(runs: Path, tmp_path: Path) -> None:
         for file in ("pretrainer.safetensors", "tokenizer.safetensors"):
             first, second = load_file(runs / method / file), load_file(again / file)
             assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-class Killed(RuntimeError):
-    pass
-
-
-class KillAt(L.Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise Killed
 
 
 @pytest.mark.parametrize("method", ["imagegpt", "beit"])

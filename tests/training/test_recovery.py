@@ -15,13 +15,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 
 from patchcast.cli import main
 from patchcast.training.checkpoints import is_whole, latest_checkpoint
 from patchcast.training.guard import BAD_BATCH, NotFinite
-from patchcast.training.log import read_metrics
+from patchcast.training.log import curve, read_metrics
 from tests.training.test_run import KillAt, Killed, run, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,11 +78,14 @@ def test_a_process_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
     assert rows[0] == rows[1]
 
 
-def test_a_process_asked_to_end_saves_first(tmp_path: Path) -> None:
-    process = start([*command("mae", tmp_path / "run"), "--checkpoint_every", "100000", "--steps", "100000"])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_process_asked_to_end_saves_first(devices: int, tmp_path: Path) -> None:
+    """Of two, only the first is asked."""
+    long = ["--checkpoint_every", "100000", "--steps", "100000", "--devices", str(devices)]
+    process = start([*command("mae", tmp_path / "run"), *long])
     metrics = tmp_path / "run" / "metrics.csv"
     until = time.monotonic() + 600
-    while not metrics.exists() and time.monotonic() < until:
+    while not (metrics.exists() and read_metrics(metrics)) and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=600)
@@ -92,25 +94,50 @@ def test_a_process_asked_to_end_saves_first(tmp_path: Path) -> None:
     assert is_whole(saved)
     step = int(saved.stem.removeprefix("step="))
     assert f"asked to end (SIGTERM) at step {step:,}, and saved; the same command goes on" in told.splitlines()[-1]
+    assert told.count("asked to end") == 1
 
 
 class AskToEnd(L.Callback):
-    """What the loop over held-out images does when SIGTERM has come."""
+    """Sends the signal while the piece of a batch is computed, or while held-out images are judged."""
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == 6:
-            raise SIGTERMException
+    def __init__(self, *, step: int, piece: int | None = None) -> None:
+        self.step, self.piece = step, piece
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, index: int) -> None:
+        is_piece = index % trainer.accumulate_grad_batches == self.piece
+        if trainer.global_step == self.step and is_piece:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and self.piece is None:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_process_asked_to_end_while_it_judges_held_out_images_saves_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("accumulate", "ask", "saved"),
+    [
+        pytest.param(1, AskToEnd(step=6), 7, id="held-out images"),
+        pytest.param(4, AskToEnd(step=6), 7, id="held-out images, with pieces"),
+        pytest.param(1, AskToEnd(step=7, piece=0), 8, id="a step"),
+        pytest.param(4, AskToEnd(step=7, piece=1), 8, id="a piece"),
+        pytest.param(4, AskToEnd(step=7, piece=3), 8, id="the last piece"),
+    ],
+)
+def test_a_run_asked_to_end_at_any_moment_goes_on_to_the_bit(
+    accumulate: int, ask: AskToEnd, saved: int, tmp_path: Path
+) -> None:
     whole, broken, resumed = tiny("mae"), tiny("mae"), tiny("mae")
-    run(whole, tmp_path / "whole")
-    with pytest.raises(InterruptedError, match="at step 6, and saved"):
-        run(broken, tmp_path / "broken", extra_callbacks=[AskToEnd()])
-    assert latest_checkpoint(tmp_path / "broken") == tmp_path / "broken" / "checkpoints" / "step=6.ckpt"
-    run(resumed, tmp_path / "broken")
+    run(whole, tmp_path / "whole", accumulate=accumulate)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(InterruptedError, match=f"at step {saved}, and saved"):
+        run(broken, tmp_path / "broken", accumulate=accumulate, extra_callbacks=[ask])
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert latest_checkpoint(tmp_path / "broken") == tmp_path / "broken" / "checkpoints" / f"step={saved}.ckpt"
+    run(resumed, tmp_path / "broken", accumulate=accumulate)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+    for metric in ("loss", "eval_loss"):
+        assert curve(tmp_path / "whole" / "metrics.csv", metric) == curve(tmp_path / "broken" / "metrics.csv", metric)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])

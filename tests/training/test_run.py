@@ -31,7 +31,9 @@ def tiny(method: str) -> Pretrainer:
     )
 
 
-def run(pretrainer: Pretrainer, out: Path, *, steps: int = 12, workers: int = 0, **how: Any) -> None:
+def run(
+    pretrainer: Pretrainer, out: Path, *, steps: int = 12, workers: int = 0, accumulate: int = 1, **how: Any
+) -> None:
     images = open_images("digits")
     stream = Stream(
         TrainSet(images, Augment((8, 8), (0.4, 1.0), False, (0.3,), (0.4,)), seed=3),
@@ -39,6 +41,7 @@ def run(pretrainer: Pretrainer, out: Path, *, steps: int = 12, workers: int = 0,
         steps=steps,
         seed=3,
         workers=workers,
+        accumulate=accumulate,
     )
     held_out = DataLoader(EvalSet(images, Evaluate((8, 8), (0.3,), (0.4,))), batch_size=512)
     how.setdefault("optimization", Optimization(lr=1e-3, clip=1.0))

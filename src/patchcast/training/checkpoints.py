@@ -12,7 +12,6 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from patchcast.training.log import MetricsFile
 
@@ -41,7 +40,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves every so many optimiser steps, at the last one, and when the process is asked to end (SIGTERM).
+    """Saves every so many optimiser steps, and at the last one.
 
     Args:
         folder: they are `step=N.ckpt` there; the two latest are kept.
@@ -60,14 +59,12 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        if step == self.saved:  # gradients are still being gathered
-            return
-        if step % self.every == 0 or step == trainer.max_steps or trainer.received_sigterm:
-            self.save(trainer)
+        if step % self.every == 0 or step == trainer.max_steps:
+            self.save_new(trainer)
 
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        # Asked to end between steps: while held-out images are judged, say.
-        if isinstance(exception, SIGTERMException) and trainer.global_step != self.saved:
+    def save_new(self, trainer: L.Trainer) -> None:
+        """Unless this step is saved already, as it is while gradients of the next are gathered."""
+        if trainer.global_step != self.saved:
             self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> None:

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
@@ -22,6 +23,7 @@ from patchcast.data.streamed import WindowSampler
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Device, Precision
 from patchcast.training.checkpoints import Checkpoints, WholeFiles, latest_checkpoint, step_of
+from patchcast.training.ending import EndWhenAsked
 from patchcast.training.guard import FiniteLoss
 from patchcast.training.log import MetricsFile
 from patchcast.training.module import Training
@@ -155,13 +157,16 @@ def train(
         log.go_on_from(step_of(last))
     with warnings.catch_warnings():
         _hush_lightning()
+        checkpoints = Checkpoints(
+            out / "checkpoints", every=engine.checkpoint_every, metrics=log, metrics_every=engine.log_every
+        )
+        ending = EndWhenAsked(checkpoints)
         callbacks = [
             FiniteLoss(out),
             ProgressLine(title, stream.batch_size),
             *(extra_callbacks or []),
-            Checkpoints(
-                out / "checkpoints", every=engine.checkpoint_every, metrics=log, metrics_every=engine.log_every
-            ),
+            ending,
+            checkpoints,
         ]
         trainer = L.Trainer(
             accelerator=engine.device,
@@ -185,11 +190,14 @@ def train(
         )
         _keep_out_strangers(trainer, callbacks)
         try:
-            trainer.fit(module, stream, held_out, ckpt_path=last, weights_only=True)
+            with ending.listening():
+                trainer.fit(module, stream, held_out, ckpt_path=last, weights_only=True)
         except SIGTERMException as end:
-            raise InterruptedError(
-                f"asked to end (SIGTERM) at step {trainer.global_step:,}, and saved; the same command goes on there"
-            ) from end
+            if trainer.local_rank and isinstance(trainer.strategy.cluster_environment, LightningEnvironment):  # type: ignore[attr-defined]
+                raise SystemExit from end  # without a fault: the process that started this one tells how it went
+            step = trainer.global_step
+            place = f"at step {step:,}, and saved; the same command goes on there" if step else "before its first step"
+            raise InterruptedError(f"asked to end (SIGTERM) {place}") from end
         except SystemExit as end:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from end
 

@@ -9,11 +9,10 @@ rounds, which are least disturbed by whatever else the machine does.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 
 import torch
 import transformers
+from side_by_side import seconds
 
 from patchcast.backbones.base import Grid
 from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
@@ -21,16 +20,6 @@ from patchcast.generation import sample
 from patchcast.interop.imagegpt import Weights, to_transformers
 from patchcast.methods.imagegpt import imagegpt
 from patchcast.tokenizers.encoded import Encoded
-
-
-def seconds(function: Callable[[], object], device: str) -> float:
-    """CPU time on a CPU, which other work on the machine disturbs least; on a GPU, time."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    start = clock()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
 
 
 def main() -> None:

@@ -4,19 +4,18 @@
 
 Forward, backward and the optimiser (torch's fused AdamW for both), in float32 or under bfloat16 autocast, without
 dropout, as in the paper. Both score all n targets of n codes: theirs has no argument for that, so its logits of the
-start token and all codes but the last are scored. The losses of the first step are compared. The ratio is that of the
-fastest rounds: in CPU time on a CPU, which other work on the machine disturbs least; on a GPU in time.
+start token and all codes but the last are scored. The losses are compared before. What is measured:
+`side_by_side.Measured`.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 import transformers
+from side_by_side import machine, side_by_side, table, training_step
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Grid
@@ -62,41 +61,15 @@ def main() -> None:
     def their_loss() -> Tensor:
         return F.cross_entropy(theirs(fed).logits.float().flatten(0, 1), ids.flatten())
 
-    def step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], float]:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
-
-        def run() -> float:
-            with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
-                loss = loss_of()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss.item()
-
-        return run
-
-    steps = {"ours": step(ours, our_loss), "transformers": step(theirs, their_loss)}
-    clock = time.process_time if args.device == "cpu" else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    first = {}
-    for round_ in range(args.rounds + 1):
-        for name, run in steps.items():
-            start = clock()
-            loss = run()
-            if round_ == 0:
-                first[name] = loss  # and the time of the first step is not counted
-            else:
-                times[name].append(clock() - start)
-    tolerance = 0.05 if args.bf16 else 1e-5
-    assert abs(first["ours"] - first["transformers"]) < tolerance, f"the losses differ: {first}"
-    precision = "bfloat16 autocast" if args.bf16 else "float32"
-    print(
-        f"{args.batch} images of {args.side**2} codes, depth {args.depth}, width {args.width}, {args.device}, "
-        f"{precision}, one thread, torch {torch.__version__}, transformers {transformers.__version__}"
-    )
-    for name, each in times.items():
-        print(f"{name:>13}: {min(each):.3f} s a step (rounds: {', '.join(f'{one:.3f}' for one in each)})")
-    print(f"        ratio: {min(times['transformers']) / min(times['ours']):.2f}, losses {first['ours']:.6f} alike")
+    losses = [loss_of().item() for loss_of in (our_loss, their_loss)]
+    assert abs(losses[0] - losses[1]) < 1e-5, f"the losses differ: {losses}"
+    how = {"bf16": args.bf16, "device": args.device}
+    steps = {"ours": training_step(ours, our_loss, **how), "transformers": training_step(theirs, their_loss, **how)}
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    found = side_by_side(steps, turns=args.rounds, device=args.device, dtype=dtype)
+    print(", ".join(f"{key} {value}" for key, value in machine(args.device).items()), "bf16" if args.bf16 else "fp32")
+    title = f"{args.batch} images of {args.side**2} codes, depth {args.depth}, width {args.width}, loss {losses[0]:.5f}"
+    print(table(title, found, args.batch))
 
 
 if __name__ == "__main__":

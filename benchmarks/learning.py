@@ -24,10 +24,10 @@ import lightly
 import stable_pretraining
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import peers
 from patchcast.backbones import Backbone, wrap
 from patchcast.data import (
     Augment,
@@ -48,7 +48,7 @@ from patchcast.tokenizers.patches import PatchCodebook
 from patchcast.training.optimization import Optimization, make_optimizer, warmup_cosine
 
 SIZE, PATCH = (64, 64), 8
-DECODER_WIDTH, DECODER_DEPTH, DECODER_HEADS = 128, 2, 4
+DECODER = peers.DecoderSize(width=128, depth=2, heads=4)
 
 
 @dataclass(frozen=True)
@@ -67,62 +67,28 @@ def ours(pretrainer: Pretrainer) -> Row:
     return Row(lambda images: pretrainer(images).loss, pretrainer.train(), after)
 
 
-def lightly_mae(encoder: nn.Module) -> Row:
-    """lightly's MAE as in its example `mae.py`: the same modules, its own helpers."""
-    from lightly.models import utils
-    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
-
-    backbone = MaskedVisionTransformerTIMM(vit=encoder)
-    decoder = MAEDecoderTIMM(
-        num_patches=encoder.patch_embed.num_patches,
-        patch_size=PATCH,
-        embed_dim=encoder.embed_dim,
-        decoder_embed_dim=DECODER_WIDTH,
-        decoder_depth=DECODER_DEPTH,
-        decoder_num_heads=DECODER_HEADS,
-    )
-
-    def loss(images: Tensor) -> Tensor:
-        length = backbone.sequence_length
-        keep, mask = utils.random_token_mask(size=(len(images), length), mask_ratio=0.75, device=images.device)
-        encoded = backbone.encode(images=images, idx_keep=keep)
-        embedded = decoder.embed(encoded)
-        whole = utils.repeat_token(decoder.mask_token, (len(images), length))
-        whole = utils.set_at_index(whole, keep, embedded.type_as(whole))
-        predicted = decoder.predict(utils.get_at_index(decoder.decode(whole), mask))
-        target = utils.get_at_index(utils.patchify(images, PATCH), mask - 1)
-        return F.mse_loss(predicted, utils.normalize_mean_var(target, dim=-1))
-
-    return Row(loss, nn.ModuleList([backbone, decoder]))
-
-
-def stable_mae(encoder: nn.Module) -> Row:
-    from stable_pretraining.methods import MAE
-
-    model = MAE(encoder, DECODER_WIDTH, DECODER_DEPTH, DECODER_HEADS).train()
-    return Row(lambda images: model(images).loss, model)
-
-
-def stable_simmim(encoder: nn.Module) -> Row:
-    from stable_pretraining.methods import SimMIM
-
-    encoder.reset_classifier(0)
-    model = SimMIM(encoder, patch_size=PATCH, image_size=SIZE[0]).train()
-    return Row(lambda images: model(images).loss, model)
+def theirs(model: nn.Module, loss: peers.Loss) -> Row:
+    return Row(loss, model)
 
 
 def rows(codebook: PatchCodebook, steps: int) -> dict[str, Callable[[Backbone], Row] | None]:
-    decoder = {"decoder_width": DECODER_WIDTH, "decoder_depth": DECODER_DEPTH, "decoder_heads": DECODER_HEADS}
-    jepa = {"predictor_width": DECODER_WIDTH, "predictor_depth": DECODER_DEPTH, "predictor_heads": DECODER_HEADS}
+    decoder = {"decoder_width": DECODER.width, "decoder_depth": DECODER.depth, "decoder_heads": DECODER.heads}
+    jepa = {"predictor_width": DECODER.width, "predictor_depth": DECODER.depth, "predictor_heads": DECODER.heads}
     return {
         "untrained": None,
         "MAE": lambda backbone: ours(mae(backbone, **decoder)),
         "SimMIM": lambda backbone: ours(simmim(backbone)),
         "BEiT": lambda backbone: ours(beit(backbone, codebook)),
         "I-JEPA": lambda backbone: ours(ijepa(backbone, **jepa, steps=steps)),
-        f"MAE, lightly {lightly.__version__}": lambda backbone: lightly_mae(backbone.model),
-        f"MAE, stable-pretraining {stable_pretraining.__version__}": lambda backbone: stable_mae(backbone.model),
-        f"SimMIM, stable-pretraining {stable_pretraining.__version__}": lambda backbone: stable_simmim(backbone.model),
+        f"MAE, lightly {lightly.__version__}": lambda backbone: theirs(
+            *peers.lightly_mae(backbone.model, PATCH, DECODER)
+        ),
+        f"MAE, stable-pretraining {stable_pretraining.__version__}": lambda backbone: theirs(
+            *peers.stable_mae(backbone.model, PATCH, DECODER)
+        ),
+        f"SimMIM, stable-pretraining {stable_pretraining.__version__}": lambda backbone: theirs(
+            *peers.stable_simmim(backbone.model, PATCH)
+        ),
     }
 
 

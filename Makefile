@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint format constraints clean
+.PHONY: demo test test-all bench lint format constraints clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## pretrain on handwritten digits, probe, and show what was learnt
@@ -15,6 +15,14 @@ test: $(READY)  ## the fast suite
 
 test-all: $(READY)  ## the fast suite and the long sweeps
 	$(BIN)/python -m pytest
+
+bench: $(READY)  ## the short benchmarks, beside the peers that are installed
+	$(BIN)/python -W ignore benchmarks/startup.py
+	$(BIN)/python -W ignore benchmarks/input.py --images 40
+	$(BIN)/python -W ignore benchmarks/imagegpt_palette.py
+	$(BIN)/python -W ignore benchmarks/imagegpt_generation.py --rounds 2
+	$(BIN)/python -W ignore benchmarks/imagegpt_training.py --side 32 --batch 2 --rounds 3
+	$(BIN)/python -W ignore benchmarks/steps.py --out runs/bench.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Decoding JPEGs: ours against torchvision's `decode_jpeg`, the same files, in turns in one run, on one core.
 
-    python benchmarks/input.py ../shared/data/trashnet
+    python benchmarks/input.py FOLDER
 
 Three ways to the same uint8 RGB tensor: `patchcast.data.decode`, which every source uses; torchvision's `decode_jpeg`
 of the file's bytes; and its `decode_image`, which finds the format out first. Then three ways to what a model sees, a
@@ -15,7 +15,9 @@ import argparse
 import time
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 
+import sklearn.datasets
 import torch
 from PIL import Image
 from torch import Tensor
@@ -42,15 +44,16 @@ def as_tensor(file: bytes) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="any source whose images are JPEGs")
+    parser.add_argument("source", nargs="?", help="any source whose images are JPEGs; default: scikit-learn's photos")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    images = open_images(args.source, channels=3)
+    images = open_images(args.source or str(Path(sklearn.datasets.__file__).parent / "images"), channels=3)
     files = [images.store.open(position).read() for position in range(min(args.images, len(images)))]
     files = [file for file in files if file.startswith(b"\xff\xd8")]
     print(f"{len(files)} JPEGs of {images.name}, mostly {images.typical_size[0]}x{images.typical_size[1]}")
+    files *= -(-args.images // len(files))
     augment = Augment((224, 224), (0.2, 1.0), True, MEAN, STD)
     theirs = v2.Compose(
         [

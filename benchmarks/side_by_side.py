@@ -142,6 +142,7 @@ def table(title: str, rows: list[Measured], batch: int) -> str:
 
 def write(file: Path, found: Mapping[str, list[Measured]], device: str) -> None:
     cases = {name: [asdict(row) for row in rows] for name, rows in found.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"machine": machine(device), "cases": cases}, indent=2) + "\n")
 
 

@@ -39,7 +39,7 @@ unit of {stride} pixels, and their mean, the embedding of the image. There is no
 
 Run again with
 
-```console
+```bash
 {command}
 ```
 

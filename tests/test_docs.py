@@ -102,7 +102,7 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     """With every link and anchor inside it; and it asks nothing of any other host."""
     pytest.importorskip("mkdocs")
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert built.returncode == 0, built.stdout + built.stderr
@@ -111,5 +111,6 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     for page in pages:
         loaded = re.findall(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(https?:)?//[^"]*"', page.read_text())
         assert not loaded, page
-    assert (tmp_path / "repository" / "recipes" / "slurm.sh").exists()
+    assert (tmp_path / "repository" / "recipes" / "slurm.sh").exists(), "what pages link to in the repository"
+    assert "is excluded from the built site" not in built.stderr
     assert 'class="doc doc-object doc-function"' in (tmp_path / "api" / "methods" / "index.html").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +171,19 @@ def test_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracy = {"value": 0.75, "low": 0.7, "high": 0.8}
     few = [{"per_class": 5, "mean": 0.5, "std": 0.01, "draws": 20}]
     (run / "probe.json").write_text(
-        json.dumps({"data": "labels/", "pretrained": {"knn_20": 0.7, "linear": accuracy, "few_labels": few}})
+        json.dumps(
+            {
+                "data": "labels/",
+                "pretrained": {"knn_20": 0.7, "linear": {**accuracy, "strength": 0.1}, "few_labels": few},
+                "differences": {"untrained": {"value": 0.1, "low": 0.05, "high": 0.15}},
+            }
+        )
     )
     assert main(["export", str(run), "--out", "after"]) == 0
     after = (tmp_path / "after" / "README.md").read_text()
     assert "| loss on held-out images | 0.625 |" in after
     assert "| probe: pretrained, linear | 75.0 % (95 % interval 70.0 to 80.0) |" in after
+    assert "| probe: ahead of untrained | 10.0 points (95 % interval 5.0 to 15.0) |" in after
     assert "| probe: pretrained, few labels, 5 a class | 50.0 % (mean of 20 draws, spread 1.0) |" in after
 
 
@@ -209,6 +217,16 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "for simmim take --to timm" in refused(runs["simmim"], "transformers")
     assert main(["export", str(runs["mae"]), "--out", str(runs["mae"])]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_onnx_without_its_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["export", str(run), "--out", str(tmp_path / "new"), "--to", "onnx"]) == 2
+    assert "pip install 'patchcast[export]'" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 class Counts(nn.Module):

@@ -284,7 +284,7 @@ def _reached(run: Path) -> Iterator[tuple[str, str]]:
 
 def _probes(run: Path) -> Iterator[tuple[str, str]]:
     """Accuracies with their intervals or spreads, of all probes that have been run."""
-    for name in ("probe", "attentive"):
+    for name in ("probe", "attentive", "finetune"):
         found = _read(run / f"{name}.json")
         if "data" in found:
             yield f"{name}: data", _without_place(found["data"])
@@ -298,7 +298,8 @@ def _accuracies(found: Any, label: str = "") -> Iterator[tuple[str, str]]:
             yield from _accuracies(each, label)
     elif isinstance(found, dict) and {"value", "low", "high"} <= found.keys():
         low, high = 100 * found["low"], 100 * found["high"]
-        yield label, f"{100 * found['value']:.1f} % (95 % interval {low:.1f} to {high:.1f})"
+        name, unit = (label.replace("differences, ", "ahead of "), "points") if "differences" in label else (label, "%")
+        yield name, f"{100 * found['value']:.1f} {unit} (95 % interval {low:.1f} to {high:.1f})"
     elif isinstance(found, dict) and {"per_class", "mean", "std", "draws"} <= found.keys():
         spread = f"mean of {found['draws']} draws, spread {100 * found['std']:.1f}"
         yield f"{label}, {found['per_class']} a class", f"{100 * found['mean']:.1f} % ({spread})"

@@ -30,4 +30,5 @@ def test_it_runs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sum("image/png" in output.get("data", {}) for output in outputs) == FIGURES[file.stem]
     if file.stem == "1-mae":
         accuracy = eval(outputs[-1]["data"]["text/plain"])
-        assert accuracy["pretrained"] > accuracy["untrained"]
+        for labels in ("all labels", "five a class"):
+            assert accuracy["pretrained"][labels] > accuracy["untrained"][labels] + 0.01

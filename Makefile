@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all bench lint format constraints clean
+.PHONY: demo test test-all bench docs lint format constraints clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## pretrain on handwritten digits, probe, and show what was learnt
@@ -24,6 +24,9 @@ bench: $(READY)  ## the short benchmarks, beside the peers that are installed
 	$(BIN)/python -W ignore benchmarks/imagegpt_training.py --side 32 --batch 2 --rounds 3
 	$(BIN)/python -W ignore benchmarks/steps.py --out runs/bench.json
 
+docs: $(READY)  ## the site, in site/; links and anchors inside it are checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,7 +41,7 @@ constraints:  ## write down what is installed now as what was tested
 	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -v -E "^(uv|pip|setuptools)==" >> constraints.txt
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site
 
 # uv installs the CUDA wheels of torch and torchvision, which run on the CPU as well, in about twenty seconds.
 $(READY): pyproject.toml constraints.txt

@@ -150,15 +150,38 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: Sequence[str]) -> None:
-    """write a run's encoder for timm, or its ImageGPT for transformers"""
+    """write a run's encoder for timm, transformers, ONNX or torch.export"""
     parser = _parser("export", _export)
     parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for model.safetensors and config.json")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the weights and their README.md")
+    _add_format(parser)
     options = parser.parse_args(arguments)
 
     from patchcast.commands.export import export
 
-    export(options.run, options.out)
+    export(options.run, options.out, to=options.to)
+
+
+def _push(arguments: Sequence[str]) -> None:
+    """put a run's encoder on the Hugging Face hub"""
+    parser = _parser("push", _push)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("repo", metavar="USER/NAME", help="the repository, which is made if it is not there")
+    _add_format(parser)
+    parser.add_argument("--private", action="store_true", help="a repository that only you can read")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.push import push
+
+    push(options.run, options.repo, to=options.to, private=options.private)
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--to",
+        choices=["timm", "transformers", "onnx", "torch"],
+        help="the format; transformers for MAE and ImageGPT only; default: timm, of an ImageGPT transformers",
+    )
 
 
 def _check(arguments: Sequence[str]) -> int:
@@ -221,6 +244,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "sample": _sample,
     "complete": _complete,
     "export": _export,
+    "push": _push,
     "check": _check,
     "data": _data,
     "models": _models,

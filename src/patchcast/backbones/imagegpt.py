@@ -222,7 +222,7 @@ class ImageGPT(nn.Module):
     def place(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """From embedded codes to the first block's input: moved on behind the start token, if causal, and placed."""
         if self.start is not None:
-            x = torch.cat([self.start.expand(len(x), 1, -1).to(x.dtype), x[:, :-1]], dim=1)
+            x = torch.cat([self.start.expand(x.shape[0], 1, -1).to(x.dtype), x[:, :-1]], dim=1)
         return x + self.positions
 
     def run(

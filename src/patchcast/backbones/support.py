@@ -170,9 +170,11 @@ the first that does not fit is named. The number of channels is free, `wrap(name
 stem makes YCbCr of RGB.
 
 ```python
+import torch
 from patchcast.backbones import wrap
 
-backbone = wrap("vit_small_patch16_dinov3", pretrained=True)
+backbone = wrap("vit_small_patch16_dinov3", img_size=64)  # and pretrained=True, for timm's weights
+images, visible = torch.randn(2, 3, 64, 64), torch.tensor([[0, 5, 9], [1, 2, 3]])
 tokens = backbone.embed(images)  # after positions, before the first block
 tokens = backbone.keep(tokens, visible)  # (B, V) unit indices: the others are not computed
 features = backbone.forward_stages(tokens)  # whole: equal to timm's forward_features(images), bit for bit

@@ -1,39 +1,52 @@
-"""`patchcast export`: a run's encoder as timm loads it, or an ImageGPT as transformers does."""
+"""`patchcast export`: a run's encoder for timm, transformers, ONNX or torch.export, and a card beside it."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
 from patchcast.commands.build import timm_args
+from patchcast.commands.card import write_card
 from patchcast.commands.folder import open_run
-from patchcast.interop import save_imagegpt
+from patchcast.data.transforms import Normalise
+from patchcast.interop import save_imagegpt, save_mae
+from patchcast.interop.graph import Difference, save_onnx, save_torch
 from patchcast.interop.timm import save_pretrained
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved
 
 
-def export(run: Path, out: Path) -> None:
-    """Write the encoder of a run to a folder that `timm.create_model("local-dir:...", pretrained=True)` reads.
+def export(run: Path, out: Path, *, to: str | None = None) -> None:
+    """Write a run's encoder to a new folder, and a README.md beside it that says what it is and how it is loaded.
 
-    An ImageGPT is written for transformers.
-
+    Args:
+        to: one of `FORMATS`; None for the library whose the network is: transformers for an ImageGPT, else timm.
     Raises:
-        ValueError: if the folder is not empty, or nothing else has a place for the network.
+        ValueError: if the folder is not empty, or the format has no place for the network; nothing is left then.
     """
-    recipe, pretrainer = open_run(run)
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} is not empty; choose another --out")
-    write_encoder(recipe, pretrainer, out)
-    if METHODS[recipe.method].codes == "colours":
-        print(f'Load it with transformers.ImageGPTForCausalImageModeling.from_pretrained("{out}"), or with')
-        print(f'patchcast.interop.load_imagegpt("{out}").')
-        return
-    print(f'Load it with timm.create_model("local-dir:{out}", pretrained=True, num_classes=0), or by its keys with')
-    print(f'timm.create_model("{recipe.model}", **{timm_args(recipe)}).load_state_dict(...).')
+    with TemporaryDirectory() as made:
+        write_folder(run, Path(made), to=to, where=f"local-dir:{out}")
+        shutil.copytree(made, out, dirs_exist_ok=True)
+    print(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}.")
+    print("README.md says what it is, and has the code that loads it. Choose a licence there: none has been.")
+
+
+def write_folder(run: Path, out: Path, *, to: str | None, where: str) -> None:
+    """Write a run's encoder and its card into an empty folder; the card gives `where` as its place."""
+    recipe, pretrainer = open_run(run)
+    to = to or ("transformers" if METHODS[recipe.method].codes == "colours" else "timm")
+    FORMATS[to](recipe, pretrainer, out)
+    write_card(run, recipe, pretrainer, out, to=to, where=where)
 
 
 def is_exported(recipe: Resolved) -> bool:
@@ -54,7 +67,15 @@ def write_encoder(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:
     """Write the encoder for its library; of a tiled one, that of a tile, and beside it the positions of tiles."""
     if METHODS[recipe.method].codes == "colours":
         save_imagegpt(pretrainer, out)
-        return
+    else:
+        _for_timm(recipe, pretrainer, out)
+
+
+def _for_timm(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:
+    if METHODS[recipe.method].codes == "colours":
+        raise ValueError(
+            "timm has no ImageGPT; leave out --to, which writes it for transformers, or take onnx or torch"
+        )
     encoder = pretrainer.backbone
     if isinstance(encoder, Tiled):
         positions = {name: each for name, each in encoder.model.state_dict().items() if not name.startswith("tile.")}
@@ -69,3 +90,49 @@ def write_encoder(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:
         mean=recipe.mean,
         std=recipe.std,
     )
+
+
+def _for_transformers(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:
+    if METHODS[recipe.method].codes == "colours":
+        save_imagegpt(pretrainer, out)
+    elif recipe.method == "mae":
+        save_mae(pretrainer, out)
+    else:
+        raise ValueError(f"transformers has a place for MAE and ImageGPT; for {recipe.method} take --to timm")
+
+
+def _for_torch(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:
+    _say(save_torch(pretrainer.backbone, out / "model.pt2", trial_images(recipe)))
+
+
+def _for_onnx(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:
+    _say(save_onnx(pretrainer.backbone, out / "model.onnx", trial_images(recipe)))
+
+
+def _say(difference: Difference) -> None:
+    print(f"Compared with the run's own network on 8 images: the greatest difference is {difference}.")
+
+
+FORMATS: dict[str, Callable[[Resolved, Pretrainer, Path], None]] = {
+    "timm": _for_timm,
+    "transformers": _for_transformers,
+    "onnx": _for_onnx,
+    "torch": _for_torch,
+}
+
+
+def trial_images(recipe: Resolved) -> list[Tensor]:
+    """Batches of 1 and 3 images of noise, and of 1 and 3 with the spectrum of photographs, normalised as the run's.
+
+    Photographs have amplitudes that fall as one over the frequency (Field 1987): large smooth parts, and edges of all
+    sizes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    height, width = recipe.image_size
+    noise = torch.randn(4, recipe.channels, height, width, generator=generator)
+    frequency = (torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width).square()).sqrt()
+    smooth = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency.clamp_min(1 / max(height, width)), (height, width))
+    smooth = (0.5 + 0.2 * smooth / smooth.std(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
+    normalise = Normalise(recipe.mean, recipe.std)
+    natural = torch.stack([normalise(each) for each in smooth])
+    return [noise[:1], noise[1:], natural[:1], natural[1:]]

@@ -26,7 +26,8 @@ def save_pretrained(
 
         timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=10)
 
-    which makes a new head, and knows the image size, channels and normalisation.
+    which makes a new head, and knows the image size, channels and normalisation. `timm.data.create_transform` shows
+    it what evaluation does here: the centre of an image that just covers that size.
     """
     out.mkdir(parents=True, exist_ok=True)
     cfg: Any = model.pretrained_cfg
@@ -37,6 +38,9 @@ def save_pretrained(
         "input_size": (model_args.get("in_chans", 3), *size),
         "mean": tuple(mean),
         "std": tuple(std),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
         "num_classes": model.num_classes,
     }
     arguments = {"model_args": model_args, "model_config": {"pretrained_cfg": config}}

@@ -86,7 +86,7 @@ class Palette(nn.Module):
         index = levels[:, 0]
         if self.channels == 3:
             index = (index << 16) | (levels[:, 1] << 8) | levels[:, 2]
-        return self.table.index_select(0, index.flatten()).to(torch.int64).view(len(images), -1)
+        return self.table.index_select(0, index.flatten()).to(torch.int64).view(images.shape[0], -1)
 
     def decode(self, ids: Int[Tensor, "B N"], grid: Grid) -> UInt8[Tensor, "B C H W"]:
         """The pictures of some codes, rounded to 8 bits."""

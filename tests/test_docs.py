@@ -1,0 +1,116 @@
+"""Every page of docs/ and the README: its Python runs, its commands are ones that there are, and the site builds."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+import patchcast.commands
+from patchcast.backbones.adapters import TORCHVISION
+from patchcast.cli import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+ANY_RUN = "--method mae --model test_vit --data digits --out RUN"  # what `...` stands for in `patchcast pretrain ...`
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for _, name, code in FENCE.findall(page.read_text()) if name == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The lines of a page that call patchcast, as words, whatever stands in front of it."""
+    found = []
+    for _, language, code in FENCE.findall(page.read_text()):
+        if language in ("", "console", "bash"):
+            for line in code.replace("\\\n", " ").splitlines():
+                if re.match(r"(patchcast|torchrun\b.* -m patchcast) ", line):
+                    line = line[line.index("patchcast") :].replace(" ... ", f" {ANY_RUN} ")
+                    found.append(shlex.split(line, comments=True)[1:])
+    return found
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=named)
+def test_the_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From top to bottom, in one namespace and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names: dict[str, Any] = {}
+    with patch.dict(TORCHVISION):  # to which one page adds
+        for code in blocks(page, "python"):
+            exec(compile(code, page.name, "exec"), names)
+    for statement in CHECKS.get(page.name, []):
+        assert eval(statement, names), statement
+
+
+CHECKS = {
+    "README.md": [
+        "output.embedding.shape == (8, 192)",
+        "output.predictions.shape == (8, 1, 63, 48)",
+        "mine.view.needs == 'drop'",
+    ],
+    "imagegpt.md": ["loss.item() < 2.5", "halves.shape == (4, 3, 64)"],  # from ln 16
+}
+"""What a page claims of its results, and does not say itself."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=named)
+def test_the_commands_are_there(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each line goes through the command line's own parsers, up to where the work would begin."""
+
+    class Idle(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: None
+
+    for file in Path(patchcast.commands.__path__[0]).glob("[!_]*.py"):
+        monkeypatch.setitem(sys.modules, f"patchcast.commands.{file.stem}", Idle(file.stem))
+    for words in commands(page):
+        assert words[0] in COMMANDS, words
+        try:
+            main(words)
+        except SystemExit as end:  # argparse's way of refusing options
+            pytest.fail(f"patchcast {shlex.join(words)}: {capsys.readouterr().err}", pytrace=bool(end.code))
+
+
+def test_the_pages_are_looked_at() -> None:
+    assert sum(len(blocks(page, "python")) for page in PAGES) > 40
+    assert sum(len(commands(page)) for page in PAGES) > 40
+
+
+def test_pictures_are_there_and_small() -> None:
+    for page in PAGES:
+        for picture in re.findall(r"!\[[^\]]*\]\((?!http)(.*?)\)", page.read_text()):
+            assert (page.parent / picture).stat().st_size < 200_000, picture
+
+
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    """With every link and anchor inside it; and it asks nothing of any other host."""
+    pytest.importorskip("mkdocs")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout + built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 30
+    for page in pages:
+        loaded = re.findall(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(https?:)?//[^"]*"', page.read_text())
+        assert not loaded, page
+    assert (tmp_path / "repository" / "recipes" / "slurm.sh").exists(), "what pages link to in the repository"
+    assert "is excluded from the built site" not in built.stderr
+    assert 'class="doc doc-object doc-function"' in (tmp_path / "api" / "methods" / "index.html").read_text()

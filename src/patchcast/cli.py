@@ -31,37 +31,57 @@ def _pretrain(arguments: Sequence[str]) -> None:
 
 
 def _probe(arguments: Sequence[str]) -> None:
-    """measure what a run has learnt, with labels"""
+    """measure what a run or a timm model has learnt, with labels"""
     parser = _parser("probe", _probe)
-    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("source", metavar="RUN_OR_MODEL", help="a run folder, or a timm model by name")
     parser.add_argument("--data", help="labelled images; default: the run's own data")
     parser.add_argument("--per_class", type=int, nargs="*", default=[5, 10, 20], help="labels per class; %(default)s")
     parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
     parser.add_argument("--limit", type=int, help="use at most so many training images")
-    parser.add_argument("--layers", nargs="+", help="instead, linear probes of these layers, or of all")
-    parser.add_argument(
+    parser.add_argument("--lidar", type=int, default=0, metavar="VIEWS", help="also LiDAR, of so many augmented views")
+    parser.add_argument("--untrained", action="store_true", help="the network before training: random weights")
+    _add_device(parser)
+    parser.add_argument("--no_cache", action="store_true", help="neither keep features nor take kept ones")
+    parser.add_argument("--out", type=Path, help="a JSON file; default: in the run folder, and none for a timm model")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--layers", nargs="+", help="instead, linear probes of these layers, or of all")
+    instead.add_argument(
         "--attentive",
         choices=["last", "best"],
         help="instead, AIM's attentive probe of the last six blocks or the best",
     )
+    instead.add_argument("--finetune", type=int, metavar="EPOCHS", help="instead, train all weights for so many epochs")
     options = parser.parse_args(arguments)
+    common = {name: getattr(options, name) for name in ("data", "limit", "untrained", "device", "out")}
+    cached = not options.no_cache
 
-    if options.layers and options.attentive:
-        raise ValueError("--layers and --attentive are two probes; give one of them at a time")
     if options.attentive:
         from patchcast.commands.attentive import probe_attentively
 
-        probe_attentively(options.run, options.attentive, data=options.data, limit=options.limit)
-        return
-    if options.layers:
+        probe_attentively(options.source, options.attentive, cached=cached, **common)
+    elif options.layers:
         from patchcast.commands.layers import probe_by_layer
 
-        probe_by_layer(options.run, options.layers, data=options.data, limit=options.limit)
-        return
+        probe_by_layer(options.source, options.layers, cached=cached, **common)
+    elif options.finetune is not None:
+        from patchcast.commands.finetune import probe_by_finetuning
 
-    from patchcast.commands.probe import probe
+        probe_by_finetuning(options.source, options.finetune, **common)
+    else:
+        from patchcast.commands.probe import probe
 
-    probe(options.run, data=options.data, per_class=options.per_class, draws=options.draws, limit=options.limit)
+        probe(
+            options.source,
+            per_class=options.per_class,
+            draws=options.draws,
+            views=options.lidar,
+            cached=cached,
+            **common,
+        )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="%(default)s")
 
 
 def _show(arguments: Sequence[str]) -> None:

@@ -80,6 +80,35 @@ def _probe(arguments: Sequence[str]) -> None:
         )
 
 
+def _compare(arguments: Sequence[str]) -> None:
+    """one table of runs, the untrained network, a supervised run and raw pixels"""
+    parser = _parser("compare", _compare)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
+    parser.add_argument("--data", help="labelled images; default: each run's own data")
+    parser.add_argument("--out", type=Path, required=True, help="a file.parquet, of all that was found")
+    parser.add_argument("--per_class", type=int, nargs="*", default=[5, 20], help="labels per class; %(default)s")
+    parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
+    parser.add_argument("--limit", type=int, help="use at most so many training images")
+    parser.add_argument("--no_supervised", action="store_true", help="no supervised run, which takes as long as a run")
+    _add_device(parser)
+    parser.add_argument("--no_cache", action="store_true", help="neither keep features nor take kept ones")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.compare import compare
+
+    compare(
+        options.runs,
+        data=options.data,
+        out=options.out,
+        per_class=options.per_class,
+        draws=options.draws,
+        limit=options.limit,
+        supervised=not options.no_supervised,
+        device=options.device,
+        cached=not options.no_cache,
+    )
+
+
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="%(default)s")
 
@@ -236,6 +265,7 @@ def _demo(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "pretrain": _pretrain,
     "probe": _probe,
+    "compare": _compare,
     "show": _show,
     "embed": _embed,
     "sample": _sample,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,9 +51,15 @@ def _probe(arguments: Sequence[str]) -> None:
         choices=["last", "best"],
         help="instead, AIM's attentive probe of the last six blocks or the best",
     )
+    instead.add_argument(
+        "--dense",
+        choices=["masks", "collages"],
+        help="instead, what each unit knows: on images with masks or boxes, or on collages of labelled images",
+    )
     instead.add_argument("--finetune", type=int, metavar="EPOCHS", help="instead, train all weights for so many epochs")
     options = parser.parse_args(arguments)
     common = {name: getattr(options, name) for name in ("data", "limit", "untrained", "device", "out")}
+    common["typed"] = shlex.join(["patchcast", "probe", *arguments])
     cached = not options.no_cache
 
     if options.attentive:
@@ -63,6 +70,10 @@ def _probe(arguments: Sequence[str]) -> None:
         from patchcast.commands.layers import probe_by_layer
 
         probe_by_layer(options.source, options.layers, cached=cached, **common)
+    elif options.dense:
+        from patchcast.commands.dense import probe_densely
+
+        probe_densely(options.source, options.dense, **common)
     elif options.finetune is not None:
         from patchcast.commands.finetune import probe_by_finetuning
 
@@ -107,6 +118,19 @@ def _compare(arguments: Sequence[str]) -> None:
         device=options.device,
         cached=not options.no_cache,
     )
+
+
+def _report(arguments: Sequence[str]) -> None:
+    """write all that is known of a run as one HTML file"""
+    parser = _parser("report", _report)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--data", help="images to show; default: the run's own data")
+    parser.add_argument("--out", type=Path, help="the file; default: report.html in the run folder")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.report import report
+
+    report(options.run, data=options.data, out=options.out)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -266,6 +290,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "pretrain": _pretrain,
     "probe": _probe,
     "compare": _compare,
+    "report": _report,
     "show": _show,
     "embed": _embed,
     "sample": _sample,

@@ -41,6 +41,7 @@ def test_a_run_its_start_and_pixels(finished: Path, capsys: pytest.CaptureFixtur
     told = capsys.readouterr().out
     assert all(word in told for word in ("RankMe", "alpha-ReQ", "LiDAR", "Pretraining is", "kNN"))
     found = json.loads((finished / "probe.json").read_text())
+    assert found["command"] == f"patchcast probe {finished} --draws 2 --per_class 2 --limit 200 --lidar 2"
     for name in ("pretrained", "untrained"):
         assert found[name]["knn"]["k"] in (1, 5, 10, 20, 50)
         assert found[name]["knn"]["by_k"]["20"] == found[name]["knn_20"]
@@ -82,10 +83,10 @@ def test_the_untrained_network_of_a_run_is_the_one_it_started_from(finished: Pat
 
 
 def test_features_are_kept_and_taken_again(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def layers(*options: str) -> object:
+    def layers(*options: str) -> dict[str, object]:
         out = tmp_path / f"{len(list(tmp_path.glob('*.json')))}.json"
         assert main(["probe", str(finished), "--layers", "5", "--limit", "100", "--out", str(out), *options]) == 0
-        return json.loads(out.read_text())
+        return {**json.loads(out.read_text()), "command": ""}
 
     first = layers("--no_cache")
     assert not feature_cache().exists()
@@ -104,7 +105,7 @@ def test_by_layer_of_the_untrained_network_alone(finished: Path, tmp_path: Path)
     options = ["--untrained", "--layers", "0", "5", "--limit", "100", "--out", str(tmp_path / "layers.json")]
     assert main(["probe", str(finished), *options]) == 0
     found = json.loads((tmp_path / "layers.json").read_text())
-    assert set(found) == {"network", "data", "untrained"}
+    assert set(found) == {"command", "network", "data", "untrained"}
     assert set(found["untrained"]) == {"0", "5"}
     assert (tmp_path / "layers.png").stat().st_size > 1000
 
@@ -141,3 +142,28 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch_device("auto") == "cpu"
     with pytest.raises(ValueError, match="--device gpu needs a GPU"):
         torch_device("gpu")
+
+
+def test_densely_on_collages_and_on_masks(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("patchcast.commands.dense.JUDGING", 20)
+    assert main(["probe", str(finished), "--dense", "collages", "--limit", "40"]) == 0
+    found = json.loads((finished / "dense.json").read_text())
+    assert found["data"].startswith("collages of digits")
+    for name in ("pretrained", "untrained", "raw pixels"):
+        assert found[name]["knn"]["pixel_accuracy"]["value"] > 0.12, "ten classes"
+    assert "IoU" in capsys.readouterr().out
+    for split, count in (("train", 6), ("test", 3)):
+        for place in range(count):
+            halves = np.repeat(np.repeat(np.array([[0, 1]], dtype=np.uint8), 8, axis=0), 4, axis=1)
+            for kind, pixels in (("images", 200 * halves + place), ("masks", halves)):
+                (tmp_path / kind / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(tmp_path / kind / split / f"{place}.png")
+    out = tmp_path / "dense.json"
+    options = ["--dense", "masks", "--data", str(tmp_path), "--untrained", "--out", str(out)]
+    assert main(["probe", str(finished), *options]) == 0
+    found = json.loads(out.read_text())
+    assert found["raw pixels"]["linear"]["mean_iou"]["value"] == 1.0, "one half is dark, the other bright"
+    assert "pretrained" not in found
+    assert "needs --data" in said(capsys, "probe", str(finished), "--dense", "masks")

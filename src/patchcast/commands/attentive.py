@@ -60,6 +60,7 @@ def probe_attentively(
     device: Device = "auto",
     cached: bool = True,
     out: Path | None = None,
+    typed: str = "",
 ) -> dict[str, Attentive]:
     """Probe a network and the untrained one, print a table, and write attentive.json into the run folder.
 
@@ -82,7 +83,7 @@ def probe_attentively(
         console.print(f"Pretraining is worth {points(gained)} on the same test images (95 % interval).")
     out = out or (Path(source) / "attentive.json" if is_run(source) and not untrained else None)
     if out is not None:
-        write_json(out, {"network": network.name, **_plain(found, labelled.told, choice)})
+        write_json(out, {"command": typed, "network": network.name, **_plain(found, labelled.told, choice)})
         console.print(f"Written to {out}.")
     return found
 

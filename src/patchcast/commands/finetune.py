@@ -43,6 +43,7 @@ def probe_by_finetuning(
     untrained: bool = False,
     device: Device = "auto",
     out: Path | None = None,
+    typed: str = "",
 ) -> dict[str, Finetuned]:
     """Fine-tune a network and the untrained one, print a table, and write finetune.json into the run folder.
 
@@ -81,7 +82,17 @@ def probe_by_finetuning(
     out = out or (Path(source) / "finetune.json" if is_run(source) and not untrained else None)
     if out is not None:
         rows = {name: {"accuracy": each.accuracy._asdict()} for name, each in found.items()}
-        write_json(out, {"network": network.name, "data": labelled.told, "epochs": epochs, "steps": steps, **rows})
+        write_json(
+            out,
+            {
+                "command": typed,
+                "network": network.name,
+                "data": labelled.told,
+                "epochs": epochs,
+                "steps": steps,
+                **rows,
+            },
+        )
         console.print(f"Written to {out}.")
     return found
 

@@ -31,6 +31,7 @@ def probe_by_layer(
     device: Device = "auto",
     cached: bool = True,
     out: Path | None = None,
+    typed: str = "",
 ) -> Curves:
     """Probe layers of a network, print a table, and write layers.json and layers.png into the run folder.
 
@@ -59,7 +60,7 @@ def probe_by_layer(
     console.print(f"Best at layer {best}, {100 * curves[first][best]:.1f} %.")
     out = out or (Path(source) / "layers.json" if is_run(source) and not untrained else None)
     if out is not None:
-        write_json(out, {"network": network.name, "data": labelled.told, **curves})
+        write_json(out, {"command": typed, "network": network.name, "data": labelled.told, **curves})
         axis = IMAGEGPT_LAYERS if isinstance(network.backbone, ImageGPTBackbone) else BLOCKS
         title = f"{network.name if network.recipe is None else network.recipe.method} on {labelled.told}"
         draw_layers(curves, axis=axis, title=title).savefig(out.with_suffix(".png"), dpi=120)

@@ -95,6 +95,7 @@ def probe(
     device: Device = "auto",
     cached: bool = True,
     out: Path | None = None,
+    typed: str = "",
 ) -> dict[str, Scores]:
     """Measure the features of a run or a timm model, print tables, and write what was found as JSON.
 
@@ -104,6 +105,7 @@ def probe(
         views: of each image, for LiDAR; 0 leaves it out.
         cached: keep features in the user's cache folder, and take them from there.
         out: the JSON file; None for probe.json in the run folder, and for none where a timm model is probed.
+        typed: the command that this is the result of, for the record.
     Raises:
         ValueError: for anything that the user can put right, in one sentence.
     """
@@ -136,8 +138,9 @@ def probe(
         console.print(f"Features are kept in {cache}, which may be deleted at any time.")
     out = out or (Path(source) / "probe.json" if is_run(source) and not untrained else None)
     if out is not None:
-        write_json(out, {"network": network.name, "data": labelled.told, **_plain(scores)})
-        console.print(f"Written to {out}.")
+        write_json(out, {"command": typed, "network": network.name, "data": labelled.told, **_plain(scores)})
+        following = f" Next: [bold]patchcast report {source}[/]" if is_run(source) else ""
+        console.print(f"Written to {out}.{following}")
     return scores
 
 

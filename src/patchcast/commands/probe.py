@@ -257,7 +257,7 @@ def verdict(scores: Mapping[str, Scores]) -> str:
         name = "the untrained network" if other == UNTRAINED else other
         parts = [f"ahead of {name} with {', '.join(ahead)} labels per class"] if ahead else []
         parts += [f"behind {name} with {', '.join(behind)}"] if behind else []
-        with_few = " and ".join(parts) or f"level with {name}"
+        with_few = " and ".join(parts) or f"level with {name}" if found else f"beside {name}"
         sentences.append(f"{with_few}; with all, {points(difference(scores, other))}")
     return f"Pretraining is {'; '.join(sentences)} (95 % intervals: over the draws; over the test images)."
 

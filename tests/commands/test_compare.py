@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchcast.cli import main
-from patchcast.commands.compare import OURS, SUPERVISED, compare
+from patchcast.commands.compare import OURS, RATES, SUPERVISED, compare
 from patchcast.commands.probe import PIXELS, UNTRAINED
 
 
@@ -46,6 +46,7 @@ def test_one_table_in_which_what_is_shared_stands_once(
     assert found[4]["over_untrained"] == pytest.approx(found[4]["linear"] - untrained["linear"])
     assert untrained["over_untrained"] is None
     assert supervised["steps"] == 2
+    assert supervised["lr"] in RATES
     assert 0 <= supervised["own_classifier"] <= 1
     assert pixels["rankme"] is None
     assert pixels["few_2"] > 0.2, "ten classes"
@@ -58,7 +59,7 @@ def test_one_table_in_which_what_is_shared_stands_once(
     monkeypatch.setattr("patchcast.commands.compare.finetune", trains)
     again = compare(runs[:1], **options)
     assert [row.scores.accuracy for row in again] == [row.scores.accuracy for row in rows[:4]]
-    assert again[2].own == rows[2].own
+    assert (again[2].own, again[2].rate) == (rows[2].own, rows[2].rate)
     assert "over untrained" in capsys.readouterr().out
 
 

@@ -15,22 +15,26 @@ from torch import Tensor
 
 from patchcast.backbones import Backbone
 from patchcast.commands.finetune import PRECISION
-from patchcast.commands.labelled import Labelled
+from patchcast.commands.labelled import Chosen, Labelled
 from patchcast.commands.network import Network, is_run, open_network, torch_device
 from patchcast.commands.probe import OURS, PIXELS, PIXELS_A_SIDE, UNTRAINED, Scores, feature_cache, labelled_for, score
 from patchcast.data.names import cache_folder, write_whole
 from patchcast.evaluation import (
+    FinetuneResult,
     Interval,
     accuracy_interval,
     extract,
     finetune,
     paired_accuracy_difference,
     raw_pixels,
+    stratified_split,
 )
 from patchcast.evaluation.features import fingerprint
 from patchcast.recipe import Device, Resolved
 
 SUPERVISED = "supervised"
+RATES = (1e-3, 3e-3, 1e-2)
+"""Learning rates that a supervised run may choose from."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Row:
         kind: pretrained, untrained, supervised or raw pixels.
         gained: by how much its linear probe beats that of the untrained network, on the same test images.
         own: accuracy of the classifier that a supervised network was trained with.
+        rate: the learning rate that a supervised run chose.
     """
 
     run: Path
@@ -50,6 +55,7 @@ class Row:
     scores: Scores
     gained: Interval | None
     own: Interval | None = None
+    rate: float | None = None
 
 
 def compare(
@@ -138,9 +144,9 @@ def _beside(run: Path, measure: Measure, shared: dict[str, Row], supervised: boo
     budget = f"{SUPERVISED} {start} {recipe.steps} {recipe.batch_size} {recipe.seed} {recipe.crop_scale} {recipe.flip}"
     if supervised and budget not in shared:
         with console.status(f"{run}: {SUPERVISED}, {recipe.steps:,} steps of {recipe.batch_size} images"):
-            backbone, correct = train_supervised(before, measure, budget)
+            backbone, correct, rate = train_supervised(before, measure, budget)
             scores = measure(backbone)
-        shared[budget] = Row(run, recipe, SUPERVISED, scores, gained(scores), accuracy_interval(correct))
+        shared[budget] = Row(run, recipe, SUPERVISED, scores, gained(scores), accuracy_interval(correct), rate)
         found.append(shared[budget])
     if pixels not in shared:
         with console.status(f"{run}: {PIXELS}"):
@@ -150,14 +156,14 @@ def _beside(run: Path, measure: Measure, shared: dict[str, Row], supervised: boo
     return found
 
 
-def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Backbone, Tensor]:
+def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Backbone, Tensor, float]:
     """The network trained with labels from the same start, for the run's steps, batches and augmentation.
 
-    Every weight, AdamW at 1e-3, one rate for all blocks. The result is kept in the user's cache folder, as it takes
-    about as long as pretraining.
+    Every weight, by AdamW, at one rate for all blocks. The result is kept in the user's cache folder, as it takes
+    longer than pretraining.
 
     Returns:
-        the backbone, and which test images its own classifier told right.
+        the backbone, which test images its own classifier told right, and the learning rate.
     """
     recipe, labelled = measure.network.recipe, measure.labelled
     assert recipe is not None
@@ -166,23 +172,49 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
     file = cache_folder() / SUPERVISED / f"{fingerprint(which)}.safetensors"
     if file.exists():
         state = load_file(file)
-        correct = state.pop("correct")
+        correct, rate = state.pop("correct"), float(state.pop("rate"))
         start.load_state_dict(state)
-        return start, correct
-    result = finetune(
+        return start, correct, rate
+    rate = choose_rate(start, measure, recipe)
+    result = _train(start, measure, labelled, recipe, steps=recipe.steps, rate=rate)
+    backbone = result.model.backbone.cpu()
+    state = {name: value.contiguous().clone() for name, value in backbone.state_dict().items()}
+    beside = {"correct": result.correct, "rate": torch.tensor(rate, dtype=torch.float64)}
+    write_whole(file, lambda unfinished: save_file({**state, **beside}, unfinished))
+    return backbone, result.correct, rate
+
+
+def choose_rate(start: Backbone, measure: Measure, recipe: Resolved) -> float:
+    """The rate that does best on a fifth of the training images, after a quarter of the steps on the others.
+
+    At one rate for all, this baseline would be as weak as the rate is wrong: on digits, 400 steps of 64 images told
+    62.8 % right at 1e-3, and 75.0 % at 3e-3.
+    """
+    train = measure.labelled.train
+    generator = torch.Generator().manual_seed(recipe.seed)
+    fit, held = stratified_split(torch.from_numpy(train.labels), 0.2, generator=generator)
+    fitted, judged = Chosen(train.images, train.index[fit.numpy()]), Chosen(train.images, train.index[held.numpy()])
+    trial = Labelled(fitted, judged, measure.labelled.told)
+    steps = max(1, recipe.steps // 4)
+    found = {rate: _train(start, measure, trial, recipe, steps=steps, rate=rate).accuracy for rate in RATES}
+    return max(found, key=lambda rate: (found[rate], -rate))
+
+
+def _train(
+    start: Backbone, measure: Measure, labelled: Labelled, recipe: Resolved, *, steps: int, rate: float
+) -> FinetuneResult:
+    network = measure.network
+    return finetune(
         start,
-        labelled.augmented(measure.network.augment, steps=recipe.steps, batch_size=recipe.batch_size, seed=recipe.seed),
-        labelled.loaders(measure.network.evaluate)[1],
-        classes=labelled.classes,
+        labelled.augmented(network.augment, steps=steps, batch_size=recipe.batch_size, seed=recipe.seed),
+        labelled.loaders(network.evaluate)[1],
+        classes=measure.labelled.classes,
+        lr=rate,
         layer_decay=1.0,
         seed=recipe.seed,
         device=measure.device,
         precision=PRECISION[measure.device],
     )
-    backbone = result.model.backbone.cpu()
-    state = {name: value.contiguous().clone() for name, value in backbone.state_dict().items()}
-    write_whole(file, lambda unfinished: save_file({**state, "correct": result.correct}, unfinished))
-    return backbone, result.correct
 
 
 def table(rows: Sequence[Row], told: str) -> Table:
@@ -238,6 +270,7 @@ def _plain(rows: Sequence[Row], labelled: Labelled) -> list[dict[str, Any]]:
             "seed": recipe.seed if is_network else None,
             "steps": recipe.steps if row.kind in (OURS, SUPERVISED) else None,
             "batch_size": recipe.batch_size if row.kind in (OURS, SUPERVISED) else None,
+            "lr": recipe.lr if row.kind == OURS else row.rate,
             "data": labelled.told,
             "train_images": len(labelled.train),
             "test_images": len(labelled.test),

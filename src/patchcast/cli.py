@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,37 +32,109 @@ def _pretrain(arguments: Sequence[str]) -> None:
 
 
 def _probe(arguments: Sequence[str]) -> None:
-    """measure what a run has learnt, with labels"""
+    """measure what a run or a timm model has learnt, with labels"""
     parser = _parser("probe", _probe)
-    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("source", metavar="RUN_OR_MODEL", help="a run folder, or a timm model by name")
     parser.add_argument("--data", help="labelled images; default: the run's own data")
     parser.add_argument("--per_class", type=int, nargs="*", default=[5, 10, 20], help="labels per class; %(default)s")
     parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
     parser.add_argument("--limit", type=int, help="use at most so many training images")
-    parser.add_argument("--layers", nargs="+", help="instead, linear probes of these layers, or of all")
-    parser.add_argument(
+    parser.add_argument("--lidar", type=int, default=0, metavar="VIEWS", help="also LiDAR, of so many augmented views")
+    parser.add_argument("--untrained", action="store_true", help="the network before training: random weights")
+    _add_device(parser)
+    parser.add_argument("--no_cache", action="store_true", help="neither keep features nor take kept ones")
+    parser.add_argument("--out", type=Path, help="a JSON file; default: in the run folder, and none for a timm model")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--layers", nargs="+", help="instead, linear probes of these layers, or of all")
+    instead.add_argument(
         "--attentive",
         choices=["last", "best"],
         help="instead, AIM's attentive probe of the last six blocks or the best",
     )
+    instead.add_argument(
+        "--dense",
+        choices=["masks", "collages"],
+        help="instead, what each unit knows: on images with masks or boxes, or on collages of labelled images",
+    )
+    instead.add_argument("--finetune", type=int, metavar="EPOCHS", help="instead, train all weights for so many epochs")
     options = parser.parse_args(arguments)
+    common = {name: getattr(options, name) for name in ("data", "limit", "untrained", "device", "out")}
+    common["typed"] = shlex.join(["patchcast", "probe", *arguments])
+    cached = not options.no_cache
 
-    if options.layers and options.attentive:
-        raise ValueError("--layers and --attentive are two probes; give one of them at a time")
     if options.attentive:
         from patchcast.commands.attentive import probe_attentively
 
-        probe_attentively(options.run, options.attentive, data=options.data, limit=options.limit)
-        return
-    if options.layers:
+        probe_attentively(options.source, options.attentive, cached=cached, **common)
+    elif options.layers:
         from patchcast.commands.layers import probe_by_layer
 
-        probe_by_layer(options.run, options.layers, data=options.data, limit=options.limit)
-        return
+        probe_by_layer(options.source, options.layers, cached=cached, **common)
+    elif options.dense:
+        from patchcast.commands.dense import probe_densely
 
-    from patchcast.commands.probe import probe
+        probe_densely(options.source, options.dense, **common)
+    elif options.finetune is not None:
+        from patchcast.commands.finetune import probe_by_finetuning
 
-    probe(options.run, data=options.data, per_class=options.per_class, draws=options.draws, limit=options.limit)
+        probe_by_finetuning(options.source, options.finetune, **common)
+    else:
+        from patchcast.commands.probe import probe
+
+        probe(
+            options.source,
+            per_class=options.per_class,
+            draws=options.draws,
+            views=options.lidar,
+            cached=cached,
+            **common,
+        )
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    """one table of runs, the untrained network, a supervised run and raw pixels"""
+    parser = _parser("compare", _compare)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
+    parser.add_argument("--data", help="labelled images; default: each run's own data")
+    parser.add_argument("--out", type=Path, required=True, help="a file.parquet, of all that was found")
+    parser.add_argument("--per_class", type=int, nargs="*", default=[5, 20], help="labels per class; %(default)s")
+    parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
+    parser.add_argument("--limit", type=int, help="use at most so many training images")
+    parser.add_argument("--no_supervised", action="store_true", help="no supervised run, which takes as long as a run")
+    _add_device(parser)
+    parser.add_argument("--no_cache", action="store_true", help="neither keep features nor take kept ones")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.compare import compare
+
+    compare(
+        options.runs,
+        data=options.data,
+        out=options.out,
+        per_class=options.per_class,
+        draws=options.draws,
+        limit=options.limit,
+        supervised=not options.no_supervised,
+        device=options.device,
+        cached=not options.no_cache,
+    )
+
+
+def _report(arguments: Sequence[str]) -> None:
+    """write all that is known of a run as one HTML file"""
+    parser = _parser("report", _report)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--data", help="images to show; default: the run's own data")
+    parser.add_argument("--out", type=Path, help="the file; default: report.html in the run folder")
+    options = parser.parse_args(arguments)
+
+    from patchcast.commands.report import report
+
+    report(options.run, data=options.data, out=options.out)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="%(default)s")
 
 
 def _show(arguments: Sequence[str]) -> None:
@@ -239,6 +312,8 @@ def _demo(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "pretrain": _pretrain,
     "probe": _probe,
+    "compare": _compare,
+    "report": _report,
     "show": _show,
     "embed": _embed,
     "sample": _sample,

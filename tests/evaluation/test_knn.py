@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from patchcast.evaluation import Features, knn, knn_accuracy
+from patchcast.evaluation import Features, knn, knn_accuracy, knn_probe
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 200])
@@ -40,3 +40,14 @@ def test_k_beyond_the_training_set_is_left_out():
 def test_a_class_never_trained_on_is_never_right():
     train = Features(torch.eye(2), torch.tensor([0, 1]))
     assert knn_accuracy(train, Features(torch.eye(2), torch.tensor([0, 7])), k=(1,)) == {1: 0.5}
+
+
+def test_k_is_chosen_on_held_out_training_images(digits):
+    train, test = digits
+    wrong = Features(test.x, (test.labels + 1) % 10)
+    right, misled = (knn_probe(train, each, k=(1, 5, 1000)) for each in (test, wrong))
+    assert right.k in (1, 5)
+    assert misled.k == right.k
+    assert misled.validation == right.validation
+    assert right.by_k == knn_accuracy(train, test, k=(1, 5, 1000))
+    assert right.accuracy == right.by_k[right.k] == right.correct.double().mean()

@@ -18,11 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchcast.backbones import Backbone, Grid, wrap
+from patchcast.backbones import Backbone, Grid
 from patchcast.backbones.tiled import Tiled
 from patchcast.backbones.tiles import assemble, tile_crop, tiles_of
-from patchcast.commands.folder import CONFIG, open_run
-from patchcast.data import Evaluate, Images, open_images
+from patchcast.commands.network import is_run, open_network
+from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
 from patchcast.evaluation.features import evaluating, fingerprint
@@ -91,30 +91,20 @@ def embed(
 
 
 def _method(source: str, tile_size: int | None, max_tiles: int, untrained: bool) -> tuple[Method, int]:
-    run = Path(source)
-    if (run / CONFIG).exists():
-        recipe, pretrainer = open_run(run)
-        backbone, mean, std = pretrainer.backbone, recipe.mean, recipe.std
-        if tile_size is not None and isinstance(backbone, Tiled):
-            raise ValueError(f"the run in {run} has tiles of {recipe.tile_size} pixels already; leave --tile_size out")
-        if tile_size is not None and not backbone.takes_any_size and (tile_size, tile_size) != backbone.image_size:
+    # A run knows its size; a timm model is built for whole images, or for tiles.
+    size_given = {} if tile_size is None or is_run(source) else {"img_size": tile_size}
+    network = open_network(source, untrained=untrained, **size_given)
+    backbone, size, recipe = network.backbone, network.size, network.recipe
+    if recipe is not None and tile_size is not None:
+        if isinstance(backbone, Tiled):
+            raise ValueError(
+                f"the run in {source} has tiles of {recipe.tile_size} pixels already; leave --tile_size out"
+            )
+        if not backbone.takes_any_size and (tile_size, tile_size) != backbone.image_size:
             own = "{}x{}".format(*backbone.image_size)
             raise ValueError(f"this run takes images of {own}, so its tiles must be that; got --tile_size {tile_size}")
-        size = recipe.image_size
-    else:
-        torch.manual_seed(0)  # random weights are to be the same ones when the command goes on
-        size_given = {} if tile_size is None else {"img_size": tile_size}
-        try:
-            backbone = wrap(source, pretrained=not untrained, **size_given)
-        except (OSError, RuntimeError) as problem:
-            reason = str(problem).strip().partition("\n")[0]
-            raise ValueError(f"the weights of {source} cannot be had ({reason}); --untrained goes without") from problem
-        config: Any = backbone.model.pretrained_cfg
-        mean, std, size = config["mean"], config["std"], backbone.image_size
-        if backbone.channels != len(mean):
-            raise ValueError(f"{source} takes {backbone.channels} channels, and its normalisation has {len(mean)}")
     if tile_size is None:
-        evaluate = Evaluate(size, mean, std)
+        evaluate = network.evaluate
         grid = backbone.grid(size)
         told = f"at {size[0]}x{size[1]}, {grid} units"
         if isinstance(backbone, Tiled):
@@ -127,7 +117,7 @@ def _method(source: str, tile_size: int | None, max_tiles: int, untrained: bool)
         ), backbone.channels
     tile = (tile_size, tile_size)
     told = f"each of up to {max_tiles} tiles of {tile_size}x{tile_size} by itself"
-    fit = FitTiles(tile, max_tiles, mean=mean, std=std)
+    fit = FitTiles(tile, max_tiles, mean=network.mean, std=network.std)
     return Method(backbone, fit, lambda images: units_apart(backbone, images, tile), told), backbone.channels
 
 
@@ -136,6 +126,7 @@ def units_apart(
 ) -> Float[Tensor, "B rows cols D"]:
     """The units of the tiles of each image, each tile an image of its own, in their places.
 
+    >>> from patchcast.backbones import wrap
     >>> units_apart(wrap("test_vit", img_size=32), torch.zeros(2, 3, 64, 96), (32, 32)).shape
     torch.Size([2, 4, 6, 64])
     """

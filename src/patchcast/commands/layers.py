@@ -2,54 +2,69 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from patchcast.backbones.base import Backbone
 from patchcast.backbones.imagegpt import ImageGPTBackbone
-from patchcast.commands.build import build
-from patchcast.commands.folder import open_run
-from patchcast.commands.probe import OURS, UNTRAINED, labelled_loaders
-from patchcast.commands.tokenizer import kept_tokenizer
+from patchcast.commands.network import is_run, open_network, torch_device
+from patchcast.commands.probe import OURS, UNTRAINED, feature_cache, labelled_for, write_json
 from patchcast.evaluation import Features, extract_layers
+from patchcast.evaluation.features import Loader
 from patchcast.evaluation.layers import BLOCKS, IMAGEGPT_LAYERS, draw_layers, extract_imagegpt_layers, probe_layers
+from patchcast.recipe import Device
 
 Curves = dict[str, dict[int, float]]
 
 
-def probe_by_layer(run: Path, layers: Sequence[str], *, data: str | None, limit: int | None) -> Curves:
-    """Probe layers of a run's network, print a table, and write layers.json and layers.png into the run folder.
+def probe_by_layer(
+    source: Path | str,
+    layers: Sequence[str],
+    *,
+    data: str | None,
+    limit: int | None,
+    untrained: bool = False,
+    device: Device = "auto",
+    cached: bool = True,
+    out: Path | None = None,
+    typed: str = "",
+) -> Curves:
+    """Probe layers of a network, print a table, and write layers.json and layers.png into the run folder.
 
     Args:
         layers: "all", or their numbers.
+        out: the JSON file, beside which the picture will lie; None for the run folder, and for none of a timm model.
     Raises:
         ValueError: if the data has no labels, or the network no such layers.
     """
-    recipe, pretrainer = open_run(run)
-    loaders = labelled_loaders(recipe, data or recipe.data, limit)
-    networks = {OURS: pretrainer.backbone, UNTRAINED: build(recipe, kept_tokenizer(run)).backbone}
+    network = open_network(source, untrained=untrained)
+    labelled = labelled_for(network, data, limit)
+    where, cache = torch_device(device), feature_cache() if cached else None
+    networks = {UNTRAINED: network.backbone} if untrained else {OURS: network.backbone, UNTRAINED: network.before()}
     console, curves = Console(), Curves()
     for name, backbone in networks.items():
         with console.status(f"Probing {name}"):
-            train, test = (_chosen(_extract(backbone, loader), layers) for loader in loaders[:2])
+            train, test = (
+                _chosen(_extract(backbone, loader, where, cache), layers)
+                for loader in labelled.loaders(network.evaluate)
+            )
             curves[name] = {layer: found.accuracy for layer, found in probe_layers(train, test).items()}
-    console.print(table(curves, loaders[2]))
-    (run / "layers.json").write_text(json.dumps({"data": loaders[2], **curves}, indent=2) + "\n")
-    axis = IMAGEGPT_LAYERS if isinstance(pretrainer.backbone, ImageGPTBackbone) else BLOCKS
-    title = f"{recipe.method} on {loaders[2]}"
-    draw_layers(curves, axis=axis, title=title).savefig(run / "layers.png", dpi=120)
-    best = max(curves[OURS], key=lambda layer: curves[OURS][layer])
-    console.print(
-        f"Best at layer {best}, {100 * curves[OURS][best]:.1f} %. Written to {run / 'layers.json'}; the curves are in "
-        f"{run / 'layers.png'}."
-    )
+        backbone.cpu()
+    console.print(table(curves, labelled.told))
+    first = next(iter(curves))
+    best = max(curves[first], key=lambda layer: curves[first][layer])
+    console.print(f"Best at layer {best}, {100 * curves[first][best]:.1f} %.")
+    out = out or (Path(source) / "layers.json" if is_run(source) and not untrained else None)
+    if out is not None:
+        write_json(out, {"command": typed, "network": network.name, "data": labelled.told, **curves})
+        axis = IMAGEGPT_LAYERS if isinstance(network.backbone, ImageGPTBackbone) else BLOCKS
+        title = f"{network.name if network.recipe is None else network.recipe.method} on {labelled.told}"
+        draw_layers(curves, axis=axis, title=title).savefig(out.with_suffix(".png"), dpi=120)
+        console.print(f"Written to {out}; the curves are in {out.with_suffix('.png')}.")
     return curves
 
 
@@ -59,14 +74,15 @@ def table(curves: Curves, source: str) -> Table:
     shown.add_column("layer", justify="right")
     for name in curves:
         shown.add_column(name, justify="right")
-    for layer in curves[OURS]:
+    for layer in next(iter(curves.values())):
         shown.add_row(f"{layer}", *(f"{100 * curve[layer]:.1f}" for curve in curves.values()))
     return shown
 
 
-def _extract(backbone: Backbone, loader: Any) -> dict[int, Features]:
-    extract = extract_imagegpt_layers if isinstance(backbone, ImageGPTBackbone) else extract_layers
-    return extract(backbone, loader, device="cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+def _extract(backbone: Backbone, loader: Loader, device: str, cache: Path | None) -> dict[int, Features]:
+    if isinstance(backbone, ImageGPTBackbone):
+        return extract_imagegpt_layers(backbone, loader, device=device, cache=cache)
+    return extract_layers(backbone, loader, device=device, cache=cache)
 
 
 def _chosen(features: dict[int, Features], layers: Sequence[str]) -> dict[int, Features]:

@@ -1,9 +1,9 @@
-"""`patchcast probe`: what a run has learnt, beside the same network before training and raw pixels."""
+"""`patchcast probe`: what a run or a timm model has learnt, beside the same network before training and raw pixels."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,117 +12,205 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader, Subset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from patchcast.commands.build import build, evaluation
-from patchcast.commands.folder import open_run
-from patchcast.commands.tokenizer import kept_tokenizer
-from patchcast.data import EvalSet, open_images
+from patchcast.backbones import Backbone
+from patchcast.commands.labelled import BATCH, Labelled, open_labelled, some_of
+from patchcast.commands.network import Network, is_run, open_network, torch_device
+from patchcast.data import TrainSet
+from patchcast.data.names import cache_folder
 from patchcast.evaluation import (
     Features,
     FewLabels,
     Interval,
+    KnnResult,
+    LinearResult,
     accuracy_interval,
+    alpha_req,
     extract,
     few_labels,
-    knn_accuracy,
+    knn_probe,
+    lidar,
     linear_probe,
+    paired_accuracy_difference,
     paired_differences,
+    rankme,
     raw_pixels,
-    stratified_split,
 )
-from patchcast.recipe import Resolved
+from patchcast.recipe import Device
 
-BATCH = 256
 PIXELS_A_SIDE = 16  # raw pixels are averaged down to this: a classifier on 12,288 of them takes minutes
 OURS, UNTRAINED, PIXELS = "pretrained", "untrained", "raw pixels"
+SEEN_AGAIN = 1000
+"""Images whose views LiDAR looks at, as in its paper."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the probes say of one set of features; accuracies as shares."""
+    """What the probes say of one set of features; accuracies as shares.
 
-    knn: float
-    linear: Interval
+    Attributes:
+        correct: which test images the linear probe told right.
+        rankme, alpha_req, lidar: of a network's features; None where they were not measured, or cannot be.
+    """
+
+    knn: KnnResult
+    linear: LinearResult
+    correct: Tensor
     few: list[FewLabels]
+    rankme: float | None = None
+    alpha_req: float | None = None
+    lidar: float | None = None
 
+    @property
+    def accuracy(self) -> Interval:
+        """Of the linear probe."""
+        return accuracy_interval(self.correct)
 
-def probe(run: Path, *, data: str | None, per_class: Sequence[int], draws: int, limit: int | None) -> dict[str, Scores]:
-    """Measure a run's features, print a table, and write probe.json into the run folder."""
-    recipe, pretrainer = open_run(run)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train, test, source = labelled_loaders(recipe, data or recipe.data, limit)
-    console = Console()
-    with console.status("Computing features"):
-        features = {
-            OURS: (
-                extract(pretrainer.backbone, train, device=device),
-                extract(pretrainer.backbone, test, device=device),
-            ),
+    def plain(self) -> dict[str, Any]:
+        """For a JSON file."""
+        label_free = {"rankme": self.rankme, "alpha_req": self.alpha_req, "lidar": self.lidar}
+        return {
+            "knn_20": self.knn.by_k.get(20),
+            "knn": {**accuracy_interval(self.knn.correct)._asdict(), "k": self.knn.k, "by_k": self.knn.by_k},
+            "linear": {**self.accuracy._asdict(), "strength": self.linear.strength},
+            "few_labels": [
+                {"per_class": row.per_class, "mean": row.mean, "std": row.std, "draws": len(row.accuracies)}
+                for row in self.few
+            ],
+            **{name: value for name, value in label_free.items() if value is not None},
         }
-        before = build(recipe, kept_tokenizer(run)).backbone
-        features[UNTRAINED] = (extract(before, train, device=device), extract(before, test, device=device))
-        size = (min(recipe.image_size[0], PIXELS_A_SIDE), min(recipe.image_size[1], PIXELS_A_SIDE))
-        features[PIXELS] = (raw_pixels(train, size=size), raw_pixels(test, size=size))
-    per_class = _affordable(per_class, features[OURS][0])
+
+
+def probe(
+    source: Path | str,
+    *,
+    data: str | None,
+    per_class: Sequence[int],
+    draws: int,
+    limit: int | None,
+    untrained: bool = False,
+    views: int = 0,
+    device: Device = "auto",
+    cached: bool = True,
+    out: Path | None = None,
+    typed: str = "",
+) -> dict[str, Scores]:
+    """Measure the features of a run or a timm model, print tables, and write what was found as JSON.
+
+    Args:
+        data: labelled images; None for the run's own.
+        untrained: look at the network before training, and not at its weights.
+        views: of each image, for LiDAR; 0 leaves it out.
+        cached: keep features in the user's cache folder, and take them from there.
+        out: the JSON file; None for probe.json in the run folder, and for none where a timm model is probed.
+        typed: the command that this is the result of, for the record.
+    Raises:
+        ValueError: for anything that the user can put right, in one sentence.
+    """
+    if views < 0 or views == 1:
+        raise ValueError(f"LiDAR needs at least 2 views of each image (its paper takes 10 or 50); got {views}")
+    network = open_network(source, untrained=untrained)
+    labelled = labelled_for(network, data, limit)
+    where, cache = torch_device(device), feature_cache() if cached else None
+    console = Console()
+    per_class = _affordable(per_class, labelled)
     scores: dict[str, Scores] = {}
-    for name, (fitted, judged) in features.items():
-        with console.status(f"Probing {name}"):
-            scores[name] = score(fitted, judged, per_class=per_class, draws=draws)
-    names = {
-        **dict.fromkeys(scores, ""),
-        PIXELS: f"{size[0]}x{size[1]}",
-        UNTRAINED: "as timm gives it" if recipe.pretrained else "",
-    }
-    console.print(table(scores, per_class, source, len(features[OURS][0].labels), draws, names))
-    (run / "probe.json").write_text(json.dumps(_plain(scores, source), indent=2) + "\n")
-    console.print(verdict(scores))
-    console.print(f"Written to {run / 'probe.json'}. Next: [bold]patchcast export {run} --out FOLDER[/]")
+    backbones = {UNTRAINED: network.backbone} if untrained else {OURS: network.backbone, UNTRAINED: network.before()}
+    for name, backbone in backbones.items():
+        with console.status(f"Features and probes: {name}"):
+            train, test = (
+                extract(backbone, each, device=where, cache=cache) for each in labelled.loaders(network.evaluate)
+            )
+            found = lidar_of(backbone, network, labelled, views=views, device=where) if views else None
+            scores[name] = score(train, test, per_class=per_class, draws=draws, device=where, seen_again=found)
+        backbone.cpu()
+    with console.status(f"Features and probes: {PIXELS}"):
+        size = (min(network.size[0], PIXELS_A_SIDE), min(network.size[1], PIXELS_A_SIDE))
+        pixels = [raw_pixels(each, size=size) for each in labelled.loaders(network.evaluate)]
+        scores[PIXELS] = score(*pixels, per_class=per_class, draws=draws, device=where, is_network=False)
+    console.print(table(scores, per_class, labelled, draws, _labels_of_rows(scores, network, size)))
+    console.print(label_free_table(scores, views, labelled))
+    if OURS in scores:
+        console.print(verdict(scores))
+    if cache is not None:
+        console.print(f"Features are kept in {cache}, which may be deleted at any time.")
+    out = out or (Path(source) / "probe.json" if is_run(source) and not untrained else None)
+    if out is not None:
+        write_json(out, {"command": typed, "network": network.name, "data": labelled.told, **_plain(scores)})
+        following = f" Next: [bold]patchcast report {source}[/]" if is_run(source) else ""
+        console.print(f"Written to {out}.{following}")
     return scores
 
 
-def score(train: Features, test: Features, *, per_class: Sequence[int], draws: int) -> Scores:
-    """kNN with 20 neighbours, the linear probe on all labels, and the few-label probe."""
+def labelled_for(network: Network, data: str | None, limit: int | None) -> Labelled:
+    """The labelled images that a network is to be probed with: the run's own if none are named.
+
+    Raises:
+        ValueError: if they have no labels, or none are named and the network is no run's.
+    """
+    source = data or (None if network.recipe is None else network.recipe.data)
+    if source is None:
+        raise ValueError(f"{network.name} is a model of timm, which has no data of its own: give --data LABELLED")
+    return open_labelled(source, channels=network.backbone.channels, limit=limit)
+
+
+def feature_cache() -> Path:
+    """Where features are kept: a folder for each network and way of extraction, named by a hash of its weights."""
+    return cache_folder() / "features"
+
+
+def score(
+    train: Features,
+    test: Features,
+    *,
+    per_class: Sequence[int],
+    draws: int,
+    device: str = "cpu",
+    is_network: bool = True,
+    seen_again: float | None = None,
+) -> Scores:
+    """The nearest neighbours, the linear probe on all labels, the few-label probe, and what needs no labels."""
+    train, test = train.to(device), test.to(device)
     linear = linear_probe(train, test)
-    correct = linear.probe.predict(test.x) == test.labels
-    neighbours = min(20, len(train.labels))
     return Scores(
-        knn=knn_accuracy(train, test, k=(neighbours,))[neighbours],
-        linear=accuracy_interval(correct),
+        knn=knn_probe(train, test),
+        linear=linear,
+        correct=(linear.probe.predict(test.x) == test.labels).cpu(),
         few=few_labels(train, test, per_class=per_class, draws=draws),
+        rankme=rankme(train.x) if is_network else None,
+        alpha_req=_or_none(alpha_req, train.x) if is_network else None,
+        lidar=seen_again,
     )
 
 
-def labelled_loaders(recipe: Resolved, data: str, limit: int | None) -> tuple[DataLoader[Any], DataLoader[Any], str]:
-    """Loaders of labelled images to fit on and to judge by, and what they are, in words.
+def lidar_of(backbone: Backbone, network: Network, labelled: Labelled, *, views: int, device: str) -> float:
+    """LiDAR of some training images, augmented as in training.
 
     Raises:
-        ValueError: if the source has no labels.
+        ValueError: if there is one view, or one image.
     """
-    images = open_images(data, channels=recipe.channels)
-    if images.labels is None:
-        raise ValueError(f"{data} has no labels, which a probe needs; give --data a labelled source")
-    transform = evaluation(recipe)
-    train: Any = EvalSet(images, transform)
-    held_out = [split for split in ("test", "validation", "val") if split in images.splits]
-    generator = torch.Generator().manual_seed(0)
-    if held_out:
-        test: Any = EvalSet(open_images(data, split=held_out[0], channels=recipe.channels), transform)
-        source = f"{data}, judged on its {held_out[0]} split"
-    else:
-        fit, judge = stratified_split(torch.from_numpy(images.labels), 0.2, generator=generator)
-        train, test = Subset(train, fit.tolist()), Subset(EvalSet(images, transform), judge.tolist())
-        source = f"{data}, judged on a fifth of it held out"
-    if limit is not None and limit < len(train):
-        train = Subset(train, torch.randperm(len(train), generator=generator)[:limit].tolist())
-    return DataLoader(train, batch_size=BATCH), DataLoader(test, batch_size=BATCH), source
+    some = TrainSet(some_of(labelled.train, SEEN_AGAIN), network.augment, seed=0)
+    parts = torch.arange(len(some)).split(BATCH)
+
+    def view(number: int) -> DataLoader[Any]:
+        keys = [[(number, place) for place in part.tolist()] for part in parts]
+        return DataLoader(some, batch_sampler=keys)
+
+    features = [extract(backbone, view(number), device=device).x for number in range(views)]
+    return lidar(torch.stack(features, dim=1))
 
 
 def table(
-    scores: dict[str, Scores], per_class: Sequence[int], source: str, images: int, draws: int, names: dict[str, str]
+    scores: Mapping[str, Scores],
+    per_class: Sequence[int],
+    labelled: Labelled,
+    draws: int,
+    names: Mapping[str, str],
 ) -> Table:
     """One row for each set of features, in per cent."""
-    shown = Table(box=SIMPLE_HEAD, title=f"Accuracy in % on {source}", title_justify="left", title_style="bold")
+    shown = Table(box=SIMPLE_HEAD, title=f"Accuracy in % on {labelled.told}", title_justify="left", title_style="bold")
     shown.add_column("labels per class")
     for count in per_class:
         shown.add_column(f"{count}", justify="right")
@@ -130,18 +218,37 @@ def table(
     shown.add_column("kNN", justify="right")
     for name, found in scores.items():
         few = [f"{100 * row.mean:.1f} ± {100 * row.std:.1f}" for row in found.few]
-        label = f"{name}, {names[name]}" if names[name] else name
-        shown.add_row(label, *few, f"{100 * found.linear.value:.1f}", f"{100 * found.knn:.1f}")
+        shown.add_row(names[name], *few, f"{100 * found.linear.accuracy:.1f}", f"{100 * found.knn.accuracy:.1f}")
+    neighbours = ", ".join(f"{found.knn.k}" for found in scores.values())
     shown.caption = (
-        f"Linear classifier; few labels: mean ± spread over {draws} draws; all: {images:,} images; "
-        "kNN: 20 neighbours among all."
+        f"Linear classifier; few labels: mean ± spread over {draws} draws; all: {len(labelled.train):,} images, "
+        f"judged on {len(labelled.test):,}; kNN among all, with {neighbours} neighbours. Regularisation and neighbours "
+        "are chosen on held-out training images."
     )
     shown.caption_justify = "left"
     return shown
 
 
-def verdict(scores: dict[str, Scores]) -> str:
-    """In one sentence: where pretraining helped, and where not, judged on the same draws."""
+def label_free_table(scores: Mapping[str, Scores], views: int, labelled: Labelled) -> Table:
+    """What can be said of a network's features without a label."""
+    shown = Table(box=SIMPLE_HEAD, title="Without labels", title_justify="left", title_style="bold")
+    shown.add_column("features of training images")
+    for measure in ("RankMe", "alpha-ReQ", *(["LiDAR"] if views else [])):
+        shown.add_column(measure, justify="right")
+    for name, found in scores.items():
+        if found.rankme is not None:
+            values = [found.rankme, found.alpha_req, *([found.lidar] if views else [])]
+            shown.add_row(name, *("-" if value is None else f"{value:.2f}" for value in values))
+    images = min(SEEN_AGAIN, len(labelled.train))
+    shown.caption = (
+        f"LiDAR: {views} views of {images:,} images." if views else "LiDAR needs several views of images: --lidar 10"
+    )
+    shown.caption_justify = "left"
+    return shown
+
+
+def verdict(scores: Mapping[str, Scores]) -> str:
+    """In a few words: where pretraining helped, and where not; judged on the same draws and the same test images."""
     sentences = []
     for other in (UNTRAINED, PIXELS):
         found = paired_differences(scores[OURS].few, scores[other].few)
@@ -150,25 +257,55 @@ def verdict(scores: dict[str, Scores]) -> str:
         name = "the untrained network" if other == UNTRAINED else other
         parts = [f"ahead of {name} with {', '.join(ahead)} labels per class"] if ahead else []
         parts += [f"behind {name} with {', '.join(behind)}"] if behind else []
-        sentences.append(" and ".join(parts) or f"level with {name}")
-    return f"Pretraining is {'; '.join(sentences)} (95 % intervals over the draws)."
+        with_few = " and ".join(parts) or f"level with {name}" if found else f"beside {name}"
+        sentences.append(f"{with_few}; with all, {points(difference(scores, other))}")
+    return f"Pretraining is {'; '.join(sentences)} (95 % intervals: over the draws; over the test images)."
 
 
-def _affordable(per_class: Sequence[int], train: Features) -> list[int]:
+def difference(scores: Mapping[str, Scores], other: str) -> Interval:
+    """By how much the linear probe of ours is more accurate, on the same test images."""
+    return paired_accuracy_difference(scores[OURS].correct, scores[other].correct)
+
+
+def points(gained: Interval) -> str:
+    """A difference of accuracies in percentage points.
+
+    >>> points(Interval(0.05, -0.012, 0.112))
+    '+5.0 points [-1.2, +11.2]'
+    """
+    return f"{100 * gained.value:+.1f} points [{100 * gained.low:+.1f}, {100 * gained.high:+.1f}]"
+
+
+def write_json(out: Path, found: Mapping[str, Any]) -> None:
+    """What a probe found, for people and for `patchcast report`."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _labels_of_rows(scores: Mapping[str, Scores], network: Network, size: tuple[int, int]) -> dict[str, str]:
+    starts_from_timm = network.recipe is not None and network.recipe.pretrained
+    names = {PIXELS: f"{PIXELS}, {size[0]}x{size[1]}"}
+    if starts_from_timm:
+        names[UNTRAINED] = f"{UNTRAINED}, as timm gives it"
+    return {name: names.get(name, name) for name in scores}
+
+
+def _affordable(per_class: Sequence[int], labelled: Labelled) -> list[int]:
     """The numbers of labels per class that every class has."""
-    fewest = int(train.labels.bincount()[train.labels.unique()].min())
-    return [count for count in per_class if count <= fewest]
+    counts = torch.from_numpy(labelled.train.labels).unique(return_counts=True)[1]
+    return [count for count in per_class if count <= int(counts.min())]
 
 
-def _plain(scores: dict[str, Scores], source: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"data": source}
-    for name, each in scores.items():
-        found[name] = {
-            "knn_20": each.knn,
-            "linear": each.linear._asdict(),
-            "few_labels": [
-                {"per_class": row.per_class, "mean": row.mean, "std": row.std, "draws": len(row.accuracies)}
-                for row in each.few
-            ],
-        }
+def _or_none(measure: Callable[[Tensor], float], x: Tensor) -> float | None:
+    """A measure, or nothing where these features are too few for it."""
+    try:
+        return measure(x)
+    except ValueError:
+        return None
+
+
+def _plain(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    found: dict[str, Any] = {name: each.plain() for name, each in scores.items()}
+    if OURS in scores:
+        found["differences"] = {other: difference(scores, other)._asdict() for other in scores if other != OURS}
     return found

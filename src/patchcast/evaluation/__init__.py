@@ -13,7 +13,7 @@ from patchcast.evaluation.features import (
 from patchcast.evaluation.few_labels import FewLabels, PairedDifference, few_labels, paired_differences
 from patchcast.evaluation.finetune import Classifier, FinetuneResult, finetune, layer_decay_groups
 from patchcast.evaluation.intervals import Interval, accuracy_interval, mean_interval, paired_accuracy_difference
-from patchcast.evaluation.knn import knn_accuracy
+from patchcast.evaluation.knn import KnnResult, knn_accuracy, knn_probe
 from patchcast.evaluation.label_free import alpha_req, lidar, rankme
 from patchcast.evaluation.linear import LinearResult, LogisticProbe, linear_probe, logistic_path
 from patchcast.evaluation.ridge import ridge_accuracy
@@ -27,6 +27,7 @@ __all__ = [
     "FewLabels",
     "FinetuneResult",
     "Interval",
+    "KnnResult",
     "LinearResult",
     "LogisticProbe",
     "PairedDifference",
@@ -42,6 +43,7 @@ __all__ = [
     "few_labels",
     "finetune",
     "knn_accuracy",
+    "knn_probe",
     "layer_decay_groups",
     "lidar",
     "linear_probe",

@@ -128,7 +128,7 @@ def extract(
     Raises:
         ValueError: if the loader is empty, or an image does not fit the backbone.
     """
-    outputs, labels = _run(
+    outputs, labels = run_over(
         backbone, loader, "pool", lambda images: {"x": backbone.pool(images)}, device, precision, cache
     )
     return Features(outputs["x"], labels)
@@ -159,7 +159,7 @@ def extract_layers(
     def compute(images: Images) -> dict[str, Tensor]:
         return {str(block): x.mean(dim=(2, 3)) for block, x in enumerate(_block_outputs(backbone, images, None))}
 
-    outputs, labels = _run(backbone, loader, "layers", compute, device, precision, cache)
+    outputs, labels = run_over(backbone, loader, "layers", compute, device, precision, cache)
     return {int(block): Features(x, labels) for block, x in sorted(outputs.items(), key=lambda item: int(item[0]))}
 
 
@@ -194,7 +194,7 @@ def extract_tokens(
             )
         return {"x": torch.stack(taken).mean(dim=0).flatten(2).transpose(1, 2)}
 
-    outputs, labels = _run(backbone, loader, f"tokens {blocks}", compute, device, precision, cache)
+    outputs, labels = run_over(backbone, loader, f"tokens {blocks}", compute, device, precision, cache)
     return TokenFeatures(outputs["x"], labels)
 
 
@@ -251,7 +251,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _run(
+def run_over(
     backbone: Backbone,
     loader: Loader,
     what: str,
@@ -260,11 +260,12 @@ def _run(
     precision: torch.dtype | None,
     cache: Path | None,
 ) -> tuple[dict[str, Tensor], Int[Tensor, " N"]]:
+    """What `compute` finds in every batch, joined, and the labels; `what` names it in the cache."""
     device = torch.device(device)
     backbone.to(device)
     folder = None
     if cache is not None:
-        folder = Path(cache) / _digest(_weights_content(backbone), f"{what} {precision}".encode())
+        folder = Path(cache) / _digest(_weights_content(backbone), f"{what} {precision} {device.type}".encode())
         folder.mkdir(parents=True, exist_ok=True)
     batches: list[dict[str, Tensor]] = []
     all_labels: list[Tensor] = []
@@ -333,5 +334,7 @@ def _weights_content(model: nn.Module) -> Iterator[bytes | memoryview]:
         plain.pop("training", None)
         yield f"{name} {type(module).__module__}.{type(module).__qualname__} {sorted(plain.items())} ".encode()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name.rpartition(".")[2].startswith("_"):
+            continue  # a palette's table, made when it is first needed
         yield f"{name} ".encode()
         yield from _tensor_content(tensor)

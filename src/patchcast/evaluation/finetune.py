@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Backbone
@@ -73,17 +73,21 @@ def layer_decay_groups(
     [0.008, 0.016, 0.031, 0.062, 0.125, 0.25, 0.5, 1.0]
 
     Raises:
-        ValueError: if timm gives this architecture no `group_matcher`.
+        ValueError: if timm gives this architecture no `group_matcher`, and the rates are not to be all alike.
     """
     backbone = model.backbone
-    if not callable(getattr(backbone.model, "group_matcher", None)):
-        raise ValueError(f"timm does not tell {backbone.name}'s blocks apart (no group_matcher): no layer-wise decay")
     for parameter in backbone.unused_parameters():
         parameter.requires_grad_(False)
     undecayed: Sequence[str] = list(getattr(backbone.model, "no_weight_decay", tuple)())
-    groups = param_groups_layer_decay(
-        backbone.model, weight_decay=weight_decay, no_weight_decay_list=undecayed, layer_decay=layer_decay
-    )
+    if layer_decay == 1.0:  # all blocks alike: they need not be told apart
+        alike = param_groups_weight_decay(backbone.model, weight_decay, no_weight_decay_list=undecayed)
+        groups = [{**group, "lr_scale": 1.0} for group in alike]
+    elif callable(getattr(backbone.model, "group_matcher", None)):
+        groups = param_groups_layer_decay(
+            backbone.model, weight_decay=weight_decay, no_weight_decay_list=undecayed, layer_decay=layer_decay
+        )
+    else:
+        raise ValueError(f"timm does not tell {backbone.name}'s blocks apart (no group_matcher): no layer-wise decay")
     # timm counts its own head, if the model has one, as the last layer; here that place is the classifier's.
     last = max(group["lr_scale"] for group in groups)
     scaled = [

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchcast.evaluation.features import Features, check_probe
+from patchcast.evaluation.splits import stratified_split
 
 TEMPERATURE = 0.07
+NEIGHBOURS = (1, 5, 10, 20, 50, 200)
 CHUNK_ELEMENTS = 2**24  # of the similarity matrix held at a time: 64 MiB of float32
 
 
-def knn_accuracy(train: Features, test: Features, *, k: Sequence[int] = (1, 5, 10, 20, 50, 200)) -> dict[int, float]:
+def knn_accuracy(train: Features, test: Features, *, k: Sequence[int] = NEIGHBOURS) -> dict[int, float]:
     """Accuracy, in [0, 1], of the vote of the `k` nearest training images, for each k.
 
     Neighbours are the most similar by cosine, each voting with exp(similarity / 0.07) (Wu et al. 2018, section 3.4;
@@ -31,21 +34,70 @@ def knn_accuracy(train: Features, test: Features, *, k: Sequence[int] = (1, 5, 1
     Raises:
         ValueError: if no k is left, or the features cannot be probed.
     """
+    return {count: float(hits.double().mean()) for count, hits in _correct(train, test, k).items()}
+
+
+@dataclass(frozen=True)
+class KnnResult:
+    """What the nearest neighbours found.
+
+    Attributes:
+        accuracy: on the test images, in [0, 1], with the chosen k.
+        k: chosen on held-out training images.
+        validation: held-out accuracy at each k.
+        by_k: accuracy on the test images at each k, for the record: none of them chose.
+        correct: which test images were right with the chosen k.
+    """
+
+    accuracy: float
+    k: int
+    validation: dict[int, float]
+    by_k: dict[int, float]
+    correct: Bool[Tensor, " N"]
+
+
+def knn_probe(
+    train: Features, test: Features, *, k: Sequence[int] = NEIGHBOURS, held_out: float = 0.2, seed: int = 0
+) -> KnnResult:
+    """`knn_accuracy` with the number of neighbours chosen as the linear probe chooses its strength: not on the test
+    images. Of equals, the largest.
+
+    >>> labels = torch.arange(60) % 3
+    >>> features = Features(F.one_hot(labels, 3).float(), labels)
+    >>> result = knn_probe(features, features, k=(1, 5, 50))
+    >>> result.accuracy, result.k
+    (1.0, 5)
+
+    Args:
+        held_out: share of each class to choose k on.
+        seed: of the held-out draw, the only random step.
+    Raises:
+        ValueError: if the features cannot be probed, or a class has a single image to choose k with.
+    """
+    check_probe(train, test)
+    fit, held = stratified_split(train.labels, held_out, generator=torch.Generator().manual_seed(seed))
+    validation = knn_accuracy(train.take(fit), train.take(held), k=k)
+    best = max(validation, key=lambda count: (validation[count], count))
+    correct = _correct(train, test, k)
+    by_k = {count: float(hits.double().mean()) for count, hits in correct.items()}
+    return KnnResult(by_k[best], best, validation, by_k, correct[best])
+
+
+def _correct(train: Features, test: Features, k: Sequence[int]) -> dict[int, Bool[Tensor, " N"]]:
     check_probe(train, test)
     usable = sorted({count for count in k if 1 <= count <= len(train)})
     if not usable:
         raise ValueError(f"no k of {tuple(k)} lies between 1 and the {len(train)} training images")
     reference = F.normalize(train.x, dim=1).T
     classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
-    hits = dict.fromkeys(usable, 0)
+    hits: dict[int, list[Tensor]] = {count: [] for count in usable}
     rows = max(1, CHUNK_ELEMENTS // len(train))
     for x, labels in zip(test.x.split(rows), test.labels.split(rows), strict=True):
         similarity, index = (F.normalize(x, dim=1) @ reference).topk(usable[-1], dim=1)
         weights, votes = (similarity / TEMPERATURE).exp(), train.labels[index]
         for count in usable:
-            predicted = _vote(weights[:, :count], votes[:, :count], classes)
-            hits[count] += int((predicted == labels).sum())
-    return {count: hits[count] / len(test) for count in usable}
+            hits[count].append(_vote(weights[:, :count], votes[:, :count], classes) == labels)
+    return {count: torch.cat(parts) for count, parts in hits.items()}
 
 
 def _vote(weights: Float[Tensor, "B K"], votes: Int[Tensor, "B K"], classes: int) -> Int[Tensor, " B"]:

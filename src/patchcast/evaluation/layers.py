@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from patchcast.backbones.imagegpt import ImageGPTBackbone
-from patchcast.evaluation.features import Features, Loader, evaluating
+from patchcast.evaluation.features import Features, Loader, run_over
 from patchcast.evaluation.linear import LinearResult, linear_probe
 
 IMAGEGPT_LAYERS = "layer whose attention sees the feature (the last: the network's output)"
@@ -22,6 +23,7 @@ def extract_imagegpt_layers(
     *,
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
+    cache: Path | None = None,
 ) -> dict[int, Features]:
     """The paper's features of every layer, in one pass (Chen et al. 2020, section 2.2).
 
@@ -41,22 +43,16 @@ def extract_imagegpt_layers(
         loader: yields batches of (images, labels); the images as the tokenizer wants them.
         device: where the backbone runs, and where it is left. The features come back in main memory, as float32.
         precision: dtype of autocast (torch.bfloat16); None computes in the weights' own.
+        cache: folder in which features are kept, as in `extract`.
     Raises:
         ValueError: if the loader is empty.
     """
-    device = torch.device(device)
-    backbone.to(device)
-    rows: list[list[torch.Tensor]] = []
-    all_labels = []
-    with evaluating(backbone), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-        for images, labels in loader:
-            rows.append([layer.float().mean(dim=1).cpu() for layer in backbone.layers(images.to(device))])
-            all_labels.append(labels)
-    if not rows:
-        raise ValueError("the loader yields no images")
-    labels = torch.cat(all_labels)
-    # Cloned outside inference mode, so that a probe may ask gradients of what it computes from them.
-    return {layer: Features(torch.cat(parts).clone(), labels) for layer, parts in enumerate(zip(*rows, strict=True))}
+
+    def compute(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {f"{layer}": x.float().mean(dim=1) for layer, x in enumerate(backbone.layers(images))}
+
+    outputs, labels = run_over(backbone, loader, "imagegpt layers", compute, device, precision, cache)
+    return {int(layer): Features(x, labels) for layer, x in sorted(outputs.items(), key=lambda item: int(item[0]))}
 
 
 def probe_layers(train: Mapping[int, Features], test: Mapping[int, Features]) -> dict[int, LinearResult]:

@@ -1,0 +1,431 @@
+"""`patchcast report`: a run as one HTML file, with all that is known of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from patchcast import __version__
+from patchcast.backbones import Backbone
+from patchcast.backbones.base import upsample
+from patchcast.commands.build import evaluation
+from patchcast.commands.folder import CONFIG, METRICS, open_run
+from patchcast.commands.network import open_network
+from patchcast.commands.probe import OURS, PIXELS, UNTRAINED
+from patchcast.completion import complete_pixels
+from patchcast.data import denormalise, open_images
+from patchcast.data.images import evenly_spaced
+from patchcast.evaluation.features import evaluating
+from patchcast.evaluation.maps import pca_maps
+from patchcast.generation import complete, parts, sample
+from patchcast.methods import METHODS
+from patchcast.pictures import Version
+from patchcast.pretrainer import Pretrainer
+from patchcast.recipe import Recipe, Resolved
+from patchcast.reconstruction import reconstruct
+from patchcast.report import Curve, Html, Section, Tile, commands, definitions, line_chart, page, strips, table
+from patchcast.report.page import folded, side_by_side, subheading
+from patchcast.report.pictures import sheet
+from patchcast.targets import Pixels
+from patchcast.training.log import curve
+from patchcast.views import Attend
+
+PICTURES, SAMPLES = 6, 24
+LINE = 110  # letters of a command on one line
+NETWORKS = {OURS: "this run", UNTRAINED: "untrained", PIXELS: "raw pixels"}
+"""What stands in a run's JSON files, as a reader knows it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that lies in a run folder; what was not measured is empty.
+
+    Attributes:
+        probes: the contents of probe.json and its like, by the name of the file.
+    """
+
+    run: Path
+    recipe: Resolved
+    pretrainer: Pretrainer
+    probes: Mapping[str, Any]
+
+    def curve(self, column: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a column of metrics.csv; empty if it has none."""
+        file = self.run / METRICS
+        return curve(file, column) if file.exists() else ([], [])
+
+
+def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Path:
+    """Write a page about a run, and return where it lies.
+
+    Args:
+        out: the file; None for report.html in the run folder.
+        data: images to show; None for the run's own.
+    Raises:
+        ValueError: if the folder holds no run, or one that has no weights yet.
+    """
+    recipe, pretrainer = open_run(run)
+    files = {name: run / f"{name}.json" for name in ("probe", "layers", "attentive", "finetune", "dense")}
+    probes = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    found = Found(run, recipe, pretrainer, probes)
+    with Console().status("Drawing"):
+        text = write(found, data or recipe.data)
+    out = out or run / "report.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(f"Wrote {out}.")
+    return out
+
+
+def write(found: Found, data: str) -> str:
+    """The page as text."""
+    sections = [
+        _learning(found),
+        *_accuracy(found),
+        *_layers(found),
+        *_pictures(found, data),
+        _cost(found),
+        _again(found),
+    ]
+    recipe = found.recipe
+    subtitle = (
+        f"{recipe.steps:,} steps of {recipe.batch_size} images of {recipe.data}, without labels. Folder: {found.run}"
+    )
+    footer = (
+        f"Written on {date.today().isoformat()} by patchcast {__version__} (torch {torch.__version__}, timm "
+        f"{timm.__version__}). This file fetches nothing."
+    )
+    return page(f"{recipe.method} on {recipe.model}", subtitle, _headline(found), sections, footer)
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+def _headline(found: Found) -> list[Tile]:
+    tiles: list[Tile] = []
+    probe = found.probes.get("probe", {})
+    for name, told in (("linear", "linear probe"), ("knn", "nearest neighbours")):
+        ours, other = (probe.get(which, {}).get(name) for which in (OURS, UNTRAINED))
+        if ours:
+            tiles.append(Tile(_percent(ours), told, f"untrained: {_percent(other)}" if other else ""))
+    losses, held = found.curve("loss")[1], found.curve("eval_loss")[1]
+    if held:
+        tiles.append(Tile(f"{held[-1]:.3g}", "loss on held-out images", f"first evaluation: {held[0]:.3g}"))
+    elif losses:
+        tiles.append(Tile(f"{losses[-1]:.3g}", "loss", f"at the start: {losses[0]:.3g}"))
+    if speed := _speed(found):
+        seen = found.recipe.steps * found.recipe.batch_size
+        tiles.append(Tile(f"{speed:,.0f}", "images a second", f"{seen:,} images in about {_time(_seconds(found))}"))
+    millions = sum(each.numel() for each in found.pretrainer.backbone.parameters()) / 1e6
+    height, width = found.recipe.image_size
+    tiles.append(Tile(f"{millions:.1f} M", "parameters", f"in the encoder, for {height}x{width} pixels"))
+    return tiles
+
+
+def _learning(found: Found) -> Section:
+    charts: list[Html] = []
+    loss, held = found.curve("loss"), found.curve("eval_loss")
+    if loss[0] or held[0]:
+        curves = [Curve("training images", *loss), Curve("held-out images", *held, dots=True)]
+        charts.append(_over_steps(curves, "loss", "Loss by optimiser step"))
+    online = {"linear probe": "linear_accuracy", "nearest neighbours": "knn_accuracy"}
+    probes = {name: found.curve(column) for name, column in online.items()}
+    shown = [Curve(name, x, [100 * y for y in ys], dots=True) for name, (x, ys) in probes.items() if x]
+    if shown:
+        charts.append(_over_steps(shown, "probes during the run, %", "Accuracy of probes by optimiser step"))
+    rank, variance = found.curve("feature_rank"), found.curve("feature_variance")
+    if rank[0]:
+        label = "directions that features use (RankMe)"
+        charts.append(_over_steps([Curve("feature rank", *rank, dots=True)], label, "Rank of features by step"))
+    if variance[0]:
+        label = "share of features that differs between images"
+        name = "feature variance"
+        charts.append(_over_steps([Curve(name, *variance, dots=True)], label, "Variance of features by step"))
+    unit = " The loss is in nats per code." if METHODS[found.recipe.method].codes == "colours" else ""
+    told = (
+        f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the task is done, and not what the "
+        "features are worth."
+    )
+    return Section("How it learnt", told if charts else "There is no log of this run.", [side_by_side(charts)])
+
+
+def _over_steps(curves: Sequence[Curve], label: str, told: str) -> Html:
+    return line_chart(curves, x_label="optimiser step", y_label=label, told=told)
+
+
+def _accuracy(found: Found) -> list[Section]:
+    rows: list[list[str]] = []
+    probe = found.probes.get("probe")
+    if not found.probes:
+        told = "Nothing was measured with labels yet. This does it, and this page shows it when it is written again:"
+        typed = f"patchcast probe {shlex.quote(str(found.run))} --data LABELLED"
+        return [Section("What the features are worth", told, [commands([typed])])]
+    body: list[Html] = []
+    if probe:
+        counts = [row["per_class"] for row in probe.get(OURS, {}).get("few_labels", [])]
+        header = ["% right", *(f"{count} a class" for count in counts), "linear, all", "kNN", "RankMe"]
+        for name in (each for each in NETWORKS if each in probe):
+            one = probe[name]
+            few = [f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" for row in one["few_labels"]]
+            rank = f"{one['rankme']:.1f}" if one.get("rankme") else "–"
+            rows.append([NETWORKS[name], *few, _interval(one["linear"]), _percent(one.get("knn"), ""), rank])
+        body.append(table(header, rows, strong=0))
+        if gained := probe.get("differences", {}).get(UNTRAINED):
+            body.append(Html(f'<p class="told">{_gained(gained)}</p>'))
+    others = {"attentive": "Attentive probe", "finetune": "Fine-tuning, all weights"}
+    for name, title in ((name, title) for name, title in others.items() if name in found.probes):
+        one = found.probes[name]
+        lines = [[NETWORKS[each], _interval(one[each]["accuracy"])] for each in (OURS, UNTRAINED) if each in one]
+        body += [subheading(title), table(["% right", "accuracy"], lines, strong=0)]
+    if dense := found.probes.get("dense"):
+        body += [subheading("Dense: the class of every pixel"), _dense_table(dense)]
+        body.append(Html(f'<p class="told">On {escape(dense["data"])}.</p>'))
+    source = next(iter(found.probes.values())).get("data", "")
+    told = f"Accuracy in % on {source}; 95 % intervals over the test images in brackets, spread over draws after ±."
+    return [Section("What the features are worth", told, body)] if body else []
+
+
+def _dense_table(dense: Mapping[str, Any]) -> Html:
+    header = ["% by unit", "linear: mean IoU", "pixels right", "kNN: mean IoU", "pixels right"]
+    measures = [(how, what) for how in ("linear", "knn") for what in ("mean_iou", "pixel_accuracy")]
+    rows = [
+        [NETWORKS[name], *(_interval(dense[name][how][what]) for how, what in measures)]
+        for name in NETWORKS
+        if name in dense
+    ]
+    return table(header, rows, strong=0)
+
+
+def _gained(gained: Mapping[str, Any]) -> str:
+    value, low, high = (100 * gained[each] for each in ("value", "low", "high"))
+    sure = "helps" if low > 0 else "hurts" if high < 0 else "makes no difference that could be told from chance"
+    return (
+        f"Pretraining {sure}: {value:+.1f} points over the untrained network [{low:+.1f}, {high:+.1f}], on the same "
+        "test images and all labels. This does not cover the seed."
+    )
+
+
+def _layers(found: Found) -> list[Section]:
+    layers = found.probes.get("layers")
+    if not layers:
+        return []
+    curves = []
+    for name in (each for each in (OURS, UNTRAINED) if each in layers):
+        numbers, accuracies = map(int, layers[name]), layers[name].values()
+        curves.append(Curve(NETWORKS[name], list(numbers), [100 * each for each in accuracies], dots=True))
+    chart = line_chart(curves, x_label="layer", y_label="linear probe, %", told="Accuracy by layer")
+    told = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
+    return [Section("Where the features are", told, [side_by_side([chart])])]
+
+
+def _cost(found: Found) -> Section:
+    recipe, speed, seconds = found.recipe, _speed(found), _seconds(found)
+    seen = recipe.steps * recipe.batch_size
+    values = {
+        "optimiser steps": f"{recipe.steps:,}",
+        "images a step": f"{recipe.batch_size:,}",
+        "images seen": f"{seen:,}",
+        "images a second": f"{speed:,.0f} (median)" if speed else "not logged",
+        "time in training": f"about {_time(seconds)}" if seconds else "not logged",
+        "devices": f"{recipe.devices * recipe.nodes} ({recipe.device})",
+        "precision": recipe.precision,
+    }
+    steps, speeds = found.curve("images_per_second")
+    charts = [_over_steps([Curve("images a second", steps, speeds)], "images a second", "Throughput")] if steps else []
+    told = "The time is that of the logged speed over all steps; evaluations and starting up come on top."
+    return Section("What it cost", told, [side_by_side([definitions(values), *charts])])
+
+
+def _again(found: Found) -> Section:
+    run = shlex.quote(str(found.run))
+    lines = [pretrain_command(found.recipe)]
+    lines += [probe["command"] for probe in found.probes.values() if probe.get("command")]
+    lines += [f"patchcast report {run}"]
+    told = "The commands, with every option that is not the default. config.yaml in the run folder says the same."
+    config = (found.run / CONFIG).read_text()
+    return Section("How to do it again", told, [commands(lines), folded("config.yaml", config)])
+
+
+def pretrain_command(recipe: Recipe) -> str:
+    """The command that runs a recipe again: every option that is not the default.
+
+    >>> print(pretrain_command(Recipe("mae", "test_vit", "my photos", Path("runs/a"), steps=5, flip=True)))
+    patchcast pretrain --method mae --model test_vit --data 'my photos' --out runs/a --flip true --steps 5
+    """
+    words = ["patchcast pretrain"]
+    values = recipe.to_dict()
+    for field in dataclasses.fields(Recipe):
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        value = values[field.name]
+        if value is None or value == default:
+            continue
+        words.append(f"--{field.name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}")
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) < LINE:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"    {word}")
+    return " \\\n".join(lines)
+
+
+def _speed(found: Found) -> float | None:
+    speeds = found.curve("images_per_second")[1]
+    return statistics.median(speeds) if speeds else None
+
+
+def _seconds(found: Found) -> float:
+    """Of training, by the logged speed."""
+    steps, speeds = found.curve("images_per_second")
+    before = [-1, *steps][: len(steps)]
+    covered = sum((step - last) / speed for step, last, speed in zip(steps, before, speeds, strict=True) if speed > 0)
+    return float(covered * found.recipe.batch_size)
+
+
+def _time(seconds: int | float) -> str:
+    """For people.
+
+    >>> _time(42), _time(150), _time(9000), _time(200_000)
+    ('42 s', '2.5 min', '2.5 h', '2.3 days')
+    """
+    for unit, size, until in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
+        if seconds < until:
+            return f"{seconds / size:.2g} {unit}" if seconds >= size else f"{seconds:.1f} {unit}"
+    return f"{seconds / 86_400:.2g} days"
+
+
+def _percent(accuracy: Mapping[str, Any] | None, unit: str = " %") -> str:
+    return f"{100 * accuracy['value']:.1f}{unit}" if accuracy else "–"
+
+
+def _interval(accuracy: Mapping[str, Any]) -> str:
+    value, low, high = (100 * accuracy[each] for each in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def _pictures(found: Found, data: str) -> list[Section]:
+    """What it predicts, draws, and makes of images; a sentence in their place where the images are gone."""
+    drawn = _samples(found.pretrainer) if METHODS[found.recipe.method].causal else []
+    try:
+        images = some_images(found.recipe, data)
+    except (ValueError, OSError) as problem:
+        return [*drawn, Section("What it predicts", f"The images cannot be shown: {problem}", [])]
+    return [*_predictions(found, images), *drawn, *_maps(found, images)]
+
+
+def some_images(recipe: Resolved, data: str) -> Tensor:
+    """Images from all over the test split, if there is one, as the run's model sees them."""
+    source = open_images(data, channels=recipe.channels)
+    if "test" in source.splits:
+        source = open_images(data, split="test", channels=recipe.channels)
+    transform = evaluation(recipe)
+    return torch.stack([transform(source[place].image) for place in evenly_spaced(len(source), PICTURES)])
+
+
+def _predictions(found: Found, images: Tensor) -> list[Section]:
+    recipe, pretrainer, target = found.recipe, found.pretrainer, found.pretrainer.target
+    generator = torch.Generator().manual_seed(0)
+    if METHODS[recipe.method].causal:
+        told = "The upper half is given; the lower was drawn, twice, pixel by pixel, in the colours of the palette."
+        return [Section("How it goes on", told, [strips(_drawn_halves(pretrainer, images, generator))])]
+    if not target.is_drawn:
+        return []
+    body: list[Html] = []
+    plan = pretrainer.draw(images, generator)
+    result = reconstruct(pretrainer, images, plan)
+    versions = {
+        "image": Version(_shown(recipe, result.images)),
+        "seen": Version(_shown(recipe, result.seen.nan_to_num()), result.seen.isnan().any(dim=1)),
+        "predicted": Version(_shown(recipe, result.predicted)),
+    }
+    body.append(strips(versions))
+    lends = f" {target.lends[0].upper()}{target.lends[1:]}." if target.lends else ""
+    told = f"Test images, what was seen of each, and what was predicted in the places of the rest.{lends}"
+    if isinstance(pretrainer.view, Attend):
+        told = f"Test images, their given units, and every other unit as predicted from all that come before it.{lends}"
+    if isinstance(pretrainer.view, Attend) and isinstance(target, Pixels) and not target.normalize:
+        body += [subheading("Completed from the first half"), strips(_completed(recipe, pretrainer, images, generator))]
+    return [Section("What it predicts", told, body)]
+
+
+def _drawn_halves(pretrainer: Pretrainer, images: Tensor, generator: torch.Generator) -> dict[str, Version]:
+    tokenizer: Any = pretrainer.target.tokenizer
+    grid = pretrainer.backbone.grid(images)
+    half = grid.units // 2
+    ids = complete(pretrainer, images, half, copies=2, generator=generator)
+    is_hidden = (torch.arange(grid.units) >= half).view(1, *grid).expand(len(images), -1, -1)
+    whole = tokenizer.decode(tokenizer.encode(images), grid)
+    first, second = (tokenizer.decode(copy, grid) for copy in ids.unbind(dim=1))
+    is_hidden = upsample(is_hidden, (whole.shape[-2], whole.shape[-1]))
+    return {
+        "image": Version(whole),
+        "given": Version(whole, is_hidden),
+        "drawn": Version(first),
+        "again": Version(second),
+    }
+
+
+def _completed(
+    recipe: Resolved, pretrainer: Pretrainer, images: Tensor, generator: torch.Generator
+) -> dict[str, Version]:
+    plan: Any = pretrainer.draw(images, generator)
+    prefix = plan.grid.units // 2
+    completed = complete_pixels(pretrainer, images, prefix, generator=torch.Generator().manual_seed(0))
+    is_hidden = upsample((plan.rank >= prefix).unflatten(1, plan.grid), recipe.image_size)
+    return {
+        "image": Version(_shown(recipe, images)),
+        "given": Version(_shown(recipe, images), is_hidden),
+        "completed": Version(_shown(recipe, completed)),
+    }
+
+
+def _samples(pretrainer: Pretrainer) -> list[Section]:
+    tokenizer: Any = pretrainer.target.tokenizer
+    grid = parts(pretrainer)[0].grid
+    ids = sample(pretrainer, SAMPLES, generator=torch.Generator().manual_seed(0))
+    images = tokenizer.decode(ids, grid)
+    told = f"The first {SAMPLES} images that it draws from nothing, none left out."
+    return [Section("What it draws", told, [sheet(list(images), "sample")])]
+
+
+def _maps(found: Found, images: Tensor) -> list[Section]:
+    before = open_network(found.run, untrained=True).backbone
+    try:
+        versions = {
+            "image": Version(_shown(found.recipe, images)),
+            "this run": Version(_map(found.pretrainer.backbone, images)),
+            "untrained": Version(_map(before, images)),
+        }
+    except ValueError:
+        return []  # too few units or channels for three components
+    told = (
+        "The first three principal components of the features of all units shown, as red, green and blue: units of one "
+        "colour have like features. The colours themselves mean nothing."
+    )
+    return [Section("What its features look like", told, [strips(versions)])]
+
+
+def _map(backbone: Backbone, images: Tensor) -> Tensor:
+    with evaluating(backbone):
+        units = backbone.units(images)
+    return pca_maps(units.clone(), backbone.grid(images))
+
+
+def _shown(recipe: Resolved, images: Tensor) -> Tensor:
+    return denormalise(images, recipe.mean, recipe.std)

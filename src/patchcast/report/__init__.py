@@ -1,0 +1,22 @@
+"""One run as one HTML file: `page.py` (the page), `charts.py` (curves as SVG), `pictures.py` (images as PNG inside it).
+
+Nothing here knows of runs: `patchcast.commands.report` reads one and puts the parts together.
+"""
+
+from patchcast.report.charts import Curve, line_chart
+from patchcast.report.page import Html, Section, Tile, commands, definitions, page, table
+from patchcast.report.pictures import data_uri, strips
+
+__all__ = [
+    "Curve",
+    "Html",
+    "Section",
+    "Tile",
+    "commands",
+    "data_uri",
+    "definitions",
+    "line_chart",
+    "page",
+    "strips",
+    "table",
+]

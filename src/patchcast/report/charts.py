@@ -1,0 +1,131 @@
+"""Line charts as SVG that stands inside a page: no script, colours from the page's own, for light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from patchcast.report.page import Html
+
+WIDTH, HEIGHT = 350, 220  # of the drawing, in its own units: a phone shows it at about their size in pixels
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 38
+MOST_POINTS = 300
+COLOURS = 4
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named line; `dots` marks each point, for curves of few."""
+
+    name: str
+    x: Sequence[int | float]
+    y: Sequence[int | float]
+    dots: bool = False
+
+
+def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, told: str) -> Html:
+    """Curves over common axes, with a legend below.
+
+    >>> chart = line_chart([Curve("loss", [1, 2], [0.5, 0.25])], x_label="step", y_label="loss", told="Loss by step")
+    >>> chart.count("<polyline"), "Loss by step" in chart
+    (1, True)
+
+    Args:
+        told: what it shows, for who cannot see it.
+    Raises:
+        ValueError: if there is no point to draw.
+    """
+    shown = [thinned(curve) for curve in curves if curve.x]
+    if not shown:
+        raise ValueError("a chart needs at least one curve with a point")
+    xs = [x for curve in shown for x in curve.x]
+    ys = [y for curve in shown for y in within(curve.y)]
+    x_ticks, y_ticks = ticks(min(xs), max(xs), 5), ticks(min(ys), max(ys), 5)
+    left, right = min(xs), max(xs)
+    low, high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
+
+    def across(x: float) -> float:
+        return LEFT + (x - left) / ((right - left) or 1) * (WIDTH - LEFT - RIGHT)
+
+    def down(y: float) -> float:
+        share = (min(max(y, low), high) - low) / ((high - low) or 1)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">']
+    for y in y_ticks:
+        parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(y):.1f}" y2="{down(y):.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{down(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
+    for x in (each for each in x_ticks if left <= each <= right):
+        parts.append(f'<text class="tick" x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 16}">{number(x)}</text>')
+    centre = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="axis" x="{centre:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
+    for place, curve in enumerate(shown):
+        points = [(across(x), down(y)) for x, y in zip(curve.x, curve.y, strict=True)]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline class="c{place % COLOURS}" points="{line}"/>')
+        if curve.dots or len(points) == 1:
+            parts += [f'<circle class="c{place % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
+    parts.append("</svg>")
+    keys = shown if len(shown) > 1 else []  # a curve by itself is named by its axis
+    names = "".join(
+        f'<span class="key"><i class="c{place % COLOURS}"></i>{escape(curve.name)}</span>'
+        for place, curve in enumerate(keys)
+    )
+    return Html(
+        f'<figure class="chart"><div class="y-label">{escape(y_label)}</div>{"".join(parts)}'
+        f'<figcaption class="keys">{names}</figcaption></figure>'
+    )
+
+
+def thinned(curve: Curve) -> Curve:
+    """A long curve as the means of neighbouring points; what is no number is left out.
+
+    >>> thinned(Curve("", list(range(1000)), [1.0] * 1000)).y[:3]
+    [1.0, 1.0, 1.0]
+    >>> len(thinned(Curve("", list(range(1000)), [1.0] * 1000)).x) <= MOST_POINTS
+    True
+    """
+    points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(y)]
+    step = math.ceil(len(points) / MOST_POINTS) or 1
+    groups = [points[first : first + step] for first in range(0, len(points), step)]
+    x = [sum(x for x, _ in group) / len(group) for group in groups]
+    y = [sum(y for _, y in group) / len(group) for group in groups]
+    return Curve(curve.name, x, y, curve.dots)
+
+
+def within(values: Sequence[int | float]) -> Sequence[int | float]:
+    """The values that decide the axis: of many, not the first hundredth, in which a loss starts far above the rest."""
+    return values[len(values) // 100 :]
+
+
+def ticks(low: int | float, high: int | float, count: int) -> list[float]:
+    """Round numbers that cover a range, about so many.
+
+    >>> ticks(0.13, 0.92, 5)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    >>> ticks(3, 3, 5)
+    [2.0, 2.5, 3.0, 3.5, 4.0]
+    """
+    if high <= low:
+        pad = abs(low) / 3 or 1.0
+        low, high = low - pad, high + pad
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(each for each in (1, 2, 2.5, 5, 10) if each * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(place * step, 12) for place in range(first, last + 1)]
+
+
+def number(value: int | float) -> str:
+    """As short as it can be told apart on an axis.
+
+    >>> number(0.25), number(1500.0), number(20000.0), number(3.0), number(1e-5)
+    ('0.25', '1,500', '20k', '3', '1e-05')
+    """
+    if abs(value) >= 10_000 and value % 1000 == 0:
+        return f"{value / 1000:,.0f}k"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

@@ -1,0 +1,107 @@
+"""The page: plain HTML with its style inside, readable at any width, in light and dark; no script, nothing fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+
+
+class Html(str):
+    """Text that is HTML already. Everything else is escaped before it comes into the page."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number that stands large, what it is, and what to hold it against."""
+
+    value: str
+    name: str
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence on what is to be seen, and what there is."""
+
+    title: str
+    told: str
+    body: Sequence[Html]
+
+
+def page(title: str, subtitle: str, tiles: Sequence[Tile], sections: Sequence[Section], footer: str) -> str:
+    """A whole HTML file.
+
+    >>> text = page("A <run>", "on digits", [Tile("91 %", "kNN")], [Section("Loss", "It falls.", [])], "made today")
+    >>> "A &lt;run&gt;" in text, text.count("<section"), "http" in text
+    (True, 1, False)
+    """
+    head = "".join(
+        f'<div class="tile"><div class="value">{escape(tile.value)}</div><div class="name">{escape(tile.name)}</div>'
+        f'<div class="beside">{escape(tile.beside)}</div></div>'
+        for tile in tiles
+    )
+    body = "".join(
+        f'<section><h2>{escape(each.title)}</h2><p class="told">{escape(each.told)}</p>{"".join(each.body)}</section>'
+        for each in sections
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f'<header><h1>{escape(title)}</h1><p class="subtitle">{escape(subtitle)}</p></header>'
+        f'<div class="tiles">{head}</div>{body}<footer>{escape(footer)}</footer></main></body></html>\n'
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, strong: int | None = None) -> Html:
+    """Rows of text, the first column being names; `strong` is the row to be seen first.
+
+    >>> table(["network", "kNN"], [["ours", "91.0"]]).count("<td>")
+    1
+    """
+    head = "".join(f'<th scope="col">{escape(each)}</th>' for each in header)
+    lines = ""
+    for place, (name, *cells) in enumerate(rows):
+        opening = '<tr class="strong">' if place == strong else "<tr>"
+        values = "".join(f"<td>{escape(each)}</td>" for each in cells)
+        lines += f'{opening}<th scope="row">{escape(name)}</th>{values}</tr>'
+    return Html(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>')
+
+
+def definitions(values: Mapping[str, str]) -> Html:
+    """Names and values, side by side.
+
+    >>> definitions({"seed": "0"})
+    '<dl><div><dt>seed</dt><dd>0</dd></div></dl>'
+    """
+    pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
+    return Html(f"<dl>{pairs}</dl>")
+
+
+def commands(lines: Sequence[str]) -> Html:
+    """What to type, line by line.
+
+    >>> commands(["ls <x>"])
+    '<pre class="commands">ls &lt;x&gt;</pre>'
+    """
+    return Html(f'<pre class="commands">{escape(chr(10).join(lines))}</pre>')
+
+
+def folded(title: str, text: str) -> Html:
+    """Long text behind a line to click on."""
+    return Html(f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>")
+
+
+def side_by_side(parts: Sequence[Html]) -> Html:
+    """Next to each other where there is room, else one below the other."""
+    return Html(f'<div class="beside-each-other">{"".join(parts)}</div>')
+
+
+def subheading(text: str) -> Html:
+    return Html(f"<h3>{escape(text)}</h3>")

@@ -1,0 +1,67 @@
+"""Images that stand inside a page, as PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from torch import Tensor
+
+from patchcast.pictures import Version
+from patchcast.report.page import Html
+
+LARGE = 128
+"""Pixels a side from which on an image is shown smooth, and not in squares."""
+
+
+def data_uri(image: UInt8[Tensor, "C H W"], hidden: Bool[Tensor, "H W"] | None = None) -> str:
+    """A PNG as an address that holds it; clear where `hidden` is True, and of more than three channels the first three.
+
+    >>> import torch
+    >>> data_uri(torch.zeros(1, 2, 2, dtype=torch.uint8))[:22]
+    'data:image/png;base64,'
+    """
+    colour = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    pixels = colour.permute(1, 2, 0).numpy()
+    if hidden is not None:
+        opaque = np.where(hidden.numpy(), 0, 255).astype(np.uint8)
+        pixels = np.concatenate([np.where(opaque[..., None] > 0, pixels, 0), opaque[..., None]], axis=-1)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def strips(versions: Mapping[str, Version]) -> Html:
+    """For each image its versions side by side, each with its name below.
+
+    >>> import torch
+    >>> grey = Version(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    >>> strips({"image": grey, "predicted": grey}).count("<img")
+    4
+    """
+    count = len(next(iter(versions.values())).images)
+    cards = []
+    for place in range(count):
+        figures = []
+        for name, version in versions.items():
+            image, hidden = version.images[place], None if version.hidden is None else version.hidden[place]
+            smooth = ' class="smooth"' if max(image.shape[-2:]) >= LARGE else ""
+            figures.append(
+                f'<figure><img{smooth} src="{data_uri(image, hidden)}" alt="{escape(name)}, image {place + 1}">'
+                f"<figcaption>{escape(name)}</figcaption></figure>"
+            )
+        cards.append(f'<div class="strip" style="--versions: {len(versions)}">{"".join(figures)}</div>')
+    return Html(f'<div class="strips" style="--strip: {max(300, 100 * len(versions))}px">{"".join(cards)}</div>')
+
+
+def sheet(images: Sequence[UInt8[Tensor, "C H W"]], name: str) -> Html:
+    """Images side by side, without names."""
+    drawn = "".join(
+        f'<img src="{data_uri(image)}" alt="{escape(name)} {place + 1}">' for place, image in enumerate(images)
+    )
+    return Html(f'<div class="sheet">{drawn}</div>')

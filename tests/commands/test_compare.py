@@ -1,0 +1,70 @@
+"""`patchcast compare`: runs beside what they have to beat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from patchcast.cli import main
+from patchcast.commands.compare import OURS, RATES, SUPERVISED, compare
+from patchcast.commands.probe import PIXELS, UNTRAINED
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two methods from one start, and one of them with another seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    tiny = ["--model", "test_vit", "--data", "digits", "--steps", "2", "--batch_size", "8", "--workers", "0"]
+    mae = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
+    assert main(["pretrain", *mae, *tiny, "--out", str(folder / "mae")]) == 0
+    assert (
+        main(["pretrain", "--method", "simmim", *tiny, "--crop_scale", "[0.2, 1]", "--out", str(folder / "sim")]) == 0
+    )
+    assert main(["pretrain", *mae, *tiny, "--seed", "1", "--out", str(folder / "other")]) == 0
+    return [folder / "mae", folder / "sim", folder / "other"]
+
+
+def test_one_table_in_which_what_is_shared_stands_once(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "table.parquet"
+    options = {"data": None, "out": out, "per_class": [2], "draws": 2, "limit": 60}
+    rows = compare(runs, **options)
+    kinds = [(row.run.name, row.kind) for row in rows]
+    assert kinds == [
+        ("mae", OURS), ("mae", UNTRAINED), ("mae", SUPERVISED), ("mae", PIXELS),
+        ("sim", OURS),
+        ("other", OURS), ("other", UNTRAINED), ("other", SUPERVISED),
+    ]  # fmt: skip
+    found = pq.read_table(out).to_pylist()
+    assert len(found) == len(rows)
+    ours, untrained, supervised, pixels = found[:4]
+    assert ours["linear_low"] < ours["linear"] < ours["linear_high"]
+    assert ours["over_untrained"] == pytest.approx(ours["linear"] - untrained["linear"])
+    assert found[4]["over_untrained"] == pytest.approx(found[4]["linear"] - untrained["linear"])
+    assert untrained["over_untrained"] is None
+    assert supervised["steps"] == 2
+    assert supervised["lr"] in RATES
+    assert 0 <= supervised["own_classifier"] <= 1
+    assert pixels["rankme"] is None
+    assert pixels["few_2"] > 0.2, "ten classes"
+    assert ours["train_images"] == 60
+    assert ours["test_images"] == 360
+
+    def trains(*_: object, **__: object) -> None:
+        raise AssertionError("the supervised run was kept, and is not to be trained again")
+
+    monkeypatch.setattr("patchcast.commands.compare.finetune", trains)
+    again = compare(runs[:1], **options)
+    assert [row.scores.accuracy for row in again] == [row.scores.accuracy for row in rows[:4]]
+    assert (again[2].own, again[2].rate) == (rows[2].own, rows[2].rate)
+    assert "over untrained" in capsys.readouterr().out
+
+
+def test_mistakes(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(runs[0]), "--out", str(tmp_path / "table.csv")]) == 2
+    assert "must end in .parquet" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path), "--out", str(tmp_path / "table.parquet")]) == 2
+    assert "holds no run of patchcast" in capsys.readouterr().err

@@ -8,9 +8,7 @@ import json
 import math
 from typing import Any
 
-import torch
 from lightning import Callback
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
@@ -21,6 +19,7 @@ from patchcast.commands.folder import claim, open_run, save_weights
 from patchcast.commands.sample import write_samples
 from patchcast.commands.show import picture
 from patchcast.commands.tokenizer import CodeData, encode, find_tokenizer, keep_tokenizer, kept_tokenizer
+from patchcast.commands.watching import check_loggers, make_loggers, watches
 from patchcast.data import EvalSet, Images, StreamSet, TrainSet, open_images
 from patchcast.data.images import evenly_spaced
 from patchcast.data.streamed import HeadStore
@@ -30,15 +29,13 @@ from patchcast.pictures import draw_loss
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.training.log import curve
+from patchcast.training.loggers import finish
 from patchcast.training.optimization import Optimization
 from patchcast.training.run import Engine, Stream, train
 from patchcast.training.sharding import whole_state
-from patchcast.training.watch import FeatureWatch
 
 HELD_OUT = 2000
 """Most images on which the loss is evaluated during a run."""
-WATCHED = 256
-"""Images whose features are looked at during a run."""
 SAMPLES = 16
 """Images that an ImageGPT draws at the end of its run."""
 
@@ -54,8 +51,10 @@ def pretrain(recipe: Recipe) -> Resolved:
     console = Console(quiet=not is_first)
     images = open_images(recipe.data, channels=recipe.channels)
     resolved = resolve(recipe, images)
+    check_loggers(resolved)
     tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, images)
     pretrainer = build(resolved, tokenizer)
+    looks = watches(resolved, pretrainer, images)
     if is_first:
         goes_on = claim(resolved)
         keep_tokenizer(tokenizer, resolved.out)
@@ -66,7 +65,7 @@ def pretrain(recipe: Recipe) -> Resolved:
     if codes is not None:
         console.print(f"{codes}")
     try:
-        _train(resolved, trained, train_set, judged, _watches(resolved, pretrainer, images))
+        _train(resolved, trained, train_set, judged, looks)
         state = whole_state(pretrainer)
         if not is_first:
             return resolved
@@ -119,6 +118,7 @@ def _train(
         workers=recipe.workers,
         accumulate=recipe.accumulate,
     )
+    loggers = make_loggers(recipe)
     train(
         pretrainer,
         stream,
@@ -144,19 +144,10 @@ def _train(
         ),
         out=recipe.out,
         title=recipe.method,
-        extra_loggers=_loggers(recipe),
+        extra_loggers=loggers,
         extra_callbacks=callbacks,
     )
-
-
-def _watches(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> list[Callback]:
-    """On images of the training set: they are there in every run, and a collapse shows on any."""
-    if len(images) < 2:
-        return []
-    seen = EvalSet(images, evaluation(recipe))
-    watched = torch.stack([seen[index][0] for index in evenly_spaced(len(images), WATCHED)])
-    can_collapse = not pretrainer.target.has_noise_floor
-    return [FeatureWatch(pretrainer.backbone, watched, every=recipe.eval_every, warns=can_collapse)]
+    finish(loggers)
 
 
 def held_out(recipe: Resolved, images: Images) -> tuple[Images, list[int]] | None:
@@ -166,14 +157,6 @@ def held_out(recipe: Resolved, images: Images) -> tuple[Images, list[int]] | Non
         return None
     other = open_images(recipe.data, split=splits[0], channels=recipe.channels)
     return other, evenly_spaced(len(other), HELD_OUT)
-
-
-def _loggers(recipe: Resolved) -> list[Logger]:
-    if not recipe.tensorboard:
-        return []
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    return [TensorBoardLogger(recipe.out, name="", version="tensorboard")]
 
 
 def _summary(recipe: Resolved, images: Images, pretrainer: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from patchcast.training.log import MetricsFile
 from patchcast.training.module import Training
 from patchcast.training.optimization import Optimization
 from patchcast.training.progress import ProgressLine
+from patchcast.training.throughput import Throughput
 
 LIGHTNING_PRECISION: dict[Precision, str] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
@@ -82,6 +84,9 @@ class Stream:
     Args:
         batch_size: images of one optimiser step, over all devices.
         accumulate: pieces in which a rank takes its part.
+
+    Attributes:
+        waited: seconds from asking for a batch to having it, over all batches that this process was given.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class Stream:
     ) -> None:
         self.train_set, self.workers = train_set, workers
         self.batch_size, self.steps, self.seed, self.accumulate = batch_size, steps, seed, accumulate
-        self.given = 0
+        self.given, self.waited = 0, 0.0
         self.place: dict[str, Any] | None = None
         self.sampler: EpochSampler | WindowSampler | None = None
 
@@ -115,7 +120,13 @@ class Stream:
             world=world,
             accumulate=self.accumulate,
         )
-        for batch in loader(self.train_set, self.sampler, self.workers):
+        batches = iter(loader(self.train_set, self.sampler, self.workers))
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.waited += time.perf_counter() - asked
             self.given += 1
             yield batch
 
@@ -161,9 +172,12 @@ def train(
             out / "checkpoints", every=engine.checkpoint_every, metrics=log, metrics_every=engine.log_every
         )
         ending = EndWhenAsked(checkpoints)
+        pauses = (engine.eval_every, engine.checkpoint_every)
+        throughput = Throughput(stream, log_every=engine.log_every, pauses=pauses)
         callbacks = [
             FiniteLoss(out),
-            ProgressLine(title, stream.batch_size),
+            throughput,
+            ProgressLine(title, throughput),
             *(extra_callbacks or []),
             ending,
             checkpoints,

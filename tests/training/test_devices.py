@@ -66,9 +66,17 @@ def test_a_batch_in_pieces(method: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("method", "how"), [("aim", "ddp"), ("ijepa", "fsdp2")])
 def test_two_processes(method: str, how: str, tmp_path: Path) -> None:
-    assert main(command(method, tmp_path / "alone")) == 0
-    processes(command(method, tmp_path / "together", *FLAGS[how]))
-    assert_alike(tmp_path / "alone", tmp_path / "together")
+    """Probes and pictures included, for which both look at the whole weights."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main(command(method, alone, "--probe_data", "digits")) == 0
+    processes(command(method, together, "--probe_data", "digits", *FLAGS[how]))
+    assert_alike(alone, together)
+    for metric in ("knn_accuracy", "linear_accuracy"):
+        (steps, mine), (theirs_steps, theirs) = (curve(out / "metrics.csv", metric) for out in (alone, together))
+        assert steps == theirs_steps == [2, 5]
+        assert mine == pytest.approx(theirs, abs=0.02), "a few images of 360 may lie on the border"
+    pictures = [sorted(each.name for each in out.glob("images/*")) for out in (alone, together)]
+    assert pictures[0] == pictures[1] == ([] if method == "ijepa" else ["step=3.png", "step=6.png"])
 
 
 @pytest.mark.slow

@@ -70,10 +70,10 @@ def test_the_log_says_how_fast_and_what_it_waits_for(
     assert all(float(row["peak_memory_mb"]) > 10 for row in rows if row["images_per_second"])
 
 
-@pytest.mark.parametrize(
-    ("waiting", "told"), [(0.4, "16 images/s, 40% of the time waiting for data"), (0.05, "16 images/s")]
-)
-def test_the_line_says_so_where_it_matters(waiting: float, told: str) -> None:
-    throughput = Throughput(Stream(None, batch_size=16, steps=1, seed=0, workers=0), log_every=1)  # type: ignore[arg-type]
-    throughput.rate, throughput.waiting = 16.0, waiting
-    assert ProgressLine("mae", throughput).speed == told
+def test_the_line_says_so_where_it_matters() -> None:
+    stream = Stream(TrainSet(open_images("digits"), AUGMENT, 0), batch_size=16, steps=1, seed=0, workers=0)
+    throughput = Throughput(stream, log_every=1)
+    throughput.rate, throughput.waiting = 16.0, 0.4
+    assert ProgressLine("mae", throughput).speed == "16 images/s, 40% of the time waiting for data"
+    throughput.waiting = 0.05
+    assert ProgressLine("mae", throughput).speed == "16 images/s"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,15 @@ def wandb(project: str, out: Path, config: dict[str, Any]) -> Logger:
     return logger
 
 
-def finish(loggers: list[Logger]) -> None:
+@contextmanager
+def closing(loggers: list[Logger]) -> Iterator[list[Logger]]:
     """Close runs that would otherwise be open until the process ends, and take the rows of its next run."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+    try:
+        yield loggers
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
 
 
 def log_picture(logger: Logger, picture: Image.Image, step: int) -> None:

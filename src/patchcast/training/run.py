@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from patchcast.data import EpochSampler, StreamSet, TrainSet, loader
+from patchcast.data import Cuts, EpochSampler, StreamSet, TrainSet, loader
 from patchcast.data.streamed import WindowSampler
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Device, Precision
@@ -149,8 +150,12 @@ def train(
     title: str,
     extra_loggers: list[Logger] | None = None,
     extra_callbacks: list[L.Callback] | None = None,
+    finish: Callable[[Cuts], Tensor] | None = None,
 ) -> None:
     """Train in place to the stream's last step, from the last checkpoint under `out` if there is one.
+
+    Args:
+        finish: makes images of what the stream gives, on the device, if it gives crops (`patchcast.data.Cutter`).
 
     Raises:
         InterruptedError: if the process was asked to end (SIGTERM), after a checkpoint of the step it was at.
@@ -158,7 +163,14 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     log = MetricsFile(out / "metrics.csv")
-    module = Training(pretrainer, optimization, steps=stream.steps, seed=stream.seed, accumulate=stream.accumulate)
+    module = Training(
+        pretrainer,
+        optimization,
+        steps=stream.steps,
+        seed=stream.seed,
+        accumulate=stream.accumulate,
+        finish=finish,
+    )
     if engine.checkpointing:
         pretrainer.backbone.model.set_grad_checkpointing(True)
     if engine.compiled:
@@ -237,9 +249,14 @@ def _hush_lightning() -> None:
         warnings.filterwarnings("ignore", message=known)
 
 
+def uses_cuda(device: Device) -> bool:
+    """Whether a run trains on a GPU of NVIDIA's or AMD's."""
+    return device != "cpu" and torch.cuda.is_available()
+
+
 def default_workers(device: Device) -> int:
     """None beside a CPU that trains; one for each core, up to 8, beside a GPU."""
-    return 0 if device == "cpu" or not torch.cuda.is_available() else min(8, os.cpu_count() or 1)
+    return min(8, os.cpu_count() or 1) if uses_cuda(device) else 0
 
 
 def default_precision() -> Precision:

@@ -9,10 +9,9 @@ from lightning import Callback
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
 
 from patchcast.commands.build import evaluation
-from patchcast.commands.probe import labelled_loaders
+from patchcast.commands.labelled import Chosen, Prepared, open_labelled
 from patchcast.commands.show import versions
 from patchcast.data import EvalSet, Images, open_images
 from patchcast.data.images import evenly_spaced
@@ -77,26 +76,28 @@ def _feature_watch(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> 
 
 
 def _probe(recipe: Resolved, data: str, pretrainer: Pretrainer) -> OnlineProbe:
-    fitted, judged = (loader.dataset for loader in labelled_loaders(recipe, data, None)[:2])
-    classes = len(open_images(data, channels=recipe.channels).class_names or [])
-    most = max(PROBED, PROBED_A_CLASS * classes)
-    batch, workers = max(1, min(256, recipe.batch_size)), recipe.workers
+    labelled = open_labelled(data, channels=recipe.channels)
+    without = sum(int((part.labels < 0).sum()) for part in (labelled.train, labelled.test))
+    if without:
+        raise ValueError(f"{without} images of {data} have no label, which a probe needs; give --probe_data others")
+    most = max(PROBED, PROBED_A_CLASS * labelled.classes)
+    fitted, judged = (Prepared(_some(part, most), evaluation(recipe)) for part in (labelled.train, labelled.test))
     return OnlineProbe(
         pretrainer.backbone,
-        _some(fitted, most),
-        _some(judged, most),
+        fitted,
+        judged,
         every=recipe.eval_every,
-        batch_size=batch,
-        workers=workers,
+        batch_size=min(256, recipe.batch_size),
+        workers=recipe.workers,
     )
 
 
-def _some(images: Dataset[Any], most: int) -> Dataset[Any]:
+def _some(chosen: Chosen, most: int) -> Chosen:
     """At most so many, drawn once and for all: sources are often sorted by class."""
-    total = len(images)  # type: ignore[arg-type]
-    if total <= most:
-        return images
-    return Subset(images, torch.randperm(total, generator=torch.Generator().manual_seed(0))[:most].tolist())
+    if len(chosen) <= most:
+        return chosen
+    drawn = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:most]
+    return Chosen(chosen.images, chosen.index[drawn.numpy()])
 
 
 def _pictures(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> Pictures:

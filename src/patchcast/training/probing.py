@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from patchcast.backbones.base import Backbone
 from patchcast.evaluation.features import Features
@@ -19,6 +19,15 @@ from patchcast.pretrainer import embed
 from patchcast.training.looks import Look
 
 NEIGHBOURS = 20
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """Images as the network sees them, with their labels."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
 
 
 class OnlineProbe(Look):
@@ -40,8 +49,8 @@ class OnlineProbe(Look):
     def __init__(
         self,
         backbone: Backbone,
-        fitted: Dataset[Any],
-        judged: Dataset[Any],
+        fitted: Examples,
+        judged: Examples,
         *,
         every: int,
         batch_size: int = 256,
@@ -61,13 +70,13 @@ class OnlineProbe(Look):
             "linear_accuracy": ridge_accuracy(fitted, judged),
         }
 
-    def features(self, images: Dataset[Any], device: torch.device) -> Features:
+    def features(self, images: Examples, device: torch.device) -> Features:
         """Of all images, on every rank; each computes those of its own rows."""
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        total = len(images)  # type: ignore[arg-type]
+        total = len(images)
         mine = torch.arange(rank, total, world)
         loader: DataLoader[Any] = DataLoader(
-            Subset(images, mine.tolist()),
+            Subset(images, mine.tolist()),  # type: ignore[arg-type]
             batch_size=self.batch_size,
             num_workers=self.workers,
             generator=torch.Generator(),  # it draws a seed, which must not come from the run's own

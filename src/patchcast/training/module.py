@@ -86,6 +86,17 @@ class Training(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.pretrainer.target.update(self.pretrainer.backbone)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By torch: Lightning refuses fused optimisers in mixed precision, for a scaling that bf16 does without."""
+        if gradient_clip_val:
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.pretrainer, self.optimization)
         shape = partial(warmup_cosine, steps=self.steps, warmup=self.optimization.warmup)

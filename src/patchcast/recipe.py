@@ -155,6 +155,8 @@ class Recipe:
         for name in ("image_size", "mean", "std", "crop_scale", "betas"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
+        if "epochs" in values:
+            values["epochs"] = float(values["epochs"])  # a person writes 5
         for name in ("out", "tokenizer"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])

@@ -32,7 +32,7 @@ def save_grid(
         columns: images in a row; as many as make the whole about square if None.
         scale: pixels of the file for one of an image; about 64 to an image if None.
     """
-    _tile(images, columns, scale).save(path)
+    sheet(images, columns=columns, scale=scale).save(path)
 
 
 def save_drawing(
@@ -64,12 +64,18 @@ def save_drawing(
     for count in shown:
         is_drawn = (torch.arange(units) < count).view(1, 1, *grid).float()
         is_drawn = torch.nn.functional.interpolate(is_drawn, size=size, mode="nearest").bool()
-        pictures.append(_tile(torch.where(is_drawn.to(images.device), images, GREY), columns, scale))
+        shown_now = torch.where(is_drawn.to(images.device), images, GREY)
+        pictures.append(sheet(shown_now, columns=columns, scale=scale))
     durations = [milliseconds] * (len(pictures) - 1) + [2000]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
-def _tile(images: UInt8[Tensor, "B C H W"], columns: int | None, scale: int | None) -> Image.Image:
+def sheet(images: UInt8[Tensor, "B C H W"], *, columns: int | None = None, scale: int | None = None) -> Image.Image:
+    """Images side by side, row by row; arguments as in `save_grid`.
+
+    >>> sheet(torch.zeros(6, 3, 32, 32, dtype=torch.uint8), columns=3).size
+    (194, 129)
+    """
     count, channels, height, width = images.shape
     columns = min(count, columns or math.ceil(math.sqrt(count * height / width)))
     rows = math.ceil(count / columns)

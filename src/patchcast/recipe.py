@@ -59,7 +59,11 @@ class Recipe:
         log_every: steps between two rows of metrics.csv.
         eval_every: steps between two evaluations on the data's test or validation split. Default: ten in the run.
         checkpoint_every: steps between two checkpoints. Default: ten in the run.
+        probe_data: a labelled source, perhaps the same as data, whose accuracy by the 20 nearest neighbours and by a
+            linear classifier is in metrics.csv at every evaluation. What is learnt does not depend on it.
+        pictures: draw what the model predicts for eight images at every evaluation, into the run folder's images/.
         tensorboard: also log to TensorBoard, in the run folder.
+        wandb: also log to Weights & Biases, into the project of this name.
         devices: GPUs of each machine, or processes on the CPU, that share each batch.
         nodes: machines that share it; start the command on each with torchrun or SLURM.
         sharded: devices share out the weights and the optimiser's state (FSDP2) instead of each holding all.
@@ -100,7 +104,10 @@ class Recipe:
     log_every: int = 10
     eval_every: int | None = None
     checkpoint_every: int | None = None
+    probe_data: str | None = None
+    pictures: bool = True
     tensorboard: bool = False
+    wandb: str | None = None
     devices: int = 1
     nodes: int = 1
     sharded: bool = False
@@ -118,7 +125,8 @@ class Recipe:
 
         Where and how fast they run makes no difference.
         """
-        indifferent = {"out", "device", "workers", "log_every", "eval_every", "checkpoint_every", "tensorboard"}
+        indifferent = {"out", "device", "workers", "log_every", "eval_every", "checkpoint_every"}
+        indifferent |= {"probe_data", "pictures", "tensorboard", "wandb"}
         indifferent |= {"devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"}
         mine, theirs = self.to_dict(), other.to_dict()
         differing = [name for name in mine if name not in indifferent and mine[name] != theirs[name]]
@@ -147,6 +155,8 @@ class Recipe:
         for name in ("image_size", "mean", "std", "crop_scale", "betas"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
+        if "epochs" in values:
+            values["epochs"] = float(values["epochs"])  # a person writes 5
         for name in ("out", "tokenizer"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchcast.data import Unreadable, check, open_images
+from patchcast.data import Augment, EpochSampler, TrainSet, Unreadable, check, loader, open_images
 from patchcast.data import images as images_module
 from tests.data.test_decode import bomb, encode
 from tests.data.test_sources import draw, values, write
@@ -224,6 +224,18 @@ def test_preloaded_images_are_not_read_again(tmp_path):
     (tmp_path / "1.png").unlink()
     assert values(images) == [1]
     assert images.preload()
+
+
+@pytest.mark.parametrize(("how", "decoded"), [({}, True), ({"accumulate": 4}, True), ({"world": 4}, False)])
+def test_images_are_decoded_once_where_a_rank_reads_each_twice(how, decoded):
+    """However many pieces a batch is taken in; of four ranks, each reads half of the images."""
+    images = open_images("digits")
+    train_set = TrainSet(images, Augment((8, 8), None, False, (0.3,), (0.4,)), seed=0)
+    half = EpochSampler(len(images), 32, seed=0, steps=len(images) // 32, accumulate=4)
+    loader(train_set, half, workers=0)
+    assert not images.is_preloaded
+    loader(train_set, EpochSampler(len(images), 32, seed=0, steps=len(images) // 16 + 1, **how), workers=0)
+    assert images.is_preloaded == decoded
 
 
 def test_what_is_too_large_or_of_several_sizes_is_not_preloaded(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import pytest
@@ -32,7 +32,14 @@ def tiny(method: str) -> Pretrainer:
 
 
 def run(
-    pretrainer: Pretrainer, out: Path, *, steps: int = 12, workers: int = 0, accumulate: int = 1, **how: Any
+    pretrainer: Pretrainer,
+    out: Path,
+    *,
+    steps: int = 12,
+    workers: int = 0,
+    accumulate: int = 1,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    **how: Any,
 ) -> None:
     images = open_images("digits")
     stream = Stream(
@@ -45,7 +52,7 @@ def run(
     )
     held_out = DataLoader(EvalSet(images, Evaluate((8, 8), (0.3,), (0.4,))), batch_size=512)
     how.setdefault("optimization", Optimization(lr=1e-3, clip=1.0))
-    engine = Engine(precision="fp32", device="cpu", log_every=2, eval_every=6, checkpoint_every=5)
+    engine = Engine(precision=precision, device="cpu", log_every=2, eval_every=6, checkpoint_every=5)
     train(pretrainer, stream, held_out, engine=engine, out=out, title="test", **how)
 
 
@@ -94,6 +101,21 @@ def test_the_loss_falls_on_real_images(method: str, tmp_path: Path) -> None:
     run(pretrainer, tmp_path, steps=80, optimization=Optimization(lr=3e-3))
     _, held_out = curve(tmp_path / "metrics.csv", "eval_loss")
     assert held_out[-1] < 0.9 * held_out[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_are_clipped_in_any_precision(precision: Literal["fp32", "bf16"], tmp_path: Path) -> None:
+    """To next to nothing, so that Adam, which divides by the size of gradients but for 1e-8, hardly moves."""
+    moved = {}
+    for clip in (None, 1e-12):
+        pretrainer = tiny("aim")
+        before = [each.detach().clone() for each in pretrainer.parameters()]
+        optimization = Optimization(lr=1e-3, weight_decay=0.0, clip=clip)
+        run(pretrainer, tmp_path / str(clip), steps=2, precision=precision, optimization=optimization)
+        moved[clip] = max(
+            float((one - two).abs().max()) for one, two in zip(pretrainer.parameters(), before, strict=True)
+        )
+    assert moved[1e-12] < 1e-3 * moved[None]
 
 
 def test_norms_biases_positions_and_tokens_are_not_decayed() -> None:

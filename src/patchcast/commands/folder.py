@@ -16,6 +16,7 @@ from patchcast.training.checkpoints import latest_checkpoint
 from patchcast.weights import read_weights
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
+BAD_IMAGES = "bad-images.txt"
 ENCODER, EVERYTHING = "model.safetensors", "pretrainer.safetensors"
 
 

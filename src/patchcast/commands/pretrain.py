@@ -6,22 +6,22 @@ import dataclasses
 import errno
 import json
 import math
+from functools import partial
 from typing import Any
 
-import torch
 from lightning import Callback
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
 from patchcast.commands.build import augmentation, build, evaluation, resolve
 from patchcast.commands.export import exported_as, is_exported, write_encoder
-from patchcast.commands.folder import claim, open_run, save_weights
+from patchcast.commands.folder import BAD_IMAGES, claim, open_run, save_weights
 from patchcast.commands.sample import write_samples
 from patchcast.commands.show import picture
 from patchcast.commands.tokenizer import CodeData, encode, find_tokenizer, keep_tokenizer, kept_tokenizer
-from patchcast.data import EvalSet, Images, StreamSet, TrainSet, open_images
+from patchcast.commands.watching import check_loggers, make_loggers, watches
+from patchcast.data import Cutter, EvalSet, Images, Journal, StreamSet, TrainSet, finish, open_images
 from patchcast.data.images import evenly_spaced
 from patchcast.data.streamed import HeadStore
 from patchcast.evaluation.ngrams import bits_per_pixel
@@ -30,15 +30,13 @@ from patchcast.pictures import draw_loss
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.training.log import curve
+from patchcast.training.loggers import closing
 from patchcast.training.optimization import Optimization
-from patchcast.training.run import Engine, Stream, train
+from patchcast.training.run import Engine, Stream, train, uses_cuda
 from patchcast.training.sharding import whole_state
-from patchcast.training.watch import FeatureWatch
 
 HELD_OUT = 2000
 """Most images on which the loss is evaluated during a run."""
-WATCHED = 256
-"""Images whose features are looked at during a run."""
 SAMPLES = 16
 """Images that an ImageGPT draws at the end of its run."""
 
@@ -54,19 +52,22 @@ def pretrain(recipe: Recipe) -> Resolved:
     console = Console(quiet=not is_first)
     images = open_images(recipe.data, channels=recipe.channels)
     resolved = resolve(recipe, images)
+    check_loggers(resolved)
     tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, images)
     pretrainer = build(resolved, tokenizer)
+    looks = watches(resolved, pretrainer, images)
     if is_first:
         goes_on = claim(resolved)
         keep_tokenizer(tokenizer, resolved.out)
         console.print(_summary(resolved, images, pretrainer))
         if goes_on:
             console.print(f"Going on with the run in {resolved.out}.")
-    trained, train_set, judged, codes = _feed(resolved, images, pretrainer, tokenizer)
+    journal = Journal(resolved.out / BAD_IMAGES)
+    trained, train_set, judged, codes = _feed(resolved, images, pretrainer, tokenizer, journal)
     if codes is not None:
         console.print(f"{codes}")
     try:
-        _train(resolved, trained, train_set, judged, _watches(resolved, pretrainer, images))
+        _train(resolved, trained, train_set, judged, looks)
         state = whole_state(pretrainer)
         if not is_first:
             return resolved
@@ -78,7 +79,11 @@ def pretrain(recipe: Recipe) -> Resolved:
             f"the disk of {resolved.out} is full; make room, and the same command goes on from the last checkpoint"
         ) from problem
     _, pretrainer = open_run(resolved.out)  # whole, on the CPU, and as it will be found
-    reached = _finish(resolved, images, pretrainer, codes)
+    bad = journal.close()
+    reached = _finish(resolved, images, pretrainer, codes, bad)
+    if bad:
+        what = "1 image" if len(bad) == 1 else f"{len(bad):,} images"
+        console.print(f"\n{what} could not be read, and others stood in: {journal.file} lists them.")
     console.print(
         f"\nDone. {reached} {resolved.out} holds {exported_as(resolved)}, pictures (*.png),\n"
         "metrics.csv, and config.yaml, which runs this again.\n"
@@ -90,17 +95,22 @@ def pretrain(recipe: Recipe) -> Resolved:
 Fed = tuple[Pretrainer, TrainSet | StreamSet, DataLoader[Any] | None, CodeData | None]
 
 
-def _feed(recipe: Resolved, images: Images, pretrainer: Pretrainer, tokenizer: Any) -> Fed:
+def _feed(recipe: Resolved, images: Images, pretrainer: Pretrainer, tokenizer: Any, journal: Journal) -> Fed:
     """What is trained, and on what: augmented images, or codes of their colours made once."""
     found = held_out(recipe, images)
+    images.write_down(journal)
+    if found is not None:
+        found[0].write_down(journal)
     if METHODS[recipe.method].codes == "colours":
         codes = encode(recipe, tokenizer, images, None if found is None else Subset(*found))
         return on_codes(pretrainer), codes.train, codes.held_out, codes
     judged = None if found is None else Subset(EvalSet(found[0], evaluation(recipe)), found[1])
     loader = None if judged is None else DataLoader(judged, batch_size=recipe.batch_size)
-    augment = augmentation(recipe)
+    augment: Any = Cutter(augmentation(recipe)) if uses_cuda(recipe.device) else augmentation(recipe)
     if isinstance(images.store, HeadStore):
-        return pretrainer, StreamSet(images.store.stream, images.channels, augment, recipe.seed), loader, None
+        stream = StreamSet(images.store.stream, images.channels, augment, recipe.seed)
+        stream.write_down(journal)
+        return pretrainer, stream, loader, None
     return pretrainer, TrainSet(images, augment, recipe.seed), loader, None
 
 
@@ -119,44 +129,36 @@ def _train(
         workers=recipe.workers,
         accumulate=recipe.accumulate,
     )
-    train(
-        pretrainer,
-        stream,
-        judged,
-        optimization=Optimization(
-            lr=recipe.lr,
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-            warmup=recipe.warmup,
-            clip=recipe.clip or None,
-        ),
-        engine=Engine(
-            precision=recipe.precision,
-            device=recipe.device,
-            log_every=recipe.log_every,
-            eval_every=recipe.eval_every,
-            checkpoint_every=recipe.checkpoint_every,
-            devices=recipe.devices,
-            nodes=recipe.nodes,
-            sharded=recipe.sharded,
-            compiled=recipe.compile,
-            checkpointing=recipe.checkpointing,
-        ),
-        out=recipe.out,
-        title=recipe.method,
-        extra_loggers=_loggers(recipe),
-        extra_callbacks=callbacks,
-    )
-
-
-def _watches(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> list[Callback]:
-    """On images of the training set: they are there in every run, and a collapse shows on any."""
-    if len(images) < 2:
-        return []
-    seen = EvalSet(images, evaluation(recipe))
-    watched = torch.stack([seen[index][0] for index in evenly_spaced(len(images), WATCHED)])
-    can_collapse = not pretrainer.target.has_noise_floor
-    return [FeatureWatch(pretrainer.backbone, watched, every=recipe.eval_every, warns=can_collapse)]
+    with closing(make_loggers(recipe)) as loggers:
+        train(
+            pretrainer,
+            stream,
+            judged,
+            optimization=Optimization(
+                lr=recipe.lr,
+                betas=recipe.betas,
+                weight_decay=recipe.weight_decay,
+                warmup=recipe.warmup,
+                clip=recipe.clip or None,
+            ),
+            engine=Engine(
+                precision=recipe.precision,
+                device=recipe.device,
+                log_every=recipe.log_every,
+                eval_every=recipe.eval_every,
+                checkpoint_every=recipe.checkpoint_every,
+                devices=recipe.devices,
+                nodes=recipe.nodes,
+                sharded=recipe.sharded,
+                compiled=recipe.compile,
+                checkpointing=recipe.checkpointing,
+            ),
+            out=recipe.out,
+            title=recipe.method,
+            extra_loggers=loggers,
+            extra_callbacks=callbacks,
+            finish=partial(finish, augmentation(recipe)),
+        )
 
 
 def held_out(recipe: Resolved, images: Images) -> tuple[Images, list[int]] | None:
@@ -166,14 +168,6 @@ def held_out(recipe: Resolved, images: Images) -> tuple[Images, list[int]] | Non
         return None
     other = open_images(recipe.data, split=splits[0], channels=recipe.channels)
     return other, evenly_spaced(len(other), HELD_OUT)
-
-
-def _loggers(recipe: Resolved) -> list[Logger]:
-    if not recipe.tensorboard:
-        return []
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    return [TensorBoardLogger(recipe.out, name="", version="tensorboard")]
 
 
 def _summary(recipe: Resolved, images: Images, pretrainer: Any) -> str:
@@ -192,7 +186,9 @@ def _summary(recipe: Resolved, images: Images, pretrainer: Any) -> str:
     )
 
 
-def _finish(recipe: Resolved, images: Images, pretrainer: Pretrainer, codes: CodeData | None) -> str:
+def _finish(
+    recipe: Resolved, images: Images, pretrainer: Pretrainer, codes: CodeData | None, bad: dict[str, str]
+) -> str:
     """What a run leaves behind beside its weights; and what it has reached, in words."""
     out = recipe.out
     if is_exported(recipe):
@@ -211,7 +207,7 @@ def _finish(recipe: Resolved, images: Images, pretrainer: Pretrainer, codes: Cod
     )
     summary = {"steps": recipe.steps, "loss": losses[-1] if losses else None, "eval_loss": held[-1] if held else None}
     in_units, reached = _in_units(recipe, (held or losses or [float("nan")])[-1], codes)
-    unreadable = [f"{each.path}: {each.reason}" for each in images.unreadable]
+    unreadable = [f"{name}: {reason}" for name, reason in bad.items()]
     found = {**summary, **in_units, "unreadable_images": unreadable}
     (out / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
     return reached

@@ -52,33 +52,42 @@ def _first(recipe: Resolved, source: Images, count: int) -> Tensor:
 
 
 def _draw(recipe: Resolved, pretrainer: Pretrainer, images: Tensor, seed: int) -> Figure:
+    caption = "in the colours of the palette" if METHODS[recipe.method].causal else pretrainer.target.lends
+    return draw_versions(versions(recipe, pretrainer.cpu(), images, seed), caption=caption)
+
+
+def versions(recipe: Resolved, pretrainer: Pretrainer, images: Tensor, seed: int = 0) -> dict[str, Version]:
+    """Images, what a plan shows of them, and what is predicted; where pretrainer and images lie, results on the CPU."""
     if METHODS[recipe.method].causal:
-        return _draw_completions(recipe, pretrainer, images, seed)
+        return _completions(pretrainer, images, seed)
     plan = pretrainer.draw(images, torch.Generator().manual_seed(seed))
-    result = reconstruct(pretrainer.cpu(), images, plan)
+    result = reconstruct(pretrainer, images, plan)
 
     def drawn(pixels: Tensor) -> Tensor:
-        return denormalise(pixels, recipe.mean, recipe.std)
+        return denormalise(pixels.cpu(), recipe.mean, recipe.std)
 
-    versions = {
+    return {
         "image": Version(drawn(result.images)),
-        "seen": Version(drawn(result.seen.nan_to_num()), result.seen.isnan().any(dim=1)),
+        "seen": Version(drawn(result.seen.nan_to_num()), result.seen.isnan().any(dim=1).cpu()),
         "predicted": Version(drawn(result.predicted)),
     }
-    return draw_versions(versions, caption=pretrainer.target.lends)
 
 
-def _draw_completions(recipe: Resolved, pretrainer: Pretrainer, images: Tensor, seed: int) -> Figure:
+def _completions(pretrainer: Pretrainer, images: Tensor, seed: int) -> dict[str, Version]:
     """What an ImageGPT makes of the upper halves of images, twice."""
     tokenizer: Any = pretrainer.target.tokenizer
     grid = pretrainer.backbone.grid(images)
     half = grid.units // 2
-    ids = complete(pretrainer.cpu(), images, half, copies=2, generator=torch.Generator().manual_seed(seed))
+    ids = complete(pretrainer, images, half, copies=2, generator=torch.Generator().manual_seed(seed))
     is_hidden = (torch.arange(grid.units) >= half).view(1, *grid).expand(len(images), -1, -1)
-    whole = tokenizer.decode(tokenizer.encode(images), grid)
-    drawn = [tokenizer.decode(copy, grid) for copy in ids.unbind(dim=1)]
-    versions = {"image": Version(whole), "seen": Version(whole, is_hidden), "drawn": Version(drawn[0])}
-    return draw_versions({**versions, "again": Version(drawn[1])}, caption="in the colours of the palette")
+    whole = tokenizer.decode(tokenizer.encode(images), grid).cpu()
+    first, second = (tokenizer.decode(copy, grid).cpu() for copy in ids.unbind(dim=1))
+    return {
+        "image": Version(whole),
+        "seen": Version(whole, is_hidden),
+        "drawn": Version(first),
+        "again": Version(second),
+    }
 
 
 def _read(file: Path, recipe: Resolved) -> Tensor:

@@ -5,8 +5,10 @@ files cannot stop), `transforms.py`, `stream.py` (which image comes when). One f
 `folder.py`, `parquet.py`, `tar.py`, `hub.py`, `digits.py`; and `streamed.py` for what can only be read in order.
 """
 
+from patchcast.data.batched import Cuts, Cutter, finish
 from patchcast.data.check import Report, check
 from patchcast.data.images import Example, Images, Unreadable, open_images
+from patchcast.data.journal import Journal
 from patchcast.data.statistics import channel_statistics
 from patchcast.data.stream import EpochSampler, EvalSet, TrainSet, loader
 from patchcast.data.streamed import StreamSet
@@ -14,11 +16,14 @@ from patchcast.data.transforms import Augment, Evaluate, denormalise
 
 __all__ = [
     "Augment",
+    "Cuts",
+    "Cutter",
     "EpochSampler",
     "EvalSet",
     "Evaluate",
     "Example",
     "Images",
+    "Journal",
     "Report",
     "StreamSet",
     "TrainSet",
@@ -26,6 +31,7 @@ __all__ = [
     "channel_statistics",
     "check",
     "denormalise",
+    "finish",
     "loader",
     "open_images",
 ]

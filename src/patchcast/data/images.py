@@ -21,6 +21,7 @@ from patchcast.data.digits import digits_splits
 from patchcast.data.files import SourceFile, find_files, is_url
 from patchcast.data.folder import EXTENSIONS, folder_splits, list_files
 from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
+from patchcast.data.journal import Journal
 from patchcast.data.parquet import parquet_splits
 from patchcast.data.stores import Splits, Store
 from patchcast.data.tar import tar_splits
@@ -70,7 +71,8 @@ class Images(Dataset[Example]):
        not from `labels`, where this matters.
 
     Either way it is named in `unreadable` and in one warning a file and process. A loader's worker is a process of its
-    own: what it finds is in its warnings, not in this process's `unreadable`. `patchcast.data.check` finds everything.
+    own: what it finds is in its warnings and in the `journal`, not in this process's `unreadable`.
+    `patchcast.data.check` finds everything.
 
     Attributes:
         name: of the source, for people.
@@ -91,6 +93,7 @@ class Images(Dataset[Example]):
         self.split = split
         self.splits = splits
         self._bad: dict[int, Unreadable] = {}
+        self._journal: Journal | None = None
         self._decoded: Tensor | None = None
 
         is_small = len(store) <= VERIFY_UP_TO
@@ -120,6 +123,12 @@ class Images(Dataset[Example]):
     def unreadable(self) -> list[Unreadable]:
         """What this process has found so far, in the source's order."""
         return sorted(self._bad.values())
+
+    def write_down(self, journal: Journal) -> None:
+        """Have every process that reads these images add what it cannot read to a file, and what is known already."""
+        self._journal = journal
+        for bad in self.unreadable:
+            journal.add(bad.path, bad.reason)
 
     @property
     def is_preloaded(self) -> bool:
@@ -219,6 +228,8 @@ class Images(Dataset[Example]):
     def _skip(self, position: int, reason: str) -> None:
         bad = Unreadable(position, self.store.path(position), reason)
         self._bad[position] = bad
+        if self._journal is not None:
+            self._journal.add(bad.path, reason)
         warnings.warn(f"skipped {bad.path}: {reason}", stacklevel=3)
 
 

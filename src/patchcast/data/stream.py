@@ -15,7 +15,9 @@ from jaxtyping import Float32, Num
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from patchcast.data.batched import collate
 from patchcast.data.images import Images
+from patchcast.data.transforms import Cut
 
 
 def mix_seed(*numbers: int) -> int:
@@ -92,6 +94,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         """A whole number, unless a batch is larger than an epoch."""
         return float(self.length // self.batch_size or self.length / self.batch_size)
 
+    @property
+    def images(self) -> int:
+        """How many it gives to its rank, from the first step to the last."""
+        return (self.steps - self.start_step) * self.batch_size // self.world
+
     def __len__(self) -> int:
         return (self.steps - self.start_step) * self.accumulate
 
@@ -134,7 +141,7 @@ class Examples(Protocol):
     def preload(self) -> bool: ...
 
 
-class TrainSet(Dataset[tuple[Tensor, int]]):
+class TrainSet(Dataset[tuple[Tensor | Cut, int]]):
     """Augmented images, by the keys of an `EpochSampler`; the same key always gives the same pixels.
 
     >>> from patchcast.data import Augment, open_images
@@ -148,7 +155,7 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
         seed: of the run.
     """
 
-    def __init__(self, images: Examples, augment: Callable[[Tensor, int], Tensor], seed: int) -> None:
+    def __init__(self, images: Examples, augment: Callable[[Tensor, int], Tensor | Cut], seed: int) -> None:
         self.images = images
         self.augment = augment
         self.seed = seed
@@ -160,7 +167,7 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
         """Which of its images come when; `place` is for what is read in order (`StreamSet`)."""
         return EpochSampler(len(self), batch_size, **how)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Num[Tensor, "C H W"], int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Num[Tensor, "C H W"] | Cut, int]:
         epoch, index = key
         image, label = self.images[index]
         return self.augment(image, mix_seed(self.seed, epoch, index)), label
@@ -198,13 +205,14 @@ def loader(train_set: TrainSet | Dataset[Any], sampler: Sampler[Any], workers: i
 
     Small sources are decoded into memory first (`Images.preload`), if every image will be read twice or more.
     """
-    is_read_again = isinstance(sampler, EpochSampler) and len(sampler) * sampler.batch_size >= 2 * sampler.length
+    is_read_again = isinstance(sampler, EpochSampler) and sampler.images >= 2 * sampler.length
     if is_read_again and isinstance(train_set, TrainSet):
         train_set.images.preload()
     return DataLoader(
         train_set,
         batch_sampler=sampler,
         num_workers=workers,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         # The loader draws a base seed for its workers, which nothing here uses: not from the run's own generator.
         generator=torch.Generator(),

@@ -26,8 +26,10 @@ from torch.utils.data import Dataset, Sampler
 
 from patchcast.data.decode import ImageFile, UnreadableImageError, decode
 from patchcast.data.hub import encoded, first_line, image_column, import_datasets, label_column, open_row
+from patchcast.data.journal import Journal
 from patchcast.data.stores import Splits, Store
 from patchcast.data.stream import mix_seed
+from patchcast.data.transforms import Cut
 
 STREAM = "hf-stream:"
 WINDOW = 2048
@@ -228,13 +230,18 @@ class StreamSet(Dataset[Any]):
         seed: of the run.
     """
 
-    def __init__(self, rows: Rows, channels: int, augment: Callable[[Tensor, int], Tensor], seed: int) -> None:
+    def __init__(self, rows: Rows, channels: int, augment: Callable[[Tensor, int], Tensor | Cut], seed: int) -> None:
         self.rows, self.channels, self.augment, self.seed = rows, channels, augment, seed
+        self._journal: Journal | None = None
+
+    def write_down(self, journal: Journal) -> None:
+        """Have every process that reads the stream add what it cannot read to a file."""
+        self._journal = journal
 
     def sampler(self, batch_size: int, **how: Any) -> WindowSampler:
         return WindowSampler(self.rows, batch_size, **how)
 
-    def __getitems__(self, batch: list[Row]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, batch: list[Row]) -> list[tuple[Tensor | Cut, int]]:
         decoded = [self._decode(row) for row in batch]
         readable = [place for place, image in enumerate(decoded) if image is not None]
         if not readable:
@@ -252,7 +259,10 @@ class StreamSet(Dataset[Any]):
             with _open(row) as file:
                 return decode(file, self.channels)
         except (UnreadableImageError, OSError) as problem:
-            warnings.warn(f"skipped {self.rows.name}, row {row.number}: {problem}", stacklevel=2)
+            name = f"{self.rows.name}, row {row.number}"
+            warnings.warn(f"skipped {name}: {problem}", stacklevel=2)
+            if self._journal is not None:
+                self._journal.add(name, str(problem))
             return None
 
 

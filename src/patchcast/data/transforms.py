@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,13 @@ Pixels = UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
 """8 bits with white 255, or numbers with white 1."""
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
+
+
+class Cut(NamedTuple):
+    """A part of an image, and whether it is to be mirrored."""
+
+    pixels: Pixels
+    is_flipped: bool
 
 
 class Augment:
@@ -55,14 +63,17 @@ class Augment:
         self.normalise = Normalise(mean, std)
 
     def __call__(self, image: Pixels, seed: int) -> Float32[Tensor, "C h w"]:
+        cut = self.cut(image, seed)
+        image = resize(cut.pixels, self.size)
+        return self.normalise(image.flip(-1) if cut.is_flipped else image)
+
+    def cut(self, image: Pixels, seed: int) -> Cut:
+        """All that is drawn: the crop, and whether it is flipped."""
         chance = random.Random(seed)
         if self.scale is not None:
             top, left, height, width = self.draw_crop(image.shape[-2], image.shape[-1], chance)
             image = image[:, top : top + height, left : left + width]
-        image = resize(image, self.size)
-        if self.flip and chance.random() < 0.5:
-            image = image.flip(-1)
-        return self.normalise(image)
+        return Cut(image, self.flip and chance.random() < 0.5)
 
     def draw_crop(self, rows: int, cols: int, chance: random.Random) -> tuple[int, int, int, int]:
         """Where to crop an image of rows x cols: (top, left, height, width)."""
@@ -119,6 +130,11 @@ class Normalise:
         if image.dtype == torch.uint8:
             return image.contiguous().float().mul_(self.factor).add_(self.offset)
         return image.contiguous().mul(255 * self.factor).add_(self.offset)
+
+    def batch(self, images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
+        """The same of many, on their device."""
+        factor = self.factor if images.dtype == torch.uint8 else 255 * self.factor
+        return images.float().mul(factor.to(images.device)).add_(self.offset.to(images.device))
 
 
 def resize(image: Pixels, size: tuple[int, int]) -> UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]:

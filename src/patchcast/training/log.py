@@ -12,7 +12,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 SECONDS_BETWEEN_WRITES = 5.0
-COLUMNS = ["step", "loss", "eval_loss", "lr", "images_per_second", "feature_variance", "feature_rank"]
+COLUMNS = [
+    "step", "loss", "eval_loss", "lr", "knn_accuracy", "linear_accuracy", "feature_variance", "feature_rank",
+    "images_per_second", "data_wait", "peak_memory_mb",
+]  # fmt: skip
 
 
 class MetricsFile(Logger):

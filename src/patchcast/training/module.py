@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from patchcast.data.batched import Cuts
 from patchcast.data.stream import mix_seed
 from patchcast.pretrainer import Output, Pretrainer
 from patchcast.training.optimization import Optimization, make_optimizer, warmup_cosine
@@ -27,16 +28,25 @@ class Training(L.LightningModule):
     Args:
         steps: optimiser steps of the whole run.
         accumulate: pieces in which a device takes its part of a batch.
+        finish: makes images of crops that workers have left unfinished (`patchcast.data.batched`), on the device.
     """
 
     pretrainer: Pretrainer
 
     def __init__(
-        self, pretrainer: Pretrainer, optimization: Optimization, *, steps: int, seed: int, accumulate: int = 1
+        self,
+        pretrainer: Pretrainer,
+        optimization: Optimization,
+        *,
+        steps: int,
+        seed: int,
+        accumulate: int = 1,
+        finish: Callable[[Cuts], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.pretrainer = pretrainer
         self.optimization, self.steps, self.seed, self.accumulate = optimization, steps, seed, accumulate
+        self.finish = finish
         self.gathered: Tensor | float = 0.0  # the losses of a batch's pieces so far
         # No gradient ever reaches a classifier head that stays behind; DDP would wait for it.
         for parameter in pretrainer.idle_parameters():
@@ -45,6 +55,11 @@ class Training(L.LightningModule):
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             shard(self.pretrainer, self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def on_after_batch_transfer(self, batch: Sequence[Any], dataloader_idx: int) -> Sequence[Any]:
+        if self.finish is None or not isinstance(batch[0], Cuts):
+            return batch
+        return [self.finish(batch[0]), *batch[1:]]
 
     def training_step(self, batch: Sequence[Any], index: int) -> Tensor:
         images, pieces = batch[0], self.trainer.world_size * self.accumulate
@@ -70,6 +85,17 @@ class Training(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.pretrainer.target.update(self.pretrainer.backbone)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By torch: Lightning refuses fused optimisers in mixed precision, for a scaling that bf16 does without."""
+        if gradient_clip_val:
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.pretrainer, self.optimization)

@@ -9,38 +9,39 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from patchcast.training.throughput import Throughput
+
+VISIBLE = 0.1
+"""Share of time waiting for data from which on the line tells it: faster loading would then be felt."""
+
 
 class ProgressLine(L.Callback):
     """A progress bar in a terminal; elsewhere (a log file) a plain line at every tenth of the run.
 
-    It also measures images a second, over the steps since the last entry of the log, and logs it.
-
     Args:
         title: what is being trained.
-        batch_size: images of one optimiser step, over all devices.
+        throughput: knows how fast.
     """
 
-    def __init__(self, title: str, batch_size: int) -> None:
-        self.title, self.batch_size = title, batch_size
+    def __init__(self, title: str, throughput: Throughput) -> None:
+        self.title, self.throughput = title, throughput
         self.console = Console()
         self.loss = float("nan")
-        self.rate = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.steps, self.done = trainer.max_steps, trainer.global_step
-        self.since, self.at = time.perf_counter(), self.done
-        self.started = self.since
+        self.started, self.first = time.perf_counter(), self.done
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} images/s"),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
             disable=not self.console.is_terminal or not trainer.is_global_zero,
         )
         self.bar.start()
-        self.task = self.bar.add_task(self.title, total=self.steps, completed=self.done, loss=self.loss, rate=self.rate)
+        self.task = self.bar.add_task(self.title, total=self.steps, completed=self.done, loss=self.loss, speed="")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
@@ -51,18 +52,20 @@ class ProgressLine(L.Callback):
         logged = trainer.callback_metrics.get("loss")
         if logged is not None:
             self.loss = float(logged)
-        now = time.perf_counter()
-        if now - self.since > 1.0:
-            self.rate = (self.done - self.at) * self.batch_size / (now - self.since)
-            self.since, self.at = now, self.done
-            module.log("images_per_second", self.rate)
-        self.bar.update(self.task, completed=self.done, loss=self.loss, rate=self.rate)
+        self.bar.update(self.task, completed=self.done, loss=self.loss, speed=self.speed)
         if self.bar.disable and trainer.is_global_zero and self.done % max(1, self.steps // 10) == 0:
-            left = (now - self.started) / max(1, self.done) * (self.steps - self.done)
+            passed = time.perf_counter() - self.started
+            left = passed / (self.done - self.first) * (self.steps - self.done)
             self.console.print(
                 f"{self.title}: step {self.done:,} of {self.steps:,}, loss {self.loss:.4f}, "
-                f"{self.rate:,.0f} images/s, {left:.0f} s left"
+                f"{self.speed}, {left:.0f} s left"
             )
+
+    @property
+    def speed(self) -> str:
+        """In words; where the run waits for data, how much of its time."""
+        rate, waiting = self.throughput.rate, self.throughput.waiting
+        return f"{rate:,.0f} images/s" + (f", {waiting:.0%} of the time waiting for data" if waiting >= VISIBLE else "")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.bar.stop()

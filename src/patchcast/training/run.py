@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from patchcast.data import EpochSampler, StreamSet, TrainSet, loader
+from patchcast.data import Cuts, EpochSampler, StreamSet, TrainSet, loader
 from patchcast.data.streamed import WindowSampler
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Device, Precision
@@ -29,6 +31,7 @@ from patchcast.training.log import MetricsFile
 from patchcast.training.module import Training
 from patchcast.training.optimization import Optimization
 from patchcast.training.progress import ProgressLine
+from patchcast.training.throughput import Throughput
 
 LIGHTNING_PRECISION: dict[Precision, str] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
@@ -82,6 +85,9 @@ class Stream:
     Args:
         batch_size: images of one optimiser step, over all devices.
         accumulate: pieces in which a rank takes its part.
+
+    Attributes:
+        waited: seconds from asking for a batch to having it, over all batches that this process was given.
     """
 
     def __init__(
@@ -96,7 +102,7 @@ class Stream:
     ) -> None:
         self.train_set, self.workers = train_set, workers
         self.batch_size, self.steps, self.seed, self.accumulate = batch_size, steps, seed, accumulate
-        self.given = 0
+        self.given, self.waited = 0, 0.0
         self.place: dict[str, Any] | None = None
         self.sampler: EpochSampler | WindowSampler | None = None
 
@@ -115,7 +121,13 @@ class Stream:
             world=world,
             accumulate=self.accumulate,
         )
-        for batch in loader(self.train_set, self.sampler, self.workers):
+        batches = iter(loader(self.train_set, self.sampler, self.workers))
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.waited += time.perf_counter() - asked
             self.given += 1
             yield batch
 
@@ -138,8 +150,12 @@ def train(
     title: str,
     extra_loggers: list[Logger] | None = None,
     extra_callbacks: list[L.Callback] | None = None,
+    finish: Callable[[Cuts], Tensor] | None = None,
 ) -> None:
     """Train in place to the stream's last step, from the last checkpoint under `out` if there is one.
+
+    Args:
+        finish: makes images of what the stream gives, on the device, if it gives crops (`patchcast.data.Cutter`).
 
     Raises:
         InterruptedError: if the process was asked to end (SIGTERM), after a checkpoint of the step it was at.
@@ -147,7 +163,14 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     log = MetricsFile(out / "metrics.csv")
-    module = Training(pretrainer, optimization, steps=stream.steps, seed=stream.seed, accumulate=stream.accumulate)
+    module = Training(
+        pretrainer,
+        optimization,
+        steps=stream.steps,
+        seed=stream.seed,
+        accumulate=stream.accumulate,
+        finish=finish,
+    )
     if engine.checkpointing:
         pretrainer.backbone.model.set_grad_checkpointing(True)
     if engine.compiled:
@@ -161,9 +184,12 @@ def train(
             out / "checkpoints", every=engine.checkpoint_every, metrics=log, metrics_every=engine.log_every
         )
         ending = EndWhenAsked(checkpoints)
+        pauses = (engine.eval_every, engine.checkpoint_every)
+        throughput = Throughput(stream, log_every=engine.log_every, pauses=pauses)
         callbacks = [
             FiniteLoss(out),
-            ProgressLine(title, stream.batch_size),
+            throughput,
+            ProgressLine(title, throughput),
             *(extra_callbacks or []),
             ending,
             checkpoints,
@@ -223,9 +249,14 @@ def _hush_lightning() -> None:
         warnings.filterwarnings("ignore", message=known)
 
 
+def uses_cuda(device: Device) -> bool:
+    """Whether a run trains on a GPU of NVIDIA's or AMD's."""
+    return device != "cpu" and torch.cuda.is_available()
+
+
 def default_workers(device: Device) -> int:
     """None beside a CPU that trains; one for each core, up to 8, beside a GPU."""
-    return 0 if device == "cpu" or not torch.cuda.is_available() else min(8, os.cpu_count() or 1)
+    return min(8, os.cpu_count() or 1) if uses_cuda(device) else 0
 
 
 def default_precision() -> Precision:

@@ -12,10 +12,10 @@ from torch import Tensor
 from patchcast.backbones.base import Backbone
 from patchcast.collapse import CollapseWarning, Diversity, diversity
 from patchcast.pretrainer import embed
-from patchcast.training.sharding import gathered
+from patchcast.training.looks import Look, looking
 
 
-class FeatureWatch(L.Callback):
+class FeatureWatch(Look):
     """Logs variance and rank of the pooled features (`patchcast.collapse`), and warns once if they collapse.
 
     A collapse is judged against the start of the run: the images may be all alike to an untrained network too. That
@@ -29,35 +29,27 @@ class FeatureWatch(L.Callback):
     """
 
     def __init__(self, backbone: Backbone, images: Real[Tensor, "N C H W"], *, every: int, warns: bool = True) -> None:
+        super().__init__(every=every)
         self.warns = warns
-        self.backbone, self.images, self.every = backbone, images, every
+        self.backbone, self.images = backbone, images
         self.start: Diversity | None = None
         self.warned = False
-        self.seen = 0
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        self.seen = trainer.global_step
+        super().on_train_start(trainer, module)
         if self.start is None:
-            self.start = self.look(module)
+            with looking(module.pretrainer):
+                self.start = self.features(module)
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        step = trainer.global_step
-        if step == self.seen:  # gradients are still being gathered
-            return
-        self.seen = step
-        if step % self.every and step < trainer.max_steps:
-            return
-        found = self.look(module)
-        for logger in trainer.loggers:
-            # Lightning counts from 0 in the log.
-            logger.log_metrics({"feature_variance": found.variance, "feature_rank": found.rank}, step=step - 1)
+    def look(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
+        found = self.features(module)
         if self.warns and not self.warned and self.start is not None and found.collapsed_since(self.start):
             self.warned = True
-            warnings.warn(f"step {step}: {found.advice}", CollapseWarning, stacklevel=2)
+            warnings.warn(f"step {trainer.global_step}: {found.advice}", CollapseWarning, stacklevel=2)
+        return {"feature_variance": found.variance, "feature_rank": found.rank}
 
-    def look(self, module: Any) -> Diversity:
-        with gathered(module.pretrainer):
-            return diversity(embed(self.backbone, self.images.to(module.device)))
+    def features(self, module: Any) -> Diversity:
+        return diversity(embed(self.backbone, self.images.to(module.device)))
 
     def state_dict(self) -> dict[str, Any]:
         start = None if self.start is None else [self.start.variance, self.start.rank]

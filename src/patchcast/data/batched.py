@@ -1,0 +1,114 @@
+"""The augmentation of `Augment`, a batch at a time where the batch lies: on a GPU, while workers only decode and cut.
+
+What is cut, and what is flipped, is drawn as ever, from (seed, epoch, index). Resizing with antialiasing is linear in
+the rows and in the columns of an image, so that a whole batch of crops of different sizes is two products of matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int, UInt8
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from patchcast.data.transforms import Augment, Cut, Pixels, resize
+
+LARGEST = 16
+"""Times the area of what comes out up to which crops are handed on: larger ones would take more memory than time."""
+CHUNK = 32
+"""Images that are resized at once."""
+
+
+class Cuts(NamedTuple):
+    """A batch of crops in one tensor, each in its upper left corner.
+
+    Attributes:
+        sizes: rows and columns of each.
+        is_flipped: True where it is to be mirrored.
+    """
+
+    pixels: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
+    sizes: Int[Tensor, "B 2"]
+    is_flipped: Bool[Tensor, " B"]
+
+
+class Cutter:
+    """What a worker does of an augmentation: it crops, and says whether to flip; `finish` does the rest.
+
+    >>> augment = Augment((32, 32), scale=(0.2, 1.0), flip=True, mean=(0.5,), std=(0.5,))
+    >>> image = torch.randint(256, (1, 48, 64), dtype=torch.uint8)
+    >>> batch, labels = collate([(Cutter(augment)(image, seed), 0) for seed in range(4)])
+    >>> every = torch.stack([augment(image, seed) for seed in range(4)])
+    >>> bool(((finish(augment, batch) - every).abs() <= 2.01 / 255 / 0.5).all())  # a grey level or two, by rounding
+    True
+    """
+
+    def __init__(self, augment: Augment) -> None:
+        self.augment = augment
+
+    def __call__(self, image: Pixels, seed: int) -> Cut:
+        cut = self.augment.cut(image, seed)
+        height, width = self.augment.size
+        if cut.pixels.shape[-2] * cut.pixels.shape[-1] > LARGEST * height * width:
+            return cut._replace(pixels=resize(cut.pixels, self.augment.size))
+        return cut
+
+
+def collate(examples: list[tuple[Any, ...]]) -> Any:
+    """A batch of examples: crops as `Cuts`, anything else as torch does."""
+    if not isinstance(examples[0][0], Cut):
+        return default_collate(examples)
+    cuts = [example[0] for example in examples]
+    sizes = torch.tensor([cut.pixels.shape[-2:] for cut in cuts])
+    height, width = sizes.amax(dim=0).tolist()
+    first = cuts[0].pixels
+    pixels = first.new_zeros(len(cuts), len(first), height, width)
+    for row, cut in zip(pixels, cuts, strict=True):
+        row[:, : cut.pixels.shape[-2], : cut.pixels.shape[-1]] = cut.pixels
+    flips = torch.tensor([cut.is_flipped for cut in cuts])
+    return [Cuts(pixels, sizes, flips), *default_collate([example[1:] for example in examples])]
+
+
+def finish(augment: Augment, cuts: Cuts) -> Float32[Tensor, "B C h w"]:
+    """Resize, flip and normalise, on the device of the crops."""
+    chunks = zip(*(each.split(CHUNK) for each in cuts), strict=True)
+    return torch.cat([augment.normalise.batch(_resize(Cuts(*chunk), augment.size)) for chunk in chunks])
+
+
+def _resize(cuts: Cuts, size: tuple[int, int]) -> UInt8[Tensor, "B C h w"] | Float32[Tensor, "B C h w"]:
+    down = resampling(cuts.sizes[:, 0], cuts.pixels.shape[-2], size[0])
+    across = resampling(cuts.sizes[:, 1], cuts.pixels.shape[-1], size[1])
+    across = torch.where(cuts.is_flipped[:, None, None], across.flip(1), across)
+    is_bytes = cuts.pixels.dtype == torch.uint8
+    x = cuts.pixels.float()
+    x = x @ across.transpose(1, 2)[:, None]
+    if is_bytes:  # Pillow and torch round in between
+        x = x.add_(0.5).floor_().clamp_(0, 255)
+    x = down[:, None] @ x
+    return x.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8) if is_bytes else x
+
+
+def resampling(sizes: Int[Tensor, " B"], longest: int, size: int) -> Float[Tensor, "B size longest"]:
+    """How much each of `size` points takes of each of a line's points: bicubic, widened where a line is shortened.
+
+    As Pillow does it, and `torch.nn.functional.interpolate(mode="bicubic", antialias=True)`.
+
+    >>> resampling(torch.tensor([2, 3]), 3, 2).shape, resampling(torch.tensor([2]), 2, 2)[0].tolist()
+    (torch.Size([2, 2, 3]), [[1.0, 0.0], [0.0, 1.0]])
+
+    Args:
+        sizes: lengths of the lines.
+        longest: of the tensor in which they lie.
+    """
+    scale = (sizes.double() / size)[:, None, None]
+    width = scale.clamp(min=1.0)  # of the filter
+    centre = scale * (torch.arange(size, device=sizes.device)[None, :, None] + 0.5)
+    place = torch.arange(longest, device=sizes.device)[None, None, :]
+    t = ((place + 0.5 - centre) / width).abs()
+    near = (1.5 * t - 2.5) * t * t + 1  # Keys's cubic with a = -0.5
+    far = ((-0.5 * t + 2.5) * t - 4) * t + 2
+    weight = torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
+    weight = weight.masked_fill(place >= sizes[:, None, None], 0.0)
+    return (weight / weight.sum(dim=2, keepdim=True)).float()

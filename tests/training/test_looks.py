@@ -1,0 +1,176 @@
+"""Probes and pictures during a run: what they tell, and that a run with them is the run without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.utils.data import Dataset
+
+from patchcast.cli import main
+from patchcast.commands.build import evaluation
+from patchcast.commands.folder import open_run
+from patchcast.commands.labelled import open_labelled
+from patchcast.data import EvalSet, Evaluate, open_images
+from patchcast.evaluation import extract, knn_accuracy, ridge_accuracy
+from patchcast.training.log import curve, read_metrics
+from patchcast.training.looks import Look
+from patchcast.training.picturing import Pictures
+from patchcast.training.probing import OnlineProbe
+from tests.training.test_run import KillAt, Killed, run, tiny
+
+EVALUATE = Evaluate((8, 8), (0.3,), (0.4,))
+
+
+def digits(split: str, count: int) -> Dataset[Any]:
+    return torch.utils.data.Subset(EvalSet(open_images("digits", split=split), EVALUATE), range(count))
+
+
+def probe(pretrainer: Any) -> OnlineProbe:
+    return OnlineProbe(pretrainer.backbone, digits("train", 90), digits("test", 50), every=3, batch_size=32)
+
+
+class RandomState(Look):
+    """Between looks: what state chance is in, and which modules train."""
+
+    def look(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
+        return {}
+
+    def __init__(self) -> None:
+        super().__init__(every=1)
+        self.states: list[torch.Tensor] = []
+        self.modes: list[list[bool]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        self.states.append(torch.get_rng_state())
+        self.modes.append([each.training for each in module.modules()])
+
+
+def draw(_: torch.device) -> Image.Image:
+    torch.rand(3)
+    return Image.new("L", (8, 8))
+
+
+def test_looking_changes_nothing(tmp_path: Path) -> None:
+    """Neither weights, nor chance, nor modes."""
+    alone, watched = tiny("mae"), tiny("mae")
+    before, after = RandomState(), RandomState()
+    run(alone, tmp_path / "alone", extra_callbacks=[before])
+    looks = [probe(watched), Pictures(draw, tmp_path / "images", every=3), after]
+    run(watched, tmp_path / "watched", extra_callbacks=looks)
+    for one, two in zip(alone.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert len(before.states) == len(after.states) == 12
+    assert all(torch.equal(one, two) for one, two in zip(before.states, after.states, strict=True))
+    assert before.modes == after.modes
+    assert before.modes[0].count(True) > 10
+    assert sorted(each.name for each in (tmp_path / "images").iterdir()) == [
+        "step=12.png", "step=3.png", "step=6.png", "step=9.png",
+    ]  # fmt: skip
+
+
+def test_the_features_are_those_of_probes(tmp_path: Path) -> None:
+    pretrainer = tiny("aim")
+    online = probe(pretrainer)
+    mine = online.features(online.fitted, torch.device("cpu"))
+    batches = torch.utils.data.DataLoader(online.fitted, batch_size=32)
+    theirs = extract(pretrainer.backbone, batches)
+    assert torch.equal(mine.x, theirs.x)
+    assert torch.equal(mine.labels, theirs.labels)
+
+
+def test_a_run_that_goes_on_logs_what_it_would_have(tmp_path: Path) -> None:
+    whole, broken, resumed = tiny("aim"), tiny("aim"), tiny("aim")
+    run(whole, tmp_path / "whole", extra_callbacks=[probe(whole)])
+    with pytest.raises(Killed):
+        run(broken, tmp_path / "broken", extra_callbacks=[probe(broken), KillAt(7)])
+    run(resumed, tmp_path / "broken", extra_callbacks=[probe(resumed)])
+    for metric in ("knn_accuracy", "linear_accuracy"):
+        steps, values = curve(tmp_path / "whole" / "metrics.csv", metric)
+        assert (steps, values) == curve(tmp_path / "broken" / "metrics.csv", metric)
+        assert steps == [2, 5, 8, 11]
+        assert all(0.1 < value < 1 for value in values), "better than chance, on digits"
+
+
+TINY = [
+    "pretrain", "--data", "digits", "--steps", "6", "--batch_size", "16", "--eval_every", "3", "--log_every", "1",
+]  # fmt: skip
+SMALL = '{"depth": 1, "embed_dim": 32, "num_heads": 2}'
+MODELS = {
+    "mae": ["--model", "test_vit", "--model_args", SMALL, "--method_args", '{"decoder_width": 32, "decoder_depth": 1}'],
+    "imagegpt": ["--model", "imagegpt", "--model_args", '{"depth": 1, "width": 32, "heads": 2}', "--codes", "8"],
+}
+
+
+@pytest.mark.parametrize("method", MODELS)
+def test_from_the_command_line(method: str, tmp_path: Path) -> None:
+    """The last row has the accuracies of the weights that are saved, and these are those of a run unwatched."""
+    watched, alone = tmp_path / "watched", tmp_path / "alone"
+    command = [*TINY, "--method", method, *MODELS[method]]
+    assert main([*command, "--out", str(watched), "--probe_data", "digits", "--tensorboard", "true"]) == 0
+    assert main([*command, "--out", str(alone), "--pictures", "false"]) == 0
+    assert not (alone / "images").exists()
+    one, two = (load_file(out / "pretrainer.safetensors") for out in (watched, alone))
+    assert all(torch.equal(one[name], two[name]) for name in one.keys() | two.keys())
+
+    rows = read_metrics(watched / "metrics.csv")
+    assert [row["knn_accuracy"] != "" for row in rows] == [False, False, True] * 2
+    recipe, pretrainer = open_run(watched)
+    loaders = open_labelled("digits", channels=1).loaders(evaluation(recipe))
+    fitted, judged = (extract(pretrainer.backbone, each) for each in loaders)
+    # Sums of the two are over batches of another size.
+    assert float(rows[-1]["knn_accuracy"]) == pytest.approx(knn_accuracy(fitted, judged, k=(20,))[20], abs=0.01)
+    assert float(rows[-1]["linear_accuracy"]) == pytest.approx(ridge_accuracy(fitted, judged), abs=0.01)
+
+    with Image.open(watched / "images" / "step=6.png") as last, Image.open(watched / "images" / "step=3.png") as first:
+        rows_of_images = 5 if method == "imagegpt" else 3  # the last of drawings from nothing
+        assert last.size == (8 * 65 - 1, rows_of_images * 65 - 1)
+        later, earlier = np.asarray(last), np.asarray(first)
+    assert (later != earlier).any(), "the same images by other weights"
+    assert (later[:64] == earlier[:64]).all(), "the same images"
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(watched / "tensorboard")).Reload()
+    assert [each.step for each in events.Images("pictures")] == [2, 5]
+    assert [each.step for each in events.Scalars("knn_accuracy")] == [2, 5]
+
+
+def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its offline mode: numbers and pictures arrive, and a run that goes on is the same run there."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = tmp_path / "run"
+    command = [*TINY, "--method", "mae", *MODELS["mae"], "--out", str(out), "--wandb", "trials"]
+    assert main([*command, "--checkpoint_every", "3"]) == 0
+    (folder,) = out.glob("wandb/offline-run-*")
+    assert len(list((folder / "files" / "media" / "images").glob("pictures_*.png"))) == 2
+
+    (out / "pretrainer.safetensors").unlink()
+    (out / "checkpoints" / "step=6.ckpt").unlink()
+    assert main(command) == 0
+    numbers = {each.name.rpartition("-")[2] for each in out.glob("wandb/offline-run-*")}
+    assert len(numbers) == 1
+
+
+def test_what_cannot_be_watched_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    for name in "ab":
+        Image.new("L", (8, 8)).save(photos / f"{name}.png")
+    command = [*TINY, "--method", "mae", *MODELS["mae"], "--out", str(out)]
+    assert main([*command, "--probe_data", str(photos)]) == 2
+    assert "has no labels, which a probe needs" in capsys.readouterr().err
+    monkeypatch.setattr("patchcast.training.loggers.find_spec", lambda package: None)
+    assert main([*command, "--wandb", "trials"]) == 2
+    assert "--wandb needs a package that is not here: pip install 'patchcast[wandb]'" in capsys.readouterr().err
+    assert not out.exists()

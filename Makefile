@@ -5,6 +5,8 @@ READY := .venv/.ready
 
 .PHONY: demo test test-all bench docs lint format constraints clean
 .DEFAULT_GOAL := demo
+# Python keeps what it has compiled: starting torch and its company takes a third of the time after the first.
+unexport PYTHONDONTWRITEBYTECODE
 
 demo: $(READY)  ## pretrain on handwritten digits, probe, and show what was learnt
 	rm -rf runs/demo

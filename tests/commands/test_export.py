@@ -199,7 +199,7 @@ def test_the_cards_command_learns_the_same(tmp_path: Path, monkeypatch: pytest.M
         assert main(split(command(recipe))[1:]) == 0
         # All that was found for it, so that nothing is left to the defaults of another day.
         parsed, resolved = (
-            {name: value for name, value in each.to_dict().items() if name not in INDIFFERENT}
+            {name: value for name, value in each.to_dict().items() if name not in (*INDIFFERENT, "out")}
             for each in (given[-1], recipe)
         )
         assert parsed == resolved

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Iterator
@@ -16,12 +15,16 @@ import yaml
 from patchcast import __version__
 from patchcast.backbones.base import Backbone, to_rows
 from patchcast.backbones.tiled import Tiled
+from patchcast.commands.again import options
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 
 LIBRARIES = {"timm": "timm", "transformers": "transformers", "onnx": "onnx", "torch": "pytorch"}
-INDIFFERENT = ("out", "epochs", "device", "workers", "log_every", "eval_every", "checkpoint_every", "tensorboard")
+INDIFFERENT = (
+    *("epochs", "device", "workers", "log_every", "eval_every", "checkpoint_every"),
+    *("tensorboard", "wandb", "pictures", "probe_data"),
+)
 """Options that make no difference to what is learnt; epochs, because the number of steps is given."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's names of images with so many channels."""
@@ -99,14 +102,12 @@ def command(recipe: Recipe) -> str:
     >>> print(command(recipe))
     patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip true --steps 9
     """
-    defaults = {each.name: each.default for each in dataclasses.fields(Recipe)}
-    words = ["patchcast", "pretrain", "--method", recipe.method, "--model", recipe.model]
-    words += ["--data", _without_place(recipe.data), "--out", "RUN"]
-    for name, value in recipe.to_dict().items():
-        if name in (*INDIFFERENT, "method", "model", "data") or value == defaults[name] or value in (None, {}):
-            continue
-        value = _without_place(value) if name == "tokenizer" else value
-        words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    words = ["patchcast", "pretrain"]
+    for name, value in options(recipe):
+        if name == "out":
+            words += ["--out", "RUN"]
+        elif name not in INDIFFERENT:
+            words += [f"--{name}", _without_place(value) if name in ("data", "tokenizer") else value]
     return shlex.join(words)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import statistics
@@ -21,6 +20,7 @@ from torch import Tensor
 from patchcast import __version__
 from patchcast.backbones import Backbone
 from patchcast.backbones.base import upsample
+from patchcast.commands.again import options
 from patchcast.commands.build import evaluation
 from patchcast.commands.folder import CONFIG, METRICS, open_run
 from patchcast.commands.network import open_network
@@ -265,14 +265,7 @@ def pretrain_command(recipe: Recipe) -> str:
     >>> print(pretrain_command(Recipe("mae", "test_vit", "my photos", Path("runs/a"), steps=5, flip=True)))
     patchcast pretrain --method mae --model test_vit --data 'my photos' --out runs/a --flip true --steps 5
     """
-    words = ["patchcast pretrain"]
-    values = recipe.to_dict()
-    for field in dataclasses.fields(Recipe):
-        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        value = values[field.name]
-        if value is None or value == default:
-            continue
-        words.append(f"--{field.name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}")
+    words = ["patchcast pretrain", *(f"--{name} {shlex.quote(value)}" for name, value in options(recipe))]
     lines = [words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) < LINE:

@@ -30,7 +30,7 @@ PATCH, SIDES, BATCHES = 8, (8, 12, 16, 24, 32, 48), (1, 2, 4, 8, 16, 32)
 
 def vit(method: Callable[..., Pretrainer], side: int) -> Pretrainer:
     size = side * PATCH
-    backbone = wrap("vit_tiny_patch16_224", img_size=size, patch_size=PATCH, depth=4, class_token=False)
+    backbone = wrap("vit_tiny_patch16_224", img_size=size, patch_size=PATCH, depth=4)
     return method(backbone)
 
 

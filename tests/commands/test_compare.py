@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchcast.cli import main
-from patchcast.commands.compare import OURS, RATES, SUPERVISED, compare
-from patchcast.commands.probe import PIXELS, UNTRAINED
+from patchcast.commands.compare import RATES, SUPERVISED, compare
+from patchcast.commands.network import OURS, UNTRAINED
+from patchcast.commands.probe import PIXELS
 
 
 @pytest.fixture(scope="module")

@@ -387,7 +387,7 @@ def to_rows(x: Float[Tensor, "B ..."], layout: Layout) -> Float[Tensor, "B L D"]
     return x.flatten(1, 2) if layout == "NHWC" else x
 
 
-def take(x: Num[Tensor, "B N D"], index: Int[Tensor, "B *K"]) -> Num[Tensor, "B *K D"]:
+def take(x: Num[Tensor, "B N D"], index: Int[Tensor, " B *K"]) -> Num[Tensor, "B *K D"]:
     """Rows of each batch element by index, for an index of any shape.
 
     >>> take(torch.arange(6.).view(1, 3, 2), torch.tensor([[[2, 0]]])).tolist()

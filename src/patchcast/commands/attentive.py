@@ -13,8 +13,8 @@ from rich.table import Table
 from torch import Tensor
 
 from patchcast.backbones import Backbone
-from patchcast.commands.network import is_run, open_network, torch_device
-from patchcast.commands.probe import OURS, UNTRAINED, feature_cache, labelled_for, points, write_json
+from patchcast.commands.network import OURS, UNTRAINED, open_network, torch_device
+from patchcast.commands.probe import feature_cache, labelled_for, points, write_json
 from patchcast.evaluation import (
     Interval,
     accuracy_interval,
@@ -71,7 +71,7 @@ def probe_attentively(
     labelled = labelled_for(network, data, limit)
     train, test = labelled.loaders(network.evaluate)
     where, cache = torch_device(device), feature_cache() if cached else None
-    networks = {UNTRAINED: network.backbone} if untrained else {OURS: network.backbone, UNTRAINED: network.before()}
+    networks = network.beside_its_start()
     console, found = Console(), dict[str, Attentive]()
     for name, backbone in networks.items():
         with console.status(f"Probing {name}"):
@@ -81,7 +81,7 @@ def probe_attentively(
     if OURS in found:
         gained = paired_accuracy_difference(found[OURS].correct, found[UNTRAINED].correct)
         console.print(f"Pretraining is worth {points(gained)} on the same test images (95 % interval).")
-    out = out or (Path(source) / "attentive.json" if is_run(source) and not untrained else None)
+    out = out or network.own_file("attentive.json")
     if out is not None:
         write_json(out, {"command": typed, "network": network.name, **_plain(found, labelled.told, choice)})
         console.print(f"Written to {out}.")

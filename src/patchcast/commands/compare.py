@@ -17,8 +17,8 @@ from torch import Tensor
 from patchcast.backbones import Backbone
 from patchcast.commands.finetune import PRECISION
 from patchcast.commands.labelled import Chosen, Labelled
-from patchcast.commands.network import Network, is_run, open_network, torch_device
-from patchcast.commands.probe import OURS, PIXELS, PIXELS_A_SIDE, UNTRAINED, Scores, feature_cache, labelled_for, score
+from patchcast.commands.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
+from patchcast.commands.probe import PIXELS, Scores, feature_cache, labelled_for, score, score_pixels
 from patchcast.data.names import cache_folder, write_whole
 from patchcast.evaluation import (
     FinetuneResult,
@@ -27,7 +27,6 @@ from patchcast.evaluation import (
     extract,
     finetune,
     paired_accuracy_difference,
-    raw_pixels,
     stratified_split,
 )
 from patchcast.evaluation.features import fingerprint
@@ -115,11 +114,7 @@ class Measure:
         return score(train, test, per_class=self.per_class, draws=self.draws, device=self.device)
 
     def pixels(self) -> Scores:
-        """Of the images as the network sees them, averaged down."""
-        height, width = self.network.size
-        size = (min(height, PIXELS_A_SIDE), min(width, PIXELS_A_SIDE))
-        train, test = (raw_pixels(each, size=size) for each in self.labelled.loaders(self.network.evaluate))
-        return score(train, test, per_class=self.per_class, draws=self.draws, device=self.device, is_network=False)
+        return score_pixels(self.network, self.labelled, per_class=self.per_class, draws=self.draws, device=self.device)
 
 
 def _beside(run: Path, measure: Measure, shared: dict[str, Row], supervised: bool, console: Console) -> list[Row]:

@@ -13,8 +13,8 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from patchcast.commands.labelled import Prepared
-from patchcast.commands.network import Network, is_run, open_network, torch_device
-from patchcast.commands.probe import OURS, PIXELS, UNTRAINED, labelled_for, write_json
+from patchcast.commands.network import Network, open_network, torch_device
+from patchcast.commands.probe import PIXELS, labelled_for, write_json
 from patchcast.data.masks import Collages, open_masked
 from patchcast.evaluation import Interval
 from patchcast.evaluation.dense import DenseResult, dense_probe, raw_units
@@ -48,16 +48,14 @@ def probe_densely(
     network = open_network(source, untrained=untrained)
     where = torch_device(device)
     train, test, told = _masked(network, data, limit) if kind == "masks" else _collages(network, data, limit)
-    networks: dict[str, Any] = {UNTRAINED: network.backbone}
-    if not untrained:
-        networks = {OURS: network.backbone, UNTRAINED: network.before()}
-    networks[PIXELS] = raw_units(network.backbone.grid(network.size))
+    pixels = raw_units(network.backbone.grid(network.size))
+    networks: dict[str, Any] = {**network.beside_its_start(), PIXELS: pixels}
     console, found = Console(), dict[str, DenseResult]()
     for name, backbone in networks.items():
         with console.status(f"Probing {name}"):
             found[name] = dense_probe(backbone, train, test, device=where)
     console.print(table(found, told))
-    out = out or (Path(source) / "dense.json" if is_run(source) and not untrained else None)
+    out = out or network.own_file("dense.json")
     if out is not None:
         write_json(out, {"command": typed, "network": network.name, "kind": kind, "data": told, **_plain(found)})
         console.print(f"Written to {out}.")

@@ -44,9 +44,14 @@ def export(run: Path, out: Path, *, to: str | None = None) -> None:
 def write_folder(run: Path, out: Path, *, to: str | None, where: str) -> None:
     """Write a run's encoder and its card into an empty folder; the card gives `where` as its place."""
     recipe, pretrainer = open_run(run)
-    to = to or ("transformers" if METHODS[recipe.method].codes == "colours" else "timm")
+    to = to or default_format(recipe)
     FORMATS[to](recipe, pretrainer, out)
     write_card(run, recipe, pretrainer, out, to=to, where=where)
+
+
+def default_format(recipe: Resolved) -> str:
+    """The library whose the network is."""
+    return "transformers" if METHODS[recipe.method].codes == "colours" else "timm"
 
 
 def is_exported(recipe: Resolved) -> bool:
@@ -59,16 +64,12 @@ def exported_as(recipe: Resolved) -> str:
     """What of a finished run is for another library, in words."""
     if not is_exported(recipe):
         return "the weights (pretrainer.safetensors)"
-    library = "transformers" if METHODS[recipe.method].causal else "timm"
-    return f"the weights for {library} (model.safetensors, config.json)"
+    return f"the weights for {default_format(recipe)} (model.safetensors, config.json)"
 
 
 def write_encoder(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:
     """Write the encoder for its library; of a tiled one, that of a tile, and beside it the positions of tiles."""
-    if METHODS[recipe.method].codes == "colours":
-        save_imagegpt(pretrainer, out)
-    else:
-        _for_timm(recipe, pretrainer, out)
+    FORMATS[default_format(recipe)](recipe, pretrainer, out)
 
 
 def _for_timm(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:

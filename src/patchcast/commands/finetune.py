@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from patchcast.commands.network import is_run, open_network, torch_device
-from patchcast.commands.probe import OURS, UNTRAINED, labelled_for, points, write_json
+from patchcast.commands.network import OURS, UNTRAINED, open_network, torch_device
+from patchcast.commands.probe import labelled_for, points, write_json
 from patchcast.evaluation import Interval, accuracy_interval, finetune, paired_accuracy_difference
 from patchcast.recipe import Device
 
@@ -60,7 +60,7 @@ def probe_by_finetuning(
     labelled = labelled_for(network, data, limit)
     _, test = labelled.loaders(network.evaluate)
     where = torch_device(device)
-    networks = {UNTRAINED: network.backbone} if untrained else {OURS: network.backbone, UNTRAINED: network.before()}
+    networks = network.beside_its_start()
     steps = max(1, round(epochs * len(labelled.train) / BATCH))
     console, found = Console(), dict[str, Finetuned]()
     for name, backbone in networks.items():
@@ -79,7 +79,7 @@ def probe_by_finetuning(
     if OURS in found:
         gained = paired_accuracy_difference(found[OURS].correct, found[UNTRAINED].correct)
         console.print(f"Pretraining is worth {points(gained)} on the same test images (95 % interval).")
-    out = out or (Path(source) / "finetune.json" if is_run(source) and not untrained else None)
+    out = out or network.own_file("finetune.json")
     if out is not None:
         rows = {name: {"accuracy": each.accuracy._asdict()} for name, each in found.items()}
         write_json(

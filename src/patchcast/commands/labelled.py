@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from patchcast.data import EpochSampler, Images, TrainSet, loader, open_images
-from patchcast.data.images import Example, evenly_spaced
+from patchcast.data.images import Example
 from patchcast.evaluation import stratified_split
 
 BATCH = 256
@@ -116,5 +116,8 @@ def open_labelled(data: str, *, channels: int, limit: int | None = None) -> Labe
 
 
 def some_of(chosen: Chosen, count: int) -> Chosen:
-    """At most so many of them, evenly spaced."""
-    return Chosen(chosen.images, chosen.index[evenly_spaced(len(chosen), count)])
+    """At most so many, drawn once and for all: sources are often sorted by class, or go round the classes."""
+    if len(chosen) <= count:
+        return chosen
+    drawn = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:count]
+    return Chosen(chosen.images, chosen.index[drawn.numpy()])

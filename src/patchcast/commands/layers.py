@@ -11,8 +11,8 @@ from rich.table import Table
 
 from patchcast.backbones.base import Backbone
 from patchcast.backbones.imagegpt import ImageGPTBackbone
-from patchcast.commands.network import is_run, open_network, torch_device
-from patchcast.commands.probe import OURS, UNTRAINED, feature_cache, labelled_for, write_json
+from patchcast.commands.network import open_network, torch_device
+from patchcast.commands.probe import feature_cache, labelled_for, write_json
 from patchcast.evaluation import Features, extract_layers
 from patchcast.evaluation.features import Loader
 from patchcast.evaluation.layers import BLOCKS, IMAGEGPT_LAYERS, draw_layers, extract_imagegpt_layers, probe_layers
@@ -44,7 +44,7 @@ def probe_by_layer(
     network = open_network(source, untrained=untrained)
     labelled = labelled_for(network, data, limit)
     where, cache = torch_device(device), feature_cache() if cached else None
-    networks = {UNTRAINED: network.backbone} if untrained else {OURS: network.backbone, UNTRAINED: network.before()}
+    networks = network.beside_its_start()
     console, curves = Console(), Curves()
     for name, backbone in networks.items():
         with console.status(f"Probing {name}"):
@@ -58,7 +58,7 @@ def probe_by_layer(
     first = next(iter(curves))
     best = max(curves[first], key=lambda layer: curves[first][layer])
     console.print(f"Best at layer {best}, {100 * curves[first][best]:.1f} %.")
-    out = out or (Path(source) / "layers.json" if is_run(source) and not untrained else None)
+    out = out or network.own_file("layers.json")
     if out is not None:
         write_json(out, {"command": typed, "network": network.name, "data": labelled.told, **curves})
         axis = IMAGEGPT_LAYERS if isinstance(network.backbone, ImageGPTBackbone) else BLOCKS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from patchcast.commands.tokenizer import kept_tokenizer
 from patchcast.data import Augment, Evaluate
 from patchcast.recipe import Device, Resolved
 
+OURS, UNTRAINED = "pretrained", "untrained"
 CROP_SCALE = (0.2, 1.0)
 """Of random crops for a network that no run of ours trained: MAE's."""
 
@@ -28,6 +29,7 @@ class Network:
         size: (height, width) of what it sees.
         mean, std: of each channel, white being 1.
         recipe: of the run; None for a timm model.
+        is_trained: False for the weights of before training.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Network:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     recipe: Resolved | None = None
+    is_trained: bool = True
 
     @property
     def evaluate(self) -> Evaluate:
@@ -57,6 +60,14 @@ class Network:
             return build(self.recipe, kept_tokenizer(Path(self.name))).backbone
         return _of_timm(self.name, pretrained=False)
 
+    def beside_its_start(self) -> dict[str, Backbone]:
+        """The network, and what training has to beat: itself before; only that if it is not trained."""
+        return {OURS: self.backbone, UNTRAINED: self.before()} if self.is_trained else {UNTRAINED: self.backbone}
+
+    def own_file(self, name: str) -> Path | None:
+        """Where what is found of a trained run is kept; None for what is not in a run's folder."""
+        return Path(self.name) / name if self.recipe is not None and self.is_trained else None
+
 
 def is_run(source: str | Path) -> bool:
     """Whether this is a run's folder, and no model's name."""
@@ -75,7 +86,7 @@ def open_network(source: str | Path, *, untrained: bool = False, **model_args: A
     if is_run(source):
         recipe, pretrainer = open_run(Path(source))
         found = Network(str(source), pretrainer.backbone, recipe.image_size, recipe.mean, recipe.std, recipe)
-        return Network(**{**vars(found), "backbone": found.before()}) if untrained else found
+        return replace(found, backbone=found.before(), is_trained=False) if untrained else found
     if Path(source).is_dir():
         raise ValueError(f"{source} holds no run of patchcast: it has no {CONFIG}")
     name = str(source)
@@ -84,7 +95,7 @@ def open_network(source: str | Path, *, untrained: bool = False, **model_args: A
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if backbone.channels != len(mean):
         raise ValueError(f"{name} takes {backbone.channels} channels, and its normalisation has {len(mean)}")
-    return Network(name, backbone, backbone.image_size, mean, std)
+    return Network(name, backbone, backbone.image_size, mean, std, is_trained=not untrained)
 
 
 def _of_timm(name: str, *, pretrained: bool, **model_args: Any) -> Backbone:

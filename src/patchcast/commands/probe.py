@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from patchcast.backbones import Backbone
 from patchcast.commands.labelled import BATCH, Labelled, open_labelled, some_of
-from patchcast.commands.network import Network, is_run, open_network, torch_device
+from patchcast.commands.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 from patchcast.data import TrainSet
 from patchcast.data.names import cache_folder
 from patchcast.evaluation import (
@@ -41,7 +41,7 @@ from patchcast.evaluation import (
 from patchcast.recipe import Device
 
 PIXELS_A_SIDE = 16  # raw pixels are averaged down to this: a classifier on 12,288 of them takes minutes
-OURS, UNTRAINED, PIXELS = "pretrained", "untrained", "raw pixels"
+PIXELS = "raw pixels"
 SEEN_AGAIN = 1000
 """Images whose views LiDAR looks at, as in its paper."""
 
@@ -117,7 +117,7 @@ def probe(
     console = Console()
     per_class = _affordable(per_class, labelled)
     scores: dict[str, Scores] = {}
-    backbones = {UNTRAINED: network.backbone} if untrained else {OURS: network.backbone, UNTRAINED: network.before()}
+    backbones = network.beside_its_start()
     for name, backbone in backbones.items():
         with console.status(f"Features and probes: {name}"):
             train, test = (
@@ -127,16 +127,14 @@ def probe(
             scores[name] = score(train, test, per_class=per_class, draws=draws, device=where, seen_again=found)
         backbone.cpu()
     with console.status(f"Features and probes: {PIXELS}"):
-        size = (min(network.size[0], PIXELS_A_SIDE), min(network.size[1], PIXELS_A_SIDE))
-        pixels = [raw_pixels(each, size=size) for each in labelled.loaders(network.evaluate)]
-        scores[PIXELS] = score(*pixels, per_class=per_class, draws=draws, device=where, is_network=False)
-    console.print(table(scores, per_class, labelled, draws, _labels_of_rows(scores, network, size)))
+        scores[PIXELS] = score_pixels(network, labelled, per_class=per_class, draws=draws, device=where)
+    console.print(table(scores, per_class, labelled, draws, _labels_of_rows(scores, network)))
     console.print(label_free_table(scores, views, labelled))
     if OURS in scores:
         console.print(verdict(scores))
     if cache is not None:
         console.print(f"Features are kept in {cache}, which may be deleted at any time.")
-    out = out or (Path(source) / "probe.json" if is_run(source) and not untrained else None)
+    out = out or network.own_file("probe.json")
     if out is not None:
         write_json(out, {"command": typed, "network": network.name, "data": labelled.told, **_plain(scores)})
         following = f" Next: [bold]patchcast report {source}[/]" if is_run(source) else ""
@@ -183,6 +181,15 @@ def score(
         alpha_req=_or_none(alpha_req, train.x) if is_network else None,
         lidar=seen_again,
     )
+
+
+def score_pixels(
+    network: Network, labelled: Labelled, *, per_class: Sequence[int], draws: int, device: str = "cpu"
+) -> Scores:
+    """What the probes say of the images as the network sees them, averaged down."""
+    size = _size_of_pixels(network)
+    train, test = (raw_pixels(each, size=size) for each in labelled.loaders(network.evaluate))
+    return score(train, test, per_class=per_class, draws=draws, device=device, is_network=False)
 
 
 def lidar_of(backbone: Backbone, network: Network, labelled: Labelled, *, views: int, device: str) -> float:
@@ -282,7 +289,13 @@ def write_json(out: Path, found: Mapping[str, Any]) -> None:
     out.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def _labels_of_rows(scores: Mapping[str, Scores], network: Network, size: tuple[int, int]) -> dict[str, str]:
+def _size_of_pixels(network: Network) -> tuple[int, int]:
+    height, width = network.size
+    return min(height, PIXELS_A_SIDE), min(width, PIXELS_A_SIDE)
+
+
+def _labels_of_rows(scores: Mapping[str, Scores], network: Network) -> dict[str, str]:
+    size = _size_of_pixels(network)
     starts_from_timm = network.recipe is not None and network.recipe.pretrained
     names = {PIXELS: f"{PIXELS}, {size[0]}x{size[1]}"}
     if starts_from_timm:

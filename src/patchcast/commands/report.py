@@ -23,8 +23,8 @@ from patchcast.backbones.base import upsample
 from patchcast.commands.again import options
 from patchcast.commands.build import evaluation
 from patchcast.commands.folder import CONFIG, METRICS, open_run
-from patchcast.commands.network import open_network
-from patchcast.commands.probe import OURS, PIXELS, UNTRAINED
+from patchcast.commands.network import OURS, UNTRAINED, open_network
+from patchcast.commands.probe import PIXELS
 from patchcast.completion import complete_pixels
 from patchcast.data import denormalise, open_images
 from patchcast.data.images import evenly_spaced

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.commands.build import evaluation
-from patchcast.commands.labelled import Chosen, Prepared, open_labelled
+from patchcast.commands.labelled import JUDGING, Prepared, open_labelled, some_of
 from patchcast.commands.show import versions
 from patchcast.data import EvalSet, Images, open_images
 from patchcast.data.images import evenly_spaced
@@ -81,7 +81,7 @@ def _probe(recipe: Resolved, data: str, pretrainer: Pretrainer) -> OnlineProbe:
     if without:
         raise ValueError(f"{without} images of {data} have no label, which a probe needs; give --probe_data others")
     most = max(PROBED, PROBED_A_CLASS * labelled.classes)
-    fitted, judged = (Prepared(_some(part, most), evaluation(recipe)) for part in (labelled.train, labelled.test))
+    fitted, judged = (Prepared(some_of(part, most), evaluation(recipe)) for part in (labelled.train, labelled.test))
     return OnlineProbe(
         pretrainer.backbone,
         fitted,
@@ -92,17 +92,9 @@ def _probe(recipe: Resolved, data: str, pretrainer: Pretrainer) -> OnlineProbe:
     )
 
 
-def _some(chosen: Chosen, most: int) -> Chosen:
-    """At most so many, drawn once and for all: sources are often sorted by class."""
-    if len(chosen) <= most:
-        return chosen
-    drawn = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:most]
-    return Chosen(chosen.images, chosen.index[drawn.numpy()])
-
-
 def _pictures(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> Pictures:
     """Held-out images where there are any."""
-    split = next((each for each in ("test", "validation", "val") if each in images.splits), images.split)
+    split = next((each for each in JUDGING if each in images.splits), images.split)
     source = EvalSet(open_images(recipe.data, split=split, channels=recipe.channels), evaluation(recipe))
     shown = torch.stack([source[index][0] for index in range(min(PICTURED, len(source)))])
 

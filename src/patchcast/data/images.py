@@ -112,7 +112,7 @@ class Images(Dataset[Example]):
         self.channels = channels or self._common_channels(sample)
 
     @property
-    def labels(self) -> Int64[np.ndarray, "N"] | None:
+    def labels(self) -> Int64[np.ndarray, " N"] | None:
         return None if self.store.labels is None else self.store.labels[self.positions]
 
     @property

@@ -24,7 +24,7 @@ class Store(ABC):
         class_names: what the labels mean, if the source says so.
     """
 
-    labels: Int64[np.ndarray, "N"] | None = None
+    labels: Int64[np.ndarray, " N"] | None = None
     class_names: list[str] | None = None
 
     @abstractmethod

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from patchcast.backbones.base import Backbone
 from patchcast.evaluation.features import Loader, evaluating
+from patchcast.training.optimization import warmup_cosine
 
 
 @runtime_checkable
@@ -149,7 +150,8 @@ def finetune(
         model = Classifier(copy.deepcopy(backbone), classes).to(device).train()
         groups = layer_decay_groups(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay)
         optimizer = torch.optim.AdamW(groups)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(len(train), warmup))
+        shape = partial(warmup_cosine, steps=len(train), warmup=warmup)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
         for images, labels in train:
             _check_labels(labels, classes)
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
@@ -166,17 +168,6 @@ def finetune(
             rows.append(model(images.to(device)).argmax(dim=1).cpu() == labels)
     correct = torch.cat(rows)
     return FinetuneResult(float(correct.double().mean()), correct, model)
-
-
-def _warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
-    warm = max(1, round(warmup * steps))
-
-    def scale(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm)))) / 2
-
-    return scale
 
 
 def _check_labels(labels: Int[Tensor, " B"], classes: int) -> None:

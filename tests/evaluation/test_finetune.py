@@ -7,7 +7,6 @@ from torch import nn
 
 from patchcast.backbones.sequence import ViT
 from patchcast.evaluation import Classifier, finetune, layer_decay_groups
-from patchcast.evaluation.finetune import _warmup_cosine
 
 from .test_features import Bare
 
@@ -71,14 +70,6 @@ def test_seeded_and_leaves_global_randomness_alone():
     assert not torch.equal(first.classify.weight, other.classify.weight)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not first.training
-
-
-def test_rate_warms_up_and_falls_to_zero():
-    scale = _warmup_cosine(20, 0.2)
-    assert [scale(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert scale(12) == pytest.approx(0.5)
-    assert scale(20) == pytest.approx(0.0)
-    assert _warmup_cosine(1, 0.1)(0) == 1.0
 
 
 def test_errors(small):

@@ -53,7 +53,10 @@ def seconds(run: Step, device: str) -> float:
 
 
 def side_by_side(steps: Mapping[str, Step], *, turns: int, device: str, dtype: torch.dtype) -> list[Measured]:
-    """Each step once by turns, after two turns that are not counted; the first is what the others are compared with."""
+    """Each step once by turns, after two turns that are not counted; the first is what the others are compared with.
+
+    A turn has the same seed for all of them, so that those that draw in the same way draw the same.
+    """
     for _ in range(2):
         for step in steps.values():
             step()
@@ -61,6 +64,7 @@ def side_by_side(steps: Mapping[str, Step], *, turns: int, device: str, dtype: t
     for turn in range(turns):
         order = list(steps) if turn % 2 == 0 else list(steps)[::-1]
         for name in order:
+            torch.manual_seed(turn)
             taken[name].append(seconds(steps[name], device))
     limit, found = product_rate(device, dtype), []
     for name, step in steps.items():
@@ -75,6 +79,7 @@ def side_by_side(steps: Mapping[str, Step], *, turns: int, device: str, dtype: t
 
 
 def work(step: Step) -> float:
+    torch.manual_seed(0)
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops() / 1e9
@@ -82,6 +87,7 @@ def work(step: Step) -> float:
 
 def peak(step: Step, device: str) -> int:
     """Bytes that torch's allocator hands out at most during a step, above what it had handed out before."""
+    torch.manual_seed(0)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

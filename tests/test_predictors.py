@@ -7,12 +7,13 @@ import warnings
 
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from patchcast.backbones import CannotError, Grid, wrap
 from patchcast.losses import squared
 from patchcast.plans import MaskPlan, RandomMask, RasterOrder
-from patchcast.predictors import Decoder
+from patchcast.predictors import Decoder, LastBlock
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
 from patchcast.views import Attend, Context, Drop, View
@@ -196,6 +197,23 @@ def test_gradient_checkpointing_changes_no_number() -> None:
         assert torch.equal(left.grad, right.grad)
 
 
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_last_block_is_the_plain_one_at_the_rows_that_are_asked_for(is_masked) -> None:
+    settings = {"dim": 32, "num_heads": 4, "qkv_bias": True}
+    plain, last = Block(**settings), LastBlock(**settings)
+    wake(plain)
+    last.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 9, 32, requires_grad=True)
+    again = x.detach().clone().requires_grad_()
+    mask = (torch.rand(2, 1, 9, 9) < 0.5) | torch.eye(9, dtype=torch.bool) if is_masked else None
+    expected, found = plain(x, attn_mask=mask)[:, -4:], last(again, attn_mask=mask, asked=4)
+    torch.testing.assert_close(found, expected)
+    expected.square().sum().backward()
+    found.square().sum().backward()
+    torch.testing.assert_close(again.grad, x.grad)
+    assert_same_gradients(last, plain, lambda key: key, atol=1e-5)
+
+
 def test_drop_path_rises_with_depth() -> None:
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in decoder(drop_path=0.3, depth=4).blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
@@ -204,6 +222,8 @@ def test_drop_path_rises_with_depth() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match=r"divisible by its heads; got 30 and 4"):
         Decoder(30, grid=GRID, depth=1, heads=4, embed=nn.Identity(), head=nn.Identity())
+    with pytest.raises(ValueError, match="needs a block at least; got a depth of 0"):
+        Decoder(32, grid=GRID, depth=0, heads=4, embed=nn.Identity(), head=nn.Identity())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block
@@ -140,7 +141,7 @@ class Decoder(Predictor):
         head: maps `width` to the values of a unit.
         drop_path: rate at which the last block is skipped in training; it rises from 0 at the first.
     Raises:
-        ValueError: if `width` is not divisible by `heads` and by 4.
+        ValueError: if `width` is not divisible by `heads` and by 4, or `depth` is not positive.
     """
 
     reads_hidden = False
@@ -162,13 +163,16 @@ class Decoder(Predictor):
         super().__init__()
         if width % heads:
             raise ValueError(f"the decoder's width must be divisible by its heads; got {width} and {heads}")
+        if depth < 1:
+            raise ValueError(f"the decoder needs a block at least; got a depth of {depth}")
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.embed, self.head = embed, head
         self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
         self.positions = Positions(grid, width)
+        kinds, rates = [Block] * (depth - 1) + [LastBlock], torch.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm)
-            for rate in torch.linspace(0, drop_path, depth).tolist()
+            kind(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm)
+            for kind, rate in zip(kinds, rates, strict=True)
         )
         self.norm = norm(width)
         self.grad_checkpointing = False
@@ -201,9 +205,39 @@ class Decoder(Predictor):
         mask = can_see.flatten(0, 1)[:, None] if can_see is not None and can_see.ndim == 4 else can_see
         if is_valid is not None:
             mask = and_valid(mask, is_valid, plan)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = checkpoint(block, x, attn_mask=mask) if self.grad_checkpointing else block(x, attn_mask=mask)
-        return self.head(self.norm(x[:, -asked:])).unflatten(0, (-1, groups))
+        last = partial(self.blocks[-1], attn_mask=mask, asked=asked)
+        x = checkpoint(last, x) if self.grad_checkpointing else last(x)
+        return self.head(self.norm(x)).unflatten(0, (-1, groups))
+
+
+class LastBlock(Block):
+    """timm's block where only the last rows are asked for: all tokens are looked at, and only those look.
+
+    `block(x, asked=p)` is the plain block's `[:, -p:]`. All but keys and values then costs p tokens instead of L:
+    of I-JEPA's predictor, whose rows are mostly context, that is half of the block.
+    """
+
+    attn: Any
+
+    def forward(  # type: ignore[override]  # it cannot stand for a plain block: it answers with fewer tokens
+        self, x: Float[Tensor, "B L D"], attn_mask: Bool[Tensor, "*b L L"] | None = None, *, asked: int
+    ) -> Float[Tensor, "B P D"]:
+        answer = x[:, -asked:] + self.drop_path1(self.attend(self.norm1(x), attn_mask, asked))
+        return answer + self.drop_path2(self.mlp(self.norm2(answer)))
+
+    def attend(
+        self, x: Float[Tensor, "B L D"], attn_mask: Bool[Tensor, "*b L L"] | None, asked: int
+    ) -> Float[Tensor, "B P D"]:
+        attention, width = self.attn, x.shape[-1]
+        weight, bias = (each.split([width, 2 * width]) for each in (attention.qkv.weight, attention.qkv.bias))
+        queries = F.linear(x[:, -asked:], weight[0], bias[0]).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        pairs = F.linear(x, weight[1], bias[1]).unflatten(-1, (2, attention.num_heads, -1))
+        keys, values = pairs.permute(2, 0, 3, 1, 4)
+        rows = None if attn_mask is None else attn_mask[..., -asked:, :]
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=rows)
+        return attention.proj(mixed.transpose(1, 2).flatten(2))
 
 
 def seen_rows(is_valid: Bool[Tensor, "B L"], prefix: int, plan: MaskPlan) -> Bool[Tensor, "B S"]:

@@ -84,6 +84,7 @@ def test_its_weights_are_read_by_us_and_by_transformers(runs: Path, tmp_path: Pa
         torch.testing.assert_close(theirs(shifted).logits, pretrainer(images).predictions[:, 0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow  # `tests/commands` has it for a method without codes
 def test_the_config_runs_the_same_again(runs: Path, tmp_path: Path) -> None:
     for method in ("imagegpt", "beit"):
         again = tmp_path / method
@@ -93,7 +94,7 @@ def test_the_config_runs_the_same_again(runs: Path, tmp_path: Path) -> None:
             assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("method", ["imagegpt", "beit"])
+@pytest.mark.parametrize("method", ["imagegpt", pytest.param("beit", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_bit(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tokenizer that lies in the folder: a run never changes it, even where the data has."""
     command = ["--method", method, *NETWORK, *DIGITS] if method == "imagegpt" else BEIT
@@ -211,7 +212,7 @@ def test_layers_are_probed_with_the_papers_feature(runs: Path) -> None:
     assert found["pretrained"]["1"] == linear_probe(train, test).accuracy
 
 
-@pytest.mark.parametrize("method", ["imagegpt", "beit"])
+@pytest.mark.parametrize("method", ["imagegpt", pytest.param("beit", marks=pytest.mark.slow)])
 def test_check_says_that_they_are_honest(
     method: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

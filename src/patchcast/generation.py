@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Int64, Real
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 
 from patchcast.backbones.base import CannotError
 from patchcast.backbones.imagegpt import Cache, ImageGPT, ImageGPTBackbone
+from patchcast.backbones.stepwise import Stepwise
 from patchcast.pretrainer import Pretrainer
-
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def sample(
@@ -105,7 +103,6 @@ def _draw(
     progress: bool,
 ) -> Int64[Tensor, "B N"]:
     network, head = parts(pretrainer)
-    network, head = _for_few_rows(network), _for_few_rows(head)
     if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(
             f"needs temperature >= 0, top_k >= 1 and 0 < top_p <= 1; got {temperature}, {top_k} and {top_p}"
@@ -115,10 +112,11 @@ def _draw(
     batches = list(zip(given.split(batch_size), chance.split(batch_size), strict=True))
     drawn: list[Tensor] = []
     with Progress(disable=not progress) as bar, torch.inference_mode():
+        stepwise = Stepwise(network, head)
         task = bar.add_task("drawing", total=left * len(batches))
         for prefix, numbers in batches:
             codes = [prefix]
-            for code in _codes(network, head, prefix, numbers, temperature, top_k, top_p):
+            for code in _codes(network, head, stepwise, prefix, numbers, temperature, top_k, top_p):
                 codes.append(code)
                 bar.advance(task)
             drawn.append(torch.cat(codes, dim=1))
@@ -128,6 +126,7 @@ def _draw(
 def _codes(
     network: ImageGPT,
     head: nn.Linear,
+    stepwise: Stepwise,
     given: Int[Tensor, "B P"],
     chance: Float[Tensor, "B left"],
     temperature: float,
@@ -137,21 +136,9 @@ def _codes(
     cache = Cache(network, len(given))
     latest = given
     for number in chance.unbind(dim=1):
-        logits = head(network.extend(latest, cache)[:, -1]).float()
-        latest = choose(logits, number, temperature, top_k, top_p)[:, None]
+        logits = stepwise(latest, cache) if cache.length else head(network.extend(latest, cache)[:, -1])
+        latest = choose(logits.float(), number, temperature, top_k, top_p)[:, None]
         yield latest
-
-
-def _for_few_rows(module: ModuleT) -> ModuleT:
-    """On a CPU, a copy whose weights lie column by column in memory: the products of a few rows that each step makes
-    are then up to 2.3 times as fast (16 rows, width 512)."""
-    if next(module.parameters()).device.type != "cpu":
-        return module
-    module = copy.deepcopy(module)
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            part.weight.data = part.weight.data.T.contiguous().T
-    return module
 
 
 def choose(

@@ -15,8 +15,11 @@ class KeyValues:
     """
 
     def __init__(self, *, depth: int, heads: int, channels: int, batch: int, places: int, like: Tensor) -> None:
-        # In the precision that keys have under autocast, where it is on.
-        is_auto = torch.is_autocast_enabled(like.device.type)
-        dtype = torch.get_autocast_dtype(like.device.type) if is_auto else like.dtype
-        self.kept = torch.empty(depth, 2, batch, heads, places, channels, device=like.device, dtype=dtype)
+        self.kept = torch.empty(depth, 2, batch, heads, places, channels, device=like.device, dtype=precision(like))
         self.length = 0
+
+
+def precision(like: Tensor) -> torch.dtype:
+    """What products with this tensor come out in: under autocast, where it is on, in another precision than its own."""
+    is_auto = torch.is_autocast_enabled(like.device.type)
+    return torch.get_autocast_dtype(like.device.type) if is_auto else like.dtype

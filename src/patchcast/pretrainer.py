@@ -128,6 +128,7 @@ class Pretrainer(nn.Module):
         beside = [] if self.predictor.reads_prefix else self.backbone.beside_units()
         return self.backbone.parameters_in([*self.backbone.unused(), *beside])
 
+    @torch.compiler.disable  # dynamo fails where chance is drawn for a batch of any size
     def draw(self, images: Images, generator: torch.Generator | None = None) -> Plan:
         """A plan for these images, on their device; for each by its own size, if they have different ones."""
         pixels, grid = pixels_of(images), self.backbone.grid(images)

@@ -18,6 +18,10 @@ test: $(READY)  ## the fast suite
 test-all: $(READY)  ## the fast suite and the long sweeps
 	$(BIN)/python -m pytest
 
+# torch's profiler, which measures memory, and a peer tell of themselves otherwise.
+bench: export KINETO_LOG_LEVEL = 6
+bench: export TORCH_CPP_LOG_LEVEL = ERROR
+bench: export LOGURU_LEVEL = ERROR
 bench: $(READY)  ## the short benchmarks, beside the peers that are installed
 	$(BIN)/python -W ignore benchmarks/startup.py
 	$(BIN)/python -W ignore benchmarks/input.py --images 40

@@ -84,8 +84,8 @@ def measure(case: Case, device: str, share: Callable[[nn.Module], nn.Module] = l
     model, images = share(Loss(case[0]).to(device)), case[1].to(device)
 
     def step() -> None:
-        model.zero_grad()
         model(images).backward()
+        model.zero_grad()  # so that a step begins with as little as it ends with
 
     step()
     return [min(seconds(step, device) for _ in range(3)), peak(step, device) / 2**20]
@@ -149,6 +149,9 @@ def main() -> None:
                 values = [each[row] for each in y]
                 axes[row][column].loglog(x, values, marker="o", label=name)
                 axes[row][column].set(xlabel=what, ylabel=label)
+                if x:
+                    axes[row][column].set_xticks(x, labels=[f"{each:,}" for each in x])
+                    axes[row][column].minorticks_off()
                 cells.append(f"{power(x, values):.2f}" if x else "")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     axes[0][0].legend()

@@ -83,13 +83,18 @@ def test_the_causal_order_uses_the_fused_causal_kernel(attention: list[dict[str,
     assert all(call == {"attn_mask": None, "is_causal": True} for call in attention)
 
 
-def test_prefixes_use_one_boolean_mask(attention: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prefixes_use_one_mask(attention: list[dict[str, Any]], dtype: torch.dtype) -> None:
+    """In the form in which attention keeps it, or each block would make and keep another."""
     pretrainer = small()
-    pretrainer(contracts.images_for(pretrainer))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        plan = pretrainer(contracts.images_for(pretrainer)).plan
     masks = [call["attn_mask"] for call in attention]
     assert all(mask is masks[0] for mask in masks), "made once, for all blocks"
-    assert masks[0].dtype == torch.bool
+    assert masks[0].dtype == dtype
     assert masks[0].shape == (2, 1, 17, 17)
+    assert torch.equal(masks[0] == 0, plan.can_see(1))
+    assert torch.equal(masks[0] == -torch.inf, ~plan.can_see(1))
 
 
 @pytest.mark.parametrize("name", ORDERS)

@@ -14,7 +14,8 @@ def squared(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P T
     >>> squared(torch.zeros(1, 1, 1, 2), torch.tensor([[[[1., 3.]]]])).item()
     5.0
     """
-    return (prediction - target).square().mean(dim=-1)
+    # torch's own keep nothing but what they are given; a difference and its square would be kept besides.
+    return F.mse_loss(prediction, target, reduction="none").mean(dim=-1)
 
 
 def absolute(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P T"]) -> Float[Tensor, "B G P"]:
@@ -24,7 +25,7 @@ def absolute(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P 
     >>> absolute(torch.zeros(1, 1, 1, 2), torch.tensor([[[[1., -3.]]]])).item()
     2.0
     """
-    return (prediction - target).abs().mean(dim=-1)
+    return F.l1_loss(prediction, target, reduction="none").mean(dim=-1)
 
 
 def smooth_l1(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P T"]) -> Float[Tensor, "B G P"]:

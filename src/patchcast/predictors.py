@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, take
+from patchcast.backbones.base import Grid, additive, take
 from patchcast.plans import MaskPlan, Plan
 from patchcast.positions import Positions
 from patchcast.views import Context, read
@@ -205,9 +205,10 @@ class Decoder(Predictor):
         mask = can_see.flatten(0, 1)[:, None] if can_see is not None and can_see.ndim == 4 else can_see
         if is_valid is not None:
             mask = and_valid(mask, is_valid, plan)
+        added = None if mask is None else additive(mask, x)
         for block in self.blocks[:-1]:
-            x = checkpoint(block, x, attn_mask=mask) if self.grad_checkpointing else block(x, attn_mask=mask)
-        last = partial(self.blocks[-1], attn_mask=mask, asked=asked)
+            x = checkpoint(block, x, attn_mask=added) if self.grad_checkpointing else block(x, attn_mask=added)
+        last = partial(self.blocks[-1], attn_mask=added, asked=asked)
         x = checkpoint(last, x) if self.grad_checkpointing else last(x)
         return self.head(self.norm(x)).unflatten(0, (-1, groups))
 
@@ -222,13 +223,13 @@ class LastBlock(Block):
     attn: Any
 
     def forward(  # type: ignore[override]  # it cannot stand for a plain block: it answers with fewer tokens
-        self, x: Float[Tensor, "B L D"], attn_mask: Bool[Tensor, "*b L L"] | None = None, *, asked: int
+        self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None = None, *, asked: int
     ) -> Float[Tensor, "B P D"]:
         answer = x[:, -asked:] + self.drop_path1(self.attend(self.norm1(x), attn_mask, asked))
         return answer + self.drop_path2(self.mlp(self.norm2(answer)))
 
     def attend(
-        self, x: Float[Tensor, "B L D"], attn_mask: Bool[Tensor, "*b L L"] | None, asked: int
+        self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None, asked: int
     ) -> Float[Tensor, "B P D"]:
         attention, width = self.attn, x.shape[-1]
         weight, bias = (each.split([width, 2 * width]) for each in (attention.qkv.weight, attention.qkv.bias))

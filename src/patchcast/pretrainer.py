@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from patchcast.backbones.base import Backbone, CannotError, Images, pixels_of, take
@@ -114,14 +114,18 @@ class Pretrainer(nn.Module):
         """Predict what the plan asks; `plan` is drawn (from a CPU generator) unless given."""
         if plan is None:
             plan = self.draw(images, generator)
+        targets = self.targets(images, plan)  # before the activations that are kept for the backward pass
         predictions = self.predictor(self.view(self.backbone, images, plan), plan).float()
-        with torch.no_grad():
-            every = self.target(images)
-        if every.shape[1] != plan.grid.units:
-            raise ValueError(f"the target gives {every.shape[1]} rows for the {plan.grid.units} units of {plan.grid}")
-        targets = take(every, plan.predict)
         loss = weighted_mean(self.loss(predictions, targets), plan.weight)
         return Output(loss, predictions, targets, plan, self.backbone, images)
+
+    @torch.no_grad()
+    def targets(self, images: Images, plan: Plan) -> Num[Tensor, "B G P T"]:
+        """What the predictions of this plan should be."""
+        every = self.target(images)
+        if every.shape[1] != plan.grid.units:
+            raise ValueError(f"the target gives {every.shape[1]} rows for the {plan.grid.units} units of {plan.grid}")
+        return take(every, plan.predict)
 
     def idle_parameters(self) -> list[nn.Parameter]:
         """Parameters that no prediction depends on. Freeze them, or DDP waits for their gradients."""

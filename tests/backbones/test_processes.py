@@ -1,4 +1,4 @@
-"""`torch.compile` without a graph break, and DDP and FSDP2 in two real processes."""
+"""`torch.compile` without a graph break, exports, and DDP and FSDP2 in two real processes."""
 
 from __future__ import annotations
 
@@ -72,3 +72,9 @@ def test_compile_every_class() -> None:
 @pytest.mark.slow
 def test_ddp_and_fsdp2_every_class() -> None:
     shard_all(NAMES)
+
+
+@pytest.mark.slow
+def test_export_every_class() -> None:
+    pytest.importorskip("onnxscript", reason="ONNX needs the extra: pip install patchcast[export]")
+    finish(start("exported", *NAMES), NAMES, "exported")

@@ -15,6 +15,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from patchcast.backbones.capabilities import CAPABILITIES, Capability
+from patchcast.backbones.precision import precision
 
 # A batch of images; or images of different sizes, either as timm's NaFlex loader makes them ("patches", "patch_coord"
 # and "patch_valid", for NaFlexVit), or in the upper left corner of one canvas each ("canvas", and "size" in pixels, for
@@ -374,6 +375,17 @@ def put(
     if layout == "NHWC":
         return torch.where(hidden[..., None], token, x)
     return torch.where(hidden[:, None], token[:, None, None], x)
+
+
+def additive(can_see: Bool[Tensor, "*B L L"], like: Tensor) -> Float[Tensor, "*B L L"]:
+    """The mask as attention adds it to its logits, in their precision.
+
+    Attention makes this of a mask of True and False by itself, and keeps it for the backward pass: once in every block.
+
+    >>> additive(torch.tensor([[True, False], [True, True]]), torch.zeros(1)).tolist()
+    [[0.0, -inf], [0.0, 0.0]]
+    """
+    return torch.zeros_like(can_see, dtype=precision(like)).masked_fill_(~can_see, float("-inf"))
 
 
 def to_rows(x: Float[Tensor, "B ..."], layout: Layout) -> Float[Tensor, "B L D"]:

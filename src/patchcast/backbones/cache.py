@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchcast.backbones.precision import precision
+
 
 class KeyValues:
     """Keys and values of every block, in memory that is taken once.
@@ -17,9 +19,3 @@ class KeyValues:
     def __init__(self, *, depth: int, heads: int, channels: int, batch: int, places: int, like: Tensor) -> None:
         self.kept = torch.empty(depth, 2, batch, heads, places, channels, device=like.device, dtype=precision(like))
         self.length = 0
-
-
-def precision(like: Tensor) -> torch.dtype:
-    """What products with this tensor come out in: under autocast, where it is on, in another precision than its own."""
-    is_auto = torch.is_autocast_enabled(like.device.type)
-    return torch.get_autocast_dtype(like.device.type) if is_auto else like.dtype

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from timm.models.naflexvit import batch_patchify
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Images, Tokens, run, take
+from patchcast.backbones.base import Images, Tokens, additive, run, take
 from patchcast.backbones.sequence import Sequence, lower_triangle
 
 
@@ -49,9 +49,7 @@ class Gemma4(Sequence):
 
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         can_see = lower_triangle(tokens) if can_see is None else can_see
-        # Unfused, its attention adds the mask: True would then count as 1.
-        added = tokens.x.new_zeros(can_see.shape).masked_fill(~can_see, float("-inf"))
-        return tokens.with_(block_kwargs={**tokens.block_kwargs, "attn_mask": added})
+        return tokens.with_(block_kwargs={**tokens.block_kwargs, "attn_mask": additive(can_see, tokens.x)})
 
     def unused(self) -> list[str]:
         return ["norm", "head"] if self.encoder is not self.model else ["pooler"]

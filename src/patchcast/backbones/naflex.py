@@ -99,9 +99,9 @@ class NaFlex(RoPE):
         mask = create_attention_mask(
             tokens.is_valid, tokens.prefix, symmetric=not by_key, q_len=1 if by_key else None, dtype=tokens.x.dtype
         )
-        can_see = tokens.block_kwargs.get("attn_mask")
-        if can_see is not None:
-            mask = mask.masked_fill(~can_see, torch.finfo(mask.dtype).min)
+        asked = tokens.block_kwargs.get("attn_mask")
+        if asked is not None:
+            mask = mask.masked_fill(asked < 0, torch.finfo(mask.dtype).min)
         x = super().run_stages(tokens.with_(block_kwargs={**tokens.block_kwargs, "attn_mask": mask}))
         return {"patches": x, "patch_valid": tokens.is_valid}
 

@@ -109,7 +109,7 @@ class MaskedDeepseekBlock(nn.Module):
         self,
         x: Float[Tensor, "B L D"],
         rope: Float[Tensor, "..."] | None = None,
-        attn_mask: Bool[Tensor, "*B L L"] | None = None,
+        attn_mask: Float[Tensor, "*B L L"] | None = None,
         is_causal: bool = False,
     ) -> Float[Tensor, "B L D"]:
         x = x + self.drop_path1(self.attn(self.norm1(x), rope=rope, attn_mask=attn_mask, is_causal=is_causal))

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from timm.layers import HybridEmbed
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens, run, take
+from patchcast.backbones.base import Grid, Images, Tokens, additive, run, take
 from patchcast.backbones.conventions import TimmBackbone
 
 
@@ -71,7 +71,7 @@ class Sequence(TimmBackbone):
 
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         # Only a mask that is given is passed on: the unmasked call is then timm's own, to the bit.
-        mask = {"is_causal": True} if can_see is None else {"attn_mask": can_see}
+        mask = {"is_causal": True} if can_see is None else {"attn_mask": additive(can_see, tokens.x)}
         return tokens.with_(block_kwargs={**tokens.block_kwargs, **mask})
 
 

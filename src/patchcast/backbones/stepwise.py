@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from patchcast.backbones.cache import KeyValues, precision
+from patchcast.backbones.cache import KeyValues
 from patchcast.backbones.imagegpt import ImageGPT
+from patchcast.backbones.precision import precision
 
 QUICK_GELU = 1.702
 """x * sigmoid(1.702 x) is silu(1.702 x) / 1.702."""

@@ -7,8 +7,9 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from patchcast.backbones.base import Backbone
 TOLERANCE = 1e-4
 """Of the largest value of a feature; float32 in another order of summation differs by about a hundredth of it."""
 Run = Callable[[Tensor], Sequence[Tensor]]
+T = TypeVar("T")
 
 
 class Difference(NamedTuple):
@@ -80,12 +82,17 @@ def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ 
             f"ONNX needs onnx, onnxscript and onnxruntime ({missing}): pip install 'patchcast[export]'"
         ) from missing
     program = _program(backbone)
-    with _refusing(backbone, "ONNX", "--to torch may"), _quiet():
+
+    def session_of(program: torch.export.ExportedProgram) -> Any:
         made = torch.onnx.export(program, dynamo=True, verbose=False)
         assert made is not None
         _name(made.model.graph, inputs=["images"], outputs=["embedding", "units"])
         made.save(file)
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    with _refusing(backbone, "ONNX", "--to torch may"), _quiet():
+        # Attention within windows has five dimensions, for which ONNX has no attention, but products and a softmax.
+        session = _first_of(lambda: session_of(program), lambda: session_of(program.run_decompositions()))
 
     def run(batch: Tensor) -> list[Tensor]:
         return [torch.from_numpy(each) for each in session.run(None, {"images": batch.numpy()})]
@@ -95,10 +102,20 @@ def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ 
 
 def _program(backbone: Backbone) -> torch.export.ExportedProgram:
     example = torch.zeros(2, backbone.channels, *backbone.image_size)
-    batch = torch.export.Dim("batch", min=1)
+    shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
+    trace = partial(torch.export.export, Encoder(backbone).eval(), (example,), dynamic_shapes=shapes)
     with _refusing(backbone, "torch.export", "--to timm may"), _quiet(), torch.no_grad():
         backbone.units(example)  # a palette looks up its table when it is first needed, which no graph can hold
-        return torch.export.export(Encoder(backbone).eval(), (example,), dynamic_shapes={"images": {0: batch}})
+        # The first is quick, and takes the size of a batch for a constant where a model computes with it in Python.
+        return _first_of(partial(trace, strict=False), partial(trace, strict=True))
+
+
+def _first_of(*ways: Callable[[], T]) -> T:
+    """What the first way gives that does not fail; if all do, the error of the last."""
+    for way in ways[:-1]:
+        with contextlib.suppress(Exception):
+            return way()
+    return ways[-1]()
 
 
 def _name(graph: Any, *, inputs: list[str], outputs: list[str]) -> None:

@@ -1,0 +1,17 @@
+"""The precision that products come out in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def precision(like: Tensor) -> torch.dtype:
+    """Of products with this tensor: under autocast, where it is on, another one than its own.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     precision(torch.zeros(1))
+    torch.bfloat16
+    """
+    is_auto = torch.is_autocast_enabled(like.device.type)
+    return torch.get_autocast_dtype(like.device.type) if is_auto else like.dtype

@@ -147,12 +147,13 @@ def main() -> None:
             x, y = found.get(what, ([], []))
             for row, label in enumerate(("seconds", "MiB")):
                 values = [each[row] for each in y]
+                cells.append(f"{power(x, values):.2f}" if x else "")
+                if not x:
+                    continue
                 axes[row][column].loglog(x, values, marker="o", label=name)
                 axes[row][column].set(xlabel=what, ylabel=label)
-                if x:
-                    axes[row][column].set_xticks(x, labels=[f"{each:,}" for each in x])
-                    axes[row][column].minorticks_off()
-                cells.append(f"{power(x, values):.2f}" if x else "")
+                axes[row][column].set_xticks(x, labels=[f"{each:,}" for each in x])
+                axes[row][column].minorticks_off()
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     axes[0][0].legend()
     figure.savefig(args.out, dpi=120)

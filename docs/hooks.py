@@ -1,7 +1,7 @@
 """What MkDocs does not by itself: links that work in the repository work in the site as well.
 
 Pages link to files outside docs/ as the repository has them (`../recipes/slurm.sh`). For the site those files are
-copied into its folder `repository/`, and the links point there. The changelog is a page.
+copied into its folder `repository/`, and the links point there. The changelog and the notes on speed are pages.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
-CHANGES = "changes.md"
+PAGES = {"CHANGELOG.md": "changes.md", "benchmarks/NOTES.md": "speed.md"}
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add what pages link to outside docs/, where it is there; what is not, MkDocs complains of."""
     for page in list(files.documentation_pages()):
         for path in OUTSIDE.findall(page.content_string):
-            if (ROOT / path).is_file() and path != "CHANGELOG.md" and files.get_file_from_path(_in_site(path)) is None:
+            if (ROOT / path).is_file() and path not in PAGES and files.get_file_from_path(_in_site(path)) is None:
                 files.append(File.generated(config, _in_site(path), abs_src_path=str(ROOT / path)))
-    files.append(File.generated(config, CHANGES, content=(ROOT / "CHANGELOG.md").read_text()))
+    for path, name in PAGES.items():
+        files.append(File.generated(config, name, content=(ROOT / path).read_text()))
     return files
 
 
@@ -32,12 +33,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     def moved(link: re.Match[str]) -> str:
         path = link[1]
-        if path == "CHANGELOG.md":
-            return f"]({up}{CHANGES}"
         return f"]({up}{_in_site(path)}" if (ROOT / path).is_file() else link[0]
 
     return OUTSIDE.sub(moved, markdown)
 
 
 def _in_site(path: str) -> str:
-    return f"repository/{path}"
+    return PAGES.get(path, f"repository/{path}")

@@ -13,6 +13,7 @@ import copy
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import peers
 from patchcast.backbones import wrap
 from patchcast.backbones.base import Grid
 from patchcast.methods import aim, ijepa, mae, simmim
-from patchcast.plans import MultiBlock
+from patchcast.plans import MaskPlan, MultiBlock
 from patchcast.pretrainer import Pretrainer
 from peers import DecoderSize, Loss
 
@@ -63,12 +64,25 @@ def mae_case(size: int, decoder: DecoderSize, name: str, patch: int) -> Contende
     }
 
 
+def all_blocks_at_once(grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
+    """What stable-pretraining's predictor is asked: all blocks in one sequence, where they see one another."""
+    plan = MultiBlock()(grid, batch, generator)
+    return replace(plan, hidden=plan.hidden.flatten(1)[:, None])
+
+
 def ijepa_case(name: str) -> Contenders:
     encoder, predictor = timm.create_model(name), DecoderSize(192, 6, 3)
     settings = {"predictor_width": 192, "predictor_depth": 6, "predictor_heads": 3}
     plan = partial(MultiBlock(), Grid(14, 14))
+
+    def at_once() -> tuple[nn.Module, Loss]:
+        pretrainer = ijepa(wrap(copy.deepcopy(encoder)), **settings)
+        pretrainer.plan = all_blocks_at_once
+        return ours(pretrainer)
+
     return {
         "ours": lambda: ours(ijepa(wrap(copy.deepcopy(encoder)), **settings)),
+        "ours, all blocks at once": at_once,
         "lightly": lambda: peers.lightly_ijepa(copy.deepcopy(encoder), plan, predictor),
         **only_stable({"stable-pretraining": lambda: peers.stable_ijepa(copy.deepcopy(encoder), predictor)}),
     }

@@ -129,8 +129,9 @@ class Pretrainer(nn.Module):
 
     def idle_parameters(self) -> list[nn.Parameter]:
         """Parameters that no prediction depends on. Freeze them, or DDP waits for their gradients."""
-        beside = [] if self.predictor.reads_prefix else self.backbone.beside_units()
-        return self.backbone.parameters_in([*self.backbone.unused(), *beside])
+        for_prefix = [] if self.predictor.reads_prefix else self.backbone.prefix_only()
+        backbone = self.backbone
+        return backbone.parameters_in([*backbone.unused(), *backbone.beside_units(), *for_prefix])
 
     @torch.compiler.disable  # dynamo fails where chance is drawn for a batch of any size
     def draw(self, images: Images, generator: torch.Generator | None = None) -> Plan:

@@ -171,7 +171,11 @@ class Backbone(nn.Module, ABC):
         return ["head", "head_dist", "fc_norm", "attn_pool"]
 
     def beside_units(self) -> list[str]:
-        """Names of those it reaches, but which no unit's feature depends on (norms of class tokens, other scales)."""
+        """Names of those it reaches, but which no feature of a unit or a prefix token depends on (other scales)."""
+        return []
+
+    def prefix_only(self) -> list[str]:
+        """Names of those that only features of prefix tokens depend on (class attention, norms of class tokens)."""
         return []
 
     # ---- what every backbone has ------------------------------------------------------------------------------------

@@ -39,6 +39,9 @@ class CaiT(Sequence):
         can_see = lower_triangle(tokens) if can_see is None else can_see
         return tokens.with_(block_kwargs={"can_see": can_see})
 
+    def prefix_only(self) -> list[str]:
+        return ["cls_token", "blocks_token_only"]
+
 
 class MaskedBlock(cait.LayerScaleBlock):
     """timm's, which hands a mask to its attention."""
@@ -93,6 +96,13 @@ class XCiT(TimmBackbone):
             x = run(self.model.cls_attn_blocks, x, self.model)
         return self.model.norm(x)
 
+    def prefix_only(self) -> list[str]:
+        parts = ["cls_token"]
+        for index, block in enumerate(self.model.cls_attn_blocks or ()):
+            own = ["attn", "gamma2", "mlp"] if block.tokens_norm else ["attn", "gamma2", "mlp", "norm2"]
+            parts += [f"cls_attn_blocks.{index}.{each}" for each in own]
+        return parts
+
 
 class Volo(TimmBackbone):
     """timm's `VOLO`. Its positions are added after the second stage, so they are part of the stages."""
@@ -112,6 +122,9 @@ class Volo(TimmBackbone):
     def run_stages(self, tokens: Tokens) -> Any:
         x = self.model.forward_tokens(tokens.x)
         return self.model.norm(x if self.model.post_network is None else self.model.forward_cls(x))
+
+    def prefix_only(self) -> list[str]:
+        return ["cls_token", "post_network"]
 
     def unused(self) -> list[str]:
         return [*super().unused(), "aux_head"]

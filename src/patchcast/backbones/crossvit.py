@@ -67,3 +67,8 @@ class CrossViT(TimmBackbone):
         resampled = F.interpolate(coarse, size=self.grids[0], mode="bilinear", align_corners=False)
         units = torch.cat([small[:, 1:], resampled.flatten(2).transpose(1, 2)], dim=-1)
         return torch.cat([small[:, :1], large[:, :1]], dim=-1), units
+
+    def prefix_only(self) -> list[str]:
+        # Streams exchange their class tokens behind the blocks of a stage: behind those of the last, no unit sees them.
+        last = f"blocks.{len(self.model.blocks) - 1}"
+        return [f"{last}.{each}" for each in ("projs", "fusion", "revert_projs")]

@@ -45,5 +45,5 @@ class PiT(TimmBackbone):
     ) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
         return features[0], to_rows(features[1], "NCHW")
 
-    def beside_units(self) -> list[str]:
+    def prefix_only(self) -> list[str]:
         return ["norm"]

@@ -152,6 +152,9 @@ class Tiled(Backbone):
     def beside_units(self) -> list[str]:
         return [f"tile.model.{each}" for each in self.tile.beside_units()]
 
+    def prefix_only(self) -> list[str]:
+        return [f"tile.model.{each}" for each in self.tile.prefix_only()]
+
     # ---- images, and how many tiles and units they have -------------------------------------------------------------
 
     def grid(self, images: Images | tuple[int, int]) -> Grid:

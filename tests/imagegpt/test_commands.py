@@ -178,7 +178,7 @@ def test_a_codebook_of_another_run(runs: Path, tmp_path: Path, capsys: pytest.Ca
     assert "the codebook is of units of 2x2 pixels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["imagegpt", "imagegpt_masked", "beit"])
+@pytest.mark.parametrize("method", ["imagegpt", pytest.param("imagegpt_masked", marks=pytest.mark.slow), "beit"])
 def test_show_probe_and_check(method: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(runs / method)
     picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)

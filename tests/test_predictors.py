@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -198,8 +199,9 @@ def test_gradient_checkpointing_changes_no_number() -> None:
 
 
 @pytest.mark.parametrize("is_masked", [False, True])
-def test_last_block_is_the_plain_one_at_the_rows_that_are_asked_for(is_masked) -> None:
-    settings = {"dim": 32, "num_heads": 4, "qkv_bias": True}
+@pytest.mark.parametrize("more", [{}, {"init_values": 0.5, "qk_norm": True, "scale_attn_norm": True}])
+def test_last_block_is_the_plain_one_at_the_rows_that_are_asked_for(is_masked: bool, more: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"dim": 32, "num_heads": 4, "qkv_bias": True, **more}
     plain, last = Block(**settings), LastBlock(**settings)
     wake(plain)
     last.load_state_dict(plain.state_dict())

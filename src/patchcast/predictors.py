@@ -225,8 +225,8 @@ class LastBlock(Block):
     def forward(  # type: ignore[override]  # it cannot stand for a plain block: it answers with fewer tokens
         self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None = None, *, asked: int
     ) -> Float[Tensor, "B P D"]:
-        answer = x[:, -asked:] + self.drop_path1(self.attend(self.norm1(x), attn_mask, asked))
-        return answer + self.drop_path2(self.mlp(self.norm2(answer)))
+        answer = x[:, -asked:] + self.drop_path1(self.ls1(self.attend(self.norm1(x), attn_mask, asked)))
+        return answer + self.drop_path2(self.ls2(self.mlp(self.norm2(answer))))
 
     def attend(
         self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None, asked: int
@@ -237,8 +237,10 @@ class LastBlock(Block):
         pairs = F.linear(x, weight[1], bias[1]).unflatten(-1, (2, attention.num_heads, -1))
         keys, values = pairs.permute(2, 0, 3, 1, 4)
         rows = None if attn_mask is None else attn_mask[..., -asked:, :]
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=rows)
-        return attention.proj(mixed.transpose(1, 2).flatten(2))
+        dropout = attention.attn_drop.p if self.training else 0.0
+        queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=rows, dropout_p=dropout)
+        return attention.proj_drop(attention.proj(attention.norm(mixed.transpose(1, 2).flatten(2))))
 
 
 def seen_rows(is_valid: Bool[Tensor, "B L"], prefix: int, plan: MaskPlan) -> Bool[Tensor, "B S"]:

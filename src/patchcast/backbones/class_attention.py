@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from timm.models import cait
 from torch import Tensor, nn
 
-from patchcast.backbones.backbone import ImageBatch, Tokens
+from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone
 from patchcast.backbones.sequence import Sequence, lower_triangle
 from patchcast.geometry import Grid

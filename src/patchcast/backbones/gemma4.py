@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from timm.models.naflexvit import batch_patchify
 from torch import Tensor, nn
 
-from patchcast.backbones.backbone import ImageBatch, Tokens, additive
+from patchcast.backbones.backbone import ImageBatch, Tokens, additive, apply_blocks
 from patchcast.backbones.sequence import Sequence, lower_triangle
 from patchcast.geometry import take
 

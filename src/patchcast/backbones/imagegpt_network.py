@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from timm.layers.activations import quick_gelu
 from torch import Tensor, nn
 
-from patchcast.backbones.backbone import Backbone, ImageBatch, Tokens
+from patchcast.backbones.backbone import Backbone, ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.key_values import KeyValues
 from patchcast.geometry import Grid, take
 from patchcast.tokenizers.base import Tokenizer

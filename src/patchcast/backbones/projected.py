@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from patchcast.backbones.backbone import ImageBatch, Tokens
+from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import nominal_size
 from patchcast.backbones.sequence import Sequence, take_rope
 from patchcast.geometry import Grid

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
-from patchcast.backbones.backbone import ImageBatch, Tokens
+from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone
 from patchcast.geometry import Grid
 

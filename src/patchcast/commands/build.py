@@ -21,7 +21,7 @@ from patchcast.positions import start_from_sincos
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.tokenizers.base import Tokenizer
-from patchcast.training.run import default_precision, default_workers
+from patchcast.training.engine import default_precision, default_workers
 
 FEWEST_UNITS = 7  # a side; with fewer there is little to predict a patch from
 SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalise by

@@ -9,8 +9,7 @@ import math
 from functools import partial
 from typing import Any
 
-from lightning import Callback
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
@@ -29,11 +28,12 @@ from patchcast.methods import METHODS, on_codes
 from patchcast.pictures import draw_loss
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
-from patchcast.training.log import curve
-from patchcast.training.loggers import closing
+from patchcast.training.engine import Engine, uses_cuda, whole_state
+from patchcast.training.log import closing, curve
+from patchcast.training.looks import Look
+from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization
-from patchcast.training.run import Engine, Stream, train, uses_cuda
-from patchcast.training.sharding import whole_state
+from patchcast.training.stream import Stream
 
 HELD_OUT = 2000
 """Most images on which the loss is evaluated during a run."""
@@ -119,7 +119,7 @@ def _train(
     pretrainer: Pretrainer,
     train_set: TrainSet | StreamSet,
     judged: DataLoader[Any] | None,
-    callbacks: list[Callback],
+    looks: list[Look],
 ) -> None:
     stream = Stream(
         train_set,
@@ -155,8 +155,8 @@ def _train(
             ),
             out=recipe.out,
             title=recipe.method,
-            extra_loggers=loggers,
-            extra_callbacks=callbacks,
+            loggers=loggers,
+            looks=looks,
             finish=partial(finish, augmentation(recipe)),
         )
 

@@ -1,12 +1,10 @@
-"""What is watched during a run, and where it is told: from a recipe to callbacks and loggers."""
+"""What is watched during a run, and where it is told: from a recipe to looks and loggers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from lightning import Callback
-from lightning.pytorch.loggers import Logger
 from PIL import Image
 from torch import Tensor
 
@@ -20,10 +18,9 @@ from patchcast.generation import sample
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved
-from patchcast.training import loggers
-from patchcast.training.picturing import Pictures
+from patchcast.training.log import Logger, TensorBoard, Wandb, check_installed
+from patchcast.training.looks import FeatureWatch, Look, Pictures
 from patchcast.training.probing import OnlineProbe
-from patchcast.training.watch import FeatureWatch
 
 WATCHED = 256
 """Images whose features are looked at during a run."""
@@ -33,13 +30,13 @@ PROBED, PROBED_A_CLASS = 2000, 10
 """Most images that probes are fitted on, and judged by; more if there are so many classes."""
 
 
-def watches(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> list[Callback]:
+def watches(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> list[Look]:
     """What looks at the network at every evaluation.
 
     Raises:
         ValueError: if the recipe's `probe_data` is not there, or has no labels.
     """
-    found: list[Callback] = []
+    found: list[Look] = []
     if len(images) >= 2:
         found.append(_feature_watch(recipe, pretrainer, images))
     if recipe.probe_data is not None:
@@ -51,20 +48,20 @@ def watches(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> list[Ca
 
 def make_loggers(recipe: Resolved) -> list[Logger]:
     """Where the recipe wants its numbers beside metrics.csv."""
-    found = []
+    found: list[Logger] = []
     if recipe.tensorboard:
-        found.append(loggers.tensorboard(recipe.out))
+        found.append(TensorBoard(recipe.out))
     if recipe.wandb is not None:
-        found.append(loggers.wandb(recipe.wandb, recipe.out, recipe.to_dict()))
+        found.append(Wandb(recipe.wandb, recipe.out, recipe.to_dict()))
     return found
 
 
 def check_loggers(recipe: Resolved) -> None:
     """Refuse loggers that are not installed, before anything is written."""
     if recipe.tensorboard:
-        loggers.check_installed("tensorboard")
+        check_installed("tensorboard")
     if recipe.wandb is not None:
-        loggers.check_installed("wandb")
+        check_installed("wandb")
 
 
 def _feature_watch(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> FeatureWatch:
@@ -72,7 +69,7 @@ def _feature_watch(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> 
     seen = EvalSet(images, evaluation(recipe))
     watched = torch.stack([seen[index][0] for index in evenly_spaced(len(images), WATCHED)])
     can_collapse = not pretrainer.target.has_noise_floor
-    return FeatureWatch(pretrainer.backbone, watched, every=recipe.eval_every, warns=can_collapse)
+    return FeatureWatch(pretrainer.backbone, watched, warns=can_collapse)
 
 
 def _probe(recipe: Resolved, data: str, pretrainer: Pretrainer) -> OnlineProbe:
@@ -86,7 +83,6 @@ def _probe(recipe: Resolved, data: str, pretrainer: Pretrainer) -> OnlineProbe:
         pretrainer.backbone,
         fitted,
         judged,
-        every=recipe.eval_every,
         batch_size=min(256, recipe.batch_size),
         workers=recipe.workers,
     )
@@ -105,7 +101,7 @@ def _pictures(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> Pictu
             rows.append(_samples(pretrainer, len(shown)))
         return sheet(torch.cat(rows), columns=len(shown))
 
-    return Pictures(draw, recipe.out / "images", every=recipe.eval_every)
+    return Pictures(draw, recipe.out / "images")
 
 
 def _on_grey(images: Tensor, hidden: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionEncoder
 
 from patchcast.backbones import CannotError, Grid, wrap
-from patchcast.backbones.base import take
+from patchcast.geometry import take
 from patchcast.losses import squared
 from patchcast.plans import MaskPlan, RandomMask, RasterOrder
 from patchcast.predictors import Decoder, LastBlock

@@ -12,7 +12,6 @@ from patchcast.data.journal import Journal
 from patchcast.data.sampling import EpochSampler, EvalSet, TrainSet, loader
 from patchcast.data.source import Source, open_source
 from patchcast.data.statistics import channel_statistics
-from patchcast.data.statistics import channel_statistics
 from patchcast.data.streamed import StreamSet
 from patchcast.data.transforms import Augment, Evaluate, denormalise
 

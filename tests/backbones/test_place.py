@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchcast.backbones import Backbone, Tokens
-from patchcast.backbones.base import to_rows
+from patchcast.geometry import to_rows
 from tests.backbones.zoo import NAMES, images_for, marked, small
 
 # At the weights of these small builds attention carries a change everywhere alike: the trace of its place at the output

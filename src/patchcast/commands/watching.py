@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
@@ -48,8 +49,10 @@ def watches(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> list[Lo
 
 
 def make_loggers(recipe: Resolved) -> list[Logger]:
-    """Where the recipe wants its numbers beside metrics.csv."""
+    """Where the recipe wants its numbers apart from metrics.csv; nowhere for processes other than the first."""
     found: list[Logger] = []
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return found
     if recipe.tensorboard:
         found.append(TensorBoard(recipe.out))
     if recipe.wandb is not None:

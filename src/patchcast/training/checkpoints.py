@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import nn
@@ -61,7 +61,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         with partial.open("wb") as out:
             told = _Told(out)
             try:
-                torch.save(state, told)
+                torch.save(state, cast(BinaryIO, told))
             except RuntimeError as problem:  # torch's writer hides what the operating system has said
                 raise told.problem or problem from problem
             out.flush()
@@ -131,7 +131,7 @@ def load(file: Path) -> Checkpoint:
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, Any]]:
     """Whole, on the CPU, by the names of parameters: for any number of devices. Every rank must ask."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         names[parameter]: {key: whole(value) for key, value in state.items()}
         for parameter, state in optimizer.state.items()

@@ -86,7 +86,8 @@ class Objective(nn.Module):
 
     def forward(self, images: ImageBatch, plan: Plan) -> Tensor:
         device = plan.predict.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+        # Without the cache of casts, gradients of a weight that is used twice are summed in fp32.
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             loss: Tensor = self.pretrainer(images, plan).loss
         return loss
 

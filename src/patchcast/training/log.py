@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -23,6 +23,7 @@ Found = Mapping[str, float | Image.Image]
 """Numbers by the names of columns, and pictures, which a CSV file has no place for."""
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Where a run's numbers and pictures go, apart from `metrics.csv`."""
 

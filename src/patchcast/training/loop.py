@@ -72,7 +72,7 @@ def train(
     network = fabric.setup_module(objective)
     optimizer = make_optimizer(pretrainer, optimization)
     clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    group = dist.new_group(backend="gloo") if fabric.world_size > 1 else None  # of the CPU: no GPU waits for it
+    group: Any = dist.new_group(backend="gloo") if fabric.world_size > 1 else None  # of the CPU: no GPU waits for it
     ending, guard = Ending(group), Guard(out, group)
     log = Log(out / "metrics.csv", loggers, is_written=first)
 
@@ -142,7 +142,8 @@ def train(
                 read = None
                 if is_logged or saves or not is_seen or line.is_due(step) or device.type == "cpu":
                     guard.check(step)  # reading a loss makes a GPU wait, so there it is not read at every step
-                    read = float(fabric.all_reduce(loss / pieces)) if fabric.world_size > 1 else float(loss / pieces)
+                    mean: Any = fabric.all_reduce(loss / pieces)
+                    read = float(mean)
                     speed.measure(step, pauses=saves or not is_seen)
                 if is_logged:
                     log.add(step, {"loss": float(read), "lr": lr, **speed.found(device)})  # type: ignore[arg-type]

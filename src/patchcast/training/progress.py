@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -16,6 +16,7 @@ VISIBLE = 0.1
 """Share of time waiting for data from which on the line shows it: faster loading would then be felt."""
 
 
+@runtime_checkable
 class Waits(Protocol):
     """What batches come from."""
 

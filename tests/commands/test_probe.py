@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from patchcast.cli import main
-from patchcast.commands.labelled import open_labelled
+from patchcast.evaluation.labelled import open_labelled
 from patchcast.commands.network import open_network, torch_device
 from patchcast.commands.probe import feature_cache
 from patchcast.evaluation import FinetuneResult, finetune

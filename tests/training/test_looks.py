@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from patchcast.cli import main
 from patchcast.commands.build import evaluation
 from patchcast.commands.folder import open_run
-from patchcast.commands.labelled import open_labelled
+from patchcast.evaluation.labelled import open_labelled
 from patchcast.data import EvalSet, Evaluate, open_images
 from patchcast.evaluation import extract, knn_accuracy, ridge_accuracy
 from patchcast.training.log import curve, read_metrics

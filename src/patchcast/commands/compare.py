@@ -16,7 +16,7 @@ from torch import Tensor
 
 from patchcast.backbones import Backbone
 from patchcast.commands.finetune import PRECISION
-from patchcast.commands.labelled import Chosen, Labelled
+from patchcast.evaluation.labelled import Chosen, Labelled
 from patchcast.commands.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 from patchcast.commands.probe import PIXELS, Scores, feature_cache, labelled_for, score, score_pixels
 from patchcast.data.names import cache_folder, write_whole

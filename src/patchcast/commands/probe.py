@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from patchcast.backbones import Backbone
-from patchcast.commands.labelled import BATCH, Labelled, open_labelled, some_of
+from patchcast.evaluation.labelled import BATCH, Labelled, open_labelled, some_of
 from patchcast.commands.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 from patchcast.data import TrainSet
 from patchcast.data.names import cache_folder

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.commands.build import evaluation
-from patchcast.commands.labelled import JUDGING, Prepared, open_labelled, some_of
+from patchcast.evaluation.labelled import JUDGING, Prepared, open_labelled, some_of
 from patchcast.commands.show import versions
 from patchcast.data import EvalSet, Images, open_images
 from patchcast.data.images import evenly_spaced

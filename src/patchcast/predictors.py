@@ -12,7 +12,8 @@ from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, additive, take
+from patchcast.backbones.backbone import additive
+from patchcast.geometry import Grid, take
 from patchcast.plans import MaskPlan, Plan
 from patchcast.positions import Positions
 from patchcast.views import Context, read
@@ -125,7 +126,7 @@ class Decoder(Predictor):
     section 3; Assran et al. 2023, section 3). Prefix tokens have no position. Of a context that holds every unit, only
     the visible ones are used: the decoder means the same under every view.
 
-    >>> from patchcast.backbones.base import Grid
+    >>> from patchcast.geometry import Grid
     >>> from patchcast.plans import RandomMask
     >>> decoder = Decoder(
     ...     32, grid=Grid(4, 4), depth=1, heads=2, embed=torch.nn.Linear(8, 32), head=torch.nn.Linear(32, 5)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchcast.backbones import Backbone, Tokens
-from patchcast.backbones.base import to_rows
+from patchcast.geometry import to_rows
 from tests.backbones.zoo import NAMES, images_for, marked, small
 
 # Here a change is carried everywhere at once, by channel attention, squeeze-excite or folding into few patches.

@@ -24,6 +24,7 @@ from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
 from patchcast.data.journal import Journal
 from patchcast.data.parquet import parquet_splits
 from patchcast.data.stores import Splits, Store
+from patchcast.data.streamed import stream_splits
 from patchcast.data.tar import tar_splits
 
 SAMPLE = 64
@@ -278,8 +279,6 @@ def _find_splits(source: str) -> Splits:
     if source.startswith(HUB):
         return hub_splits(source)
     if source.startswith("hf-stream:"):
-        from patchcast.data.streamed import stream_splits  # which needs this module
-
         return stream_splits(source)
     path = Path(source).expanduser()
     if not is_url(source) and path.is_dir():

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from patchcast.data.decode import UnreadableImageError, decode
 from patchcast.data.folder import EXTENSIONS, list_files
-from patchcast.data.stream import mix_seed
+from patchcast.data.seeds import mix_seed
 
 IGNORED = 255
 """The class of pixels that count for nothing, as in Pascal VOC."""

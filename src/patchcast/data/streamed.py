@@ -27,8 +27,8 @@ from torch.utils.data import Dataset, Sampler
 from patchcast.data.decode import ImageFile, UnreadableImageError, decode
 from patchcast.data.hub import encoded, first_line, image_column, import_datasets, label_column, open_row
 from patchcast.data.journal import Journal
+from patchcast.data.seeds import mix_seed
 from patchcast.data.stores import Splits, Store
-from patchcast.data.stream import mix_seed
 from patchcast.data.transforms import Cut
 
 STREAM = "hf-stream:"

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from patchcast.data.batched import Cuts
-from patchcast.data.stream import mix_seed
+from patchcast.data.seeds import mix_seed
 from patchcast.pretrainer import Output, Pretrainer
 from patchcast.training.optimization import Optimization, make_optimizer, warmup_cosine
 from patchcast.training.sharding import shard

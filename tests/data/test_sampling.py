@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from patchcast.data import Augment, EpochSampler, EvalSet, Evaluate, TrainSet, loader, open_images
-from patchcast.data.stream import mix_seed
+from patchcast.data.seeds import mix_seed
 from tests.data.test_images import truncated
 from tests.data.test_sources import draw
 

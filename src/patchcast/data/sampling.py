@@ -6,7 +6,6 @@ here keeps a state, and no global random state is read or changed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,18 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchcast.data.batched import collate
 from patchcast.data.images import Images
+from patchcast.data.seeds import mix_seed
 from patchcast.data.transforms import Cut
-
-
-def mix_seed(*numbers: int) -> int:
-    """A 64-bit seed from whole numbers: the first 8 bytes of BLAKE2b of their decimals with spaces between, lowest
-    byte first. Unlike a sum it keeps (seed 0, epoch 1) and (seed 1, epoch 0) apart, and it is the same on any machine.
-
-    >>> mix_seed(0, 1) == mix_seed(1, 0)
-    False
-    """
-    text = " ".join(map(str, numbers)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):

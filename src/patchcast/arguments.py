@@ -211,9 +211,7 @@ def normalize(
     return [*(_joined(name, values, fields) for name, values in given.items()), *positional]
 
 
-def help_text(
-    command: str, description: str, groups: Mapping[str, Sequence[Field]], *, from_file: bool = False
-) -> str:
+def help_text(command: str, description: str, groups: Mapping[str, Sequence[Field]], *, from_file: bool = False) -> str:
     """The help of a command, its options in groups, with plain defaults and no types of Python."""
     return str(_parser(command, groups, from_file, description=description).format_help())
 

@@ -228,7 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 1 if a check failed, 2 with one sentence if the user can fix the problem."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:9} {each.description}" for name, each in COMMANDS.items())), end="")
+        print(
+            HELP.format(commands="\n".join(f"  {name:9} {each.description}" for name, each in COMMANDS.items())), end=""
+        )
         return 0
     if arguments[0] == "--version":
         print(f"patchcast {__version__}")

@@ -1,7 +1,7 @@
 """What each command can be told: one dataclass per command, read by `patchcast.cli`. Imports nothing heavy.
 
-`pretrain`'s options are `patchcast.recipe.Recipe`. A field without a default is required; `argument()` makes it
-positional. The class docstring is the command's description, and its "Args:" are the help texts.
+`pretrain`'s options are `patchcast.recipe.Recipe`. A field without a default is required; one with
+`place` metadata is positional. The class docstring is the command's description, and its "Args:" are the help texts.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Device = Literal["auto", "cpu", "gpu"]
 Format = Literal["timm", "transformers", "onnx", "torch"]
 
 
-def argument(metavar: str, **default: Any) -> Any:
-    """A positional argument; optional if it has a default."""
-    return field(metadata={"metavar": metavar}, **default)
+def place(metavar: str) -> dict[str, Any]:
+    """Metadata of a positional argument."""
+    return {"metavar": metavar}
 
 
 # ---- probe: options of every protocol, and of each one ---------------------------------------------------------------
@@ -38,7 +38,7 @@ class Probe:
         out: a JSON file for the results. Default: in the run folder; none for a timm model.
     """
 
-    source: str = argument("RUN_OR_MODEL")
+    source: str = field(metadata=place("RUN_OR_MODEL"))
     data: str | None = None
     limit: int | None = None
     untrained: bool = False
@@ -145,7 +145,7 @@ class Compare:
         cache: keep features in the user's cache folder and reuse them.
     """
 
-    runs: list[Path] = argument("RUN")
+    runs: list[Path] = field(metadata=place("RUN"))
     out: Path
     data: str | None = None
     per_class: list[int] = field(default_factory=lambda: [5, 20])
@@ -168,7 +168,7 @@ class Report:
         out: the file. Default: report.html in the run folder.
     """
 
-    run: Path = argument("RUN")
+    run: Path = field(metadata=place("RUN"))
     data: str | None = None
     out: Path | None = None
 
@@ -185,8 +185,8 @@ class Show:
         out: the picture. Default: show.png in the run folder.
     """
 
-    run: Path = argument("RUN")
-    images: list[Path] = argument("IMAGE", default_factory=list)
+    run: Path = field(metadata=place("RUN"))
+    images: list[Path] = field(metadata=place("IMAGE"), default_factory=list)
     count: int = 8
     seed: int = 0
     out: Path | None = None
@@ -208,7 +208,7 @@ class Embed:
         untrained: use a timm model with random weights, or a run's initial weights.
     """
 
-    model: str = argument("RUN_OR_MODEL")
+    model: str = field(metadata=place("RUN_OR_MODEL"))
     data: str
     out: Path
     features: Literal["pooled", "tokens", "maps"] = "pooled"
@@ -248,7 +248,7 @@ class Sample(Drawing):
         out: the PNG; a GIF is written next to it. Default: samples.png in the run folder.
     """
 
-    run: Path = argument("RUN")
+    run: Path = field(metadata=place("RUN"))
     count: int = 64
     out: Path | None = None
 
@@ -266,8 +266,8 @@ class Complete(Drawing):
         out: the PNG; a GIF is written next to it. Default: completions.png in the run folder.
     """
 
-    run: Path = argument("RUN")
-    images: list[Path] = argument("IMAGE", default_factory=list)
+    run: Path = field(metadata=place("RUN"))
+    images: list[Path] = field(metadata=place("IMAGE"), default_factory=list)
     count: int = 8
     prefix: int | None = None
     copies: int = 4
@@ -284,7 +284,7 @@ class Export:
         to: the format; transformers takes MAE and ImageGPT only. Default: timm; transformers for an ImageGPT.
     """
 
-    run: Path = argument("RUN")
+    run: Path = field(metadata=place("RUN"))
     out: Path
     to: Format | None = None
 
@@ -300,8 +300,8 @@ class Push:
         private: create a private repository.
     """
 
-    run: Path = argument("RUN")
-    repo: str = argument("USER/NAME")
+    run: Path = field(metadata=place("RUN"))
+    repo: str = field(metadata=place("USER/NAME"))
     to: Format | None = None
     private: bool = False
 
@@ -315,7 +315,7 @@ class Check:
         out: the picture. Default: check.png in the run folder, or in the current one for a recipe.
     """
 
-    source: Path = argument("RUN_OR_RECIPE")
+    source: Path = field(metadata=place("RUN_OR_RECIPE"))
     out: Path | None = None
 
 
@@ -332,8 +332,8 @@ class Data:
         out: a JSON file for the results.
     """
 
-    action: Literal["check"] = argument("ACTION")
-    source: str = argument("SOURCE")
+    action: Literal["check"] = field(metadata=place("ACTION"))
+    source: str = field(metadata=place("SOURCE"))
     split: list[str] = field(default_factory=list)
     limit: int | None = None
     workers: int | None = None
@@ -349,7 +349,7 @@ class Models:
         method: only models that this method can pretrain.
     """
 
-    pattern: str = argument("PATTERN", default="*")
+    pattern: str = field(metadata=place("PATTERN"), default="*")
     method: str | None = None
 
 

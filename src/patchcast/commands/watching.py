@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.commands.build import evaluation
-from patchcast.evaluation.labelled import JUDGING, Prepared, open_labelled, some_of
 from patchcast.commands.show import versions
 from patchcast.data import EvalSet, Images, open_images
 from patchcast.data.images import evenly_spaced
 from patchcast.drawings import GREY, sheet
+from patchcast.evaluation.labeled import JUDGING, Prepared, open_labeled, some_of
 from patchcast.generation import sample
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
@@ -76,7 +76,7 @@ def _feature_watch(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> 
 
 
 def _probe(recipe: Resolved, data: str, pretrainer: Pretrainer) -> OnlineProbe:
-    labelled = open_labelled(data, channels=recipe.channels)
+    labelled = open_labeled(data, channels=recipe.channels)
     without = sum(int((part.labels < 0).sum()) for part in (labelled.train, labelled.test))
     if without:
         raise ValueError(f"{without} images of {data} have no label, which a probe needs; give --probe_data others")

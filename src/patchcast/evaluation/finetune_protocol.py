@@ -1,114 +1,64 @@
-"""`patchcast probe --finetune`: what a run is worth as a start, beside the same network trained from scratch."""
+"""`patchcast probe --finetune`: how good a start a network is, compared with training it from scratch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from patchcast.commands.network import OURS, UNTRAINED, open_network, torch_device
-from patchcast.commands.probe import labelled_for, points, write_json
-from patchcast.evaluation import Interval, accuracy_interval, finetune, paired_accuracy_difference
-from patchcast.recipe import Device
+from patchcast import options
+from patchcast.evaluation.finetuning import finetune
+from patchcast.evaluation.intervals import accuracy_interval
+from patchcast.evaluation.protocol import Protocol, Request, Subject, new_table
 
 BATCH = 64
 LAYER_DECAY = 0.65
-"""From each block to the one before it, where pretraining is to be kept; MAE's for ViT-B is 0.65 to 0.75."""
+"""From each block to the one before it, in a trained network; MAE's for ViT-B is 0.65 to 0.75."""
 PRECISION = {"cpu": None, "cuda": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """Which test images a fine-tuned network told right."""
+class FinetuneProtocol(Protocol[Tensor]):
+    """Which test images a network gets right after all its weights were trained with the labels."""
 
-    correct: Tensor
+    file = "finetune"
 
-    @property
-    def accuracy(self) -> Interval:
-        return accuracy_interval(self.correct)
+    def __init__(self, options: options.Finetune, request: Request, subject: Subject) -> None:
+        if options.finetune < 1:
+            raise ValueError(f"fine-tuning takes at least 1 epoch; got {options.finetune}")
+        self.epochs, self.request = options.finetune, request
+        self.labeled = request.labeled()
+        self.description = self.labeled.description
+        self.steps = max(1, round(self.epochs * len(self.labeled.train) / BATCH))
 
+    def measure(self, subject: Subject) -> Tensor:
+        return finetune(
+            subject.backbone,
+            self.labeled.augmented(subject.augment, steps=self.steps, batch_size=BATCH, seed=0),
+            self.labeled.loaders(subject.evaluate)[1],
+            classes=self.labeled.classes,
+            # An untrained network has nothing to preserve, and learns at one rate in all its blocks.
+            layer_decay=LAYER_DECAY if subject.is_trained else 1.0,
+            device=self.request.device,
+            precision=PRECISION[self.request.device],
+        ).correct
 
-def probe_by_finetuning(
-    source: Path | str,
-    epochs: int,
-    *,
-    data: str | None,
-    limit: int | None,
-    untrained: bool = False,
-    device: Device = "auto",
-    out: Path | None = None,
-    typed: str = "",
-) -> dict[str, Finetuned]:
-    """Fine-tune a network and the untrained one, print a table, and write finetune.json into the run folder.
-
-    The untrained network has nothing to keep, and learns at one rate in all its blocks.
-
-    Args:
-        epochs: passes over the labelled training images, augmented as in pretraining.
-    Raises:
-        ValueError: if the data has no labels, or the blocks of the network cannot be told apart.
-    """
-    if epochs < 1:
-        raise ValueError(f"fine-tuning takes at least 1 epoch; got {epochs}")
-    network = open_network(source, untrained=untrained)
-    labelled = labelled_for(network, data, limit)
-    _, test = labelled.loaders(network.evaluate)
-    where = torch_device(device)
-    networks = network.beside_its_start()
-    steps = max(1, round(epochs * len(labelled.train) / BATCH))
-    console, found = Console(), dict[str, Finetuned]()
-    for name, backbone in networks.items():
-        with console.status(f"Fine-tuning {name}: {steps:,} steps"):
-            result = finetune(
-                backbone,
-                labelled.augmented(network.augment, steps=steps, batch_size=BATCH, seed=0),
-                test,
-                classes=labelled.classes,
-                layer_decay=LAYER_DECAY if name == OURS else 1.0,
-                device=where,
-                precision=PRECISION[where],
-            )
-        found[name] = Finetuned(result.correct)
-    console.print(table(found, labelled.told, epochs))
-    if OURS in found:
-        gained = paired_accuracy_difference(found[OURS].correct, found[UNTRAINED].correct)
-        console.print(f"Pretraining is worth {points(gained)} on the same test images (95 % interval).")
-    out = out or network.own_file("finetune.json")
-    if out is not None:
-        rows = {name: {"accuracy": each.accuracy._asdict()} for name, each in found.items()}
-        write_json(
-            out,
-            {
-                "command": typed,
-                "network": network.name,
-                "data": labelled.told,
-                "epochs": epochs,
-                "steps": steps,
-                **rows,
-            },
+    def tables(self, results: Mapping[str, Tensor]) -> list[Table]:
+        table = new_table(self.description, "fine-tuned from", "accuracy", "95 % interval")
+        for name, correct in results.items():
+            value, low, high = (100 * share for share in accuracy_interval(correct))
+            table.add_row(name, f"{value:.1f}", f"{low:.1f} to {high:.1f}")
+        table.caption = (
+            f"All weights, {self.epochs} epochs in batches of {BATCH}, AdamW at 1e-3; in a trained network each block "
+            f"learns at {LAYER_DECAY} of the rate of the next one, in an untrained one all learn at the same rate."
         )
-        console.print(f"Written to {out}.")
-    return found
+        return [table]
 
+    def record(self, results: Mapping[str, Tensor]) -> dict[str, Any]:
+        rows = {name: {"accuracy": accuracy_interval(correct)._asdict()} for name, correct in results.items()}
+        return {"epochs": self.epochs, "steps": self.steps, **rows}
 
-def table(found: Mapping[str, Finetuned], source: str, epochs: int) -> Table:
-    """One row for each network, in per cent."""
-    shown = Table(box=SIMPLE_HEAD, title=f"Accuracy in % on {source}", title_justify="left", title_style="bold")
-    shown.add_column("fine-tuned from")
-    shown.add_column("accuracy", justify="right")
-    shown.add_column("95 % interval", justify="right")
-    for name, each in found.items():
-        value, low, high = (100 * share for share in each.accuracy)
-        shown.add_row(name, f"{value:.1f}", f"{low:.1f} to {high:.1f}")
-    shown.caption = (
-        f"All weights, {epochs} epochs in batches of {BATCH}, AdamW at 1e-3; in the pretrained network each block "
-        f"learns at {LAYER_DECAY} of the rate of the next, in the untrained one all at the same."
-    )
-    shown.caption_justify = "left"
-    return shown
+    def correct(self, result: Tensor) -> Tensor:
+        return result

@@ -1,93 +1,76 @@
-"""`patchcast probe --layers`: where in the network the features are, beside the same network before training."""
+"""`patchcast probe --layers`: where in the network the features are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from patchcast.backbones.backbone import Backbone
+from patchcast import options
 from patchcast.backbones.imagegpt_network import ImageGPTBackbone
-from patchcast.commands.network import open_network, torch_device
-from patchcast.commands.probe import feature_cache, labelled_for, write_json
-from patchcast.evaluation import Features, extract_layers
-from patchcast.evaluation.features import Loader
+from patchcast.evaluation.features import Features, Loader, extract_layers
 from patchcast.evaluation.layer_probe import BLOCKS, IMAGEGPT_LAYERS, draw_layers, extract_imagegpt_layers, probe_layers
-from patchcast.recipe import Device
+from patchcast.evaluation.protocol import Protocol, Request, Subject, new_table
 
-Curves = dict[str, dict[int, float]]
+Curve = dict[int, float]
 
 
-def probe_by_layer(
-    source: Path | str,
-    layers: Sequence[str],
-    *,
-    data: str | None,
-    limit: int | None,
-    untrained: bool = False,
-    device: Device = "auto",
-    cached: bool = True,
-    out: Path | None = None,
-    typed: str = "",
-) -> Curves:
-    """Probe layers of a network, print a table, and write layers.json and layers.png into the run folder.
+class LayerProtocol(Protocol[Curve]):
+    """The linear probe of each layer's features: accuracy by layer, as a share."""
 
-    Args:
-        layers: "all", or their numbers.
-        out: the JSON file, beside which the picture will lie; None for the run folder, and for none of a timm model.
+    file = "layers"
+
+    def __init__(self, options: options.Layers, request: Request, subject: Subject) -> None:
+        self.layers, self.request = options.layers, request
+        self.cache = request.cache if options.cache else None
+        self.labeled = request.labeled()
+        self.description = self.labeled.description
+        self.axis = IMAGEGPT_LAYERS if isinstance(subject.backbone, ImageGPTBackbone) else BLOCKS
+
+    def measure(self, subject: Subject) -> Curve:
+        train, test = (
+            choose(self._extract(subject, loader), self.layers) for loader in self.labeled.loaders(subject.evaluate)
+        )
+        return {layer: result.accuracy for layer, result in probe_layers(train, test).items()}
+
+    def _extract(self, subject: Subject, loader: Loader) -> dict[int, Features]:
+        backbone, device = subject.backbone, self.request.device
+        if isinstance(backbone, ImageGPTBackbone):
+            return extract_imagegpt_layers(backbone, loader, device=device, cache=self.cache)
+        return extract_layers(backbone, loader, device=device, cache=self.cache)
+
+    def tables(self, results: Mapping[str, Curve]) -> list[Table]:
+        table = new_table(self.description, "layer", *results)
+        every = sorted({layer for curve in results.values() for layer in curve})
+        for layer in every:
+            cells = (f"{100 * curve[layer]:.1f}" if layer in curve else "" for curve in results.values())
+            table.add_row(f"{layer}", *cells)
+        return [table]
+
+    def record(self, results: Mapping[str, Curve]) -> dict[str, Any]:
+        return {**results}
+
+    def comparisons(self, results: Mapping[str, Curve]) -> list[str]:
+        name, curve = next(iter(results.items()))
+        best = max(curve, key=lambda layer: curve[layer])
+        return [f"Best layer of {name}: {best}, {100 * curve[best]:.1f} %."]
+
+    def save_pictures(self, results: Mapping[str, Curve], out: Path) -> list[Path]:
+        picture = out.with_suffix(".png")
+        draw_layers(results, axis=self.axis, title=f"Linear probe on {self.description}").savefig(picture, dpi=120)
+        return [picture]
+
+
+def choose(features: dict[int, Features], layers: Sequence[str]) -> dict[int, Features]:
+    """The features of these layers.
+
     Raises:
-        ValueError: if the data has no labels, or the network no such layers.
+        ValueError: if there is no such layer.
     """
-    network = open_network(source, untrained=untrained)
-    labelled = labelled_for(network, data, limit)
-    where, cache = torch_device(device), feature_cache() if cached else None
-    networks = network.beside_its_start()
-    console, curves = Console(), Curves()
-    for name, backbone in networks.items():
-        with console.status(f"Probing {name}"):
-            train, test = (
-                _chosen(_extract(backbone, loader, where, cache), layers)
-                for loader in labelled.loaders(network.evaluate)
-            )
-            curves[name] = {layer: found.accuracy for layer, found in probe_layers(train, test).items()}
-        backbone.cpu()
-    console.print(table(curves, labelled.told))
-    first = next(iter(curves))
-    best = max(curves[first], key=lambda layer: curves[first][layer])
-    console.print(f"Best at layer {best}, {100 * curves[first][best]:.1f} %.")
-    out = out or network.own_file("layers.json")
-    if out is not None:
-        write_json(out, {"command": typed, "network": network.name, "data": labelled.told, **curves})
-        axis = IMAGEGPT_LAYERS if isinstance(network.backbone, ImageGPTBackbone) else BLOCKS
-        title = f"{network.name if network.recipe is None else network.recipe.method} on {labelled.told}"
-        draw_layers(curves, axis=axis, title=title).savefig(out.with_suffix(".png"), dpi=120)
-        console.print(f"Written to {out}; the curves are in {out.with_suffix('.png')}.")
-    return curves
-
-
-def table(curves: Curves, source: str) -> Table:
-    """One row for each layer, in per cent."""
-    shown = Table(box=SIMPLE_HEAD, title=f"Accuracy in % on {source}", title_justify="left", title_style="bold")
-    shown.add_column("layer", justify="right")
-    for name in curves:
-        shown.add_column(name, justify="right")
-    for layer in next(iter(curves.values())):
-        shown.add_row(f"{layer}", *(f"{100 * curve[layer]:.1f}" for curve in curves.values()))
-    return shown
-
-
-def _extract(backbone: Backbone, loader: Loader, device: str, cache: Path | None) -> dict[int, Features]:
-    if isinstance(backbone, ImageGPTBackbone):
-        return extract_imagegpt_layers(backbone, loader, device=device, cache=cache)
-    return extract_layers(backbone, loader, device=device, cache=cache)
-
-
-def _chosen(features: dict[int, Features], layers: Sequence[str]) -> dict[int, Features]:
     if list(layers) == ["all"]:
         return features
-    if unknown := [each for each in layers if each not in map(str, features)]:
+    if unknown := [layer for layer in layers if layer not in map(str, features)]:
         raise ValueError(f"there is no layer {unknown[0]}; there are {min(features)} to {max(features)}, or 'all'")
-    return {int(each): features[int(each)] for each in layers}
+    return {int(layer): features[int(layer)] for layer in layers}

@@ -1,4 +1,4 @@
-"""Labelled images for a command: some to fit on, others to judge by."""
+"""Labeled images for a protocol: some to fit on, others to judge by."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from patchcast.data import EpochSampler, Images, TrainSet, loader, open_images
 from patchcast.data.images import Example
-from patchcast.evaluation import stratified_split
+from patchcast.evaluation.splits import stratified_split
 
 BATCH = 256
 JUDGING = ("test", "validation", "val")
-"""Splits to judge by, the first that there is."""
+"""Splits to judge by, the first that a source has."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,19 @@ class Chosen:
 
     @property
     def labels(self) -> np.ndarray:
-        """The class of each, as the source lists them."""
+        """The class of each image, as the source lists them."""
         labels = self.images.labels
         assert labels is not None
         return labels[self.index]
+
+    def subset(self, places: np.ndarray) -> Chosen:
+        """The images at these places."""
+        return Chosen(self.images, self.index[places])
+
+    @property
+    def paths(self) -> list[str]:
+        """Names of the images in their source."""
+        return [self.images.store.path(int(self.images.positions[place])) for place in self.index]
 
 
 @dataclass(frozen=True)
@@ -60,12 +69,12 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images to fit on, images to judge by, and what they are, in words."""
+class Labeled:
+    """Images to fit on, images to judge by, and a description of both."""
 
     train: Chosen
     test: Chosen
-    told: str
+    description: str
 
     @property
     def classes(self) -> int:
@@ -73,7 +82,7 @@ class Labelled:
         return int(max(self.train.labels.max(), self.test.labels.max())) + 1
 
     def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[DataLoader[Any], DataLoader[Any]]:
-        """Both in batches, in their order, with nothing random."""
+        """Batches of the training and of the test images, in order and without augmentation."""
         train: Any = Prepared(self.train, transform)
         test: Any = Prepared(self.test, transform)
         return DataLoader(train, batch_size=BATCH), DataLoader(test, batch_size=BATCH)
@@ -81,22 +90,27 @@ class Labelled:
     def augmented(
         self, augment: Callable[[Tensor, int], Tensor], *, steps: int, batch_size: int, seed: int
     ) -> DataLoader[Any]:
-        """So many batches of augmented training images, epoch after epoch."""
+        """`steps` batches of augmented training images, epoch after epoch."""
         sampler = EpochSampler(len(self.train), batch_size, seed=seed, steps=steps)
         return loader(TrainSet(self.train, augment, seed), sampler, workers=0)
 
+    def affordable(self, per_class: list[int]) -> list[int]:
+        """Those numbers of labels per class that every class has."""
+        fewest = int(np.unique(self.train.labels, return_counts=True)[1].min())
+        return [count for count in per_class if count <= fewest]
 
-def open_labelled(data: str, *, channels: int, limit: int | None = None) -> Labelled:
+
+def open_labeled(data: str, *, channels: int, limit: int | None = None) -> Labeled:
     """The training split of a source, and its test or validation split, or a fifth held out where it has none.
 
     Args:
-        limit: at most so many training images, drawn at random.
+        limit: maximum number of training images, drawn at random with a fixed seed.
     Raises:
         ValueError: if the source has no labels.
     """
     images = open_images(data, channels=channels)
     if images.labels is None:
-        raise ValueError(f"{data} has no labels, which a probe needs; give --data a labelled source")
+        raise ValueError(f"{data} has no labels, which a probe needs; give --data a labeled source")
     held_out = [split for split in JUDGING if split in images.splits]
     generator = torch.Generator().manual_seed(0)
     index = np.arange(len(images))
@@ -105,19 +119,19 @@ def open_labelled(data: str, *, channels: int, limit: int | None = None) -> Labe
         if other.labels is None:
             raise ValueError(f"the {held_out[0]} split of {data} has no labels, which a probe needs")
         test = Chosen(other, np.arange(len(other)))
-        told = f"{data}, judged on its {held_out[0]} split"
+        description = f"{data}, judged on its {held_out[0]} split"
     else:
         fit, judge = stratified_split(torch.from_numpy(images.labels), 0.2, generator=generator)
         index, test = fit.numpy(), Chosen(images, judge.numpy())
-        told = f"{data}, judged on a fifth of it held out"
+        description = f"{data}, judged on a fifth of it held out"
     if limit is not None and limit < len(index):
         index = index[torch.randperm(len(index), generator=generator)[:limit].numpy()]
-    return Labelled(Chosen(images, index), test, told)
+    return Labeled(Chosen(images, index), test, description)
 
 
 def some_of(chosen: Chosen, count: int) -> Chosen:
-    """At most so many, drawn once and for all: sources are often sorted by class, or go round the classes."""
+    """At most `count` images, drawn with a fixed seed: sources are often sorted by class."""
     if len(chosen) <= count:
         return chosen
     drawn = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:count]
-    return Chosen(chosen.images, chosen.index[drawn.numpy()])
+    return chosen.subset(drawn.numpy())

@@ -99,7 +99,11 @@ def compare(
         network = open_network(run)
         assert network.recipe is not None
         request = Request(
-            data or network.recipe.data, network.backbone.channels, limit, torch_device(device), feature_cache()
+            data or network.recipe.data,
+            network.backbone.channels,
+            limit=limit,
+            device=torch_device(device),
+            cache=feature_cache(),
         )
         protocol = FeatureProtocol(chosen, request, subject_of(network))
         ours, others = _rows(Measure(network, network.recipe, protocol, console), shared, supervised, against)

@@ -32,7 +32,14 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
     data = given.data or (None if network.recipe is None else network.recipe.data)
     if data is None:
         raise ValueError(f"{network.name} is a model of timm, which has no data of its own: give --data LABELED")
-    request = Request(data, network.backbone.channels, given.limit, torch_device(given.device), feature_cache())
+    request = Request(
+        data,
+        network.backbone.channels,
+        is_own=given.data is None,
+        limit=given.limit,
+        device=torch_device(given.device),
+        cache=feature_cache(),
+    )
     subject = subject_of(network)
     measuring = PROTOCOLS[protocol](chosen, request, subject)
     console, results = Console(), dict[str, Any]()

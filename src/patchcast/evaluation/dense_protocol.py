@@ -29,7 +29,7 @@ class DenseProtocol(Protocol[DenseResult]):
 
     def __init__(self, options: options.Dense, request: Request, subject: Subject) -> None:
         self.kind, self.request = options.dense, request
-        if self.kind == "masks" and request.data is None:
+        if self.kind == "masks" and request.is_own:
             raise ValueError("--dense masks needs --data, a folder with 'images' and 'masks' (or 'boxes.json') in it")
         # Collages are made of all training images; the limit is on the number of collages.
         self.labeled = replace(request, limit=None).labeled() if self.kind == "collages" else None
@@ -42,7 +42,7 @@ class DenseProtocol(Protocol[DenseResult]):
         if self.labeled is None:
             fit, judge = (
                 open_masked(
-                    Path(str(self.request.data)),
+                    Path(self.request.data),
                     split=split,
                     channels=subject.backbone.channels,
                     transform=subject.evaluate,

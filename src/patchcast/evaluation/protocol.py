@@ -45,15 +45,17 @@ class Request:
     """What is asked of any protocol.
 
     Attributes:
-        data: the source of images; None only where a network has no data of its own, and none was given.
+        data: the source of images.
         channels: of the images.
+        is_own: whether the data is the run's own, and not named by `--data`.
         limit: maximum number of training images.
         device: where networks run.
         cache: folder for features, of protocols that keep them.
     """
 
-    data: str | None
+    data: str
     channels: int
+    is_own: bool = False
     limit: int | None = None
     device: str = "cpu"
     cache: Path | None = None
@@ -62,10 +64,8 @@ class Request:
         """The labeled images.
 
         Raises:
-            ValueError: if no data was given, or it has no labels.
+            ValueError: if they have no labels.
         """
-        if self.data is None:
-            raise ValueError("a model of timm has no data of its own: give --data LABELED")
         return open_labeled(self.data, channels=self.channels, limit=self.limit)
 
 

@@ -30,7 +30,7 @@ from patchcast.evaluation.baselines import BASELINES
 from patchcast.evaluation.feature_protocol import FeatureProtocol, Scores, versus
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.finetune_protocol import PRECISION
-from patchcast.evaluation.labeled import Labeled
+from patchcast.evaluation.labeled import Labeled, labels_of, paths_of
 from patchcast.evaluation.protocol import Request, new_table, percent
 from patchcast.files import cache_folder, write_whole
 from patchcast.recipe import Device, Resolved
@@ -185,7 +185,7 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
         the backbone, which test images its own classifier got right, and the learning rate.
     """
     recipe, labeled = measure.recipe, measure.protocol.labeled
-    which = [budget, *labeled.train.paths, f"{labeled.train.labels.tolist()}"]
+    which = [budget, *paths_of(labeled.train), f"{labels_of(labeled.train).tolist()}"]
     file = cache_folder() / SUPERVISED / f"{fingerprint(which)}.safetensors"
     if file.exists():
         state = load_file(file)
@@ -209,7 +209,7 @@ def choose_rate(start: Backbone, measure: Measure, recipe: Resolved) -> float:
     """
     train = measure.protocol.labeled.train
     generator = torch.Generator().manual_seed(recipe.seed)
-    fit, held = stratified_split(torch.from_numpy(train.labels), 0.2, generator=generator)
+    fit, held = stratified_split(torch.from_numpy(labels_of(train)), 0.2, generator=generator)
     trial = Labeled(train.subset(fit.numpy()), train.subset(held.numpy()), measure.protocol.description)
     steps = max(1, recipe.steps // 4)
     accuracy = {rate: _train(start, measure, trial, recipe, steps=steps, rate=rate).accuracy for rate in RATES}

@@ -14,8 +14,9 @@ from patchcast.commands.build import evaluation
 from patchcast.commands.show import versions
 from patchcast.data import EvalSet, Images, open_images
 from patchcast.data.images import evenly_spaced
+from patchcast.data.source import pick_split
 from patchcast.drawings import GREY, sheet
-from patchcast.evaluation.labeled import JUDGING, Prepared, open_labeled, some_of
+from patchcast.evaluation.labeled import Prepared, labels_of, open_labeled, some_of
 from patchcast.generation import sample
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
@@ -77,7 +78,7 @@ def _feature_watch(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> 
 
 def _probe(recipe: Resolved, data: str, pretrainer: Pretrainer) -> OnlineProbe:
     labelled = open_labeled(data, channels=recipe.channels)
-    without = sum(int((part.labels < 0).sum()) for part in (labelled.train, labelled.test))
+    without = sum(int((labels_of(part) < 0).sum()) for part in (labelled.train, labelled.test))
     if without:
         raise ValueError(f"{without} images of {data} have no label, which a probe needs; give --probe_data others")
     most = max(PROBED, PROBED_A_CLASS * labelled.classes)
@@ -94,7 +95,7 @@ def _probe(recipe: Resolved, data: str, pretrainer: Pretrainer) -> OnlineProbe:
 
 def _pictures(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> Pictures:
     """Held-out images where there are any."""
-    split = next((each for each in JUDGING if each in images.splits), images.split)
+    split = pick_split(images.splits, prefer="validation") or images.split
     source = EvalSet(open_images(recipe.data, split=split, channels=recipe.channels), evaluation(recipe))
     shown = torch.stack([source[index][0] for index in range(min(PICTURED, len(source)))])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,60 +11,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from patchcast.data import EpochSampler, Images, TrainSet, loader, open_images
-from patchcast.data.images import Example
-from patchcast.evaluation.splits import stratified_split
+from patchcast.data import EpochSampler, Images, Source, TrainSet, loader, open_source
 
 BATCH = 256
-JUDGING = ("test", "validation", "val")
-"""Splits to judge by, the first that a source has."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Some images of a source."""
-
-    images: Images
-    index: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, place: int, /) -> Example:
-        return self.images[int(self.index[place])]
-
-    def preload(self) -> bool:
-        return self.images.preload()
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The class of each image, as the source lists them."""
-        labels = self.images.labels
-        assert labels is not None
-        return labels[self.index]
-
-    def subset(self, places: np.ndarray) -> Chosen:
-        """The images at these places."""
-        return Chosen(self.images, self.index[places])
-
-    @property
-    def paths(self) -> list[str]:
-        """Names of the images in their source."""
-        return [self.images.store.path(int(self.images.positions[place])) for place in self.index]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Chosen images as a network sees them, with their labels."""
+    """Images as a network sees them, with their labels."""
 
-    chosen: Chosen
+    images: Images
     transform: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.images)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        image, label = self.chosen[place]
+        image, label = self.images[place]
         return self.transform(image), label
 
 
@@ -72,14 +35,14 @@ class Prepared:
 class Labeled:
     """Images to fit on, images to judge by, and a description of both."""
 
-    train: Chosen
-    test: Chosen
+    train: Images
+    test: Images
     description: str
 
     @property
     def classes(self) -> int:
         """Labels are below this."""
-        return int(max(self.train.labels.max(), self.test.labels.max())) + 1
+        return int(max(labels_of(self.train).max(), labels_of(self.test).max())) + 1
 
     def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[DataLoader[Any], DataLoader[Any]]:
         """Batches of the training and of the test images, in order and without augmentation."""
@@ -94,44 +57,45 @@ class Labeled:
         sampler = EpochSampler(len(self.train), batch_size, seed=seed, steps=steps)
         return loader(TrainSet(self.train, augment, seed), sampler, workers=0)
 
-    def affordable(self, per_class: list[int]) -> list[int]:
+    def affordable(self, per_class: Sequence[int]) -> list[int]:
         """Those numbers of labels per class that every class has."""
-        fewest = int(np.unique(self.train.labels, return_counts=True)[1].min())
+        fewest = int(np.unique(labels_of(self.train), return_counts=True)[1].min())
         return [count for count in per_class if count <= fewest]
 
 
-def open_labeled(data: str, *, channels: int, limit: int | None = None) -> Labeled:
-    """The training split of a source, and its test or validation split, or a fifth held out where it has none.
+def open_labeled(
+    data: str | Source, *, channels: int, limit: int | None = None, held_out_share: float = 0.0
+) -> Labeled:
+    """The labeled images of a source, for a probe; see `patchcast.data.Source.labeled`.
 
     Args:
+        data: the source, or one that is open already.
         limit: maximum number of training images, drawn at random with a fixed seed.
+        held_out_share: what a run on this source held out.
     Raises:
         ValueError: if the source has no labels.
     """
-    images = open_images(data, channels=channels)
-    if images.labels is None:
-        raise ValueError(f"{data} has no labels, which a probe needs; give --data a labeled source")
-    held_out = [split for split in JUDGING if split in images.splits]
-    generator = torch.Generator().manual_seed(0)
-    index = np.arange(len(images))
-    if held_out:
-        other = open_images(data, split=held_out[0], channels=channels)
-        if other.labels is None:
-            raise ValueError(f"the {held_out[0]} split of {data} has no labels, which a probe needs")
-        test = Chosen(other, np.arange(len(other)))
-        description = f"{data}, judged on its {held_out[0]} split"
-    else:
-        fit, judge = stratified_split(torch.from_numpy(images.labels), 0.2, generator=generator)
-        index, test = fit.numpy(), Chosen(images, judge.numpy())
-        description = f"{data}, judged on a fifth of it held out"
-    if limit is not None and limit < len(index):
-        index = index[torch.randperm(len(index), generator=generator)[:limit].numpy()]
-    return Labeled(Chosen(images, index), test, description)
+    if not isinstance(data, Source):
+        data = open_source(data, channels=channels, held_out_share=held_out_share)
+    parts = data.labeled(limit)
+    return Labeled(parts.train, parts.test, parts.phrase)
 
 
-def some_of(chosen: Chosen, count: int) -> Chosen:
+def labels_of(images: Images) -> np.ndarray:
+    """The class of each image, as the source lists them."""
+    labels = images.labels
+    assert labels is not None, "a Labeled has labels only"
+    return labels
+
+
+def paths_of(images: Images) -> list[str]:
+    """The name of each image in its source."""
+    return [images.store.path(int(position)) for position in images.positions]
+
+
+def some_of(images: Images, count: int) -> Images:
     """At most `count` images, drawn with a fixed seed: sources are often sorted by class."""
-    if len(chosen) <= count:
-        return chosen
-    drawn = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:count]
-    return chosen.subset(drawn.numpy())
+    if len(images) <= count:
+        return images
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+    return images.subset(drawn.numpy())

@@ -208,7 +208,8 @@ def normalize(
     places = [each for each in fields.values() if each.metavar]
     if len(positional) > len(places) and not any(each.is_many for each in places):
         raise UsageError(f"{command} does not know what to do with {positional[len(places)]!r}")
-    return [*(_joined(name, values, fields) for name, values in given.items()), *positional]
+    options = [_joined(name, values, fields) for name, values in given.items()]
+    return [*options, *(["--"] if any(word.startswith("-") for word in positional) else []), *positional]
 
 
 def help_text(command: str, description: str, groups: Mapping[str, Sequence[Field]], *, from_file: bool = False) -> str:
@@ -336,8 +337,8 @@ def _sentence(command: str, problem: str, words: Sequence[str], fields: Mapping[
         return f"{command} needs {', '.join(each.metavar or f'--{each.name}' for each in names)}"
     if surplus := re.search(r"unrecognized arguments: (\S+)", problem):
         return f"{command} does not know what to do with {surplus[1]!r}"
-    found = re.search(r"""key ["']?([\w.]+)|^Key ["']([\w.]+)|argument (?:--)?(\w+)""", problem)
-    name = next((each for each in found.groups() if each), "") if found else ""
+    found = re.search(r"""(?:[Kk]ey|[Oo]ption|argument) ["']?(?:--)?([\w.]+)""", problem)
+    name = found[1] if found else ""
     field = fields.get(name.split(".")[0])
     if field is None:
         if name == "config" or "config" in problem.partition("\n")[0].lower():

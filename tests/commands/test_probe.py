@@ -16,7 +16,7 @@ from patchcast.commands.network import open_network, torch_device
 from patchcast.commands.probe import feature_cache
 from patchcast.evaluation import FinetuneResult, finetune
 from patchcast.evaluation.features import fingerprint
-from patchcast.evaluation.labeled import open_labeled
+from patchcast.evaluation.labeled import labels_of, open_labeled
 
 FEW = ["--draws", "2", "--per_class", "2", "--limit", "200"]
 
@@ -134,11 +134,11 @@ def test_by_finetuning(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_limits_and_splits_are_drawn_alike_every_time() -> None:
     first, again = (open_labeled("digits", channels=1, limit=50) for _ in range(2))
-    assert first.train.index.tolist() == again.train.index.tolist()
+    assert first.train.positions.tolist() == again.train.positions.tolist()
     assert len(first.train) == 50
     assert len(first.test) == 360
     assert first.classes == 10
-    assert first.train[3].label == first.train.labels[3]
+    assert first.train[3].label == labels_of(first.train)[3]
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from patchcast.evaluation.baselines import BASELINES, PIXELS_A_SIDE
 from patchcast.evaluation.features import Features, extract, extract_with
 from patchcast.evaluation.intervals import Interval, accuracy_interval, paired_accuracy_difference
 from patchcast.evaluation.knn import KnnResult, knn_probe
-from patchcast.evaluation.label_budgets import FewLabels, few_labels, paired_differences
+from patchcast.evaluation.label_budgets import FewLabels, PairedDifference, few_labels, paired_differences
 from patchcast.evaluation.label_free import alpha_req, lidar, rankme
 from patchcast.evaluation.labeled import BATCH, Labeled, some_of
 from patchcast.evaluation.linear import LinearResult, linear_probe
@@ -170,29 +170,24 @@ class FeatureProtocol(Protocol[Scores]):
 
 
 def versus(ours: Scores, other: Scores) -> str:
-    """By how much our linear probe beats another one: with all labels, and then with few.
+    """By how much our linear probe beats another one, in words."""
+    gained = paired_accuracy_difference(ours.correct, other.correct)
+    return in_words(gained, paired_differences(ours.few, other.few))
 
-    >>> from patchcast.evaluation.features import Features
-    >>> x, labels = torch.eye(2).repeat(20, 1), torch.arange(40) % 2
-    >>> linear = linear_probe(Features(x, labels), Features(x, labels))
-    >>> row = lambda *values: [FewLabels(5, torch.tensor(values), "the same draws")]
-    >>> scores = lambda right, few: Scores(None, linear, torch.arange(100) < right, few)
-    >>> versus(scores(90, row(0.8, 0.9, 0.8)), scores(80, row(0.6, 0.7, 0.6)))
-    '+10.0 points [+4.0, +16.0] with all labels; +20.0 at 5 labels/class'
-    >>> versus(scores(80, row(0.8, 0.9)), scores(80, row(0.9, 0.8)))
-    '+0.0 points [+0.0, +0.0] with all labels; no difference at 5 labels/class'
+
+def in_words(gained: Interval, few: Sequence[PairedDifference]) -> str:
+    """A difference with all labels, and differences with few.
+
+    >>> gained, sure, unsure = Interval(0.1, 0.04, 0.16), Interval(0.2, 0.1, 0.3), Interval(0.0, -0.1, 0.1)
+    >>> in_words(gained, [PairedDifference(2, unsure, 0.5), PairedDifference(5, sure, 1.0)])
+    '+10.0 points [+4.0, +16.0] with all labels; +20.0 at 5 labels/class; no difference at 2 labels/class'
     """
-    parts = [f"{points(paired_accuracy_difference(ours.correct, other.correct))} with all labels"]
-    same: list[str] = []
-    for row in paired_differences(ours.few, other.few):
-        value, low, high = row.difference
-        if low > 0 or high < 0:
-            parts.append(f"{100 * value:+.1f} at {row.per_class} labels/class")
-        else:
-            same.append(f"{row.per_class}")
-    if same:
-        parts.append(f"no difference at {', '.join(same)} labels/class")
-    return "; ".join(parts)
+    parts = [f"{points(gained)} with all labels"]
+    for row in few:
+        if row.difference.low > 0 or row.difference.high < 0:
+            parts.append(f"{100 * row.difference.value:+.1f} at {row.per_class} labels/class")
+    same = [f"{row.per_class}" for row in few if row.difference.low <= 0 <= row.difference.high]
+    return "; ".join([*parts, *([f"no difference at {', '.join(same)} labels/class"] if same else [])])
 
 
 def lidar_of(subject: Subject, labeled: Labeled, chosen: options.Features, *, device: str = "cpu") -> float:

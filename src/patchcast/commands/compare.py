@@ -16,7 +16,6 @@ from torch import Tensor
 from patchcast import options
 from patchcast.backbones import Backbone
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
-from patchcast.commands.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 from patchcast.commands.probe import feature_cache, open_against, subject_of
 from patchcast.evaluation import (
     FinetuneResult,
@@ -34,6 +33,7 @@ from patchcast.evaluation.labeled import Labeled, labels_of, paths_of
 from patchcast.evaluation.protocol import Request, new_table, percent
 from patchcast.files import cache_folder, write_whole
 from patchcast.recipe import Device, Resolved
+from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 
 SUPERVISED = "supervised"
 OTHER = "other network"

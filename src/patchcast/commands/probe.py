@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from patchcast import options
-from patchcast.commands.network import Network, is_run, open_network, torch_device
 from patchcast.evaluation.protocol import OURS, UNTRAINED, Request, Subject
 from patchcast.evaluation.protocols import PROTOCOLS
 from patchcast.files import cache_folder
+from patchcast.runs.network import Network, is_run, open_network, torch_device
 
 
 def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") -> dict[str, Any]:

@@ -25,7 +25,8 @@ from patchcast.commands.network import is_run, open_network
 from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
-from patchcast.evaluation.features import evaluating, fingerprint
+from patchcast.evaluation.features import fingerprint
+from patchcast.modes import evaluating
 
 Kind = Literal["pooled", "tokens", "maps"]
 PART = 256

@@ -27,11 +27,11 @@ from patchcast.commands.probe import PIXELS
 from patchcast.completion import complete_pixels
 from patchcast.data import denormalise, open_images
 from patchcast.data.images import evenly_spaced
-from patchcast.evaluation.features import evaluating
 from patchcast.evaluation.maps import pca_maps
 from patchcast.generation import complete, parts, sample
 from patchcast.geometry import upsample
 from patchcast.methods import METHODS
+from patchcast.modes import evaluating
 from patchcast.pictures import Version
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved

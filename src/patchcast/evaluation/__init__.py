@@ -1,5 +1,6 @@
 """Evaluation: what a backbone has learnt, one protocol a file."""
 
+from patchcast.data.splits import draw_per_class, stratified_split
 from patchcast.evaluation.attentive import AttentiveProbe, AttentiveResult, attentive_probe
 from patchcast.evaluation.features import (
     Features,
@@ -16,7 +17,6 @@ from patchcast.evaluation.label_budgets import FewLabels, PairedDifference, few_
 from patchcast.evaluation.label_free import alpha_req, lidar, rankme
 from patchcast.evaluation.linear import LinearResult, LogisticProbe, linear_probe, logistic_path
 from patchcast.evaluation.ridge import ridge_accuracy
-from patchcast.evaluation.splits import draw_per_class, stratified_split
 from patchcast.modes import evaluating
 
 __all__ = [

@@ -38,7 +38,7 @@ UPWARD: set[tuple[str, str]] = set()
 FILES_TWICE = {"attentive", "check", "dense", "files", "folder", "pictures"}
 NAMES_TWICE = {
     "BATCH", "COLUMNS", "Curve", "Cut", "Decoder", "Examples", "Features", "LARGEST", "Labelled", "Layout", "MODES",
-    "Method", "NEIGHBOURS", "NETWORKS", "PIXELS_A_SIDE", "Pixels", "Planner", "Row", "Run", "SAMPLE", "SECONDS",
+    "Method", "Part", "NEIGHBOURS", "NETWORKS", "NORMS", "PIXELS_A_SIDE", "Pixels", "Planner", "Row", "Run", "SAMPLE", "SECONDS",
     "SIZES", "STRENGTHS", "Size", "Source", "assemble", "check", "heads", "page", "picture", "sheet", "table",
     "write_parquet",
 }  # fmt: skip

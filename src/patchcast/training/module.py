@@ -14,7 +14,8 @@ from torch import Tensor
 from patchcast.data.batched import Cuts
 from patchcast.data.seeds import mix_seed
 from patchcast.pretrainer import Output, Pretrainer
-from patchcast.training.optimization import Optimization, make_optimizer, warmup_cosine
+from patchcast.schedules import warmup_cosine
+from patchcast.training.optimization import Optimization, make_optimizer
 from patchcast.training.sharding import shard
 
 

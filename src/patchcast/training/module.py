@@ -15,7 +15,8 @@ from patchcast.data.batched import Cuts
 from patchcast.data.seeds import mix_seed
 from patchcast.plans.earlier import as_before
 from patchcast.pretrainer import Output, Pretrainer
-from patchcast.training.optimization import Optimization, make_optimizer, warmup_cosine
+from patchcast.schedules import warmup_cosine
+from patchcast.training.optimization import Optimization, make_optimizer
 from patchcast.training.sharding import shard
 
 PLANS = "2026-12"  # which rules plans are drawn by: see patchcast.plans.earlier

@@ -18,7 +18,8 @@ from patchcast.training.engine import shared_like, whole
 
 KEPT = 2
 NAME = re.compile(r"step=(\d+)\.ckpt")
-PREFIX = "pretrainer."
+PLANS = "2026-12"
+"""Which rules plans are drawn by: see `patchcast.plans.earlier`."""
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Checkpoint:
         optimizer: Adam's state of each parameter, by the parameter's name.
         stream: the place in the stream of batches.
         looks: the state of what looks at the network during the run, by the names of classes.
+        plans: which rules plans are drawn by (`PLANS`); None for those of before December 2026.
         is_seen: whether the evaluation of this step has been made.
         is_lightnings: written by a version of patchcast that trained with Lightning's Trainer.
     """
@@ -40,6 +42,7 @@ class Checkpoint:
     optimizer: dict[str, dict[str, Any]]
     stream: dict[str, Any]
     looks: dict[str, dict[str, Any]]
+    plans: str | None = PLANS
     is_seen: bool = True
     is_lightnings: bool = False
 
@@ -125,6 +128,7 @@ def load(file: Path) -> Checkpoint:
         {name: optimizer["state"][name] for name in numbered if name in optimizer["state"]},
         {"step": step, "place": place},
         state["callbacks"],
+        state.get("plans"),
         is_lightnings=True,
     )
 

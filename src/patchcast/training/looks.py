@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Real
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchcast.backbones.backbone import Backbone
 from patchcast.collapse import CollapseWarning, Diversity, diversity
-from patchcast.pretrainer import Pretrainer, embed
+from patchcast.modes import evaluating
+from patchcast.pretrainer import Pretrainer, embedding_of
 from patchcast.training.engine import gathered
 from patchcast.training.guard import NotFinite
 from patchcast.training.log import Found
@@ -42,22 +43,6 @@ class Look:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every module's mode is as it was afterwards.
-
-    Not inference mode: what a module makes once and keeps (tables of positions) must serve training as well.
-    """
-    modes = {each: each.training for each in module.modules()}
-    try:
-        with torch.no_grad():
-            module.eval()
-            yield
-    finally:
-        for each, mode in modes.items():
-            each.training = mode
 
 
 @contextmanager
@@ -121,7 +106,7 @@ class FeatureWatch(Look):
         self.warned = state["warned"]
 
     def _diversity(self, device: torch.device) -> Diversity:
-        return diversity(finite(embed(self.backbone, self.images.to(device))))
+        return diversity(finite(embedding_of(self.backbone, self.images.to(device))))
 
 
 class Pictures(Look):

@@ -15,16 +15,19 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
 from patchcast.data import Cuts
-from patchcast.data.sampling import mix_seed
+from patchcast.data.seeds import mix_seed
+from patchcast.modes import evaluating
+from patchcast.plans.earlier import as_before
 from patchcast.pretrainer import Pretrainer
+from patchcast.schedules import warmup_cosine
 from patchcast.training import checkpoints
 from patchcast.training.checkpoints import Checkpoint
 from patchcast.training.ending import Ending
 from patchcast.training.engine import Engine, Objective, one_voice, whole
 from patchcast.training.guard import Guard, NotFinite
 from patchcast.training.log import Log, Logger
-from patchcast.training.looks import Look, evaluating, looking
-from patchcast.training.optimization import Optimization, make_optimizer, warmup_cosine
+from patchcast.training.looks import Look, looking
+from patchcast.training.optimization import Optimization, make_optimizer
 from patchcast.training.progress import ProgressLine, Throughput
 from patchcast.training.stream import Stream
 
@@ -82,13 +85,16 @@ def train(
         seen_by = {type(look).__name__: look.state_dict() for look in looks}
         if first:
             log.write()
-            checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, is_seen)
+            checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, plans, is_seen)
             checkpoints.save(checkpoint, out / "checkpoints")
 
+    plans: str | None = checkpoints.PLANS
     step, is_seen = 0, True  # optimizer steps done, and whether the evaluation that is due after them has been made
     resumed = checkpoints.load_latest(out)
     if resumed is not None:
-        step, is_seen = resumed.step, resumed.is_seen
+        step, is_seen, plans = resumed.step, resumed.is_seen, resumed.plans
+        if plans is None:
+            pretrainer.plan = as_before(pretrainer.plan)
         checkpoints.load_model_state(objective, resumed.model)
         checkpoints.load_optimizer_state(optimizer, objective, resumed.optimizer)
         stream.load_state_dict(resumed.stream)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -29,7 +30,7 @@ class Checkpoint:
     Attributes:
         step: optimizer steps done.
         model: the state dict of an `Objective`, whole, on the CPU: the pretrainer's names after `pretrainer.`.
-        optimizer: Adam's state of each parameter, by the parameter's name.
+        optimizer: Adam's state of each parameter, by the parameter's name (Lightning: by its number).
         stream: the place in the stream of batches.
         looks: the state of what looks at the network during the run, by the names of classes.
         plans: which rules plans are drawn by (`PLANS`); None for those of before December 2026.
@@ -39,7 +40,7 @@ class Checkpoint:
 
     step: int
     model: dict[str, Any]
-    optimizer: dict[str, dict[str, Any]]
+    optimizer: Mapping[str | int, dict[str, Any]]
     stream: dict[str, Any]
     looks: dict[str, dict[str, Any]]
     plans: str | None = PLANS
@@ -101,9 +102,10 @@ def load_latest(out: Path) -> Checkpoint | None:
         if is_whole(file):
             try:
                 return load(file)
-            except Exception as problem:  # checksums do not cover the zip archive's own directory
-                if isinstance(problem, OSError) and problem.errno != errno.EINVAL:
-                    raise
+            except (OSError, MemoryError):
+                raise
+            except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
+                pass  # checksums do not cover the zip archive's own directory
         warnings.warn(f"{file} is damaged and passed over", stacklevel=2)
     return None
 
@@ -112,7 +114,7 @@ def load(file: Path) -> Checkpoint:
     """A checkpoint, also of versions that trained with Lightning's Trainer.
 
     Raises:
-        Exception: whatever torch's reader raises if the file is damaged, or KeyError.
+        RuntimeError, ValueError, KeyError: or another error of torch's reader, if the file is damaged.
     """
     state = torch.load(file, map_location="cpu", weights_only=True)
     if "pytorch-lightning_version" not in state:
@@ -133,7 +135,7 @@ def load(file: Path) -> Checkpoint:
     )
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, Any]]:
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str | int, dict[str, Any]]:
     """Whole, on the CPU, by the names of parameters: for any number of devices. Every rank must ask."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {

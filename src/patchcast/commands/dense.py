@@ -72,6 +72,7 @@ def _masked(network: Network, data: str | None, limit: int | None) -> tuple[Data
             channels=network.backbone.channels,
             transform=network.evaluate,
             size=network.size,
+            squash=network.evaluate.squash,
         )
         for split in ("train", "test")
     )

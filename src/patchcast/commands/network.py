@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.commands.build import augmentation, build
+from patchcast.commands.build import augmentation, build, evaluation
 from patchcast.commands.folder import CONFIG, open_run
 from patchcast.commands.tokenizer import kept_tokenizer
 from patchcast.data import Augment, Evaluate
@@ -43,7 +43,7 @@ class Network:
     @property
     def evaluate(self) -> Evaluate:
         """All of an image, and nothing random."""
-        return Evaluate(self.size, self.mean, self.std)
+        return Evaluate(self.size, self.mean, self.std) if self.recipe is None else evaluation(self.recipe)
 
     @property
     def augment(self) -> Augment:

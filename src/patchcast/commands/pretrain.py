@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from patchcast.commands.build import augmentation, build, evaluation, resolve
 from patchcast.commands.export import exported_as, is_exported, write_encoder
-from patchcast.commands.folder import BAD_IMAGES, claim, open_run, save_weights
+from patchcast.commands.folder import BAD_IMAGES, as_begun, claim, open_run, save_weights
 from patchcast.commands.sample import write_samples
 from patchcast.commands.show import picture
 from patchcast.commands.tokenizer import CodeData, encode, find_tokenizer, keep_tokenizer, kept_tokenizer
@@ -51,7 +51,7 @@ def pretrain(recipe: Recipe) -> Resolved:
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     console = Console(quiet=not is_first)
     images = open_images(recipe.data, channels=recipe.channels)
-    resolved = resolve(recipe, images)
+    resolved = resolve(as_begun(recipe), images)
     check_loggers(resolved)
     tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, images)
     pretrainer = build(resolved, tokenizer)

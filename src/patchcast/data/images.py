@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import warnings
 from collections import Counter
@@ -130,6 +131,17 @@ class Images(Dataset[Example]):
         self._journal = journal
         for bad in self.unreadable:
             journal.add(bad.path, bad.reason)
+
+    def subset(self, index: Int64[np.ndarray, " M"]) -> Images:
+        """Some of these images, in the order given, as a data set of their own; the store is shared.
+
+        >>> images = open_images("digits")
+        >>> len(images.subset(np.array([3, 5]))), images.subset(np.array([3, 5]))[1].label == images[5].label
+        (2, True)
+        """
+        part = copy.copy(self)
+        part.positions, part._decoded = self.positions[index], None
+        return part
 
     @property
     def is_preloaded(self) -> bool:
@@ -265,7 +277,11 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
     Raises:
         ValueError: in one sentence, if the source or the split is not there, or holds no images.
     """
-    splits = _find_splits(source)
+    return open_split(find_splits(source), source, split=split, channels=channels)
+
+
+def open_split(splits: Splits, source: str, *, split: str = "train", channels: int | None = None) -> Images:
+    """One of the splits that `find_splits` listed; arguments and errors as of `open_images`."""
     if split not in splits:
         near = difflib.get_close_matches(split, splits, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -273,7 +289,8 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
     return Images(splits[split](), name=_name(source), split=split, splits=list(splits), channels=channels)
 
 
-def _find_splits(source: str) -> Splits:
+def find_splits(source: str) -> Splits:
+    """List a source once: its splits by name, none of them opened yet."""
     if source == "digits":
         return digits_splits()
     if source.startswith(HUB):

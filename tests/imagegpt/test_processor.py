@@ -15,14 +15,14 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
 from patchcast.cli import main
 from patchcast.commands.build import evaluation, resolve
 from patchcast.commands.folder import as_begun, claim, open_run
 from patchcast.data import Evaluate, open_images
 from patchcast.data.decode import decode
 from patchcast.data.transforms import denormalise
-from patchcast.interop.imagegpt import to_processor
+from patchcast.geometry import Grid
+from patchcast.interop.imagegpt_weights import to_processor
 from patchcast.recipe import Recipe, Resolved
 from patchcast.tokenizers.palette import Palette
 from tests.imagegpt.parts import greys

@@ -27,10 +27,10 @@ from patchcast.drawing.completion import complete_pixels
 from patchcast.drawing.figures import Version
 from patchcast.drawing.generation import complete, parts, sample
 from patchcast.drawing.reconstruction import reconstruct
-from patchcast.evaluation.features import evaluating
 from patchcast.evaluation.maps import pca_maps
 from patchcast.geometry import upsample
 from patchcast.methods import METHODS
+from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.report import Curve, Html, Section, Tile, commands, definitions, line_chart, page, strips, table

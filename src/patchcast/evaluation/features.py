@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,9 +16,10 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.backbone import Backbone, ImageBatch
+from patchcast.files import write_cache
+from patchcast.modes import evaluating
 
-Images = Float[Tensor, "B C H W"]
 Loader = Iterable[Sequence[Tensor]]
 
 
@@ -156,7 +156,7 @@ def extract_layers(
         ValueError: if timm gives this architecture no `forward_intermediates`.
     """
 
-    def compute(images: Images) -> dict[str, Tensor]:
+    def compute(images: ImageBatch) -> dict[str, Tensor]:
         return {str(block): x.mean(dim=(2, 3)) for block, x in enumerate(_block_outputs(backbone, images, None))}
 
     outputs, labels = run_over(backbone, loader, "layers", compute, device, precision, cache)
@@ -185,7 +185,7 @@ def extract_tokens(
         ValueError: if timm gives this architecture no `forward_intermediates`, or the blocks differ in shape.
     """
 
-    def compute(images: Images) -> dict[str, Tensor]:
+    def compute(images: ImageBatch) -> dict[str, Tensor]:
         taken = _block_outputs(backbone, images, blocks)
         if len({x.shape for x in taken}) > 1:
             shapes = ", ".join(f"{tuple(x.shape[1:])}" for x in taken)
@@ -211,7 +211,7 @@ def raw_pixels(loader: Loader, *, size: tuple[int, int] | None = None) -> Featur
         ValueError: if the loader is empty.
     """
 
-    def pixels(images: Images) -> Tensor:
+    def pixels(images: Float[Tensor, "B C H W"]) -> Tensor:
         return (images if size is None else F.interpolate(images, size=size, mode="area")).flatten(1)
 
     rows = [(pixels(images).float(), labels) for images, labels in loader]
@@ -221,7 +221,7 @@ def raw_pixels(loader: Loader, *, size: tuple[int, int] | None = None) -> Featur
 # ---- one pass over the images ---------------------------------------------------------------------------------------
 
 
-def _block_outputs(backbone: Backbone, images: Images, blocks: int | Sequence[int] | None) -> list[Tensor]:
+def _block_outputs(backbone: Backbone, images: ImageBatch, blocks: int | Sequence[int] | None) -> list[Tensor]:
     forward = getattr(backbone.model, "forward_intermediates", None)
     if not callable(forward):
         raise ValueError(f"{backbone.name} cannot be probed by layer: timm gives it no forward_intermediates")
@@ -230,32 +230,11 @@ def _block_outputs(backbone: Backbone, images: Images, blocks: int | Sequence[in
     return forward(images, indices=indices, norm=False, intermediates_only=True, output_fmt="NCHW")
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every submodule's own mode afterwards, a frozen one's too.
-
-    >>> model = nn.Sequential(nn.Dropout()).train()
-    >>> with evaluating(model):
-    ...     model.training, model[0].training
-    (False, False)
-    >>> model.training, model[0].training
-    (True, True)
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def run_over(
     backbone: Backbone,
     loader: Loader,
     what: str,
-    compute: Callable[[Images], dict[str, Tensor]],
+    compute: Callable[[ImageBatch], dict[str, Tensor]],
     device: torch.device | str,
     precision: torch.dtype | None,
     cache: Path | None,
@@ -266,7 +245,6 @@ def run_over(
     folder = None
     if cache is not None:
         folder = Path(cache) / _digest(_weights_content(backbone), f"{what} {precision} {device.type}".encode())
-        folder.mkdir(parents=True, exist_ok=True)
     batches: list[dict[str, Tensor]] = []
     all_labels: list[Tensor] = []
     with evaluating(backbone), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
@@ -278,12 +256,11 @@ def run_over(
                 outputs = compute(images.to(device))
                 batches.append({name: x.float().cpu().contiguous() for name, x in outputs.items()})
                 if file is not None:
-                    _save(batches[-1], file)
+                    write_cache(file, partial(save_file, batches[-1]))
             all_labels.append(labels)
     if not batches:
         raise ValueError("the loader yields no images")
-    # Cloned outside inference mode, so that a probe may ask gradients of what it computes from them.
-    return {name: torch.cat([batch[name] for batch in batches]).clone() for name in batches[0]}, torch.cat(all_labels)
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}, torch.cat(all_labels)
 
 
 def _join(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -291,12 +268,6 @@ def _join(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         raise ValueError("the loader yields no images")
     xs, labels = zip(*rows, strict=True)
     return torch.cat(xs), torch.cat(labels)
-
-
-def _save(outputs: dict[str, Tensor], file: Path) -> None:
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    save_file(outputs, partial)
-    partial.replace(file)  # so that an interrupted run leaves no half-written file that looks like a whole one
 
 
 def fingerprint(content: nn.Module | Sequence[str]) -> str:

@@ -15,8 +15,9 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone
-from patchcast.evaluation.features import Loader, evaluating
-from patchcast.training.optimization import warmup_cosine
+from patchcast.evaluation.features import Loader
+from patchcast.modes import evaluating
+from patchcast.schedules import warmup_cosine
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from patchcast.data import EpochSampler, Images, TrainSet, loader, open_images
-from patchcast.data.images import Example
+from patchcast.data import EpochSampler, EvalLoader, EvalSet, Images, TrainSet, loader, open_images
+from patchcast.data.duplicates import shared_files
+from patchcast.data.images import VERIFY_UP_TO, Example
 from patchcast.evaluation import stratified_split
 
 BATCH = 256
+COMPARED_UP_TO = 100_000
+"""Images up to which the files of both splits are compared: of CIFAR-10's 60,000 in about a second."""
 JUDGING = ("test", "validation", "val")
 """Splits to judge by, the first that there is."""
 
@@ -30,11 +34,16 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.index)
 
+    @cached_property
+    def part(self) -> Images:
+        """The chosen images as a data set of their own, so that none from outside it stands in for a broken one."""
+        return self.images.subset(self.index)
+
     def __getitem__(self, place: int, /) -> Example:
-        return self.images[int(self.index[place])]
+        return self.part[place]
 
     def preload(self) -> bool:
-        return self.images.preload()
+        return self.part.preload()
 
     @property
     def labels(self) -> np.ndarray:
@@ -72,11 +81,10 @@ class Labelled:
         """Labels are below this."""
         return int(max(self.train.labels.max(), self.test.labels.max())) + 1
 
-    def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[DataLoader[Any], DataLoader[Any]]:
-        """Both in batches, in their order, with nothing random."""
-        train: Any = Prepared(self.train, transform)
-        test: Any = Prepared(self.test, transform)
-        return DataLoader(train, batch_size=BATCH), DataLoader(test, batch_size=BATCH)
+    def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[EvalLoader, EvalLoader]:
+        """Both in batches, in their order, with nothing random; unreadable images are left out."""
+        train, test = (EvalLoader(EvalSet(chosen.part, transform), BATCH) for chosen in (self.train, self.test))
+        return train, test
 
     def augmented(
         self, augment: Callable[[Tensor, int], Tensor], *, steps: int, batch_size: int, seed: int
@@ -112,7 +120,26 @@ def open_labelled(data: str, *, channels: int, limit: int | None = None) -> Labe
         told = f"{data}, judged on a fifth of it held out"
     if limit is not None and limit < len(index):
         index = index[torch.randperm(len(index), generator=generator)[:limit].numpy()]
-    return Labelled(Chosen(images, index), test, told)
+    train, test = _readable(Chosen(images, index)), _readable(test)
+    return Labelled(train, test, told + remarks(train.part, test.part))
+
+
+def _readable(chosen: Chosen) -> Chosen:
+    """Without images that cannot be read. More than 20,000 are not decoded in advance: their loader leaves them out."""
+    if len(chosen) > VERIFY_UP_TO:
+        return chosen
+    readable = chosen.part.readable()
+    return Chosen(readable, np.arange(len(readable)))
+
+
+def remarks(train: Images, test: Images) -> str:
+    """What a reader of an accuracy has to know about its images: those left out, and those in both sets."""
+    left_out = len({bad.path for part in (train, test) for bad in part.unreadable})
+    found = f"; {left_out:,} unreadable image{'s' * (left_out != 1)} left out" if left_out else ""
+    if len(train) + len(test) > COMPARED_UP_TO:
+        return found
+    shared = len(shared_files(test, train))
+    return found + (f"; {shared:,} of the {len(test):,} test images are training images too" if shared else "")
 
 
 def some_of(chosen: Chosen, count: int) -> Chosen:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from patchcast.backbones import Grid
-from patchcast.backbones.base import take
+from patchcast.geometry import take
 from patchcast.plans import BlockMask, GridMask, InverseBlockMask, MaskPlan, MultiBlock, Planner, RandomMask
 
 BATCH = 64

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchcast.backbones.base import CannotError
-from patchcast.backbones.cached import CachedBlocks, can_cache
+from patchcast.backbones.backbone import CannotError
+from patchcast.backbones.cached_blocks import CachedBlocks, can_cache
 from patchcast.plans import OrderPlan, Plan
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels, patchify, unpatchify

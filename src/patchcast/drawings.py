@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
+from patchcast.geometry import Grid
 
 GAP, GREY = 1, 128
 

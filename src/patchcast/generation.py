@@ -10,9 +10,9 @@ from jaxtyping import Float, Int, Int64, Real
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from patchcast.backbones.base import CannotError
-from patchcast.backbones.imagegpt import Cache, ImageGPT, ImageGPTBackbone
-from patchcast.backbones.stepwise import Stepwise
+from patchcast.backbones.backbone import CannotError
+from patchcast.backbones.imagegpt_network import Cache, ImageGPT, ImageGPTBackbone
+from patchcast.backbones.imagegpt_stepwise import Stepwise
 from patchcast.pretrainer import Pretrainer
 
 
@@ -29,7 +29,7 @@ def sample(
 ) -> Int64[Tensor, "count N"]:
     """Codes of images drawn from nothing; a palette's `decode` makes pictures of them.
 
-    >>> from patchcast.backbones.base import Grid
+    >>> from patchcast.geometry import Grid
     >>> from patchcast.methods.imagegpt import imagegpt
     >>> from patchcast.tokenizers.palette import Palette
     >>> palette = Palette(torch.linspace(-1, 1, 16)[:, None])

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone, Grid
+from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
+from patchcast.geometry import Grid
 
 
 def sincos_positions(grid: Grid, width: int) -> Float[Tensor, "N D"]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchcast.backbones.base import upsample
+from patchcast.geometry import upsample
 from patchcast.plans import Plan
 from patchcast.pretrainer import Pretrainer
 

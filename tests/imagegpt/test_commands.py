@@ -19,7 +19,7 @@ from patchcast.commands.folder import open_run
 from patchcast.commands.tokenizer import encode, find_tokenizer, kept_tokenizer
 from patchcast.data import EvalSet, open_images
 from patchcast.evaluation import linear_probe
-from patchcast.evaluation.layers import extract_imagegpt_layers
+from patchcast.evaluation.layer_probe import extract_imagegpt_layers
 from patchcast.interop import load_imagegpt
 from patchcast.methods import on_codes
 from patchcast.recipe import Recipe, Resolved

@@ -23,7 +23,7 @@ from patchcast.evaluation import (
     extract_tokens,
     paired_accuracy_difference,
 )
-from patchcast.evaluation.blocks import best_blocks, last_blocks
+from patchcast.evaluation.block_choice import best_blocks, last_blocks
 from patchcast.evaluation.features import Features, Loader
 from patchcast.recipe import Device
 

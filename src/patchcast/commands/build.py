@@ -11,8 +11,8 @@ import timm
 import torch
 
 from patchcast.backbones import Backbone, wrap
+from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
-from patchcast.backbones.tiles import tiles_of
 from patchcast.commands.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.data import Augment, Evaluate, Images, channel_statistics
 from patchcast.data.streamed import HeadStore

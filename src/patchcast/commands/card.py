@@ -13,9 +13,10 @@ import torch
 import yaml
 
 from patchcast import __version__
-from patchcast.backbones.base import Backbone, to_rows
+from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
 from patchcast.commands.again import options
+from patchcast.geometry import to_rows
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved

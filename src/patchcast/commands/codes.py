@@ -6,9 +6,10 @@ import dataclasses
 import inspect
 from typing import Any
 
-from patchcast.backbones.base import Backbone, Grid
-from patchcast.backbones.imagegpt import SIZES, ImageGPT, ImageGPTBackbone
+from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.imagegpt_network import SIZES, ImageGPT, ImageGPTBackbone
 from patchcast.data import Images
+from patchcast.geometry import Grid
 from patchcast.methods import Method
 from patchcast.recipe import Recipe, Resolved
 from patchcast.tokenizers.base import Tokenizer

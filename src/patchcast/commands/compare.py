@@ -19,7 +19,6 @@ from patchcast.commands.finetune import PRECISION
 from patchcast.commands.labelled import Chosen, Labelled
 from patchcast.commands.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 from patchcast.commands.probe import PIXELS, Scores, feature_cache, labelled_for, score, score_pixels
-from patchcast.data.names import cache_folder, write_whole
 from patchcast.evaluation import (
     FinetuneResult,
     Interval,
@@ -30,6 +29,7 @@ from patchcast.evaluation import (
     stratified_split,
 )
 from patchcast.evaluation.features import fingerprint
+from patchcast.files import cache_folder, write_whole
 from patchcast.recipe import Device, Resolved
 
 SUPERVISED = "supervised"

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from patchcast.backbones.base import upsample
 from patchcast.commands.folder import open_run
 from patchcast.commands.sample import picture_path
 from patchcast.commands.show import chosen_images
@@ -16,6 +15,7 @@ from patchcast.completion import complete_pixels
 from patchcast.data import denormalise
 from patchcast.drawings import GREY, save_drawing, save_grid
 from patchcast.generation import complete, parts
+from patchcast.geometry import upsample
 from patchcast.pictures import Version, draw_versions
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcast.backbones import Backbone, Grid
+from patchcast.backbones.tile_geometry import assemble, tile_crop, tiles_of
 from patchcast.backbones.tiled import Tiled
-from patchcast.backbones.tiles import assemble, tile_crop, tiles_of
 from patchcast.commands.network import is_run, open_network
 from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError

@@ -18,7 +18,7 @@ from patchcast.commands.folder import open_run
 from patchcast.data.transforms import Normalise
 from patchcast.interop import save_imagegpt, save_mae
 from patchcast.interop.graph import Difference, save_onnx, save_torch
-from patchcast.interop.timm import save_pretrained
+from patchcast.interop.timm_weights import save_pretrained
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved

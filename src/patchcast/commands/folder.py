@@ -10,10 +10,10 @@ from torch import Tensor
 
 from patchcast.commands.build import build
 from patchcast.commands.tokenizer import kept_tokenizer
+from patchcast.files import read_weights
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.training.checkpoints import latest_checkpoint
-from patchcast.weights import read_weights
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
 BAD_IMAGES = "bad-images.txt"

@@ -12,16 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from patchcast.data import EpochSampler, EvalLoader, EvalSet, Images, TrainSet, loader, open_images
-from patchcast.data.duplicates import shared_files
-from patchcast.data.images import VERIFY_UP_TO, Example
-from patchcast.evaluation import stratified_split
+from patchcast.data import EpochSampler, EvalLoader, EvalSet, Images, Source, TrainSet, loader, open_source
+from patchcast.data.images import Example
 
 BATCH = 256
-COMPARED_UP_TO = 100_000
-"""Images up to which the files of both splits are compared: of CIFAR-10's 60,000 in about a second."""
-JUDGING = ("test", "validation", "val")
-"""Splits to judge by, the first that there is."""
 
 
 @dataclass(frozen=True)
@@ -94,52 +88,23 @@ class Labelled:
         return loader(TrainSet(self.train, augment, seed), sampler, workers=0)
 
 
-def open_labelled(data: str, *, channels: int, limit: int | None = None) -> Labelled:
-    """The training split of a source, and its test or validation split, or a fifth held out where it has none.
+def open_labelled(
+    data: str | Source, *, channels: int, limit: int | None = None, held_out_share: float = 0.0
+) -> Labelled:
+    """The labeled images of a source, for a probe; see `patchcast.data.Source.labeled`.
 
     Args:
-        limit: at most so many training images, drawn at random.
+        data: the source, or one that is open already.
+        limit: maximum number of training images, drawn at random.
+        held_out_share: what a run on this source held out.
     Raises:
         ValueError: if the source has no labels.
     """
-    images = open_images(data, channels=channels)
-    if images.labels is None:
-        raise ValueError(f"{data} has no labels, which a probe needs; give --data a labelled source")
-    held_out = [split for split in JUDGING if split in images.splits]
-    generator = torch.Generator().manual_seed(0)
-    index = np.arange(len(images))
-    if held_out:
-        other = open_images(data, split=held_out[0], channels=channels)
-        if other.labels is None:
-            raise ValueError(f"the {held_out[0]} split of {data} has no labels, which a probe needs")
-        test = Chosen(other, np.arange(len(other)))
-        told = f"{data}, judged on its {held_out[0]} split"
-    else:
-        fit, judge = stratified_split(torch.from_numpy(images.labels), 0.2, generator=generator)
-        index, test = fit.numpy(), Chosen(images, judge.numpy())
-        told = f"{data}, judged on a fifth of it held out"
-    if limit is not None and limit < len(index):
-        index = index[torch.randperm(len(index), generator=generator)[:limit].numpy()]
-    train, test = _readable(Chosen(images, index)), _readable(test)
-    return Labelled(train, test, told + remarks(train.part, test.part))
-
-
-def _readable(chosen: Chosen) -> Chosen:
-    """Without images that cannot be read. More than 20,000 are not decoded in advance: their loader leaves them out."""
-    if len(chosen) > VERIFY_UP_TO:
-        return chosen
-    readable = chosen.part.readable()
-    return Chosen(readable, np.arange(len(readable)))
-
-
-def remarks(train: Images, test: Images) -> str:
-    """What a reader of an accuracy has to know about its images: those left out, and those in both sets."""
-    left_out = len({bad.path for part in (train, test) for bad in part.unreadable})
-    found = f"; {left_out:,} unreadable image{'s' * (left_out != 1)} left out" if left_out else ""
-    if len(train) + len(test) > COMPARED_UP_TO:
-        return found
-    shared = len(shared_files(test, train))
-    return found + (f"; {shared:,} of the {len(test):,} test images are training images too" if shared else "")
+    if not isinstance(data, Source):
+        data = open_source(data, channels=channels, held_out_share=held_out_share)
+    parts = data.labeled(limit)
+    train, test = (Chosen(images, np.arange(len(images))) for images in (parts.train, parts.test))
+    return Labelled(train, test, parts.phrase)
 
 
 def some_of(chosen: Chosen, count: int) -> Chosen:

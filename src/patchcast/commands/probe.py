@@ -19,7 +19,6 @@ from patchcast.backbones import Backbone
 from patchcast.commands.labelled import BATCH, Labelled, open_labelled, some_of
 from patchcast.commands.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 from patchcast.data import TrainSet
-from patchcast.data.names import cache_folder
 from patchcast.evaluation import (
     Features,
     FewLabels,
@@ -38,6 +37,7 @@ from patchcast.evaluation import (
     rankme,
     raw_pixels,
 )
+from patchcast.files import cache_folder
 from patchcast.recipe import Device
 
 PIXELS_A_SIDE = 16  # raw pixels are averaged down to this: a classifier on 12,288 of them takes minutes

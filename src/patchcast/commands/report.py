@@ -19,7 +19,6 @@ from torch import Tensor
 
 from patchcast import __version__
 from patchcast.backbones import Backbone
-from patchcast.backbones.base import upsample
 from patchcast.commands.again import options
 from patchcast.commands.build import evaluation
 from patchcast.commands.folder import CONFIG, METRICS, open_run
@@ -31,6 +30,7 @@ from patchcast.data.images import evenly_spaced
 from patchcast.evaluation.features import evaluating
 from patchcast.evaluation.maps import pca_maps
 from patchcast.generation import complete, parts, sample
+from patchcast.geometry import upsample
 from patchcast.methods import METHODS
 from patchcast.pictures import Version
 from patchcast.pretrainer import Pretrainer

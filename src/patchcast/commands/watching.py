@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.commands.build import evaluation
-from patchcast.commands.labelled import JUDGING, Prepared, open_labelled, some_of
+from patchcast.commands.labelled import Prepared, open_labelled, some_of
 from patchcast.commands.show import versions
 from patchcast.data import EvalSet, Images, open_images
 from patchcast.data.images import evenly_spaced
+from patchcast.data.source import pick_split
 from patchcast.drawings import GREY, sheet
 from patchcast.generation import sample
 from patchcast.methods import METHODS
@@ -94,7 +95,7 @@ def _probe(recipe: Resolved, data: str, pretrainer: Pretrainer) -> OnlineProbe:
 
 def _pictures(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> Pictures:
     """Held-out images where there are any."""
-    split = next((each for each in JUDGING if each in images.splits), images.split)
+    split = pick_split(images.splits, prefer="validation") or images.split
     source = EvalSet(open_images(recipe.data, split=split, channels=recipe.channels), evaluation(recipe))
     shown = torch.stack([source[index][0] for index in range(min(PICTURED, len(source)))])
 

@@ -10,6 +10,7 @@ from patchcast.data.check import Report, check
 from patchcast.data.images import Example, Images, Unreadable, open_images
 from patchcast.data.journal import Journal
 from patchcast.data.sampling import EpochSampler, EvalLoader, EvalSet, TrainSet, loader
+from patchcast.data.source import Source, open_source
 from patchcast.data.statistics import channel_statistics
 from patchcast.data.streamed import StreamSet
 from patchcast.data.transforms import Augment, Evaluate, denormalise
@@ -26,6 +27,7 @@ __all__ = [
     "Images",
     "Journal",
     "Report",
+    "Source",
     "StreamSet",
     "TrainSet",
     "Unreadable",
@@ -35,4 +37,5 @@ __all__ = [
     "finish",
     "loader",
     "open_images",
+    "open_source",
 ]

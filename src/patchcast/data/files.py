@@ -11,7 +11,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from patchcast.data.names import cache_file, write_whole
+from patchcast.files import cache_file, write_whole
 
 SPLIT_NAMES = ("train", "test", "val", "validation")
 BRACES = re.compile(r"\{([^{}]*)\}")

@@ -14,8 +14,9 @@ import numpy as np
 
 from patchcast.data.decode import ImageFile
 from patchcast.data.files import SPLIT_NAMES
-from patchcast.data.names import Names, cache_file, write_whole
+from patchcast.data.names import Names
 from patchcast.data.stores import Splits, Store
+from patchcast.files import cache_file, write_whole
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ARRAYS = (".npy",)

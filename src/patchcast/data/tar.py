@@ -19,8 +19,9 @@ import numpy as np
 from patchcast.data.decode import ImageFile
 from patchcast.data.files import SourceFile, by_split
 from patchcast.data.folder import SETTLED_SECONDS, class_names_of, pick_images
-from patchcast.data.names import Names, cache_file, write_whole
+from patchcast.data.names import Names
 from patchcast.data.stores import Splits, Store
+from patchcast.files import cache_file, write_whole
 
 BROKEN = -1
 """Offset of the entry that stands for what a broken shard has lost; its name is the reason."""

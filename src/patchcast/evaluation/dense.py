@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 from patchcast.data.masks import IGNORED
 from patchcast.evaluation.features import Features, check_probe, evaluating
 from patchcast.evaluation.intervals import Interval

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 
 Images = Float[Tensor, "B C H W"]
 Loader = Iterable[Sequence[Tensor]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 from patchcast.losses import cross_entropy, smooth_l1, squared
 from patchcast.plans import Planner, RandomOrder, RasterOrder
 from patchcast.predictors import LinearHead, MLPHead, Predictor, TargetQuery

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_accuracy
 from patchcast.evaluation.ridge import ridge_accuracy

@@ -9,7 +9,7 @@ import lightning as L
 from jaxtyping import Real
 from torch import Tensor
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 from patchcast.collapse import CollapseWarning, Diversity, diversity
 from patchcast.pretrainer import embed
 from patchcast.training.looks import Look, looking

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
+from patchcast.data.splits import stratified_split
 from patchcast.evaluation.features import Features
 from patchcast.evaluation.linear import logistic_path
-from patchcast.evaluation.splits import stratified_split
 
 SIX = 6
 """How many blocks AIM's probe averages (El-Nouby et al. 2024, section 5)."""

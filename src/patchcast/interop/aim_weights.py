@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 from patchcast.evaluation.attentive import AttentiveProbe
-from patchcast.interop.files import load_exactly, without_module
+from patchcast.files import read_weights
+from patchcast.interop.state_dicts import load_exactly, without_module
 from patchcast.positions import sincos_positions
-from patchcast.weights import read_weights
 
 TRUNK = (
     (r"^preprocessor\.patchifier\.", "patch_embed."),
@@ -38,7 +38,7 @@ def load_aim(backbone: Backbone, path: str | Path) -> None:
     are no part of the format: they are computed, for the grid of the backbone.
 
     >>> from patchcast.backbones import wrap
-    >>> from patchcast.backbones.aim import aim_vit
+    >>> from patchcast.backbones.aim_network import aim_vit
     >>> backbone = wrap(aim_vit("0.6B", embed_dim=64, depth=1, num_heads=2))
     >>> load_aim(backbone, "aim_600m.pth")
     Traceback (most recent call last):

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
-from patchcast.plans.base import MaskPlan, OrderPlan, Plan
+from patchcast.geometry import Grid
+from patchcast.plans.plan import MaskPlan, OrderPlan, Plan
 
 Planner = Callable[[Grid, int, torch.Generator | None], Plan]
 

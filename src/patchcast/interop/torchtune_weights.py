@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid
 from patchcast.backbones.sequence import ViT
 from patchcast.backbones.tiled import ClassProjection, Tiled
+from patchcast.geometry import Grid
 
 State = Mapping[str, Tensor]
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from patchcast.backbones.imagegpt import ImageGPTBackbone
+from patchcast.backbones.imagegpt_network import ImageGPTBackbone
 from patchcast.evaluation.features import Features, Loader, run_over
 from patchcast.evaluation.linear import LinearResult, linear_probe
 
@@ -30,8 +30,8 @@ def extract_imagegpt_layers(
     Layer l is the input of block l's attention, after its norm, averaged over positions; the last one is the network's
     output. They are not the raw outputs of blocks that `extract_layers` takes of other backbones.
 
-    >>> from patchcast.backbones.base import Grid
-    >>> from patchcast.backbones.imagegpt import ImageGPT
+    >>> from patchcast.geometry import Grid
+    >>> from patchcast.backbones.imagegpt_network import ImageGPT
     >>> from patchcast.tokenizers.palette import Palette
     >>> network = ImageGPT(Grid(4, 4), 2, depth=3, width=8, heads=2)
     >>> backbone = ImageGPTBackbone(network, Palette(torch.tensor([[-1.0], [1.0]])), channels=1)

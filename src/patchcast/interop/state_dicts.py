@@ -8,7 +8,8 @@ from math import isqrt
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone, Grid
+from patchcast.backbones.backbone import Backbone
+from patchcast.geometry import Grid
 from patchcast.positions import sincos_positions
 
 

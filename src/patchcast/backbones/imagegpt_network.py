@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from timm.layers.activations import quick_gelu
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone, Grid, Images, Tokens, run, take
-from patchcast.backbones.cache import KeyValues
+from patchcast.backbones.backbone import Backbone, ImageBatch, Tokens, apply_blocks
+from patchcast.backbones.key_values import KeyValues
+from patchcast.geometry import Grid, take
 from patchcast.tokenizers.base import Tokenizer
 
 
@@ -229,7 +230,7 @@ class ImageGPT(nn.Module):
         self, x: Float[Tensor, "B L D"], *, can_see: Bool[Tensor, "*B L L"] | None = None, is_causal: bool = False
     ) -> Float[Tensor, "B L D"]:
         """Blocks and final norm; the causal network is causal unasked."""
-        return self.norm(run(self.blocks, x, self, can_see=can_see, is_causal=is_causal or self.causal))
+        return self.norm(apply_blocks(self.blocks, x, self, can_see=can_see, is_causal=is_causal or self.causal))
 
 
 class ImageGPTBackbone(Backbone):
@@ -266,7 +267,7 @@ class ImageGPTBackbone(Backbone):
         self.stride, self.channels = stride, channels
         self.image_size = (model.grid.rows * stride[0], model.grid.cols * stride[1])
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         assert isinstance(images, Tensor)
         return Tokens(self.model.codes(self.tokenizer.encode(images)), self.grid(images))
 
@@ -282,7 +283,7 @@ class ImageGPTBackbone(Backbone):
     def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         return tokens.with_(block_kwargs={"is_causal": True} if can_see is None else {"can_see": can_see})
 
-    def layers(self, images: Images) -> Iterator[Float[Tensor, "B N D"]]:
+    def layers(self, images: ImageBatch) -> Iterator[Float[Tensor, "B N D"]]:
         """The features of each layer, as the paper probes them: see `ImageGPT.layers`.
 
         Raises:

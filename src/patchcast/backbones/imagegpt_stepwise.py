@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from patchcast.backbones.cache import KeyValues
-from patchcast.backbones.imagegpt import ImageGPT
+from patchcast.backbones.imagegpt_network import ImageGPT
+from patchcast.backbones.key_values import KeyValues
 from patchcast.backbones.precision import precision
 
 QUICK_GELU = 1.702
@@ -25,8 +25,8 @@ class Stepwise:
     those around it. On a CPU the weights also lie column by column in memory, where products of a few rows are up to
     2.3 times as fast (16 rows, width 512). All this takes the memory of the weights once more.
 
-    >>> from patchcast.backbones.base import Grid
-    >>> from patchcast.backbones.imagegpt import Cache
+    >>> from patchcast.geometry import Grid
+    >>> from patchcast.backbones.imagegpt_network import Cache
     >>> network, head = ImageGPT(Grid(2, 2), 5, depth=1, width=8, heads=2), nn.Linear(8, 5, bias=False)
     >>> cache, latest = Cache(network, 3), torch.zeros(3, 1, dtype=torch.long)
     >>> first = head(network.extend(latest, cache)[:, -1])

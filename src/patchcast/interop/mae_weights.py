@@ -19,13 +19,13 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.interop.files import check_positions, fit_positions, heads, load_exactly, without_module
+from patchcast.files import read_weights
+from patchcast.interop.state_dicts import check_positions, fit_positions, heads, load_exactly, without_module
 from patchcast.methods.mae import mae
 from patchcast.plans import RandomMask
 from patchcast.predictors import Decoder
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
-from patchcast.weights import read_weights
 
 OURS = {
     "decoder_embed": "predictor.embed",

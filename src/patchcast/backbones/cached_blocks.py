@@ -11,8 +11,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone
-from patchcast.backbones.cache import KeyValues
+from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.key_values import KeyValues
 from patchcast.backbones.sequence import ViT
 
 

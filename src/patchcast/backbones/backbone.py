@@ -5,41 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Num, Real
+from jaxtyping import Bool, Float, Int, Real
 from timm.layers import PatchDropout, PatchDropoutWithIndices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from patchcast.backbones.capabilities import CAPABILITIES, Capability
 from patchcast.backbones.precision import precision
+from patchcast.geometry import Grid, Layout, paint, put, to_rows, upsample
 
 # A batch of images; or images of different sizes, either as timm's NaFlex loader makes them ("patches", "patch_coord"
 # and "patch_valid", for NaFlexVit), or in the upper left corner of one canvas each ("canvas", and "size" in pixels, for
 # `Tiled`). Images are floating point, but for ImageGPT, which takes 8-bit ones and codes as well.
-Images = Real[Tensor, "B C H W"] | Mapping[str, Any]
-Layout = Literal["NLC", "NHWC", "NCHW"]
-
-
-class Grid(NamedTuple):
-    """Rows and columns of units (or of tokens).
-
-    >>> Grid(14, 14).units
-    196
-    """
-
-    rows: int
-    cols: int
-
-    @property
-    def units(self) -> int:
-        return self.rows * self.cols
-
-    def __str__(self) -> str:
-        return f"{self.rows}x{self.cols}"
+ImageBatch = Real[Tensor, "B C H W"] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,7 +59,7 @@ class CannotError(ValueError):
     >>> wrap("pvt_v2_b0").keep(Tokens(torch.zeros(1, 1, 1), Grid(1, 1)), torch.zeros(1, 1, dtype=torch.long))
     Traceback (most recent call last):
         ...
-    patchcast.backbones.base.CannotError: PyramidVisionTransformerV2 cannot run on the visible units alone ('drop'); ...
+    patchcast.backbones.backbone.CannotError: PyramidVisionTransformerV2 cannot run on the visible units alone ...
     """
 
 
@@ -136,7 +117,7 @@ class Backbone(nn.Module, ABC):
     # ---- what an adapter writes -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         """Cut and project the image: tokens with no position yet, which is where a mask token goes in."""
 
     def add_positions(self, patches: Tokens) -> Tokens:
@@ -182,7 +163,7 @@ class Backbone(nn.Module, ABC):
 
     def embed(
         self,
-        images: Images,
+        images: ImageBatch,
         *,
         is_hidden: Bool[Tensor, "B rows cols"] | None = None,
         mask_token: Float[Tensor, " E"] | None = None,
@@ -268,20 +249,20 @@ class Backbone(nn.Module, ABC):
             return None
         return torch.cat([tokens.is_valid.new_ones(len(tokens.is_valid), tokens.prefix), tokens.is_valid], dim=1)
 
-    def forward(self, images: Images) -> Any:
+    def forward(self, images: ImageBatch) -> Any:
         """The wrapped model's own `forward_features`."""
         return self.own_features(self.forward_stages(self.embed(images)))
 
-    def units(self, images: Images) -> Float[Tensor, "B N D"]:
+    def units(self, images: ImageBatch) -> Float[Tensor, "B N D"]:
         """The feature of every unit of the whole image, row by row."""
         tokens = self.embed(images)
         return self.split(self.forward_stages(tokens), tokens)[1]
 
-    def pool(self, images: Images) -> Float[Tensor, "B D"]:
+    def pool(self, images: ImageBatch) -> Float[Tensor, "B D"]:
         """The embedding of each image: the mean over the units of the whole, unmasked image."""
         return self.units(images).mean(dim=1)
 
-    def grid(self, images: Images | tuple[int, int]) -> Grid:
+    def grid(self, images: ImageBatch | tuple[int, int]) -> Grid:
         """The grid of units of these images, or of this (height, width).
 
         Raises:
@@ -302,11 +283,11 @@ class Backbone(nn.Module, ABC):
             raise ValueError(f"{self.name} needs H and W divisible by {divisors}; got {height}x{width}")
         return Grid(height // down, width // right)
 
-    def grid_of_each(self, images: Images) -> list[Grid] | None:
+    def grid_of_each(self, images: ImageBatch) -> list[Grid] | None:
         """The units that each image has, from the upper left corner of `grid(images)`; None where each has them all."""
         return None
 
-    def blank(self, images: Images, is_hidden: Bool[Tensor, "B rows cols"]) -> Images:
+    def blank(self, images: ImageBatch, is_hidden: Bool[Tensor, "B rows cols"]) -> ImageBatch:
         """The images with the pixels of hidden units set to 0, the mean of normalised images."""
         return with_pixels(images, paint(pixels_of(images), is_hidden))
 
@@ -339,7 +320,7 @@ class Backbone(nn.Module, ABC):
         ]
 
 
-def pixels_of(images: Images) -> Real[Tensor, "B C H W"]:
+def pixels_of(images: ImageBatch) -> Real[Tensor, "B C H W"]:
     """The pixels of a batch: the images, or the canvases that hold images of different sizes.
 
     >>> pixels_of({"canvas": torch.zeros(1, 3, 32, 64), "size": torch.tensor([[32, 40]])}).shape
@@ -348,37 +329,9 @@ def pixels_of(images: Images) -> Real[Tensor, "B C H W"]:
     return images if isinstance(images, Tensor) else images["canvas"]
 
 
-def with_pixels(images: Images, pixels: Real[Tensor, "B C H W"]) -> Images:
+def with_pixels(images: ImageBatch, pixels: Real[Tensor, "B C H W"]) -> ImageBatch:
     """The batch with other pixels."""
     return pixels if isinstance(images, Tensor) else {**images, "canvas": pixels}
-
-
-def upsample(is_hidden: Bool[Tensor, "B rows cols"], size: tuple[int, int]) -> Bool[Tensor, "B H W"]:
-    """The mask of units at a finer resolution.
-
-    >>> upsample(torch.tensor([[[True, False]]]), (2, 4)).int().tolist()
-    [[[1, 1, 0, 0], [1, 1, 0, 0]]]
-    """
-    return F.interpolate(is_hidden[:, None].to(torch.float32), size=size, mode="nearest")[:, 0] > 0.5
-
-
-def paint(
-    images: Real[Tensor, "B C H W"], is_hidden: Bool[Tensor, "B rows cols"], value: float = 0.0
-) -> Real[Tensor, "B C H W"]:
-    """The images with the pixels of hidden units set to `value` (0 is the mean of normalised images)."""
-    return images.masked_fill(upsample(is_hidden, (images.shape[-2], images.shape[-1]))[:, None], value)
-
-
-def put(
-    x: Float[Tensor, "B ..."], hidden: Bool[Tensor, "B rows cols"], token: Float[Tensor, " E"] | None, layout: Layout
-) -> Float[Tensor, "B ..."]:
-    """`x` with `token` (zeros if None) wherever `hidden` is True."""
-    token = x.new_zeros(x.shape[1 if layout == "NCHW" else -1]) if token is None else token.to(x.dtype)
-    if layout == "NLC":
-        return torch.where(hidden.flatten(1)[..., None], token, x)
-    if layout == "NHWC":
-        return torch.where(hidden[..., None], token, x)
-    return torch.where(hidden[:, None], token[:, None, None], x)
 
 
 def additive(can_see: Bool[Tensor, "*B L L"], like: Tensor) -> Float[Tensor, "*B L L"]:
@@ -392,28 +345,7 @@ def additive(can_see: Bool[Tensor, "*B L L"], like: Tensor) -> Float[Tensor, "*B
     return torch.zeros_like(can_see, dtype=precision(like)).masked_fill_(~can_see, float("-inf"))
 
 
-def to_rows(x: Float[Tensor, "B ..."], layout: Layout) -> Float[Tensor, "B L D"]:
-    """Features of any layout as one row per unit.
-
-    >>> to_rows(torch.zeros(2, 8, 3, 4), "NCHW").shape
-    torch.Size([2, 12, 8])
-    """
-    if layout == "NCHW":
-        return x.flatten(2).transpose(1, 2)
-    return x.flatten(1, 2) if layout == "NHWC" else x
-
-
-def take(x: Num[Tensor, "B N D"], index: Int[Tensor, " B *K"]) -> Num[Tensor, "B *K D"]:
-    """Rows of each batch element by index, for an index of any shape.
-
-    >>> take(torch.arange(6.).view(1, 3, 2), torch.tensor([[[2, 0]]])).tolist()
-    [[[[4.0, 5.0], [0.0, 1.0]]]]
-    """
-    rows = index.flatten(1)
-    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1])).unflatten(1, index.shape[1:])
-
-
-def run(blocks: Iterable[nn.Module], x: Any, model: nn.Module, **kwargs: Any) -> Any:
+def apply_blocks(blocks: Iterable[nn.Module], x: Any, model: nn.Module, **kwargs: Any) -> Any:
     """`x` through the blocks, one call each, recomputed in backward if `model` asks for gradient checkpointing."""
     for block in blocks:
         x = checkpoint(block, x, **kwargs) if model.grad_checkpointing else block(x, **kwargs)

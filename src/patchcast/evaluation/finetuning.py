@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 from patchcast.evaluation.features import Loader, evaluating
 from patchcast.training.optimization import warmup_cosine
 

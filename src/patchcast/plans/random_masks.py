@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
-from patchcast.plans.base import MaskPlan
+from patchcast.geometry import Grid
+from patchcast.plans.plan import MaskPlan
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import nn
 
-from patchcast.backbones.base import Grid
+from patchcast.geometry import Grid
 from patchcast.positions import sincos_positions
 
 SIZES: dict[str, dict[str, int]] = {

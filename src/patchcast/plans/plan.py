@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
+from patchcast.geometry import Grid
 
 PlanT = TypeVar("PlanT", bound="Plan")
 

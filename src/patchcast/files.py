@@ -1,14 +1,15 @@
-"""Reading files of weights without running anybody's code."""
+"""Files: weights read without running code, files written whole or not at all, and the cache folder."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors.torch import load_file
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -23,6 +24,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         ValueError: in one sentence, if it is broken; or if it holds more than tensors and plain values, which would run
             code: none of it is run.
     """
+    import torch  # here, so that writing a file needs no torch
+    from safetensors.torch import load_file
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -42,3 +46,24 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds {type(found).__name__}, and no weights by their names")
     return found
+
+
+def cache_folder() -> Path:
+    """Where what was made once is kept: `$XDG_CACHE_HOME/patchcast`, or `~/.cache/patchcast`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchcast"
+
+
+def cache_file(what: Any, suffix: str) -> Path:
+    """The file in the cache folder that belongs to `what` (anything that JSON can hold), whether it is there or not."""
+    return cache_folder() / (hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32] + suffix)
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a file under another name and then rename it: a broken process leaves nothing half-written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.stem}.{os.getpid()}{file.suffix}")
+    try:
+        write(unfinished)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)

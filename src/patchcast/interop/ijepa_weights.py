@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patchcast.interop.files import check_positions, fit_positions, heads, load_exactly, without_module
+from patchcast.files import read_weights
+from patchcast.interop.state_dicts import check_positions, fit_positions, heads, load_exactly, without_module
 from patchcast.predictors import Decoder
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import EMAFeatures
-from patchcast.weights import read_weights
 
 PREDICTOR = {
     "predictor_embed": "predictor.embed",

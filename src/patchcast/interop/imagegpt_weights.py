@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
-from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
+from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
+from patchcast.files import read_weights
+from patchcast.geometry import Grid
 from patchcast.joint import JointClassifier
 from patchcast.methods.imagegpt import imagegpt
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.tokenizers.palette import Palette
-from patchcast.weights import read_weights
 
 ARITHMETIC = {
     "activation_function": "quick_gelu",

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
-from patchcast.plans.base import MaskPlan
-from patchcast.plans.masks import check_hidden, check_ratio, hide_first
+from patchcast.geometry import Grid
+from patchcast.plans.plan import MaskPlan
+from patchcast.plans.random_masks import check_hidden, check_ratio, hide_first
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patchcast.data.splits import draw_per_class
 from patchcast.evaluation.features import Features, check_probe
 from patchcast.evaluation.intervals import Interval, mean_interval
 from patchcast.evaluation.ridge import ridge_accuracy
-from patchcast.evaluation.splits import draw_per_class
 
 Probe = Callable[[Features, Features], float]
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
+from patchcast.geometry import Grid
 
 
 def tile_crop(image: Num[Tensor, "*B C H W"], tile: tuple[int, int]) -> Num[Tensor, "*B T C h w"]:

@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from patchcast.cli import COMMANDS, main
-from patchcast.commands.build import build, resolve
-from patchcast.commands.folder import open_run
 from patchcast.commands.models import NEEDS, OWN_NETWORKS
 from patchcast.data import open_images
 from patchcast.methods import METHODS
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs.build import build, resolve
+from patchcast.runs.run_folder import open_run
 
 TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
 SMALL_MAE = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']

@@ -9,8 +9,8 @@ import pytest
 
 from patchcast.cli import main
 from patchcast.commands.compare import RATES, SUPERVISED, compare
-from patchcast.commands.network import OURS, UNTRAINED
 from patchcast.commands.probe import PIXELS
+from patchcast.runs.network import OURS, UNTRAINED
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from PIL import Image
 
 from patchcast.cli import main
 from patchcast.commands.labelled import open_labelled
-from patchcast.commands.network import open_network, torch_device
 from patchcast.commands.probe import feature_cache
 from patchcast.evaluation import FinetuneResult, finetune
 from patchcast.evaluation.features import fingerprint
+from patchcast.runs.network import open_network, torch_device
 
 FEW = ["--draws", "2", "--per_class", "2", "--limit", "200"]
 

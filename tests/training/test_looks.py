@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 from patchcast.cli import main
-from patchcast.commands.build import evaluation
-from patchcast.commands.folder import open_run
 from patchcast.commands.labelled import open_labelled
 from patchcast.data import EvalSet, Evaluate, open_images
 from patchcast.evaluation import extract, knn_accuracy, ridge_accuracy
+from patchcast.runs.build import evaluation
+from patchcast.runs.run_folder import open_run
 from patchcast.training.log import curve, read_metrics
 from patchcast.training.looks import Look
 from patchcast.training.picturing import Pictures

@@ -13,7 +13,6 @@ from rich.table import Table
 from torch import Tensor
 
 from patchcast.backbones import Backbone
-from patchcast.commands.network import OURS, UNTRAINED, open_network, torch_device
 from patchcast.commands.probe import feature_cache, labelled_for, points, write_json
 from patchcast.evaluation import (
     Interval,
@@ -26,6 +25,7 @@ from patchcast.evaluation import (
 from patchcast.evaluation.block_choice import best_blocks, last_blocks
 from patchcast.evaluation.features import Features, Loader
 from patchcast.recipe import Device
+from patchcast.runs.network import OURS, UNTRAINED, open_network, torch_device
 
 Choice = Literal["last", "best"]
 EPOCHS = 20

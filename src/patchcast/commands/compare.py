@@ -17,7 +17,6 @@ from torch import Tensor
 from patchcast.backbones import Backbone
 from patchcast.commands.finetune import PRECISION
 from patchcast.commands.labelled import Chosen, Labelled
-from patchcast.commands.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 from patchcast.commands.probe import PIXELS, Scores, feature_cache, labelled_for, score, score_pixels
 from patchcast.evaluation import (
     FinetuneResult,
@@ -31,6 +30,7 @@ from patchcast.evaluation import (
 from patchcast.evaluation.features import fingerprint
 from patchcast.files import cache_folder, write_whole
 from patchcast.recipe import Device, Resolved
+from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 
 SUPERVISED = "supervised"
 RATES = (1e-3, 3e-3, 1e-2)

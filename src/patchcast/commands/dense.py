@@ -13,12 +13,12 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from patchcast.commands.labelled import Prepared
-from patchcast.commands.network import Network, open_network, torch_device
 from patchcast.commands.probe import PIXELS, labelled_for, write_json
 from patchcast.data.masks import Collages, open_masked
 from patchcast.evaluation import Interval
 from patchcast.evaluation.dense import DenseResult, dense_probe, raw_units
 from patchcast.recipe import Device
+from patchcast.runs.network import Network, open_network, torch_device
 
 Source = Literal["masks", "collages"]
 BATCH = 64

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from patchcast.commands.network import OURS, UNTRAINED, open_network, torch_device
 from patchcast.commands.probe import labelled_for, points, write_json
 from patchcast.evaluation import Interval, accuracy_interval, finetune, paired_accuracy_difference
 from patchcast.recipe import Device
+from patchcast.runs.network import OURS, UNTRAINED, open_network, torch_device
 
 BATCH = 64
 LAYER_DECAY = 0.65

@@ -11,12 +11,12 @@ from rich.table import Table
 
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.imagegpt_network import ImageGPTBackbone
-from patchcast.commands.network import open_network, torch_device
 from patchcast.commands.probe import feature_cache, labelled_for, write_json
 from patchcast.evaluation import Features, extract_layers
 from patchcast.evaluation.features import Loader
 from patchcast.evaluation.layer_probe import BLOCKS, IMAGEGPT_LAYERS, draw_layers, extract_imagegpt_layers, probe_layers
 from patchcast.recipe import Device
+from patchcast.runs.network import open_network, torch_device
 
 Curves = dict[str, dict[int, float]]
 

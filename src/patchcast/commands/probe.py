@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from patchcast.backbones import Backbone
 from patchcast.commands.labelled import BATCH, Labelled, open_labelled, some_of
-from patchcast.commands.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 from patchcast.data import TrainSet
 from patchcast.evaluation import (
     Features,
@@ -39,6 +38,7 @@ from patchcast.evaluation import (
 )
 from patchcast.files import cache_folder
 from patchcast.recipe import Device
+from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 
 PIXELS_A_SIDE = 16  # raw pixels are averaged down to this: a classifier on 12,288 of them takes minutes
 PIXELS = "raw pixels"

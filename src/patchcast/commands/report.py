@@ -20,25 +20,25 @@ from torch import Tensor
 from patchcast import __version__
 from patchcast.backbones import Backbone
 from patchcast.commands.again import options
-from patchcast.commands.build import evaluation
-from patchcast.commands.folder import CONFIG, METRICS, open_run
-from patchcast.commands.network import OURS, UNTRAINED, open_network
 from patchcast.commands.probe import PIXELS
-from patchcast.completion import complete_pixels
 from patchcast.data import denormalise, open_images
 from patchcast.data.images import evenly_spaced
+from patchcast.drawing.completion import complete_pixels
+from patchcast.drawing.figures import Version
+from patchcast.drawing.generation import complete, parts, sample
+from patchcast.drawing.reconstruction import reconstruct
 from patchcast.evaluation.features import evaluating
 from patchcast.evaluation.maps import pca_maps
-from patchcast.generation import complete, parts, sample
 from patchcast.geometry import upsample
 from patchcast.methods import METHODS
-from patchcast.pictures import Version
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
-from patchcast.reconstruction import reconstruct
 from patchcast.report import Curve, Html, Section, Tile, commands, definitions, line_chart, page, strips, table
 from patchcast.report.page import folded, side_by_side, subheading
 from patchcast.report.pictures import sheet
+from patchcast.runs.build import evaluation
+from patchcast.runs.network import OURS, UNTRAINED, open_network
+from patchcast.runs.run_folder import CONFIG, METRICS, open_run
 from patchcast.targets import Pixels
 from patchcast.training.log import curve
 from patchcast.views import Attend

@@ -10,17 +10,17 @@ from lightning.pytorch.loggers import Logger
 from PIL import Image
 from torch import Tensor
 
-from patchcast.commands.build import evaluation
 from patchcast.commands.labelled import Prepared, open_labelled, some_of
 from patchcast.commands.show import versions
 from patchcast.data import EvalSet, Images, open_images
 from patchcast.data.images import evenly_spaced
 from patchcast.data.source import pick_split
-from patchcast.drawings import GREY, sheet
-from patchcast.generation import sample
+from patchcast.drawing.generation import sample
+from patchcast.drawing.sheets import GREY, sheet
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved
+from patchcast.runs.build import evaluation
 from patchcast.training import loggers
 from patchcast.training.picturing import Pictures
 from patchcast.training.probing import OnlineProbe

@@ -20,10 +20,12 @@ from torch.utils.data import Dataset
 from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, read_header
 from patchcast.data.digits import digits_splits
 from patchcast.data.files import SourceFile, find_files, is_url
-from patchcast.data.folder import EXTENSIONS, folder_splits, list_files
+from patchcast.data.folder import folder_splits, list_files
+from patchcast.data.formats import is_image
 from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
 from patchcast.data.journal import Journal
 from patchcast.data.parquet import parquet_splits
+from patchcast.data.split_names import match_split
 from patchcast.data.stores import Splits, Store
 from patchcast.data.streamed import stream_splits
 from patchcast.data.tar import tar_splits
@@ -289,8 +291,9 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
     Args:
         source: one of
             - `"digits"`: scikit-learn's 1,797 digits, 8x8; 20 % of each digit are `test`, drawn once with seed 0;
-            - a folder of images, flat or nested. Sub-folders `train` and `test`, `val` or `validation` are splits.
-              First sub-folders are classes, if there are two or more and no image lies beside them;
+            - a folder of images, flat or nested. Sub-folders `train` and `test`, `val` and so on are splits, by all
+              their usual names (`patchcast.data.split_names`). First sub-folders are classes, if there are two or more
+              and no image lies next to them;
             - a parquet file, or a folder of them: a column `image` or `img`, as bytes or as a struct of bytes and
               path, and perhaps a column `label` (integers or text);
             - a tar file, or a folder of them: WebDataset's shards, or any uncompressed tar files of images. Labels are
@@ -315,11 +318,12 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
 
 def open_split(splits: Splits, source: str, *, split: str = "train", channels: int | None = None) -> Images:
     """One of the splits that `find_splits` listed; arguments and errors as of `open_images`."""
-    if split not in splits:
+    name = match_split(split, splits)
+    if name is None:
         near = difflib.get_close_matches(split, splits, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{source} has no split {split!r}: it has {', '.join(splits)}{hint}")
-    return Images(splits[split](), name=_name(source), split=split, splits=list(splits), channels=channels)
+    return Images(splits[name](), name=_name(source), split=name, splits=list(splits), channels=channels)
 
 
 def find_splits(source: str) -> Splits:
@@ -336,7 +340,7 @@ def find_splits(source: str) -> Splits:
             return saved_splits(path)
         files = list_files(path)
         # Images win: a table or an archive that lies beside them describes or repeats them.
-        if not any(file.lower().endswith(EXTENSIONS) for file in files):
+        if not any(map(is_image, files)):
             for suffix, find_splits in TABLES.items():
                 found = [path / file for file in files if file.lower().endswith(suffix)]
                 if found:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import tarfile
 import time
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from patchcast.data.beside import sample_of, second_images
 from patchcast.data.decode import ImageFile
 from patchcast.data.files import SourceFile, by_split
 from patchcast.data.folder import SETTLED_SECONDS, class_names_of, pick_images
@@ -29,7 +30,6 @@ BROKEN = -1
 LONGEST_NOTE = 2**20
 """Bytes of a .cls or .json member; a longer one is no label."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-SAMPLE_NAME = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]*)$")
 
 
 @dataclass
@@ -93,7 +93,7 @@ def tar_splits(files: list[SourceFile]) -> Splits:
         ValueError: if a file is no tar file, or is compressed; or none holds an image.
     """
     groups = by_split(files)
-    indices = {name: find_index(group) for name, group in groups.items()}
+    indices = {name: _without_masks(find_index(group), group[0].name) for name, group in groups.items()}
     for name, index in indices.items():
         if all(offset == BROKEN for offset in index.offsets):
             reason = f"; {index.names[0]}" if index.names else ""
@@ -106,6 +106,18 @@ def tar_splits(files: list[SourceFile]) -> Splits:
     if all(label < 0 for index in indices.values() for label in index.labels):
         class_names = _label_by_folders(indices)
     return {name: partial(TarStore, groups[name], indices[name], class_names) for name in groups}
+
+
+def _without_masks(index: Index, where: str) -> Index:
+    """Without images that belong to another one of their sample, such as `0001.seg.png` to `0001.png`."""
+    second = second_images(index.names)
+    if not second:
+        return index
+    warnings.warn(
+        f"passed over {len(second):,} images of {where}, each one of several in its sample: {index.names[second[0]]}",
+        stacklevel=3,
+    )
+    return _take(index, np.setdiff1d(np.arange(len(index.names)), second).tolist())
 
 
 def _by_folder(index: Index, where: str) -> dict[str, Index]:
@@ -174,7 +186,7 @@ def _add_shard(index: Index, number: int, file: SourceFile) -> None:
     chosen = set(pick_images([name for name, _, _ in images]))
     for name, offset, size in images:
         if name in chosen:
-            _append(index, number, name, offset, size, notes.get(_sample_of(name)[0], -1))
+            _append(index, number, name, offset, size, notes.get(sample_of(name)[0], -1))
     if broken:
         _append(index, number, broken, BROKEN, 0, -1)
 
@@ -195,18 +207,8 @@ def _append(index: Index, shard: int, name: str, offset: int, size: int, label: 
     index.labels.append(label)
 
 
-def _sample_of(name: str) -> tuple[str, str]:
-    """WebDataset's parts of a name: the sample, up to the first point of its last part, and what this file is of it.
-
-    >>> _sample_of("train/0001.seg.png")
-    ('train/0001', 'seg.png')
-    """
-    match = SAMPLE_NAME.match(name)
-    return (match[1], match[2].lower()) if match else (name, "")
-
-
 def _note(notes: dict[str, int], shard: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    sample, kind = _sample_of(member.name)
+    sample, kind = sample_of(member.name)
     if kind not in ("cls", "json") or member.size > LONGEST_NOTE:
         return
     opened = shard.extractfile(member)  # a file object on the member's bytes; nothing is unpacked

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from patchcast.cli import main
-from patchcast.commands.labelled import open_labelled
-from patchcast.data import EvalLoader, EvalSet, Evaluate, open_images
+from patchcast.data import EvalLoader, EvalSet, Evaluate, open_images, open_source
 from patchcast.data.duplicates import shared_files
 from tests.data.test_decode import encode
 from tests.data.test_sources import draw
@@ -71,13 +70,11 @@ def test_a_batch_of_nothing_readable_is_no_batch(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:skipped")
 def test_what_a_probe_is_fitted_on_and_judged_by_is_apart_and_counted(tmp_path):
-    labelled = open_labelled(str(half_broken(tmp_path)), channels=3)
-    fitted, judged = (
-        {example.image.numpy().tobytes() for example in part.part} for part in (labelled.train, labelled.test)
-    )
+    labeled = open_source(str(half_broken(tmp_path))).labeled()
+    fitted, judged = ({example.image.numpy().tobytes() for example in part} for part in (labeled.train, labeled.test))
     assert not fitted & judged
-    assert len(labelled.train) + len(labelled.test) == len(fitted) + len(judged) == 40
-    assert labelled.told.endswith("held out; 40 unreadable images left out")
+    assert len(labeled.train) + len(labeled.test) == len(fitted) + len(judged) == 40
+    assert labeled.phrase.endswith("held out; 40 unreadable images left out")
 
 
 def test_equal_files_in_two_splits_are_counted(tmp_path, capsys):
@@ -87,7 +84,7 @@ def test_equal_files_in_two_splits_are_counted(tmp_path, capsys):
         draw(tmp_path / "test" / "ab"[number % 2] / f"other-{number}.png", number)
     train, test = open_images(str(tmp_path)), open_images(str(tmp_path), split="test")
     assert [shared.path.rpartition("-")[2] for shared in shared_files(test, train)] == ["2.png", "1.png"]
-    assert open_labelled(str(tmp_path), channels=3).told.endswith("; 2 of the 4 test images are training images too")
+    assert open_source(str(tmp_path)).labeled().phrase.endswith("; 2 of the 4 test images are training images too")
     out = tmp_path / "report.json"
     assert main(["data", "check", str(tmp_path), "--workers", "0", "--out", str(out)]) == 0
     assert "2 images of test are in train too, byte for byte: " in capsys.readouterr().out

@@ -25,9 +25,10 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing import spawn
 
 from patchcast.backbones import wrap
-from patchcast.backbones.base import Backbone, Grid
-from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
+from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
 from patchcast.backbones.tiled import Tiled
+from patchcast.geometry import Grid
 from patchcast.methods import aim, ijepa, imagegpt, mae, simmim
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.encoded import Encoded

@@ -14,10 +14,10 @@ import torch
 import transformers
 from side_by_side import seconds
 
-from patchcast.backbones.base import Grid
-from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
-from patchcast.generation import sample
-from patchcast.interop.imagegpt import Weights, to_transformers
+from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
+from patchcast.drawing.generation import sample
+from patchcast.geometry import Grid
+from patchcast.interop.imagegpt_weights import Weights, to_transformers
 from patchcast.methods.imagegpt import imagegpt
 from patchcast.tokenizers.encoded import Encoded
 

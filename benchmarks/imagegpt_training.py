@@ -18,9 +18,9 @@ import transformers
 from side_by_side import machine, side_by_side, table, training_step
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid
-from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
-from patchcast.interop.imagegpt import Weights, to_transformers
+from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
+from patchcast.geometry import Grid
+from patchcast.interop.imagegpt_weights import Weights, to_transformers
 from patchcast.methods.imagegpt import imagegpt
 from patchcast.tokenizers.encoded import Encoded
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import peers
 from patchcast.backbones import wrap
-from patchcast.backbones.base import Grid
+from patchcast.geometry import Grid
 from patchcast.methods import aim, ijepa, mae, simmim
 from patchcast.plans import MaskPlan, MultiBlock
 from patchcast.pretrainer import Pretrainer

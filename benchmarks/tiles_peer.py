@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchtune.models.clip import clip_vision_encoder
 
-from patchcast.interop.torchtune import TorchtuneViT, load_torchtune
+from patchcast.interop.torchtune_weights import TorchtuneViT, load_torchtune
 
 SIZE = {"tile_size": 112, "patch_size": 14, "embed_dim": 192, "num_layers": 4, "num_heads": 6}
 TURNS = 15

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchcast.backbones import Backbone, Grid, wrap
-from patchcast.backbones.aim import ARCHITECTURE, SIZES, aim_args, aim_vit
+from patchcast.backbones.aim_network import ARCHITECTURE, SIZES, aim_args, aim_vit
 from patchcast.evaluation import extract_tokens
 from patchcast.interop import load_aim, load_aim_probe
 from patchcast.plans import RasterOrder

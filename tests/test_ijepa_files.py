@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchcast.backbones import wrap
 from patchcast.interop import load_ijepa
-from patchcast.interop.ijepa import PREDICTOR
+from patchcast.interop.ijepa_weights import PREDICTOR
 from patchcast.methods import ijepa, mae
 from patchcast.positions import sincos_positions
 from patchcast.pretrainer import Pretrainer

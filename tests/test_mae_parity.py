@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchcast.backbones import Grid, wrap
 from patchcast.interop import load_mae, mae_from_transformers, save_mae
-from patchcast.interop.mae import our_name, paper_names
+from patchcast.interop.mae_weights import our_name, paper_names
 from patchcast.methods import mae
 from patchcast.plans import MaskPlan
 from patchcast.positions import sincos_positions

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from timm.layers import GluMlp, Mlp, RmsNorm, SwiGLU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer as TorchvisionEncoder
 
 from patchcast.backbones import CannotError, Grid, wrap
+from patchcast.geometry import take
 from patchcast.losses import squared
 from patchcast.plans import MaskPlan, RandomMask, RasterOrder
 from patchcast.predictors import Decoder, LastBlock
@@ -198,22 +202,110 @@ def test_gradient_checkpointing_changes_no_number() -> None:
         assert torch.equal(left.grad, right.grad)
 
 
+class Centered(Mlp):
+    """An MLP over several tokens, which no row has by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(dim=1, keepdim=True))
+
+
+ARGUMENTS: list[dict[str, Any]] = [
+    {},
+    {"qkv_bias": False},
+    {"qkv_bias": False, "proj_bias": False},
+    {"init_values": 0.5, "qk_norm": True, "scale_attn_norm": True, "scale_mlp_norm": True},
+    {"norm_layer": RmsNorm, "act_layer": nn.SiLU, "mlp_ratio": 2.0},
+    {"mlp_layer": SwiGLU, "norm_layer": nn.RMSNorm},
+    {"mlp_layer": GluMlp},
+    {"mlp_layer": Centered},
+    {"attn_layer": "diff"},
+    {"proj_drop": 0.2, "attn_drop": 0.3, "drop_path": 0.4},  # nothing in eval mode
+]
+
+
 @pytest.mark.parametrize("is_masked", [False, True])
-@pytest.mark.parametrize("more", [{}, {"init_values": 0.5, "qk_norm": True, "scale_attn_norm": True}])
+@pytest.mark.parametrize("more", ARGUMENTS, ids=str)
 def test_last_block_is_the_plain_one_at_the_rows_that_are_asked_for(is_masked: bool, more: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"dim": 32, "num_heads": 4, "qkv_bias": True, **more}
-    plain, last = Block(**settings), LastBlock(**settings)
+    plain, last = Block(**settings).eval(), LastBlock(**settings).eval()
     wake(plain)
     last.load_state_dict(plain.state_dict())
     x = torch.randn(2, 9, 32, requires_grad=True)
     again = x.detach().clone().requires_grad_()
     mask = (torch.rand(2, 1, 9, 9) < 0.5) | torch.eye(9, dtype=torch.bool) if is_masked else None
+    mask = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
     expected, found = plain(x, attn_mask=mask)[:, -4:], last(again, attn_mask=mask, asked=4)
     torch.testing.assert_close(found, expected)
     expected.square().sum().backward()
     found.square().sum().backward()
     torch.testing.assert_close(again.grad, x.grad)
     assert_same_gradients(last, plain, lambda key: key, atol=1e-5)
+
+
+def test_last_block_runs_what_was_put_in_the_place_of_its_projection() -> None:
+    """An adapter as LoRA's: a module around the linear map, which has a `weight` that is not all of it."""
+
+    class Adapted(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base, self.down, self.up = base, nn.Linear(32, 2, bias=False), nn.Linear(2, 96, bias=False)
+
+        @property
+        def weight(self) -> Tensor:
+            return self.base.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + self.up(self.down(x))
+
+    plain, last = Block(32, 4), LastBlock(32, 4)
+    for block in (plain, last):
+        block.attn.qkv = Adapted(block.attn.qkv)
+    last.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 9, 32)
+    torch.testing.assert_close(last(x, asked=4), plain(x)[:, -4:])
+
+
+@pytest.mark.parametrize("more", ARGUMENTS, ids=str)
+def test_every_argument_of_the_block_passes_through_the_decoder(more: dict[str, Any]) -> None:
+    """Over torchvision's encoder, as an MAE: the loss has a gradient at every weight."""
+    more = {name: value for name, value in more.items() if name != "drop_path"}
+    encoder = TorchvisionEncoder(
+        image_size=16, patch_size=4, num_layers=1, num_heads=2, hidden_dim=ENCODER, mlp_dim=32, num_classes=0
+    )
+    built = Decoder(
+        WIDTH, grid=GRID, depth=2, heads=4, embed=nn.Linear(ENCODER, WIDTH), head=nn.Linear(WIDTH, 48), **more
+    )
+    target = Pixels((4, 4), channels=3)
+    pretrainer = Pretrainer(
+        wrap(encoder), plan=RandomMask(0.75), view=Drop(), predictor=built, target=target, loss=squared
+    )
+    pretrainer(torch.randn(4, 3, 16, 16)).loss.backward()
+    assert all(each.grad is not None for each in built.parameters())
+    biases = [block.attn.qkv.bias is not None for block in built.blocks]
+    assert biases == [more.get("qkv_bias", True)] * 2
+
+
+def test_equals_lightlys_decoder_with_its_other_arguments(lightly) -> None:
+    more = {"qkv_bias": False, "norm_layer": partial(RmsNorm, eps=1e-5), "mlp_ratio": 2.0}
+    theirs = lightly.modules.MaskedVisionTransformerDecoderTIMM(16, WIDTH, depth=2, num_heads=4, **more)
+    wake(theirs)
+    ours = Decoder(WIDTH, grid=GRID, depth=2, heads=4, embed=nn.Identity(), head=nn.Identity(), **more)
+    copy_weights(ours, theirs, lambda key: key)
+    plan, every = RandomMask(0.5)(GRID, 2), torch.randn(2, 17, WIDTH)
+    seen = Context(GRID, every[:, :1], take(every[:, 1:], plan.visible), plan.visible)
+    expected = theirs(every, idx_mask=plan.hidden[:, 0] + 1)
+    expected = lightly.utils.get_at_index(expected, plan.hidden[:, 0] + 1)
+    torch.testing.assert_close(ours(seen, plan)[:, 0], expected, atol=1e-5, rtol=0)
+
+
+def test_drop_path_may_be_given_block_by_block() -> None:
+    parts: dict[str, Any] = {"grid": GRID, "heads": 4, "embed": nn.Identity(), "head": nn.Identity()}
+    built = Decoder(WIDTH, depth=2, drop_path=[0.2, 0.2], **parts)  # as lightly's
+    assert [block.drop_path1.drop_prob for block in built.blocks] == [0.2, 0.2]
+    with pytest.raises(ValueError, match="got 3 for 2 blocks"):
+        Decoder(WIDTH, depth=2, drop_path=[0.2] * 3, **parts)
+    with pytest.raises(TypeError, match="qkv_biases"):
+        Decoder(WIDTH, depth=2, qkv_biases=False, **parts)
 
 
 def test_drop_path_rises_with_depth() -> None:

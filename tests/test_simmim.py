@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from patchcast.backbones import wrap
-from patchcast.interop.mae import join_qkv, paper_names
+from patchcast.interop.mae_weights import join_qkv, paper_names
 from patchcast.methods import simmim
 from patchcast.plans import GridMask, MaskPlan
 from patchcast.pretrainer import Pretrainer

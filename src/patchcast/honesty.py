@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
-from patchcast.backbones.base import Images, pixels_of, upsample, with_pixels
+from patchcast.backbones.backbone import ImageBatch, pixels_of, with_pixels
+from patchcast.geometry import upsample
 from patchcast.plans import Plan
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import patchify, unpatchify
@@ -37,7 +38,7 @@ class Leak:
 
 
 @torch.no_grad()
-def no_leak(pretrainer: Pretrainer, images: Images, plan: Plan, *, limit: int | None = None) -> Leak:
+def no_leak(pretrainer: Pretrainer, images: ImageBatch, plan: Plan, *, limit: int | None = None) -> Leak:
     """Change every pixel that one prediction may not use; it must not move at all. Then those it may; it should.
 
     What a prediction may use is `plan.may_use()`, stated from the method's definition. Predictions of weight zero are
@@ -90,7 +91,7 @@ def _spread(groups: list[Judged], limit: int | None) -> list[Judged]:
 
 def _movement(
     pretrainer: Pretrainer,
-    images: Images,
+    images: ImageBatch,
     noise: Float[Tensor, "B C H W"],
     plan: Plan,
     changed: Bool[Tensor, "B N"],

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
-from patchcast.backbones.base import CannotError, take
+from patchcast.backbones.backbone import CannotError
+from patchcast.geometry import take
 from patchcast.pretrainer import Pretrainer, weighted_mean
 
 
@@ -35,8 +36,8 @@ class JointClassifier(nn.Module):
     One pass serves both losses, and all weights are trained. The paper found L_GEN + L_CLF better than L_CLF alone, the
     head at the final layer better than at the best one, and a learning rate of a tenth of the pretraining's, constant.
 
-    >>> from patchcast.backbones.base import Grid
-    >>> from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
+    >>> from patchcast.geometry import Grid
+    >>> from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
     >>> from patchcast.methods.imagegpt import imagegpt
     >>> from patchcast.tokenizers.palette import Palette
     >>> palette = Palette(torch.tensor([[-1.0], [1.0]]))

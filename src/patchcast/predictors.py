@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
+from timm.layers import GluMlp, Mlp, RmsNorm, RmsNormFp32, SimpleNorm, SimpleNormFp32, SwiGLU
 from timm.models._manipulate import checkpoint
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, additive, take
+from patchcast.backbones.backbone import additive
+from patchcast.geometry import Grid, take
 from patchcast.plans import MaskPlan, Plan
 from patchcast.positions import Positions
 from patchcast.views import Context, read
@@ -125,7 +128,7 @@ class Decoder(Predictor):
     section 3; Assran et al. 2023, section 3). Prefix tokens have no position. Of a context that holds every unit, only
     the visible ones are used: the decoder means the same under every view.
 
-    >>> from patchcast.backbones.base import Grid
+    >>> from patchcast.geometry import Grid
     >>> from patchcast.plans import RandomMask
     >>> decoder = Decoder(
     ...     32, grid=Grid(4, 4), depth=1, heads=2, embed=torch.nn.Linear(8, 32), head=torch.nn.Linear(32, 5)
@@ -139,9 +142,15 @@ class Decoder(Predictor):
         grid: the usual one, whose positions are kept ready.
         embed: maps a feature of the backbone to `width`.
         head: maps `width` to the values of a unit.
-        drop_path: rate at which the last block is skipped in training; it rises from 0 at the first.
+        drop_path: rate at which the last block is skipped in training, rising evenly from 0 at the first; or the rate
+            of every block.
+        norm_layer: of the blocks and after them.
+        block: any other argument of timm's `Block`: `qkv_bias`, `qk_norm`, `proj_bias`, `proj_drop`, `attn_drop`,
+            `init_values`, `act_layer`, `mlp_layer`, `attn_layer`, ...
     Raises:
-        ValueError: if `width` is not divisible by `heads` and by 4, or `depth` is not positive.
+        ValueError: if `width` is not divisible by `heads` and by 4, `depth` is not positive, or `drop_path` has another
+            number of rates.
+        TypeError: if timm's `Block` has no such argument.
     """
 
     reads_hidden = False
@@ -158,23 +167,27 @@ class Decoder(Predictor):
         embed: nn.Module,
         head: nn.Module,
         mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        drop_path: float | Sequence[float] = 0.0,
+        norm_layer: Callable[..., nn.Module] = partial(nn.LayerNorm, eps=1e-6),  # noqa: B008
+        **block: Any,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"the decoder's width must be divisible by its heads; got {width} and {heads}")
         if depth < 1:
             raise ValueError(f"the decoder needs a block at least; got a depth of {depth}")
-        norm: Any = partial(nn.LayerNorm, eps=1e-6)
+        rates = torch.linspace(0, drop_path, depth).tolist() if isinstance(drop_path, float | int) else [*drop_path]
+        if len(rates) != depth:
+            raise ValueError(f"drop_path is one rate, or one for each block; got {len(rates)} for {depth} blocks")
+        shared: dict[str, Any] = {"mlp_ratio": mlp_ratio, "norm_layer": norm_layer, "qkv_bias": True, **block}
         self.embed, self.head = embed, head
         self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
         self.positions = Positions(grid, width)
-        kinds, rates = [Block] * (depth - 1) + [LastBlock], torch.linspace(0, drop_path, depth).tolist()
+        kinds = [Block] * (depth - 1) + [LastBlock]
         self.blocks = nn.ModuleList(
-            kind(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm)
-            for kind, rate in zip(kinds, rates, strict=True)
+            kind(width, heads, drop_path=rate, **shared) for kind, rate in zip(kinds, rates, strict=True)
         )
-        self.norm = norm(width)
+        self.norm = norm_layer(width)
         self.grad_checkpointing = False
         self.apply(xavier)
 
@@ -213,11 +226,21 @@ class Decoder(Predictor):
         return self.head(self.norm(x)).unflatten(0, (-1, groups))
 
 
+# Of each token by itself: of some rows they are the rows of the whole.
+NORMS = (RmsNorm, RmsNormFp32, SimpleNorm, SimpleNormFp32, nn.Identity, nn.LayerNorm, nn.RMSNorm)
+MLPS = (GluMlp, Mlp, SwiGLU)
+
+
 class LastBlock(Block):
-    """timm's block where only the last rows are asked for: all tokens are looked at, and only those look.
+    """timm's block where only the last rows are needed: all tokens are attended to, and only the last attend.
 
     `block(x, asked=p)` is the plain block's `[:, -p:]`. All but keys and values then costs p tokens instead of L:
-    of I-JEPA's predictor, whose rows are mostly context, that is half of the block.
+    of I-JEPA's predictor, whose rows are mostly context, that is half of the block. Where the block's parts are not
+    timm's usual ones (other attention, an MLP or a norm over several tokens), the whole block is run.
+
+    >>> block = LastBlock(24, 3, qkv_bias=False)
+    >>> block(torch.zeros(1, 6, 24), asked=2).shape
+    torch.Size([1, 2, 24])
     """
 
     attn: Any
@@ -225,22 +248,44 @@ class LastBlock(Block):
     def forward(  # type: ignore[override]  # it cannot stand for a plain block: it answers with fewer tokens
         self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None = None, *, asked: int
     ) -> Float[Tensor, "B P D"]:
+        if not self.is_row_by_row:
+            return super().forward(x, attn_mask=attn_mask)[:, -asked:]
         answer = x[:, -asked:] + self.drop_path1(self.ls1(self.attend(self.norm1(x), attn_mask, asked)))
         return answer + self.drop_path2(self.ls2(self.mlp(self.norm2(answer))))
+
+    @property
+    def is_row_by_row(self) -> bool:
+        """Whether no part but timm's own attention looks at several tokens."""
+        if type(self.attn) is not Attention or type(self.mlp) not in MLPS:
+            return False
+        if getattr(self.attn, "gate", None) is not None:  # an older timm has no gates
+            return False
+        mlp: Any = self.mlp
+        return all(isinstance(norm, NORMS) for norm in (self.norm1, self.norm2, self.attn.norm, mlp.norm))
 
     def attend(
         self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None, asked: int
     ) -> Float[Tensor, "B P D"]:
-        attention, width = self.attn, x.shape[-1]
-        weight, bias = (each.split([width, 2 * width]) for each in (attention.qkv.weight, attention.qkv.bias))
-        queries = F.linear(x[:, -asked:], weight[0], bias[0]).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        pairs = F.linear(x, weight[1], bias[1]).unflatten(-1, (2, attention.num_heads, -1))
-        keys, values = pairs.permute(2, 0, 3, 1, 4)
+        attention = self.attn
+        queries, keys, values = self.project(x, asked)
         rows = None if attn_mask is None else attn_mask[..., -asked:, :]
         dropout = attention.attn_drop.p if self.training else 0.0
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=rows, dropout_p=dropout)
         return attention.proj_drop(attention.proj(attention.norm(mixed.transpose(1, 2).flatten(2))))
+
+    def project(self, x: Float[Tensor, "B L D"], asked: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, P, d) of the last tokens, keys and values (B, heads, L, d) of all."""
+        qkv, heads = self.attn.qkv, self.attn.num_heads
+        if type(qkv) is not nn.Linear:  # an adapter (LoRA) or a quantized layer, whose weight alone is not what it does
+            queries, keys, values = qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+            return queries[:, :, -asked:], keys, values
+        split = [qkv.out_features // 3, qkv.out_features * 2 // 3]
+        weight = qkv.weight.split(split)
+        bias = (None, None) if qkv.bias is None else qkv.bias.split(split)
+        queries = F.linear(x[:, -asked:], weight[0], bias[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        keys, values = F.linear(x, weight[1], bias[1]).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+        return queries, keys, values
 
 
 def seen_rows(is_valid: Bool[Tensor, "B L"], prefix: int, plan: MaskPlan) -> Bool[Tensor, "B S"]:

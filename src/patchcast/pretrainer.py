@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone, CannotError, Images, pixels_of, take
+from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, pixels_of
+from patchcast.geometry import take
+from patchcast.modes import evaluating
 from patchcast.plans import Plan, Planner, draw_each
 from patchcast.predictors import Predictor
 from patchcast.targets import Target
@@ -36,7 +38,7 @@ class Output:
     targets: Tensor
     plan: Plan
     _backbone: Backbone = field(repr=False)
-    _images: Images = field(repr=False)
+    _images: ImageBatch = field(repr=False)
 
     @cached_property
     def embedding(self) -> Float[Tensor, "B D"]:
@@ -45,19 +47,13 @@ class Output:
         The same in train and eval mode, and without gradient. It is computed when first asked for, because it takes a
         pass of its own: training sees only what the plan shows.
         """
-        return embed(self._backbone, self._images)
+        return embedding_of(self._backbone, self._images)
 
 
-@torch.no_grad()
-def embed(backbone: Backbone, images: Images) -> Float[Tensor, "B D"]:
-    """`backbone.pool` in eval mode and without gradients; every module's mode is put back afterwards."""
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
-    try:
+def embedding_of(backbone: Backbone, images: ImageBatch) -> Float[Tensor, "B D"]:
+    """`backbone.pool` in eval mode and without gradients; every module gets its own mode back afterwards."""
+    with evaluating(backbone):
         return backbone.pool(images)
-    finally:
-        for module in training:
-            module.training = True
 
 
 class Pretrainer(nn.Module):
@@ -110,7 +106,9 @@ class Pretrainer(nn.Module):
         self.backbone, self.plan, self.view = backbone, plan, view
         self.predictor, self.target, self.loss = predictor, target, loss
 
-    def forward(self, images: Images, plan: Plan | None = None, *, generator: torch.Generator | None = None) -> Output:
+    def forward(
+        self, images: ImageBatch, plan: Plan | None = None, *, generator: torch.Generator | None = None
+    ) -> Output:
         """Predict what the plan asks; `plan` is drawn (from a CPU generator) unless given."""
         if plan is None:
             plan = self.draw(images, generator)
@@ -120,7 +118,7 @@ class Pretrainer(nn.Module):
         return Output(loss, predictions, targets, plan, self.backbone, images)
 
     @torch.no_grad()
-    def targets(self, images: Images, plan: Plan) -> Num[Tensor, "B G P T"]:
+    def targets(self, images: ImageBatch, plan: Plan) -> Num[Tensor, "B G P T"]:
         """What the predictions of this plan should be."""
         every = self.target(images)
         if every.shape[1] != plan.grid.units:
@@ -134,7 +132,7 @@ class Pretrainer(nn.Module):
         return backbone.parameters_in([*backbone.unused(), *backbone.beside_units(), *for_prefix])
 
     @torch.compiler.disable  # dynamo fails where chance is drawn for a batch of any size
-    def draw(self, images: Images, generator: torch.Generator | None = None) -> Plan:
+    def draw(self, images: ImageBatch, generator: torch.Generator | None = None) -> Plan:
         """A plan for these images, on their device; for each by its own size, if they have different ones."""
         pixels, grid = pixels_of(images), self.backbone.grid(images)
         grids = self.backbone.grid_of_each(images)
@@ -142,7 +140,7 @@ class Pretrainer(nn.Module):
             return self.plan(grid, len(pixels), generator).to(pixels.device)
         return draw_each(self.plan, grids, grid, generator).to(pixels.device)
 
-    def draw_piece(self, images: Images, piece: int, pieces: int) -> tuple[Plan, float]:
+    def draw_piece(self, images: ImageBatch, piece: int, pieces: int) -> tuple[Plan, float]:
         """The rows of a plan for a batch of which these images are one of several equal pieces, drawn as for the whole.
 
         Returns:

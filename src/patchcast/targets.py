@@ -10,7 +10,8 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from patchcast.backbones.base import Backbone, Grid, Images, pixels_of
+from patchcast.backbones.backbone import Backbone, ImageBatch, pixels_of
+from patchcast.geometry import Grid
 from patchcast.tokenizers.base import Draws, Tokenizer
 
 
@@ -29,7 +30,7 @@ class Target(nn.Module):
     is_drawn: bool = False
     lends: str = ""
 
-    def forward(self, images: Images) -> Num[Tensor, "B N T"]:
+    def forward(self, images: ImageBatch) -> Num[Tensor, "B N T"]:
         """Targets of every unit, row by row: vectors, or a code each."""
         raise NotImplementedError
 
@@ -72,7 +73,7 @@ class Pixels(Target):
         if normalize and self.outputs < 2:
             raise ValueError("a unit of one pixel and one channel has no spread to normalise by; use normalize=False")
 
-    def forward(self, images: Images) -> Float[Tensor, "B N T"]:
+    def forward(self, images: ImageBatch) -> Float[Tensor, "B N T"]:
         units = patchify(pixels_of(images), self.stride)
         if not self.normalize:
             return units
@@ -118,7 +119,7 @@ class Codes(Target):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Images) -> Int[Tensor, "B N 1"]:
+    def forward(self, images: ImageBatch) -> Int[Tensor, "B N 1"]:
         return self.tokenizer.encode(pixels_of(images))[..., None]
 
     def to_pixels(
@@ -181,7 +182,7 @@ class EMAFeatures(Target):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Images) -> Float[Tensor, "B N D"]:
+    def forward(self, images: ImageBatch) -> Float[Tensor, "B N D"]:
         features = self.teacher.units(images)
         return F.layer_norm(features.float(), features.shape[-1:])
 

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone, Capability, Grid, Images, take
-from patchcast.plans.base import MaskPlan, OrderPlan, PlanT, StartPlan
+from patchcast.backbones.backbone import Backbone, Capability, ImageBatch
+from patchcast.geometry import Grid, take
+from patchcast.plans.plan import MaskPlan, OrderPlan, PlanT, StartPlan
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class View(nn.Module, Generic[PlanT]):
     holds_hidden: bool
     separates_by_attention: bool = False
 
-    def forward(self, backbone: Backbone, images: Images, plan: PlanT) -> Context:
+    def forward(self, backbone: Backbone, images: ImageBatch, plan: PlanT) -> Context:
         raise NotImplementedError
 
 
@@ -60,7 +61,7 @@ class Drop(View[MaskPlan]):
     plans = MaskPlan
     holds_hidden = False
 
-    def forward(self, backbone: Backbone, images: Images, plan: MaskPlan) -> Context:
+    def forward(self, backbone: Backbone, images: ImageBatch, plan: MaskPlan) -> Context:
         if not backbone.pixels_stay_in_unit:
             images = backbone.blank(images, plan.is_hidden)
         tokens = backbone.keep(backbone.embed(images), plan.visible)
@@ -78,7 +79,7 @@ class Attend(View[OrderPlan]):
     holds_hidden = True
     separates_by_attention = True
 
-    def forward(self, backbone: Backbone, images: Images, plan: OrderPlan) -> Context:
+    def forward(self, backbone: Backbone, images: ImageBatch, plan: OrderPlan) -> Context:
         tokens = backbone.embed(images)
         if plan.is_raster:
             features = backbone.forward_stages(tokens, is_causal=True)
@@ -97,7 +98,7 @@ class Shift(View[StartPlan]):
     holds_hidden = True
     separates_by_attention = True
 
-    def forward(self, backbone: Backbone, images: Images, plan: StartPlan) -> Context:
+    def forward(self, backbone: Backbone, images: ImageBatch, plan: StartPlan) -> Context:
         tokens = backbone.embed(images)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units, is_valid=backbone.validity(tokens))
@@ -127,7 +128,7 @@ class Replace(View[MaskPlan]):
         super().__init__()
         self.mask_token = nn.Parameter(torch.empty(embed_width).normal_(std=0.02))
 
-    def forward(self, backbone: Backbone, images: Images, plan: MaskPlan) -> Context:
+    def forward(self, backbone: Backbone, images: ImageBatch, plan: MaskPlan) -> Context:
         tokens = backbone.embed(images, is_hidden=plan.is_hidden, mask_token=self.mask_token)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units, is_valid=backbone.validity(tokens))
@@ -141,7 +142,7 @@ class Blank(View[MaskPlan]):
     plans = MaskPlan
     holds_hidden = True
 
-    def forward(self, backbone: Backbone, images: Images, plan: MaskPlan) -> Context:
+    def forward(self, backbone: Backbone, images: ImageBatch, plan: MaskPlan) -> Context:
         tokens = backbone.embed(images, is_hidden=plan.is_hidden)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units, is_valid=backbone.validity(tokens))
@@ -160,7 +161,7 @@ class Paint(View[MaskPlan]):
     plans = MaskPlan
     holds_hidden = True
 
-    def forward(self, backbone: Backbone, images: Images, plan: MaskPlan) -> Context:
+    def forward(self, backbone: Backbone, images: ImageBatch, plan: MaskPlan) -> Context:
         tokens = backbone.embed(backbone.blank(images, plan.is_hidden))
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)
         return Context(plan.grid, prefix, units, is_valid=backbone.validity(tokens))

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer
 
 from patchcast.backbones import CannotError, Painted, wrap
-from patchcast.backbones.base import take
+from patchcast.geometry import take
 from tests.backbones.zoo import NAMES, assert_same, images_for, marked, randomize, scaled, small
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from patchcast.backbones.base import paint, take
+from patchcast.geometry import paint, take
 from tests.backbones.zoo import able, images_for, scaled, small
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.backbones.base import take, upsample
 from patchcast.backbones.projected import Projected
 from patchcast.backbones.support import Support, table
+from patchcast.geometry import take, upsample
 from tests.backbones.zoo import assert_same, flat, images_for, randomize, scaled
 
 ENTERED = [row for row in table() if row.can > {"paint"}]

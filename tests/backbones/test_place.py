@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from patchcast.backbones import Backbone, Tokens
-from patchcast.backbones.base import to_rows
+from patchcast.geometry import to_rows
 from tests.backbones.zoo import NAMES, images_for, marked, small
 
-# Here a change is carried everywhere at once, by channel attention, squeeze-excite or folding into few patches.
-GLOBAL = frozenset({"ByobNet", "CoaT", "GlobalContextVit", "Xcit"})
+# At the weights of these small builds attention carries a change everywhere alike: the trace of its place at the output
+# is of the size of rounding (levit), or of the size of what other units do. Their tokens are checked like all others.
+MIXED = frozenset(
+    {"caformer_s18", "coat_tiny", "levit_128s", "levit_256d", "levit_conv_256d", "mobilevit_xxs", "mobilevitv2_050"}
+)
+LOCAL = [name for name in NAMES if name not in MIXED]
+PAINTED = 6
+"""Units painted, one after the other."""
 
 
 @pytest.mark.parametrize("name", marked(NAMES))
@@ -33,18 +41,24 @@ def test_tokens_stand_where_their_pixels_were(name: str) -> None:
         assert moved[inside].mean() > 2 * moved[~inside].mean()
 
 
-@pytest.mark.parametrize("name", marked(NAMES, but=GLOBAL))
+@pytest.mark.parametrize("name", marked(LOCAL))
 def test_units_stand_where_their_pixels_were(name: str) -> None:
-    backbone = small(name)
-    before, after, (row, col) = painted(backbone)
+    """Of several painted units, each moves its own output most, compared with what it moves on average and what its
+    place is moved on average. In double precision: where attention mixes everything the differences are small."""
+    backbone = copy.deepcopy(small(name))
+    backbone.model.double()
+    grid, (down, right) = backbone.grid(backbone.image_size), backbone.stride
+    units = torch.randperm(grid.units, generator=torch.Generator().manual_seed(0))[:PAINTED].tolist()
+    images = images_for(backbone, batch=1).double().repeat(len(units) + 1, 1, 1, 1)
+    for image, unit in zip(images[1:], units, strict=True):
+        row, col = divmod(unit, grid.cols)
+        image[:, row * down : (row + 1) * down, col * right : (col + 1) * right] += 1
     with torch.no_grad():
-        moved = (backbone.units(after) - backbone.units(before)).norm(dim=-1)[0]
-    own = moved[row * backbone.grid(backbone.image_size).cols + col]
-    if backbone.pixels_stay_in_unit:
-        assert own == moved.max()
-    else:  # a neighbour may move a little more
-        assert own > 0.7 * moved.max()
-        assert own > moved.mean()
+        features = backbone.units(images)[:, units]
+    moved = (features[1:] - features[:1]).norm(dim=-1).clamp(min=1e-30).log()
+    excess = moved - moved.mean(0, keepdim=True) - moved.mean(1, keepdim=True) + moved.mean()
+    own, *others = (excess.roll(shift, 0).diagonal().mean() for shift in range(len(units)))
+    assert own > max(others) + 0.01  # the least over five draws of weights, of all builds, is 0.024
 
 
 def painted(backbone: Backbone) -> tuple[Tensor, Tensor, tuple[int, int]]:

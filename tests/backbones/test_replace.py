@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from patchcast.backbones.base import upsample
+from patchcast.geometry import upsample
 from tests.backbones.zoo import NAMES, assert_same, flat, images_for, marked, small
 
 

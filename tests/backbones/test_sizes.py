@@ -13,7 +13,7 @@ from timm.data.naflex_transforms import Patchify
 from torch import Tensor
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.backbones.base import take
+from patchcast.geometry import take
 from tests.backbones.zoo import BY_NAME, NAMES, assert_same, build, images_for, marked, scaled, small
 
 RGB_ONLY = frozenset({"CSATv2"})  # converts RGB to YCbCr before its stem

@@ -10,7 +10,7 @@ import torch
 
 from patchcast.cli import main
 from patchcast.data import Augment, StreamSet, open_images, streamed
-from patchcast.data.stream import loader
+from patchcast.data.sampling import loader
 from patchcast.training.run import Stream
 from tests.data.test_sources import values
 from tests.data.test_tar import png

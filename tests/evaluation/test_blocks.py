@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from patchcast.evaluation.blocks import best_blocks, last_blocks
+from patchcast.evaluation.block_choice import best_blocks, last_blocks
 from patchcast.evaluation.features import Features
 
 

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from patchcast.backbones.base import Backbone, Tokens
+from patchcast.backbones.backbone import Backbone, Tokens
 from patchcast.backbones.sequence import ViT
 from patchcast.evaluation import Features, extract, extract_layers, extract_tokens, raw_pixels
 from patchcast.evaluation.features import check_probe

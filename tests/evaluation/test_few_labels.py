@@ -6,9 +6,9 @@ import torch
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 
+from patchcast.data.splits import draw_per_class, stratified_split
 from patchcast.evaluation import Features, few_labels, paired_differences, ridge_accuracy
 from patchcast.evaluation.ridge import PENALTIES
-from patchcast.evaluation.splits import draw_per_class, stratified_split
 
 
 def test_draws_are_stratified_and_without_repetition():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from patchcast.backbones.base import Grid
-from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
+from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
+from patchcast.geometry import Grid
 from patchcast.methods.imagegpt import imagegpt, imagegpt_masked
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.palette import Palette

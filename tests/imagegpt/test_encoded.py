@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from patchcast.backbones.base import CannotError, Grid
-from patchcast.backbones.imagegpt import ImageGPT, ImageGPTBackbone
+from patchcast.backbones.backbone import CannotError
+from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
 from patchcast.data import EpochSampler, EvalSet, Evaluate, TrainSet, loader, open_images
+from patchcast.drawing.generation import complete, sample
 from patchcast.evaluation import few_labels, finetune, layer_decay_groups, linear_probe
-from patchcast.evaluation.layers import draw_layers, extract_imagegpt_layers, probe_layers
+from patchcast.evaluation.layer_probe import draw_layers, extract_imagegpt_layers, probe_layers
 from patchcast.evaluation.ngrams import bits_per_pixel, floors
-from patchcast.generation import complete, sample
+from patchcast.geometry import Grid
 from patchcast.joint import JointClassifier
 from patchcast.methods import mae
 from patchcast.methods.imagegpt import imagegpt, imagegpt_masked, on_codes

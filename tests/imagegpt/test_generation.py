@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchcast.backbones.base import CannotError, Grid
-from patchcast.backbones.imagegpt import Cache, ImageGPTBackbone
-from patchcast.drawings import save_drawing, save_grid
-from patchcast.generation import choose, complete, parts, sample
+from patchcast.backbones.backbone import CannotError
+from patchcast.backbones.imagegpt_network import Cache, ImageGPTBackbone
+from patchcast.drawing.generation import choose, complete, parts, sample
+from patchcast.drawing.sheets import save_drawing, save_grid
+from patchcast.geometry import Grid
 from patchcast.methods import aim
 from patchcast.methods.imagegpt import imagegpt
 from patchcast.pretrainer import Pretrainer

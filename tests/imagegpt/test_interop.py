@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
-from patchcast.backbones.imagegpt import SIZES, Cache
-from patchcast.interop.imagegpt import (
+from patchcast.backbones.imagegpt_network import SIZES, Cache
+from patchcast.geometry import Grid
+from patchcast.interop.imagegpt_weights import (
     assemble,
     from_openai,
     from_transformers,

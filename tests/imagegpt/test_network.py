@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchcast.backbones.base import CannotError, Grid
-from patchcast.backbones.imagegpt import SIZES, Cache, ImageGPT, ImageGPTBackbone
+from patchcast.backbones.backbone import CannotError
+from patchcast.backbones.imagegpt_network import SIZES, Cache, ImageGPT, ImageGPTBackbone
+from patchcast.geometry import Grid
 from patchcast.honesty import dependencies
 from patchcast.losses import cross_entropy
 from patchcast.methods import aim
@@ -155,8 +156,8 @@ def test_compiled_without_a_graph_break_it_gives_the_same_numbers() -> None:
     """In a process of its own: the shape checks of the test suite break `torch.compile`."""
     code = """
 import torch
-from patchcast.backbones.base import Grid
-from patchcast.backbones.imagegpt import ImageGPT
+from patchcast.geometry import Grid
+from patchcast.backbones.imagegpt_network import ImageGPT
 for causal in (True, False):
     network = ImageGPT(Grid(4, 4), 8, depth=2, width=32, heads=4, causal=causal)
     ids = torch.randint(8, (2, 16))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
+from patchcast.geometry import Grid
 from patchcast.tokenizers import palette as palette_module
 from patchcast.tokenizers.palette import Palette, build_table, fit_palette, nearest, to_levels
 from tests.imagegpt.parts import greys

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid
-from patchcast.backbones.imagegpt import Cache, ImageGPT
-from patchcast.backbones.stepwise import Stepwise
+from patchcast.backbones.imagegpt_network import Cache, ImageGPT
+from patchcast.backbones.imagegpt_stepwise import Stepwise
+from patchcast.geometry import Grid
 from tests.peers import wake
 
 CODES, PLACES = 11, 16

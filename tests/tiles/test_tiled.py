@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from patchcast.backbones import CannotError, Grid, wrap
+from patchcast.backbones.tile_geometry import Places, assemble, tile_crop
 from patchcast.backbones.tiled import ClassProjection, Tiled
-from patchcast.backbones.tiles import Places, assemble, tile_crop
 from tests.tiles.parts import FAMILIES, canvas_of, tile_backbone, tiled
 
 every_family = pytest.mark.parametrize("family", FAMILIES)

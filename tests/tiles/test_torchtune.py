@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchcast.interop.torchtune import TorchtuneViT, load_torchtune, to_torchtune
+from patchcast.interop.torchtune_weights import TorchtuneViT, load_torchtune, to_torchtune
 from tests.peers import wake
 
 clip = pytest.importorskip("torchtune.models.clip._component_builders", reason="needs the peers extra")

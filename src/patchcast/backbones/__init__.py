@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchcast.backbones.adapters import wrap
-    from patchcast.backbones.base import Backbone, CannotError, Grid, Tokens
+    from patchcast.backbones.backbone import Backbone, CannotError, Tokens
     from patchcast.backbones.painted import Painted
+    from patchcast.geometry import Grid
 
 __all__ = ["Backbone", "CannotError", "Grid", "Painted", "Tokens", "wrap"]
 
-HOMES = {"Painted": "painted", "wrap": "adapters"}
+HOMES = {
+    "Grid": "patchcast.geometry",
+    "Painted": "patchcast.backbones.painted",
+    "wrap": "patchcast.backbones.adapters",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for, when it is asked for: `patchcast models` needs neither torch nor timm."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{HOMES.get(name, 'base')}"), name)
+    return getattr(import_module(HOMES.get(name, "patchcast.backbones.backbone")), name)

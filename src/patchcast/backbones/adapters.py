@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.class_attention import CaiT, Volo, XCiT
 from patchcast.backbones.coat import CoaT
 from patchcast.backbones.conventions import built_size

@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float
 from timm.models import cait
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens, run
+from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone
 from patchcast.backbones.sequence import Sequence, lower_triangle
+from patchcast.geometry import Grid
 
 
 class CaiT(Sequence):
@@ -27,7 +28,7 @@ class CaiT(Sequence):
         return patches.with_(x=self.model.pos_drop(patches.x + self.model.pos_embed))
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
-        x = run(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs)
+        x = apply_blocks(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs)
         if self.model.blocks_token_only is not None:
             cls_token = self.model.cls_token.expand(len(x), -1, -1)
             for block in self.model.blocks_token_only:
@@ -79,7 +80,7 @@ class XCiT(TimmBackbone):
         super().__init__(model, image_size)
         self.features_prefix = int(self.model.cls_attn_blocks is not None)
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x, (rows, cols) = self.model.patch_embed(images)
         return Tokens(x, Grid(rows, cols))
 
@@ -90,10 +91,10 @@ class XCiT(TimmBackbone):
         return patches.with_(x=self.model.pos_drop(x), block_kwargs={"H": rows, "W": cols})
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
-        x = run(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs)
+        x = apply_blocks(self.model.blocks, tokens.x, self.model, **tokens.block_kwargs)
         if self.model.cls_attn_blocks is not None:
             x = torch.cat([self.model.cls_token.expand(len(x), -1, -1), x], dim=1)
-            x = run(self.model.cls_attn_blocks, x, self.model)
+            x = apply_blocks(self.model.cls_attn_blocks, x, self.model)
         return self.model.norm(x)
 
     def prefix_only(self) -> list[str]:
@@ -115,7 +116,7 @@ class Volo(TimmBackbone):
         self.embed_width = self.model.patch_embed.proj.out_channels
         self.features_prefix = int(self.model.post_network is not None)
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x = self.model.patch_embed(images).permute(0, 2, 3, 1)
         return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
 

@@ -6,8 +6,9 @@ from jaxtyping import Float
 from timm.models.coat import insert_cls, remove_cls
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens
+from patchcast.backbones.backbone import ImageBatch, Tokens
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid
 
 
 class CoaT(TimmBackbone):
@@ -20,7 +21,7 @@ class CoaT(TimmBackbone):
         super().__init__(model, image_size, reduction=32)
         self.embed_width = self.model.patch_embed1.proj.out_channels
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         return Tokens(self.model.patch_embed1(images), Grid(*self.model.patch_embed1.grid_size))
 
     def run_stages(self, tokens: Tokens) -> Tensor | list[Tensor]:

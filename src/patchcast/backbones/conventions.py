@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 
 
 class TimmBackbone(Backbone):

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from timm.models.convit import ConVit
 from torch import Tensor
 
-from patchcast.backbones.base import Grid, Images, Tokens
+from patchcast.backbones.backbone import ImageBatch, Tokens
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid
 
 
 class ConViT(TimmBackbone):
@@ -22,7 +23,7 @@ class ConViT(TimmBackbone):
         # The class token enters before this block; a shallower model has none.
         self.features_prefix = int(model.local_up_to_layer < len(model.blocks))
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         return Tokens(self.model.patch_embed(images), Grid(*self.model.patch_embed.grid_size))
 
     def add_positions(self, patches: Tokens) -> Tokens:

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float
 from timm.models.crossvit import scale_image
 from torch import Tensor
 
-from patchcast.backbones.base import Grid, Images, Tokens, put, upsample
+from patchcast.backbones.backbone import ImageBatch, Tokens
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid, put, upsample
 
 
 class CrossViT(TimmBackbone):
@@ -35,7 +36,7 @@ class CrossViT(TimmBackbone):
         ]
         self.stride = (self.image_size[0] // self.grids[0].rows, self.image_size[1] // self.grids[0].cols)
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         scaled = [scale_image(images, size, self.model.crop_scale) for size in self.model.img_size_scaled]
         x = [embed(image) for embed, image in zip(self.model.patch_embed, scaled, strict=True)]
         return Tokens(x, self.grids[0])

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Int
 from timm.models.naflexvit import batch_patchify
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Images, Tokens, additive, run, take
+from patchcast.backbones.backbone import ImageBatch, Tokens, additive, apply_blocks
 from patchcast.backbones.sequence import Sequence, lower_triangle
+from patchcast.geometry import take
 
 
 class Gemma4(Sequence):
@@ -26,7 +27,7 @@ class Gemma4(Sequence):
     def encoder(self) -> Any:
         return getattr(self.model, "encoder", self.model)
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         assert isinstance(images, Tensor)
         embed = self.encoder.patch_embed
         x, _ = batch_patchify(images, embed.patch_size, pad=False, channels_last=False)
@@ -42,7 +43,7 @@ class Gemma4(Sequence):
         return patches.with_(x=x, block_kwargs={"rope_cos": cos, "rope_sin": sin})
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
-        return run(self.encoder.blocks, tokens.x, self.encoder, **tokens.block_kwargs)
+        return apply_blocks(self.encoder.blocks, tokens.x, self.encoder, **tokens.block_kwargs)
 
     def positions_of(self, visible: Int[Tensor, "B V"], tokens: Tokens) -> dict[str, Any]:
         return {name: take(rotation, visible) for name, rotation in tokens.block_kwargs.items()}

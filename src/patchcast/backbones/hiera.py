@@ -7,8 +7,9 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchcast.backbones.base import Grid, Images, Tokens, run, take
+from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid, take
 
 
 class Hiera(TimmBackbone):
@@ -29,14 +30,14 @@ class Hiera(TimmBackbone):
         self.embed_width = model.patch_embed.proj.out_channels
         self.stride = tuple(size * step for size, step in zip(model.mask_unit_size, patch, strict=True))
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         return Tokens(self.model.patch_embed(images), Grid(*self.model.tokens_spatial_shape))
 
     def add_positions(self, patches: Tokens) -> Tokens:
         return patches.with_(x=self.model.unroll(self.model._pos_embed(patches.x)))
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B V D"]:
-        return run(self.model.blocks, tokens.x, self.model)
+        return apply_blocks(self.model.blocks, tokens.x, self.model)
 
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         # Unrolled tokens stand as (place inside the unit, unit).
@@ -58,7 +59,7 @@ class HieraDet(TimmBackbone):
         super().__init__(model, image_size)
         self.embed_width = model.patch_embed.proj.out_channels
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x = self.model.patch_embed(images)
         return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
 
@@ -66,4 +67,4 @@ class HieraDet(TimmBackbone):
         return patches.with_(x=self.model._pos_embed(patches.x))
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B H W D"]:
-        return run(self.model.blocks, tokens.x, self.model)
+        return apply_blocks(self.model.blocks, tokens.x, self.model)

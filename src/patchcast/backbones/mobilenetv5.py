@@ -5,8 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens, run
+from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone, width_after
+from patchcast.geometry import Grid
 
 
 class MobileNetV5(TimmBackbone):
@@ -24,17 +25,17 @@ class MobileNetV5(TimmBackbone):
         self.takes_any_size = self.model.msfa is None
         self.embed_width = width_after(self.model.conv_stem, self.channels, self.image_size, 1)
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x = self.model.conv_stem(images)
         return Tokens(x, Grid(x.shape[2], x.shape[3]), layout="NCHW")
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B D H W"]:
         model, x = self.model, tokens.x
         if model.msfa is None:
-            return run(model.blocks, x, model)
+            return apply_blocks(model.blocks, x, model)
         fused = [x] if 0 in model.msfa_indices else []
         for index, stage in enumerate(model.blocks, start=1):
-            x = run(stage, x, model)
+            x = apply_blocks(stage, x, model)
             if index in model.msfa_indices:
                 fused.append(x)
         return model.msfa(fused)

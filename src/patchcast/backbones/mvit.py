@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens
+from patchcast.backbones.backbone import ImageBatch, Tokens
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid
 
 
 class MViT(TimmBackbone):
@@ -21,7 +22,7 @@ class MViT(TimmBackbone):
         self.embed_width = self.model.patch_embed.proj.out_channels
         self.features_prefix = int(self.model.cls_token is not None)
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x, (rows, cols) = self.model.patch_embed(images)
         return Tokens(x, Grid(rows, cols))
 

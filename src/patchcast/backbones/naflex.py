@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from timm.models.naflexvit import batch_patchify, create_attention_mask
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens
+from patchcast.backbones.backbone import ImageBatch, Tokens
 from patchcast.backbones.sequence import RoPE, Sequence, lower_triangle, take_rope
+from patchcast.geometry import Grid
 
 
 class NaFlex(RoPE):
@@ -33,17 +34,17 @@ class NaFlex(RoPE):
         self.takes_any_size = True
         self.rope_per_block = self.model.rope is not None and self.model.rope_is_mixed
 
-    def grid(self, images: Images | tuple[int, int]) -> Grid:
+    def grid(self, images: ImageBatch | tuple[int, int]) -> Grid:
         return Grid(1, images["patches"].shape[1]) if isinstance(images, Mapping) else super().grid(images)
 
-    def blank(self, images: Images, is_hidden: Bool[Tensor, "B rows cols"]) -> Images:
+    def blank(self, images: ImageBatch, is_hidden: Bool[Tensor, "B rows cols"]) -> ImageBatch:
         if not isinstance(images, Mapping):
             return super().blank(images, is_hidden)
         patches = images["patches"]
         hidden = is_hidden[:, 0].reshape(*patches.shape[:2], *[1] * (patches.ndim - 2))
         return {**images, "patches": patches.masked_fill(hidden, 0.0)}
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         embeds, grid = self.model.embeds, self.grid(images)
         if not isinstance(images, Mapping):
             if embeds.is_linear:
@@ -126,9 +127,3 @@ class NaFlex(RoPE):
 
     def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
         return super().split(features["patches"] if isinstance(features, Mapping) else features, tokens)
-
-    def pool(self, images: Images) -> Float[Tensor, "B D"]:
-        if not isinstance(images, Mapping):
-            return super().pool(images)
-        weight = images["patch_valid"][..., None].to(torch.float32)
-        return (self.units(images) * weight).sum(dim=1) / weight.sum(dim=1)

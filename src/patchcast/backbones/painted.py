@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone, Grid, Images, Tokens
+from patchcast.backbones.backbone import Backbone, ImageBatch, Tokens
 from patchcast.backbones.conventions import channels_of, nominal_size, on_meta
+from patchcast.geometry import Grid
 
 
 class Painted(Backbone):
@@ -60,7 +61,7 @@ class Painted(Backbone):
             except (AssertionError, RuntimeError):
                 self.takes_any_size = False
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         return Tokens(images, self.grid(images), layout="NCHW")
 
     def run_stages(self, tokens: Tokens) -> Any:

@@ -6,8 +6,9 @@ from jaxtyping import Float
 from timm.models.pit import PoolingVisionTransformer
 from torch import Tensor
 
-from patchcast.backbones.base import Grid, Images, Tokens, to_rows
+from patchcast.backbones.backbone import ImageBatch, Tokens
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid, to_rows
 
 
 class PiT(TimmBackbone):
@@ -26,7 +27,7 @@ class PiT(TimmBackbone):
         self.embed_width = self.model.patch_embed.conv.out_channels
         self.features_prefix = self.model.cls_token.shape[1]
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x = self.model.patch_embed(images)
         return Tokens(x, Grid(x.shape[2], x.shape[3]), layout="NCHW")
 

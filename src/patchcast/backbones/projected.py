@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens, run
+from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import nominal_size
 from patchcast.backbones.sequence import Sequence, take_rope
+from patchcast.geometry import Grid
 
 
 class Projected(Sequence):
@@ -44,7 +45,7 @@ class Projected(Sequence):
     def projector(self) -> Any:
         return None if self.projector_name is None else getattr(self.encoder, self.projector_name)
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x = self.encoder.patch_embed(images)
         return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
 
@@ -53,7 +54,7 @@ class Projected(Sequence):
         return patches.with_(x=x, layout="NLC", block_kwargs={"rope": rope})
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B ..."]:
-        x = run(self.encoder.blocks, tokens.x, self.encoder, **tokens.block_kwargs)
+        x = apply_blocks(self.encoder.blocks, tokens.x, self.encoder, **tokens.block_kwargs)
         if hasattr(self.encoder, "norm"):  # Qwen's has none
             x = self.encoder.norm(x)
         if tokens.visible is None:

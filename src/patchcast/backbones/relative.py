@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from timm.models import beit, vision_transformer_relpos
 from torch import Tensor
 
-from patchcast.backbones.base import Tokens
+from patchcast.backbones.backbone import Tokens
 from patchcast.backbones.sequence import Sequence, lower_triangle
 
 

@@ -6,8 +6,9 @@ from jaxtyping import Float
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens, run
+from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid
 
 
 class SAM(TimmBackbone):
@@ -21,7 +22,7 @@ class SAM(TimmBackbone):
         super().__init__(model, image_size)
         self.embed_width = self.model.embed_dim
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x = self.model.patch_embed(images)
         return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
 
@@ -32,4 +33,4 @@ class SAM(TimmBackbone):
         return patches.with_(x=self.model.norm_pre(self.model.pos_drop(x)))
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B D H W"]:
-        return self.model.neck(run(self.model.blocks, tokens.x, self.model).permute(0, 3, 1, 2))
+        return self.model.neck(apply_blocks(self.model.blocks, tokens.x, self.model).permute(0, 3, 1, 2))

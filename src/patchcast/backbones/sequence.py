@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from timm.layers import HybridEmbed
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens, additive, run, take
+from patchcast.backbones.backbone import ImageBatch, Tokens, additive, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid, take
 
 
 class Sequence(TimmBackbone):
@@ -28,7 +29,7 @@ class Sequence(TimmBackbone):
         # A patch_embed that leaves the grid unflattened lets `_pos_embed` resample positions to any size.
         self.takes_any_size = getattr(self.model, "dynamic_img_size", False)
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x = self.model.patch_embed(images)
         if x.ndim == 4:
             return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
@@ -50,7 +51,7 @@ class Sequence(TimmBackbone):
 
     def run_blocks(self, tokens: Tokens, first: int = 0, last: int | None = None) -> Float[Tensor, "B L D"]:
         """The blocks from `first` up to and without `last`, and no norm."""
-        return run(self.model.blocks[first:last], tokens.x, self.model, **tokens.block_kwargs)
+        return apply_blocks(self.model.blocks[first:last], tokens.x, self.model, **tokens.block_kwargs)
 
     def positions_like(self, kwargs: Mapping[str, Any], own: Int[Tensor, "b L"]) -> dict[str, Any]:
         """The `block_kwargs` of a sequence in which token i has the position of token `own[i]` of one image, whose
@@ -132,7 +133,7 @@ class RoPE(Sequence):
             return super().run_blocks(tokens, first, last)
         x, blocks = tokens.x, self.model.blocks[first:last]
         for block, rotation in zip(blocks, rope[first:last], strict=True):  # every block learnt its own rotation
-            x = run([block], x, self.model, **{**tokens.block_kwargs, "rope": rotation})
+            x = apply_blocks([block], x, self.model, **{**tokens.block_kwargs, "rope": rotation})
         return x
 
     def positions_like(self, kwargs: Mapping[str, Any], own: Int[Tensor, "b L"]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from timm.layers.non_local_attn import BatNonLocalAttn
 from timm.models.mobilevit import MobileVitV2Block
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Layout, Tokens, run
+from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone, width_after
+from patchcast.geometry import Grid, Layout
 
 
 class Row(NamedTuple):
@@ -94,7 +95,7 @@ class Staged(TimmBackbone):
         """Whether this build of a class that can take any size takes one alone."""
         return False
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x = getattr(self.model, self.row.stem)(images)
         rows, cols = x.shape[1:3] if self.row.layout == "NHWC" else x.shape[2:]
         return Tokens(x, Grid(rows, cols), layout=self.row.layout)
@@ -102,7 +103,7 @@ class Staged(TimmBackbone):
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B ..."]:
         stages = getattr(self.model, self.row.stages)
         recompute = getattr(self.model, "grad_checkpointing", False)  # some classes hold the flag in their stages
-        x = run(stages, tokens.x, self.model) if recompute else stages(tokens.x)
+        x = apply_blocks(stages, tokens.x, self.model) if recompute else stages(tokens.x)
         for name in self.row.tail:
             x = getattr(self.model, name)(x)
         return x
@@ -118,7 +119,7 @@ class Levit(Staged):
         super().__init__(model, image_size)
         self.features_layout = "NCHW" if self.model.use_conv else "NLC"
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         patches = super().to_patches(images)
         return patches if self.model.use_conv else patches.with_(x=patches.x.flatten(2).transpose(1, 2), layout="NLC")
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid
-from patchcast.backbones.tiles import Places
+from patchcast.backbones.tile_geometry import Places
+from patchcast.geometry import Grid
 
 
 class TilePositions(nn.Module):

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from patchcast.backbones import sequence
-from patchcast.backbones.base import Backbone, CannotError, Grid, Images, Layout, Tokens, pixels_of, take, to_rows
+from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, Tokens, pixels_of
+from patchcast.backbones.tile_geometry import Places, tile_crop, tiles_of
 from patchcast.backbones.tile_positions import TilePositions, TokenPositions
-from patchcast.backbones.tiles import Places, tile_crop, tiles_of
+from patchcast.geometry import Grid, Layout, take, to_rows
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Tiled(Backbone):
 
     # ---- images, and how many tiles and units they have -------------------------------------------------------------
 
-    def grid(self, images: Images | tuple[int, int]) -> Grid:
+    def grid(self, images: ImageBatch | tuple[int, int]) -> Grid:
         """The grid of units of these images or canvases, or of this (height, width).
 
         Raises:
@@ -175,7 +176,7 @@ class Tiled(Backbone):
         if tiles.rows > self.most.rows or tiles.cols > self.most.cols:
             raise ValueError(f"this {self.name} has positions for {self.most} tiles; an image has {tiles}")
 
-    def grid_of_each(self, images: Images) -> list[Grid] | None:
+    def grid_of_each(self, images: ImageBatch) -> list[Grid] | None:
         if isinstance(images, Tensor):
             return None
         if self.sees_padding:
@@ -204,7 +205,7 @@ class Tiled(Backbone):
 
     # ---- from tiles to one sequence ---------------------------------------------------------------------------------
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         grid = self.grid(images)
         tiles = Grid(grid.rows // self.tile_units.rows, grid.cols // self.tile_units.cols)
         pixels = pixels_of(images)
@@ -331,18 +332,10 @@ class Tiled(Backbone):
         """The features as (class and register tokens of all tiles, units): units row by row over all tiles."""
         return features[:, : tokens.prefix], features[:, tokens.prefix :]
 
-    def units(self, images: Images) -> Float[Tensor, "B N D"]:
-        """The feature of every unit, row by row over all tiles; zero for padding."""
-        tokens = self.embed(images)
-        units = self.split(self.forward_stages(tokens), tokens)[1]
-        return units if tokens.is_valid is None else units * tokens.is_valid[..., None]
-
-    def pool(self, images: Images) -> Float[Tensor, "B D"]:
-        """The mean over the units of each image, padding left out."""
-        if isinstance(images, Tensor):
-            return super().pool(images)
-        count = self.valid_units(images, self.grid(images)).sum(dim=1, keepdim=True)
-        return self.units(images).sum(dim=1) / count.clamp(min=1)
+    def units_and_validity(self, images: ImageBatch) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"] | None]:
+        """The feature of every unit, row by row over all tiles, zero for padding; and False where it is padding."""
+        units, is_valid = super().units_and_validity(images)
+        return units if is_valid is None else units * is_valid[..., None], is_valid
 
     # ---- samples of several images, as lists of tiles ---------------------------------------------------------------
 

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens, checkpoint, take, upsample
+from patchcast.backbones.backbone import ImageBatch, Tokens, checkpoint
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid, take, upsample
 
 
 class TNT(TimmBackbone):
@@ -22,7 +23,7 @@ class TNT(TimmBackbone):
         # The legacy variants unfold after a 7x7 convolution over the whole image.
         self.pixels_stay_in_unit = not self.model.pixel_embed.legacy
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         return Tokens(self.model.pixel_embed(images, self.model.pixel_pos), Grid(*self.model.pixel_embed.grid_size))
 
     def fill(

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.models import SwinTransformer, VisionTransformer
 
-from patchcast.backbones.base import Backbone, Grid, Images, Tokens, take
+from patchcast.backbones.backbone import Backbone, ImageBatch, Tokens
+from patchcast.geometry import Grid, take
 
 
 class TorchvisionViT(Backbone):
@@ -31,7 +32,7 @@ class TorchvisionViT(Backbone):
         self.width = self.embed_width = model.hidden_dim
         self.channels = next(model.conv_proj.parameters()).shape[1]
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         return Tokens(self.model._process_input(images), self.grid(images))
 
     def add_positions(self, patches: Tokens) -> Tokens:
@@ -66,7 +67,7 @@ class TorchvisionSwin(Backbone):
         self.width, self.embed_width = model.head.in_features, stem.out_channels
         self.channels = stem.in_channels
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x = self.model.features[0](images)
         return Tokens(x, Grid(x.shape[1], x.shape[2]), layout="NHWC")
 

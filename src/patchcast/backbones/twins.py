@@ -5,8 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens
+from patchcast.backbones.backbone import ImageBatch, Tokens
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid
 
 
 class Twins(TimmBackbone):
@@ -19,7 +20,7 @@ class Twins(TimmBackbone):
         super().__init__(model, image_size)
         self.embed_width = self.model.patch_embeds[0].proj.out_channels
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x, (rows, cols) = self.model.patch_embeds[0](images)
         return Tokens(x, Grid(rows, cols))
 

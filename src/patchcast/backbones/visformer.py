@@ -5,8 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid, Images, Tokens, run
+from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone
+from patchcast.geometry import Grid
 
 
 class Visformer(TimmBackbone):
@@ -20,7 +21,7 @@ class Visformer(TimmBackbone):
         super().__init__(model, image_size, reduction=32)
         self.embed_width = self.model.patch_embed1.proj.out_channels
 
-    def to_patches(self, images: Images) -> Tokens:
+    def to_patches(self, images: ImageBatch) -> Tokens:
         x = self.model.patch_embed1(images if self.model.stem is None else self.model.stem(images))
         return Tokens(x, Grid(x.shape[2], x.shape[3]), layout="NCHW")
 
@@ -31,7 +32,7 @@ class Visformer(TimmBackbone):
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B D H W"]:
         model = self.model
-        x = run(model.stage1, tokens.x, model)
+        x = apply_blocks(model.stage1, tokens.x, model)
         later = [
             (model.patch_embed2, model.pos_embed2, model.stage2),
             (model.patch_embed3, model.pos_embed3, model.stage3),
@@ -40,5 +41,5 @@ class Visformer(TimmBackbone):
             if patch_embed is not None:
                 x = patch_embed(x)
                 x = x if positions is None else model.pos_drop(x + positions)
-            x = run(stage, x, model)
+            x = apply_blocks(stage, x, model)
         return model.norm(x)

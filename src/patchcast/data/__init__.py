@@ -1,7 +1,7 @@
 """The data room: any source of images in, batches out that are a function of (seed, step) alone.
 
 Reading order: `stores.py` (what a source hands out), `decode.py` (bytes to pixels), `images.py` (a data set that bad
-files cannot stop), `transforms.py`, `stream.py` (which image comes when). One file for each kind of source:
+files cannot stop), `transforms.py`, `sampling.py` (which image comes when). One file for each kind of source:
 `folder.py`, `parquet.py`, `tar.py`, `hub.py`, `digits.py`; and `streamed.py` for what can only be read in order.
 """
 
@@ -9,8 +9,9 @@ from patchcast.data.batched import Cuts, Cutter, finish
 from patchcast.data.check import Report, check
 from patchcast.data.images import Example, Images, Unreadable, open_images
 from patchcast.data.journal import Journal
+from patchcast.data.sampling import EpochSampler, EvalLoader, EvalSet, TrainSet, loader
+from patchcast.data.source import Source, open_source
 from patchcast.data.statistics import channel_statistics
-from patchcast.data.stream import EpochSampler, EvalSet, TrainSet, loader
 from patchcast.data.streamed import StreamSet
 from patchcast.data.transforms import Augment, Evaluate, denormalise
 
@@ -19,12 +20,14 @@ __all__ = [
     "Cuts",
     "Cutter",
     "EpochSampler",
+    "EvalLoader",
     "EvalSet",
     "Evaluate",
     "Example",
     "Images",
     "Journal",
     "Report",
+    "Source",
     "StreamSet",
     "TrainSet",
     "Unreadable",
@@ -34,4 +37,5 @@ __all__ = [
     "finish",
     "loader",
     "open_images",
+    "open_source",
 ]

@@ -1,13 +1,9 @@
-"""Millions of file names in one piece of memory, and the folder where what was found once is kept."""
+"""Millions of file names in one piece of memory."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -35,24 +31,3 @@ class Names:
             raise IndexError(f"name {index} of {len(self)}")
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.text[start : self.ends[index]].tobytes())
-
-
-def cache_folder() -> Path:
-    """Where what was made once is kept: `$XDG_CACHE_HOME/patchcast`, or `~/.cache/patchcast`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchcast"
-
-
-def cache_file(what: Any, suffix: str) -> Path:
-    """The file in the cache folder that belongs to `what` (anything that JSON can hold), whether it is there or not."""
-    return cache_folder() / (hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32] + suffix)
-
-
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a file under another name and then rename it: a broken process leaves nothing half-written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.stem}.{os.getpid()}{file.suffix}")
-    try:
-        write(unfinished)
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)

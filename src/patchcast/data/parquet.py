@@ -13,8 +13,8 @@ import numpy as np
 
 from patchcast.data.decode import ImageFile
 from patchcast.data.files import SourceFile, by_split
-from patchcast.data.names import cache_file, write_whole
 from patchcast.data.stores import Splits, Store
+from patchcast.files import cache_file, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

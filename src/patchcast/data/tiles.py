@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from patchcast.backbones.base import Grid
-from patchcast.backbones.tiles import assemble, tile_crop, tiles_of
+from patchcast.backbones.tile_geometry import assemble, tile_crop, tiles_of
 from patchcast.data.transforms import Normalise
+from patchcast.geometry import Grid
 
 __all__ = [
     "FitTiles",

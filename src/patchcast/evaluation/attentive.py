@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from patchcast.data.splits import stratified_split
 from patchcast.evaluation.features import TokenFeatures, check_probe
-from patchcast.evaluation.splits import stratified_split
 
 
 class AttentiveProbe(nn.Module):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from patchcast.data.splits import stratified_split
 from patchcast.evaluation.features import Features, check_probe
-from patchcast.evaluation.splits import stratified_split
 
 TEMPERATURE = 0.07
 NEIGHBOURS = (1, 5, 10, 20, 50, 200)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from patchcast.data.splits import stratified_split
 from patchcast.evaluation.features import Features, check_probe
-from patchcast.evaluation.splits import stratified_split
 
 STRENGTHS = tuple(10 ** (half / 2) for half in range(-10, 5))  # 1e-5 to 100 in half decades
 

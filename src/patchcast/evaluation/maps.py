@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
+from patchcast.geometry import Grid
 
 
 def pca_maps(units: Float[Tensor, "B N D"], grid: Grid) -> UInt8[Tensor, "B 3 rows cols"]:

@@ -1,9 +1,9 @@
 """Weights in from the papers', transformers' and timm's formats, and out again."""
 
-from patchcast.interop.aim import load_aim, load_aim_probe
-from patchcast.interop.ijepa import load_ijepa
-from patchcast.interop.imagegpt import load_imagegpt, save_imagegpt, save_imagegpt_classifier
-from patchcast.interop.mae import load_mae, mae_from_transformers, save_mae
+from patchcast.interop.aim_weights import load_aim, load_aim_probe
+from patchcast.interop.ijepa_weights import load_ijepa
+from patchcast.interop.imagegpt_weights import load_imagegpt, save_imagegpt, save_imagegpt_classifier
+from patchcast.interop.mae_weights import load_mae, mae_from_transformers, save_mae
 
 __all__ = [
     "load_aim",

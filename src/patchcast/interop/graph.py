@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 
 TOLERANCE = 1e-4
 """Of the largest value of a feature; float32 in another order of summation differs by about a hundredth of it."""

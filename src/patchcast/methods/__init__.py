@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from patchcast.methods.aim import aim, aim_codes, aim_features
-from patchcast.methods.base import Method
 from patchcast.methods.beit import beit
 from patchcast.methods.ijepa import ijepa
 from patchcast.methods.imagegpt import imagegpt, imagegpt_masked, on_codes
 from patchcast.methods.mae import mae
+from patchcast.methods.method import Method
 from patchcast.methods.simmim import simmim
 from patchcast.plans import FixedOrder, Planner, RandomOrder, RasterOrder, coarse_to_fine, hilbert, snake
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 from patchcast.losses import smooth_l1
 from patchcast.plans import MultiBlock
 from patchcast.predictors import Decoder, small_normal, usable_width

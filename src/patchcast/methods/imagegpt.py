@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from patchcast.backbones.imagegpt import ImageGPTBackbone
+from patchcast.backbones.imagegpt_network import ImageGPTBackbone
 from patchcast.losses import cross_entropy
 from patchcast.plans import FromStart, RandomMask
 from patchcast.predictors import LinearHead
@@ -18,8 +18,8 @@ def imagegpt(backbone: ImageGPTBackbone) -> Pretrainer:
     """Predict each pixel's colour from those before it, row by row; the loss is in nats per code.
 
     >>> import torch
-    >>> from patchcast.backbones.base import Grid
-    >>> from patchcast.backbones.imagegpt import ImageGPT
+    >>> from patchcast.geometry import Grid
+    >>> from patchcast.backbones.imagegpt_network import ImageGPT
     >>> from patchcast.tokenizers.palette import Palette
     >>> palette = Palette(torch.linspace(-1, 1, 16)[:, None])
     >>> network = ImageGPT(Grid(8, 8), palette.vocabulary, depth=2, width=32, heads=4)
@@ -68,8 +68,8 @@ def on_codes(pretrainer: Pretrainer) -> Pretrainer:
     decoding and encoding an image twice. What it learns, the given one knows.
 
     >>> import torch
-    >>> from patchcast.backbones.base import Grid
-    >>> from patchcast.backbones.imagegpt import ImageGPT
+    >>> from patchcast.geometry import Grid
+    >>> from patchcast.backbones.imagegpt_network import ImageGPT
     >>> from patchcast.tokenizers.palette import Palette
     >>> palette = Palette(torch.tensor([[-1.0], [1.0]]))
     >>> pretrainer = imagegpt(ImageGPTBackbone(ImageGPT(Grid(2, 2), 2, depth=1, width=8, heads=2), palette, channels=1))

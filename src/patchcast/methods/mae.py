@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 from patchcast.losses import squared
 from patchcast.plans import RandomMask
 from patchcast.predictors import Decoder, usable_width

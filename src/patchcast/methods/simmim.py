@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchcast.backbones.base import Backbone
+from patchcast.backbones.backbone import Backbone
 from patchcast.losses import absolute
 from patchcast.plans import GridMask
 from patchcast.predictors import LinearHead

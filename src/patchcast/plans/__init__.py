@@ -1,9 +1,6 @@
 """Plans: what may be seen, and what is to be predicted."""
 
-from patchcast.plans.base import MaskPlan, OrderPlan, Plan, Planner, StartPlan
-from patchcast.plans.blocks import BlockMask, InverseBlockMask, MultiBlock
-from patchcast.plans.each import draw_each
-from patchcast.plans.masks import GridMask, RandomMask
+from patchcast.plans.block_masks import BlockMask, InverseBlockMask, MultiBlock
 from patchcast.plans.orders import (
     FixedOrder,
     FromStart,
@@ -14,6 +11,9 @@ from patchcast.plans.orders import (
     raster,
     snake,
 )
+from patchcast.plans.per_image import draw_each
+from patchcast.plans.plan import MaskPlan, OrderPlan, Plan, Planner, StartPlan
+from patchcast.plans.random_masks import GridMask, RandomMask
 
 __all__ = [
     "BlockMask",

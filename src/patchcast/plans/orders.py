@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from patchcast.backbones.base import Grid
-from patchcast.plans.base import OrderPlan, StartPlan
+from patchcast.geometry import Grid
+from patchcast.plans.plan import OrderPlan, StartPlan
 
 # ---- curves: a grid to the order in which its units are visited ------------------------------------------------------
 

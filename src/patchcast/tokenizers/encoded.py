@@ -13,8 +13,8 @@ from jaxtyping import Int, Int64, Real
 from rich.progress import track
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid
 from patchcast.data.images import DECODED_BYTES
+from patchcast.geometry import Grid
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.tokenizers.palette import Source
 

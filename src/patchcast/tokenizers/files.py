@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from patchcast.files import read_weights
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook
-from patchcast.weights import read_weights
 
 
 def load_tokenizer(path: str | Path) -> Palette | PatchCodebook:

@@ -13,8 +13,8 @@ from jaxtyping import Float, Float32, Int, Int16, Int64, Real, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid
-from patchcast.weights import read_weights
+from patchcast.files import read_weights
+from patchcast.geometry import Grid
 
 LARGEST = 4096
 CELL = 16

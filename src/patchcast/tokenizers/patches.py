@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
-from patchcast.backbones.base import Grid
+from patchcast.files import read_weights
+from patchcast.geometry import Grid
 from patchcast.targets import Pixels, unpatchify
 from patchcast.tokenizers.base import Draws, Tokenizer
 from patchcast.tokenizers.palette import to_levels
-from patchcast.weights import read_weights
 
 
 class PatchCodebook(nn.Module):

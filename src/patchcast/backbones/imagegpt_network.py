@@ -1,0 +1,294 @@
+"""ImageGPT's network, and the backbone over it (Chen et al. 2020, "Generative Pretraining from Pixels")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from timm.layers.activations import quick_gelu
+from torch import Tensor, nn
+
+from patchcast.backbones.backbone import Backbone, ImageBatch, Tokens, apply_blocks
+from patchcast.backbones.key_values import KeyValues
+from patchcast.geometry import Grid, take
+from patchcast.tokenizers.base import Tokenizer
+
+
+class Size(NamedTuple):
+    """Blocks, channels and attention heads of a network."""
+
+    depth: int
+    width: int
+    heads: int
+
+
+SIZES = {
+    "S": Size(24, 512, 8),
+    "M": Size(36, 1024, 8),
+    "L": Size(48, 1536, 16),
+    "XL": Size(60, 3072, 16),  # its heads were never published; 16 is our choice
+}
+"""Section 3.3 of the paper and its published code."""
+
+
+class Cache(KeyValues):
+    """Keys and values of the places that an ImageGPT has been through."""
+
+    def __init__(self, network: ImageGPT, batch: int, places: int | None = None) -> None:
+        depth, width, heads = network.size
+        super().__init__(
+            depth=depth, heads=heads, channels=width // heads, batch=batch, places=places or network.grid.units,
+            like=network.positions,
+        )  # fmt: skip
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, fused; with kept keys and values if given."""
+
+    def __init__(self, width: int, heads: int, bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width, bias=bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B L D"],
+        *,
+        can_see: Bool[Tensor, "*B L S"] | None = None,
+        is_causal: bool = False,
+        kept: Float[Tensor, "2 B heads P d"] | None = None,
+        at: int = 0,
+    ) -> Float[Tensor, "B L D"]:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, kv = qkv[0], qkv[1:]
+        if kept is not None:
+            kept.narrow(3, at, x.shape[1]).copy_(kv)
+            kv = kept.narrow(3, 0, at + x.shape[1])
+        x = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=can_see, is_causal=is_causal)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear maps with the quick GELU, x * sigmoid(1.702 x), between."""
+
+    def __init__(self, width: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        return self.fc2(quick_gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`; the norm does not centre and has no bias."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, bias: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
+        self.attn = Attention(width, heads, bias)
+        self.mlp = MLP(width, mlp_width, bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B L D"],
+        *,
+        can_see: Bool[Tensor, "*B L S"] | None = None,
+        is_causal: bool = False,
+        kept: Float[Tensor, "2 B heads P d"] | None = None,
+        at: int = 0,
+    ) -> Float[Tensor, "B L D"]:
+        x = x + self.attn(self.norm1(x), can_see=can_see, is_causal=is_causal, kept=kept, at=at)
+        return x + self.mlp(self.norm2(x))
+
+
+class ImageGPT(nn.Module):
+    """The network without its head: codes in, one feature for each of them out.
+
+    The causal one sees every code one place later, behind a start token: the feature at the place of code i has seen
+    those before i, and predicts it. The last code is never fed. The other one, of the paper's masked objective, has no
+    start token, moves nothing and sees everything.
+
+    >>> network = ImageGPT(Grid(8, 8), 16, depth=2, width=32, heads=4)
+    >>> network(torch.zeros(3, 64, dtype=torch.long)).shape
+    torch.Size([3, 64, 32])
+
+    Args:
+        grid: rows and columns of codes.
+        vocabulary: how many codes there are.
+        depth: blocks.
+        width: channels.
+        heads: of attention; they divide the width.
+        mlp_width: hidden channels of the MLPs; 4 times the width if None.
+        causal: whether units are predicted one after the other.
+        bias: linear maps have biases, as in transformers' version; the original has none.
+    Raises:
+        ValueError: if the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        vocabulary: int,
+        *,
+        depth: int,
+        width: int,
+        heads: int,
+        mlp_width: int | None = None,
+        causal: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"ImageGPT's width must be divisible by its heads; got {width} and {heads}")
+        self.grid, self.vocabulary, self.causal, self.bias = grid, vocabulary, causal, bias
+        self.size = Size(depth, width, heads)
+        self.mlp_width = mlp_width or 4 * width
+        self.codes = nn.Embedding(vocabulary, width)
+        self.start = nn.Parameter(torch.empty(width)) if causal else None
+        self.positions = nn.Parameter(torch.empty(grid.units, width))
+        self.blocks = nn.ModuleList(Block(width, heads, self.mlp_width, bias) for _ in range(depth))
+        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.grad_checkpointing = False
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The published code's initialisation: not transformers', and in the MLPs not scaled by depth."""
+        depth, width, _ = self.size
+        for weight, std in ((self.codes.weight, 0.02), (self.start, 0.02), (self.positions, 0.01)):
+            if weight is not None:
+                nn.init.normal_(weight, std=std)
+        for name, parameter in self.blocks.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "attn.qkv" in name:
+                parameter.normal_(std=width**-0.5)
+            elif "attn.proj" in name:
+                parameter.normal_(std=(width * depth) ** -0.5)
+            elif "mlp" in name:
+                parameter.normal_(std=0.02)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations: timm's name for it."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which block a parameter is of, as timm's models say it: for learning rates that fall from block to block."""
+        return {"stem": r"^codes|^start|^positions", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+    def no_weight_decay(self) -> set[str]:
+        return {"codes.weight", "start", "positions"}
+
+    def forward(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
+        return self.run(self.place(self.codes(ids)))
+
+    def layers(self, ids: Int[Tensor, "B N"]) -> Iterator[Float[Tensor, "B N D"]]:
+        """What the paper probes: the input of each block's attention, after its norm, and then the network's output.
+
+        That is n^l of its section 2.2, for l = 0 to depth; not the residual stream itself.
+        """
+        x = self.place(self.codes(ids))
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block.norm1(x)
+            x = block(x, is_causal=self.causal)
+        yield self.norm(x)
+
+    @torch.no_grad()
+    def extend(self, ids: Int[Tensor, "B L"], cache: Cache) -> Float[Tensor, "B P D"]:
+        """Go on from what a cache holds with some more codes; features of the places that are new, without gradients.
+
+        An empty cache is begun with the start token, so that L codes give L + 1 features; later it is L. The last one
+        predicts the code that comes next.
+        """
+        assert self.start is not None, "only a causal network goes on from what it has seen"
+        x = self.codes(ids)
+        if cache.length == 0:
+            x = torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
+        at, end = cache.length, cache.length + x.shape[1]
+        x = x + self.positions[at:end]
+        # The fused kernels' causal mask counts from the first key, so a later piece of several places brings its own.
+        is_first, is_piece = at == 0 and end > 1, at > 0 and end - at > 1
+        can_see = torch.ones(end - at, end, dtype=torch.bool, device=x.device).tril(at) if is_piece else None
+        for layer, block in enumerate(self.blocks):
+            x = block(x, can_see=can_see, is_causal=is_first, kept=cache.kept[layer], at=at)
+        cache.length = end
+        return self.norm(x)
+
+    def place(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """From embedded codes to the first block's input: moved on behind the start token, if causal, and placed."""
+        if self.start is not None:
+            x = torch.cat([self.start.expand(x.shape[0], 1, -1).to(x.dtype), x[:, :-1]], dim=1)
+        return x + self.positions
+
+    def run(
+        self, x: Float[Tensor, "B L D"], *, can_see: Bool[Tensor, "*B L L"] | None = None, is_causal: bool = False
+    ) -> Float[Tensor, "B L D"]:
+        """Blocks and final norm; the causal network is causal unasked."""
+        return self.norm(apply_blocks(self.blocks, x, self, can_see=can_see, is_causal=is_causal or self.causal))
+
+
+class ImageGPTBackbone(Backbone):
+    """ImageGPT over images: a tokenizer makes their codes, and each code is a unit.
+
+    >>> from patchcast.tokenizers.palette import Palette
+    >>> network = ImageGPT(Grid(4, 4), 3, depth=1, width=8, heads=2)
+    >>> backbone = ImageGPTBackbone(network, Palette(torch.tensor([[-1.0], [0.0], [1.0]])), channels=1)
+    >>> backbone.units(torch.zeros(2, 1, 4, 4)).shape, sorted(backbone.can)
+    (torch.Size([2, 16, 8]), ['paint', 'shift'])
+
+    Args:
+        model: the network, over as many codes as the tokenizer has.
+        tokenizer: a palette, or anything else that gives codes.
+        channels: of the images that it takes.
+        stride: pixels per side of a unit, (rows, cols); palettes give each pixel a code.
+    Raises:
+        ValueError: if network and tokenizer differ in their number of codes.
+    """
+
+    model: ImageGPT
+
+    def __init__(
+        self, model: ImageGPT, tokenizer: Tokenizer, *, channels: int, stride: tuple[int, int] = (1, 1)
+    ) -> None:
+        super().__init__(model)
+        if model.vocabulary != tokenizer.vocabulary:
+            raise ValueError(
+                f"the network has {model.vocabulary} codes and the tokenizer {tokenizer.vocabulary}; they must agree"
+            )
+        self.can = frozenset({"shift", "paint"} if model.causal else {"drop", "attend", "replace", "paint"})
+        self.tokenizer = tokenizer
+        self.width = self.embed_width = model.size.width
+        self.stride, self.channels = stride, channels
+        self.image_size = (model.grid.rows * stride[0], model.grid.cols * stride[1])
+
+    def to_patches(self, images: ImageBatch) -> Tokens:
+        assert isinstance(images, Tensor)
+        return Tokens(self.model.codes(self.tokenizer.encode(images)), self.grid(images))
+
+    def add_positions(self, patches: Tokens) -> Tokens:
+        return patches.with_(x=self.model.place(patches.x))
+
+    def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
+        return self.model.run(tokens.x, **tokens.block_kwargs)
+
+    def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
+        return tokens.with_(x=take(tokens.x, visible), visible=visible)
+
+    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+        return tokens.with_(block_kwargs={"is_causal": True} if can_see is None else {"can_see": can_see})
+
+    def layers(self, images: ImageBatch) -> Iterator[Float[Tensor, "B N D"]]:
+        """The features of each layer, as the paper probes them: see `ImageGPT.layers`.
+
+        Raises:
+            ValueError: if the image does not fit the network.
+        """
+        self.grid(images)
+        assert isinstance(images, Tensor)
+        return self.model.layers(self.tokenizer.encode(images))

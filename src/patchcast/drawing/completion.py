@@ -1,0 +1,147 @@
+"""Complete images unit by unit, from a visible prefix: AIM whose targets are raw pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from patchcast.backbones.backbone import CannotError
+from patchcast.backbones.cached_blocks import CachedBlocks, can_cache
+from patchcast.plans import OrderPlan, Plan
+from patchcast.pretrainer import Pretrainer
+from patchcast.targets import Pixels, patchify, unpatchify
+from patchcast.views import Context
+
+
+@torch.no_grad()
+def complete_pixels(
+    pretrainer: Pretrainer,
+    images: Float[Tensor, "B C H W"],
+    prefix: int,
+    *,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "B C H W"]:
+    """The images with all but the first `prefix` units of the order predicted, each from those before it.
+
+    Every prediction takes the place of its unit before the next one is made. It is the mean of all that could follow,
+    and no draw from it, so that completions are smooth. What the images hold elsewhere is not looked at.
+
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.methods import aim
+    >>> pretrainer = aim(wrap("test_vit", img_size=32, patch_size=8), head_depth=1, normalize=False)
+    >>> images = torch.randn(2, 3, 32, 32)
+    >>> completed = complete_pixels(pretrainer, images, prefix=8)
+    >>> torch.equal(completed[:, :, :16], images[:, :, :16]), torch.equal(completed[:, :, 16:], images[:, :, 16:])
+    (True, False)
+
+    timm's plain blocks keep keys and values of what they have seen; other backbones are run anew for every unit.
+
+    Args:
+        pretrainer: of `aim(..., normalize=False)`; put in eval mode, and its mode back afterwards.
+        images: normalised as in training.
+        prefix: units that are kept, 1 to N.
+        generator: of a CPU, for orders that are random.
+    Raises:
+        CannotError: if the method does not predict in order, or its targets are no raw pixels.
+        ValueError: if the prefix has no unit, or more than an image.
+    """
+    target = pretrainer.target
+    plan = pretrainer.draw(images, generator)
+    if not isinstance(plan, OrderPlan):
+        raise CannotError(f"only methods that predict in order complete images, such as aim; this one draws {plan}")
+    if not isinstance(target, Pixels):
+        raise CannotError(f"{type(target).__name__} are no pixels: nothing can be drawn; use aim(..., normalize=False)")
+    if target.normalize:
+        raise CannotError(
+            "normalised targets leave out the mean and contrast of each unit, so that nothing can be drawn from their "
+            "predictions; train with aim(..., normalize=False)"
+        )
+    if not 1 <= prefix <= plan.grid.units:
+        raise ValueError(f"completing needs a prefix of 1 to {plan.grid.units} units; got {prefix}")
+    # A model that was trained without prefixes has never seen units that see later ones.
+    given = torch.full_like(plan.prefix, prefix) if bool((plan.prefix > 0).all()) else torch.zeros_like(plan.prefix)
+    plan = OrderPlan(plan.grid, plan.order, given, is_raster=plan.is_raster)
+
+    was_training = pretrainer.training
+    pretrainer.eval()
+    follow: Follow = (Kept if can_cache(pretrainer.backbone) else Anew)(pretrainer, plan)
+    units = patchify(images, target.stride)
+    to_come = plan.order[:, prefix:]
+    units = units.scatter(1, _rows(to_come, units), 0.0)
+    for place in range(prefix, plan.grid.units):
+        prediction = follow(unpatchify(units, plan.grid, target.stride), place)
+        units.scatter_(1, _rows(plan.order[:, place : place + 1], units), prediction.to(units.dtype))
+    pretrainer.train(was_training)
+    return unpatchify(units, plan.grid, target.stride)
+
+
+class Follow(Protocol):
+    """Predicts the unit `order[place]` of each image from those before it."""
+
+    def __init__(self, pretrainer: Pretrainer, plan: OrderPlan) -> None: ...
+
+    def __call__(self, images: Float[Tensor, "B C H W"], place: int) -> Float[Tensor, "B 1 T"]: ...
+
+
+class Anew:
+    """By the whole forward pass, of which one prediction is taken: any backbone that can attend."""
+
+    def __init__(self, pretrainer: Pretrainer, plan: OrderPlan) -> None:
+        self.pretrainer, self.plan = pretrainer, plan
+
+    def __call__(self, images: Float[Tensor, "B C H W"], place: int) -> Float[Tensor, "B 1 T"]:
+        parts = self.pretrainer
+        predictions = parts.predictor(parts.view(parts.backbone, images, self.plan), self.plan)
+        return predictions[:, 0, place - 1 : place]
+
+
+class Kept:
+    """By running the units that are new, with keys and values of the others kept.
+
+    The given units see one another and prefix tokens, and each later one all before it: no piece needs a mask, but the
+    first one where the order has no prefix.
+    """
+
+    def __init__(self, pretrainer: Pretrainer, plan: OrderPlan) -> None:
+        self.pretrainer, self.plan = pretrainer, plan
+        places = plan.grid.units + pretrainer.backbone.features_prefix
+        self.blocks = CachedBlocks(pretrainer.backbone, batch=len(plan.order), places=places)
+        self.seen = 0
+
+    def __call__(self, images: Float[Tensor, "B C H W"], place: int) -> Float[Tensor, "B 1 T"]:
+        backbone, order = self.pretrainer.backbone, self.plan.order
+        tokens = backbone.keep(backbone.embed(images), order[:, self.seen : place])
+        is_first = self.seen == 0
+        x = tokens.x if is_first else tokens.x[:, tokens.prefix :]
+        last = self.blocks.extend(x, is_causal=is_first and not bool(self.plan.prefix.any()))[:, -1:]
+        self.seen = place
+        # A head reads at the place of the last unit, in a context that holds them all.
+        step = Step(self.plan.grid, order[:, None, place - 1 : place], order[:, None, place : place + 1])
+        everywhere = last.new_zeros(len(order), self.plan.grid.units, last.shape[-1])
+        everywhere.scatter_(1, _rows(step.at[:, 0], everywhere), last)
+        return self.pretrainer.predictor(Context(self.plan.grid, last[:, :0], everywhere), step)[:, 0]
+
+
+@dataclass(frozen=True)
+class Step(Plan):
+    """One prediction for each image: at the place of the latest unit, of the next."""
+
+    at: Int[Tensor, "B 1 1"]
+    following: Int[Tensor, "B 1 1"]
+
+    @property
+    def predict(self) -> Int[Tensor, "B 1 1"]:
+        return self.following
+
+    @property
+    def source(self) -> Int[Tensor, "B 1 1"]:
+        return self.at
+
+
+def _rows(index: Int[Tensor, "B K"], like: Float[Tensor, "B N T"]) -> Int[Tensor, "B K T"]:
+    """An index of units as `scatter` wants it."""
+    return index[..., None].expand(-1, -1, like.shape[-1])

@@ -1,0 +1,50 @@
+"""What a pretrainer makes of images: what it saw, and what it predicted, as pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchcast.geometry import upsample
+from patchcast.plans import Plan
+from patchcast.pretrainer import Pretrainer
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Images, what was seen of them, and what was predicted; NaN where nothing is to be shown."""
+
+    images: Float[Tensor, "B C H W"]
+    seen: Float[Tensor, "B C H W"]
+    predicted: Float[Tensor, "B C H W"]
+
+
+@torch.no_grad()
+def reconstruct(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan) -> Reconstruction:
+    """Predict what the plan asks and put it in its place; what counts for nothing is shown as it was seen.
+
+    Predictions of normalised targets say nothing of a unit's mean and spread: these are lent by the original.
+
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.methods import mae
+    >>> pretrainer, images = mae(wrap("test_vit", img_size=32), decoder_depth=1), torch.randn(1, 3, 32, 32)
+    >>> reconstruct(pretrainer, images, pretrainer.draw(images)).predicted.shape
+    torch.Size([1, 3, 32, 32])
+
+    Raises:
+        ValueError: if the method's targets are not pixels.
+    """
+    pretrainer.eval()
+    output = pretrainer(images, plan)
+    counts = torch.ones_like(plan.predict, dtype=torch.bool) if plan.weight is None else plan.weight > 0
+    asked = plan.predict.flatten(1)
+    values = output.predictions.new_zeros(len(images), plan.grid.units, output.predictions.shape[-1])
+    values.scatter_(1, asked[..., None].expand(-1, -1, values.shape[-1]), output.predictions.flatten(1, 2))
+    predicted = torch.zeros(len(images), plan.grid.units, dtype=torch.bool, device=images.device)
+    predicted.scatter_(1, asked, counts.flatten(1))
+    where = upsample(predicted.unflatten(1, plan.grid), (images.shape[-2], images.shape[-1]))[:, None]
+    drawn = pretrainer.target.to_pixels(values, images)
+    return Reconstruction(images, images.masked_fill(where, torch.nan), torch.where(where, drawn, images))

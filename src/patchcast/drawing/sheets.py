@@ -1,0 +1,89 @@
+"""Pictures of drawn codes: a grid of them as PNG, and the order in which they were drawn as an animated GIF."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from patchcast.geometry import Grid
+
+GAP, GREY = 1, 128
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What makes pictures of codes: a palette, or a learnt decoder of yours."""
+
+    def decode(self, ids: Int[Tensor, "B N"], grid: Grid) -> UInt8[Tensor, "B C H W"]: ...
+
+
+def save_grid(
+    images: UInt8[Tensor, "B C H W"], path: str | Path, *, columns: int | None = None, scale: int | None = None
+) -> None:
+    """Write images side by side, row by row, as PNG.
+
+    Args:
+        columns: images in a row; as many as make the whole about square if None.
+        scale: pixels of the file for one of an image; about 64 to an image if None.
+    """
+    sheet(images, columns=columns, scale=scale).save(path)
+
+
+def save_drawing(
+    ids: Int[Tensor, "B N"],
+    tokenizer: Decoder,
+    grid: Grid,
+    path: str | Path,
+    *,
+    given: int = 0,
+    frames: int = 48,
+    milliseconds: int = 60,
+    columns: int | None = None,
+    scale: int | None = None,
+) -> None:
+    """Write how the images came to be as an animated GIF, code by code in raster order; what is still to come is grey.
+
+    Args:
+        given: codes that were not drawn, and stand in the first frame already.
+        frames: about how many; the last one, the finished images, is held for two seconds.
+        milliseconds: of each frame.
+        columns, scale: as in `save_grid`.
+    """
+    images = tokenizer.decode(ids, grid)
+    units = ids.shape[1]
+    step = max(1, math.ceil((units - given) / frames))
+    shown = [*range(given, units, step), units]
+    size = (images.shape[-2], images.shape[-1])
+    pictures = []
+    for count in shown:
+        is_drawn = (torch.arange(units) < count).view(1, 1, *grid).float()
+        is_drawn = torch.nn.functional.interpolate(is_drawn, size=size, mode="nearest").bool()
+        shown_now = torch.where(is_drawn.to(images.device), images, GREY)
+        pictures.append(sheet(shown_now, columns=columns, scale=scale))
+    durations = [milliseconds] * (len(pictures) - 1) + [2000]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def sheet(images: UInt8[Tensor, "B C H W"], *, columns: int | None = None, scale: int | None = None) -> Image.Image:
+    """Images side by side, row by row; arguments as in `save_grid`.
+
+    >>> sheet(torch.zeros(6, 3, 32, 32, dtype=torch.uint8), columns=3).size
+    (194, 129)
+    """
+    count, channels, height, width = images.shape
+    columns = min(count, columns or math.ceil(math.sqrt(count * height / width)))
+    rows = math.ceil(count / columns)
+    scale = scale or max(1, round(64 / max(height, width)))
+    down, right = height * scale + GAP, width * scale + GAP
+    sheet = torch.full((rows * down - GAP, columns * right - GAP, channels), 255, dtype=torch.uint8)
+    enlarged = images.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3).permute(0, 2, 3, 1)
+    for place, image in enumerate(enlarged):
+        row, column = divmod(place, columns)
+        sheet[row * down : row * down + height * scale, column * right : column * right + width * scale] = image
+    return Image.fromarray(sheet.squeeze(-1).numpy())

@@ -1,0 +1,77 @@
+"""Putting weights in without losing any on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isqrt
+
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from patchcast.backbones.backbone import Backbone
+from patchcast.geometry import Grid
+from patchcast.positions import sincos_positions
+
+
+def without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names without the `module.` that DistributedDataParallel puts in front."""
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, source: str, fresh: tuple[str, ...] = ()) -> None:
+    """Load every value, into every parameter but those whose names begin with one of `fresh`.
+
+    Raises:
+        ValueError: if a name is missing or has no place, or a shape differs; nothing is loaded then.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state and not name.startswith(fresh)]
+    homeless = [name for name in state if name not in own]
+    misshapen = [name for name in state if name in own and own[name].shape != state[name].shape]
+    complaints = []
+    if missing:
+        complaints.append(f"it lacks {_few(missing)}")
+    if homeless:
+        complaints.append(f"there is no place for {_few(homeless)}")
+    if misshapen:
+        name = misshapen[0]
+        shapes = f"{tuple(state[name].shape)} in it, {tuple(own[name].shape)} here"
+        complaints.append(f"shapes differ for {_few(misshapen)} ({name}: {shapes})")
+    if complaints:
+        raise ValueError(f"{source} does not fit: {'; '.join(complaints)}")
+    module.load_state_dict(dict(state), strict=False)
+
+
+def _few(names: list[str]) -> str:
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
+
+
+def fit_positions(state: dict[str, Tensor], backbone: Backbone) -> None:
+    """Resample a timm encoder's `pos_embed` in place, from a square, where the backbone's grid is another."""
+    own, found = backbone.model.state_dict().get("pos_embed"), state.get("pos_embed")
+    if own is None or found is None or own.shape == found.shape:
+        return
+    grid = backbone.grid(backbone.image_size)
+    prefix = own.shape[1] - grid.units
+    if isqrt(found.shape[1] - prefix) ** 2 == found.shape[1] - prefix:  # otherwise it has other prefix tokens
+        state["pos_embed"] = resample_abs_pos_embed(found, list(grid), num_prefix_tokens=prefix)
+
+
+def check_positions(table: Tensor | None, source: str) -> None:
+    """Our decoder computes its positions, and would silently replace those of a file that has others."""
+    if table is None:
+        return
+    side = isqrt(table.shape[1])
+    expected = sincos_positions(Grid(side, side), table.shape[2])
+    off = (table[0, -expected.shape[0] :].float() - expected).abs().max().item()
+    if off > 1e-2:  # half precision is off by less than 1e-3
+        raise ValueError(
+            f"{source} has decoder positions that differ by up to {off:.2f} from the sine-cosine ones; "
+            "models begun by transformers 5.23 have zeros there"
+        )
+
+
+def heads(backbone: Backbone) -> tuple[str, ...]:
+    """Names in a pretrainer's state of what no feature depends on: a checkpoint without it is whole."""
+    return tuple(f"backbone.model.{name}" for name in backbone.unused())

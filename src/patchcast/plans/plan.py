@@ -1,0 +1,210 @@
+"""The two kinds of plan. A plan knows indices of units; it knows nothing of models or pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from patchcast.geometry import Grid
+
+PlanT = TypeVar("PlanT", bound="Plan")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may be seen, and what is predicted, for a batch of images on one grid of units."""
+
+    grid: Grid
+
+    @property
+    def predict(self) -> Int[Tensor, "B G P"]:
+        """The units to predict: G groups of P for each image."""
+        raise NotImplementedError
+
+    @property
+    def source(self) -> Int[Tensor, "B G P"]:
+        """The units at whose place each prediction is made."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Float[Tensor, "B G P"] | None:
+        """How much each prediction counts in the loss; None where all count the same."""
+        raise NotImplementedError
+
+    def may_use(self) -> Bool[Tensor, "B G P N"]:
+        """True where the prediction may depend on the unit: what the no-leak test holds a method to."""
+        raise NotImplementedError
+
+    def first(self: PlanT) -> PlanT:
+        """The plan of the first image alone."""
+        return self.rows(slice(1))
+
+    def rows(self: PlanT, images: slice) -> PlanT:
+        """The plan of some of the images."""
+        return self._map(lambda tensor: tensor[images])
+
+    def to(self: PlanT, device: torch.device | str) -> PlanT:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self: PlanT, change: Callable[[Tensor], Tensor]) -> PlanT:
+        """The same plan with every tensor changed."""
+        changed: dict[str, Any] = {
+            each.name: change(value) for each in fields(self) if isinstance(value := getattr(self, each.name), Tensor)
+        }
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class MaskPlan(Plan):
+    """Some units are seen; others, in one or several groups, are predicted from them.
+
+    A unit may be in neither: then it is hidden and not asked for (the space around I-JEPA's context block, or padding).
+    Where images of a batch have different numbers of units, rows are filled up with units that they hold already.
+
+    >>> plan = MaskPlan(Grid(2, 2), torch.tensor([[0, 3]]), torch.tensor([[[1, 2]]]))
+    >>> plan.is_hidden.int().tolist()
+    [[[0, 1], [1, 0]]]
+
+    Attributes:
+        is_seen: False where an entry of `visible` only fills up its row; None if none does.
+        is_asked: False where an entry of `hidden` only fills up its row; None if none does.
+    """
+
+    visible: Int[Tensor, "B V"]
+    hidden: Int[Tensor, "B G P"]
+    is_seen: Bool[Tensor, "B V"] | None = None
+    is_asked: Bool[Tensor, "B G P"] | None = None
+
+    @property
+    def predict(self) -> Int[Tensor, "B G P"]:
+        return self.hidden
+
+    @property
+    def source(self) -> Int[Tensor, "B G P"]:
+        return self.hidden
+
+    @property
+    def weight(self) -> Float[Tensor, "B G P"] | None:
+        return None if self.is_asked is None else self.is_asked.to(torch.float32)
+
+    @property
+    def is_hidden(self) -> Bool[Tensor, "B rows cols"]:
+        """True where a unit may not be seen."""
+        hidden = torch.ones(len(self.visible), self.grid.units, dtype=torch.bool, device=self.visible.device)
+        return hidden.scatter(1, self.visible, False).unflatten(1, self.grid)
+
+    def may_use(self) -> Bool[Tensor, "B G P N"]:
+        return (~self.is_hidden).flatten(1)[:, None, None, :].expand(*self.predict.shape, -1)
+
+
+@dataclass(frozen=True)
+class OrderPlan(Plan):
+    """Units are predicted one after the other, each from those before it (El-Nouby et al. 2024, section 3.1).
+
+    The feature at the place of `order[i]` predicts the unit `order[i + 1]`. The first `prefix` units of the order are
+    given: all of them see one another, and none is scored.
+
+    >>> plan = OrderPlan(Grid(1, 4), torch.tensor([[0, 1, 2, 3]]), torch.tensor([2]))
+    >>> plan.source.tolist(), plan.predict.tolist(), plan.weight.tolist()
+    ([[[0, 1, 2]]], [[[1, 2, 3]]], [[[0.0, 1.0, 1.0]]])
+    >>> plan.can_see(prefix_tokens=0)[0, 0].int().tolist()
+    [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+
+    Attributes:
+        order: a permutation of the units for each image.
+        prefix: the prefix length of each image, 0 to N - 1.
+        is_raster: the order is row by row and no image has a prefix: a plain causal mask does, and has fused kernels.
+        length: how many units each image has, where that differs; those after them in the order are padding.
+    """
+
+    order: Int[Tensor, "B N"]
+    prefix: Int[Tensor, " B"]
+    is_raster: bool = False
+    length: Int[Tensor, " B"] | None = None
+
+    @property
+    def predict(self) -> Int[Tensor, "B G P"]:
+        return self.order[:, None, 1:]
+
+    @property
+    def source(self) -> Int[Tensor, "B G P"]:
+        return self.order[:, None, :-1]
+
+    @property
+    def weight(self) -> Float[Tensor, "B G P"]:
+        place = torch.arange(1, self.grid.units, device=self.order.device)
+        counts = place >= self.prefix[:, None]
+        if self.length is not None:
+            counts = counts & (place < self.length[:, None])
+        return counts[:, None].to(torch.float32)
+
+    @property
+    def rank(self) -> Int[Tensor, "B N"]:
+        """When each unit's turn comes: the inverse of `order`."""
+        return self.order.argsort(dim=1)
+
+    def can_see(self, prefix_tokens: int) -> Bool[Tensor, "B 1 L L"]:
+        """The attention mask, prefix tokens in front.
+
+        Class and register tokens come first in the order and see the given units besides, so that they carry
+        something, and nothing that is still to be predicted: seen by every unit, they would leak all that they see.
+        """
+        first = torch.arange(prefix_tokens, device=self.order.device).expand(len(self.order), -1)
+        rank = torch.cat([first, prefix_tokens + self.rank], dim=1)
+        given = torch.where(self.prefix > 0, prefix_tokens + self.prefix, 0)
+        earlier = rank[:, None, :] <= rank[:, :, None]
+        return (earlier | (rank < given[:, None])[:, None, :])[:, None]
+
+    def may_use(self) -> Bool[Tensor, "B G P N"]:
+        # Stated over again from the definition, not from can_see: a test of can_see must not ask can_see.
+        turn = torch.empty_like(self.order).scatter(
+            1, self.order, torch.arange(self.grid.units).to(self.order).expand_as(self.order)
+        )
+        at = turn.gather(1, self.source[:, 0])
+        before = turn[:, None, :] <= at[:, :, None]
+        return (before | (turn < self.prefix[:, None])[:, None, :])[:, None]
+
+
+@dataclass(frozen=True)
+class StartPlan(Plan):
+    """Every unit is predicted from those before it, the first from a start token alone (Chen et al. 2020, section 2.1).
+
+    The feature at the place of a unit predicts that unit: what it has seen was moved on by one place.
+
+    >>> plan = StartPlan(Grid(1, 3), torch.tensor([[0, 1, 2]]))
+    >>> plan.predict.tolist(), plan.may_use()[0, 0].int().tolist()
+    ([[[0, 1, 2]]], [[0, 0, 0], [1, 0, 0], [1, 1, 0]])
+
+    Attributes:
+        order: the units, row by row.
+    """
+
+    order: Int[Tensor, "B N"]
+
+    @property
+    def predict(self) -> Int[Tensor, "B G P"]:
+        return self.order[:, None]
+
+    @property
+    def source(self) -> Int[Tensor, "B G P"]:
+        return self.order[:, None]
+
+    @property
+    def weight(self) -> None:
+        return None
+
+    def may_use(self) -> Bool[Tensor, "B G P N"]:
+        everything = torch.ones(len(self.order), 1, self.grid.units, self.grid.units, dtype=torch.bool)
+        return everything.tril(diagonal=-1).to(self.order.device)
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """Draws plans: `RandomMask(0.75)`, `RasterOrder()`. Always on the CPU, so that a seed means the same everywhere."""
+
+    def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> Plan: ...

@@ -1,0 +1,209 @@
+"""From a recipe to its parts: what is left out is taken from the model, the data and the method."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from typing import Any
+
+import timm
+import torch
+
+from patchcast.backbones import Backbone, wrap
+from patchcast.backbones.start_positions import start_from_sincos
+from patchcast.backbones.tile_geometry import tiles_of
+from patchcast.backbones.tiled import Tiled
+from patchcast.data import Augment, Evaluate, Images, channel_statistics
+from patchcast.data.streamed import HeadStore
+from patchcast.methods import METHODS, Method
+from patchcast.pretrainer import Pretrainer
+from patchcast.recipe import Recipe, Resolved
+from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
+from patchcast.tokenizers.base import Tokenizer
+from patchcast.training.run import default_precision, default_workers
+
+FEWEST_UNITS = 7  # a side; with fewer there is little to predict a patch from
+SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalise by
+
+
+def find_method(name: str) -> Method:
+    """The method of this name, or an error that names what is near."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
+        raise ValueError(f"no method is called {name!r}; {hint}")
+    return METHODS[name]
+
+
+def resolve(recipe: Recipe, images: Images) -> Resolved:
+    """The recipe with nothing left open, so that its config runs the same again.
+
+    Raises:
+        ValueError: if the method, one of its options, or the model is not known, or the sizes do not fit.
+    """
+    method = find_method(recipe.method)
+    _check_options(recipe.method, method, recipe.method_args)
+    pieces = recipe.devices * recipe.nodes * recipe.accumulate
+    if min(recipe.devices, recipe.nodes, recipe.accumulate) < 1 or recipe.batch_size % pieces:
+        raise ValueError(
+            f"a batch of {recipe.batch_size} images cannot be shared evenly by devices={recipe.devices} x "
+            f"nodes={recipe.nodes} in accumulate={recipe.accumulate} pieces each; give a multiple of their product"
+        )
+    is_stream = isinstance(images.store, HeadStore)
+    if is_stream:
+        _check_stream(recipe, method)
+    recipe = with_codes(recipe, method, images)
+    size, patch = _size_and_patch(recipe, method, images)
+    mean, std = recipe.mean, recipe.std
+    if recipe.pretrained and mean is None and std is None:
+        mean, std = _pretrained_cfg(recipe.model).mean, _pretrained_cfg(recipe.model).std
+    if mean is None or std is None:
+        measured = channel_statistics(images)
+        mean, std = mean or measured[0], std or measured[1]
+    steps = recipe.steps or max(1, round(recipe.epochs * len(images) / recipe.batch_size))
+    flip = recipe.flip if recipe.flip is not None else method.flip and recipe.data != "digits"
+    given = {each.name: getattr(recipe, each.name) for each in dataclasses.fields(recipe)}
+    found = {
+        "image_size": size,
+        "patch_size": patch,
+        "channels": images.channels,
+        # Four digits that count: 12 bits in a 16-bit file have deviations of a few thousandths of white.
+        "mean": tuple(float(f"{each:.4g}") for each in mean),
+        "std": tuple(float(f"{each:.4g}") for each in std),
+        "crop_scale": recipe.crop_scale or method.crop_scale,
+        "flip": flip,
+        "steps": steps,
+        "epochs": recipe.epochs if is_stream else round(steps * recipe.batch_size / len(images), 2),
+        "lr": recipe.lr or method.lr_per_256 * recipe.batch_size / 256,
+        "betas": recipe.betas or method.betas,
+        "weight_decay": recipe.weight_decay if recipe.weight_decay is not None else method.weight_decay,
+        "clip": recipe.clip if recipe.clip is not None else (method.clip or 0.0),
+        "precision": recipe.precision or default_precision(),
+        "workers": recipe.workers if recipe.workers is not None else default_workers(recipe.device),
+        "eval_every": recipe.eval_every or max(1, steps // 10),
+        "checkpoint_every": recipe.checkpoint_every or max(1, steps // 10),
+    }
+    return Resolved(**{**given, **found})
+
+
+def _check_stream(recipe: Recipe, method: Method) -> None:
+    if recipe.steps is None:
+        raise ValueError(f"{recipe.data} is a stream, whose length is not known: give --steps")
+    if method.codes == "colours":
+        raise ValueError(f"{recipe.method} encodes its images once, before training, which a stream cannot be: use hf:")
+
+
+def build(recipe: Resolved, tokenizer: Tokenizer | None = None) -> Pretrainer:
+    """The method over its backbone, with the initial weights of a resolved recipe's seed.
+
+    Args:
+        tokenizer: of methods that predict codes; see `patchcast.runs.tokenizer`.
+    Raises:
+        ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
+    """
+    torch.manual_seed(recipe.seed)
+    method = find_method(recipe.method)
+    if method.codes == "colours":
+        assert tokenizer is not None
+        return method.build(imagegpt_backbone(recipe, tokenizer, causal=method.causal), **recipe.method_args)
+    backbone = wrap(recipe.model, pretrained=recipe.pretrained, **timm_args(recipe))
+    if recipe.tile_size is not None:
+        tile = (recipe.tile_size, recipe.tile_size)
+        backbone = Tiled(backbone, tiles_of(recipe.image_size, tile))
+    backbone.grid(recipe.image_size)
+    if not recipe.pretrained:
+        start_from_sincos(backbone)
+    given: dict[str, Any] = {"steps": recipe.steps} if method.knows_steps else {}
+    if method.codes == "patches":
+        assert tokenizer is not None
+        given["tokenizer"] = of_units(tokenizer, backbone)
+    return method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
+
+
+def timm_args(recipe: Resolved) -> dict[str, Any]:
+    """The arguments of `timm.create_model` for a resolved recipe's model."""
+    args: dict[str, Any] = {}
+    if recipe.tile_size is not None:
+        args["img_size"] = [recipe.tile_size] * 2
+    elif _pretrained_cfg(recipe.model).fixed_input_size:
+        args["img_size"] = list(recipe.image_size)
+    if recipe.patch_size is not None:
+        args["patch_size"] = recipe.patch_size
+    args["in_chans"] = recipe.channels
+    return {**args, **recipe.model_args}
+
+
+def augmentation(recipe: Resolved) -> Augment:
+    """What training sees of an image."""
+    return Augment(recipe.image_size, recipe.crop_scale, bool(recipe.flip), recipe.mean, recipe.std)
+
+
+def evaluation(recipe: Resolved) -> Evaluate:
+    """What probes and pictures see of an image: all of it, and nothing random."""
+    return Evaluate(recipe.image_size, recipe.mean, recipe.std)
+
+
+def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tuple[int, int], int | None]:
+    """Height and width, and pixels per side of a patch; None for the model's own."""
+    if method.codes == "colours":
+        assert recipe.image_size is not None  # `with_codes` has seen to it
+        return recipe.image_size, None
+    nominal = _nominal(recipe)
+    tile = recipe.tile_size
+    if tile is None:
+        size = recipe.image_size or _follow(images.typical_size, nominal)
+    else:
+        size = recipe.image_size or _whole_tiles(images.typical_size, tile)
+    if recipe.patch_size is None and not recipe.pretrained and "drop" in nominal.can:
+        return size, _patch_for(size if tile is None else (tile, tile), nominal.stride)
+    return size, recipe.patch_size
+
+
+def _nominal(recipe: Recipe) -> Backbone:
+    """The model as timm makes it, without memory or weights: to ask what sizes it is for."""
+    args = {"patch_size": recipe.patch_size} if recipe.patch_size else {}
+    with torch.device("meta"):
+        return wrap(recipe.model, **args, **recipe.model_args)
+
+
+def _pretrained_cfg(model: str) -> Any:
+    """What timm knows of an architecture without building it."""
+    return timm.get_pretrained_cfg(model)
+
+
+def _follow(typical: tuple[int, int], nominal: Backbone) -> tuple[int, int]:
+    """The data's size where it is smaller than the model's: enlarging images adds work and no information."""
+    if typical[0] < nominal.image_size[0] and typical[1] < nominal.image_size[1]:
+        return typical
+    return nominal.image_size
+
+
+def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:
+    """The data's size in whole tiles, as near as they come."""
+    return max(1, round(typical[0] / tile)) * tile, max(1, round(typical[1] / tile)) * tile
+
+
+def _patch_for(size: tuple[int, int], stride: tuple[int, int]) -> int | None:
+    """The largest patch, up to the model's, that gives enough units a side; None for the model's own."""
+    largest = min(stride)
+    fitting = [patch for patch in range(SMALLEST_PATCH, largest + 1) if size[0] % patch == size[1] % patch == 0]
+    ample = [patch for patch in fitting if min(size) // patch >= FEWEST_UNITS]
+    chosen = max(ample, default=min(fitting, default=largest))
+    return None if chosen == largest else chosen
+
+
+def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
+    known = [each for each in inspect.signature(method.build).parameters if each not in ("backbone", "tokenizer")]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    _with_parts(method, options)
+
+
+def _with_parts(method: Method, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with parts in the place of their names."""
+    for option, named in method.named.items():
+        if option in options and options[option] not in named:
+            raise ValueError(f"{option} is one of {', '.join(named)}; got {options[option]!r}")
+    return {option: method.named.get(option, {}).get(value, value) for option, value in options.items()}

@@ -1,0 +1,121 @@
+"""What a command looks at: a run's network or one of timm's, and how images are prepared for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchcast.backbones import Backbone, wrap
+from patchcast.data import Augment, Evaluate
+from patchcast.evaluation.protocol import OURS, UNTRAINED
+from patchcast.recipe import Device, Resolved
+from patchcast.runs.build import augmentation, build
+from patchcast.runs.run_folder import CONFIG, open_run
+from patchcast.runs.tokenizer import kept_tokenizer
+
+CROP_SCALE = (0.2, 1.0)
+"""Of random crops for a network that no run of ours trained: MAE's."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone, and how images are prepared for it.
+
+    Attributes:
+        name: the run folder or the timm model, as it was given.
+        size: (height, width) of what it sees.
+        mean, std: of each channel, white being 1.
+        recipe: of the run; None for a timm model.
+        is_trained: False for the weights of before training.
+    """
+
+    name: str
+    backbone: Backbone
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recipe: Resolved | None = None
+    is_trained: bool = True
+
+    @property
+    def evaluate(self) -> Evaluate:
+        """All of an image, and nothing random."""
+        return Evaluate(self.size, self.mean, self.std)
+
+    @property
+    def augment(self) -> Augment:
+        """What the run's training saw of an image; for timm's models, MAE's augmentation."""
+        return (
+            Augment(self.size, CROP_SCALE, True, self.mean, self.std)
+            if self.recipe is None
+            else augmentation(self.recipe)
+        )
+
+    def before(self) -> Backbone:
+        """The same network as it was before training: the run's own start, or timm's random weights."""
+        if self.recipe is not None:
+            return build(self.recipe, kept_tokenizer(Path(self.name))).backbone
+        return _of_timm(self.name, pretrained=False)
+
+    def beside_its_start(self) -> dict[str, Backbone]:
+        """The network, and what training has to beat: itself before; only that if it is not trained."""
+        return {OURS: self.backbone, UNTRAINED: self.before()} if self.is_trained else {UNTRAINED: self.backbone}
+
+    def own_file(self, name: str) -> Path | None:
+        """Where what is found of a trained run is kept; None for what is not in a run's folder."""
+        return Path(self.name) / name if self.recipe is not None and self.is_trained else None
+
+
+def is_run(source: str | Path) -> bool:
+    """Whether this is a run's folder, and no model's name."""
+    return (Path(source) / CONFIG).exists()
+
+
+def open_network(source: str | Path, *, untrained: bool = False, **model_args: Any) -> Network:
+    """A run's network by its folder, or one of timm's by its name.
+
+    Args:
+        untrained: with the weights of before training.
+        model_args: arguments of timm's create_model; not for runs, which know their own.
+    Raises:
+        ValueError: if there is no such run or model, or its weights cannot be had.
+    """
+    if is_run(source):
+        recipe, pretrainer = open_run(Path(source))
+        found = Network(str(source), pretrainer.backbone, recipe.image_size, recipe.mean, recipe.std, recipe)
+        return replace(found, backbone=found.before(), is_trained=False) if untrained else found
+    if Path(source).is_dir():
+        raise ValueError(f"{source} holds no run of patchcast: it has no {CONFIG}")
+    name = str(source)
+    backbone = _of_timm(name, pretrained=not untrained, **model_args)
+    config: Any = backbone.model.pretrained_cfg
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    if backbone.channels != len(mean):
+        raise ValueError(f"{name} takes {backbone.channels} channels, and its normalisation has {len(mean)}")
+    return Network(name, backbone, backbone.image_size, mean, std, is_trained=not untrained)
+
+
+def _of_timm(name: str, *, pretrained: bool, **model_args: Any) -> Backbone:
+    torch.manual_seed(0)  # random weights are to be the same ones at the next call
+    try:
+        return wrap(name, pretrained=pretrained, **model_args)
+    except (OSError, RuntimeError) as problem:
+        reason = str(problem).strip().partition("\n")[0]
+        raise ValueError(f"the weights of {name} cannot be had ({reason}); --untrained goes without") from problem
+
+
+def torch_device(device: Device) -> str:
+    """The device that a command's option names.
+
+    >>> torch_device("cpu")
+    'cpu'
+
+    Raises:
+        ValueError: if a GPU is asked for, and there is none.
+    """
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ValueError("--device gpu needs a GPU, and torch finds none; use --device cpu")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

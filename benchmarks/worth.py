@@ -32,14 +32,14 @@ from timm.layers import HybridEmbed
 from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.backbones.base import take
+from patchcast.geometry import take
 from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_probe
 from patchcast.evaluation.linear import linear_probe
 from patchcast.losses import cross_entropy, smooth_l1, squared
 from patchcast.methods import aim, beit, ijepa, mae, simmim
 from patchcast.plans import BlockMask, GridMask, MultiBlock, RandomMask, RasterOrder
-from patchcast.positions import start_from_sincos
+from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.predictors import Decoder, LinearHead, MLPHead, small_normal
 from patchcast.pretrainer import Pretrainer, weighted_mean
 from patchcast.targets import EMAFeatures, Pixels, Target
@@ -576,7 +576,7 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         tested = readouts(backbone, x_test, normalize)
         result["test"] = {name: examine(found[name], labels, tested[name], labels_test) for name in found}
     if config.get("save"):
-        torch.save(backbone.state_dict(), config["save"])
+        torch.save((found, labels[:every]), config["save"])
     return result
 
 

@@ -1,11 +1,11 @@
 """What makes features worth their seconds: one configuration, trained for a time, read out in several ways.
 
-    python benchmarks/worth.py '{"name": "mae", "seconds": 100}' --data ../shared/data --log benchmarks/results/worth.jsonl
+    python benchmarks/worth.py '{"name": "mae", "seconds": 100}' --data ../shared/data
 
-A configuration is a few of `DEFAULTS`, changed. Training takes `seconds` of processor time of one thread, crops included;
-rate and momenta follow the time. Configurations are chosen on the **training** images alone: each is left out in turn, of a
-linear (ridge) classifier in closed form, and of the 20 nearest neighbors. `"test": true` reads the test images as well.
-Parts that are tried here and that the library lacks are written as its own: a `Target`, a `Predictor`.
+A configuration is a few of `DEFAULTS`, changed. Training takes `seconds` of processor time of one thread, crops
+included; rate and momenta follow the time. Configurations are chosen on the **training** images alone: each is left out
+in turn, of a linear (ridge) classifier in closed form, and of the 20 nearest neighbors. `"test": true` reads the test
+images as well. Parts that are tried here and that the library lacks are written as its own: a `Target`, a view.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import copy
 import io
 import json
 import math
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,15 +33,15 @@ from timm.layers import HybridEmbed
 from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.geometry import take
+from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_probe
 from patchcast.evaluation.linear import linear_probe
-from patchcast.losses import cross_entropy, smooth_l1, squared
-from patchcast.methods import aim, beit, ijepa, mae, simmim
+from patchcast.geometry import take
+from patchcast.losses import smooth_l1, squared
+from patchcast.methods import beit
 from patchcast.plans import BlockMask, GridMask, MultiBlock, RandomMask, RasterOrder
-from patchcast.backbones.start_positions import start_from_sincos
-from patchcast.predictors import Decoder, LinearHead, MLPHead, small_normal
+from patchcast.predictors import Decoder, LinearHead, MLPHead
 from patchcast.pretrainer import Pretrainer, weighted_mean
 from patchcast.targets import EMAFeatures, Pixels, Target
 from patchcast.tokenizers.patches import PatchCodebook
@@ -96,7 +97,7 @@ DEFAULTS: dict[str, Any] = {
 
 def load(folder: Path, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images as bytes and labels, to train and to test."""
-    kept = Path("/tmp/worth") / f"{name}.pt"
+    kept = Path(tempfile.gettempdir()) / "worth" / f"{name}.pt"
     if kept.exists():
         return torch.load(kept, weights_only=True)
     found = read(folder, name)
@@ -110,10 +111,16 @@ def read(folder: Path, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         digits = load_digits()
         x = torch.tensor(digits.images / 16 * 255)[:, None].repeat(1, 3, 1, 1).float()
         x = F.interpolate(x, size=(32, 32), mode="bilinear").byte()
-        y, order = torch.tensor(digits.target).long(), torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+        y, order = (
+            torch.tensor(digits.target).long(),
+            torch.randperm(len(x), generator=torch.Generator().manual_seed(0)),
+        )
         return x[order[:1300]], y[order[:1300]], x[order[1300:]], y[order[1300:]]
     if name == "eurosat":
-        train, test = decode(folder / "eurosat/train-5000.parquet", 64), decode(folder / "eurosat/test-1000.parquet", 64)
+        train, test = (
+            decode(folder / "eurosat/train-5000.parquet", 64),
+            decode(folder / "eurosat/test-1000.parquet", 64),
+        )
     elif name == "cifar10":
         train = decode(folder / "cifar10/train-00000-of-00001.parquet", 32, 5000)
         test = decode(folder / "cifar10/test-00000-of-00001.parquet", 32, 2000)
@@ -146,12 +153,17 @@ def crops(x: Tensor, index: Tensor, config: dict[str, Any], normalize: Callable[
         sign = torch.ones(batch)
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width * sign, height
-    theta[:, 0, 2], theta[:, 1, 2] = (2 * torch.rand(batch) - 1) * (1 - width), (2 * torch.rand(batch) - 1) * (1 - height)
+    theta[:, 0, 2], theta[:, 1, 2] = (
+        (2 * torch.rand(batch) - 1) * (1 - width),
+        (2 * torch.rand(batch) - 1) * (1 - height),
+    )
     images = x[index]
     if config["turns"]:
         images = torch.cat([part.rot90(k, (2, 3)) for k, part in enumerate(images.split(math.ceil(batch / 4)))])
     grid = F.affine_grid(theta, [batch, *x.shape[1:]], align_corners=False)
-    return normalize(F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False))
+    return normalize(
+        F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    )
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
@@ -192,7 +204,11 @@ def network(config: dict[str, Any], size: int) -> Backbone:
         make = {"conv": Stem, "filters": filters}[config["stem"]]
         stem = make(config["patch"], config.get("stem_width", 128))
         model = timm.create_model(
-            "vit_tiny_patch16_224", img_size=size, patch_size=1, embed_layer=partial(HybridEmbed, backbone=stem), **shape
+            "vit_tiny_patch16_224",
+            img_size=size,
+            patch_size=1,
+            embed_layer=partial(HybridEmbed, backbone=stem),
+            **shape,
         )
         backbone = wrap(model, img_size=size)
     else:
@@ -360,7 +376,9 @@ def method(backbone: Backbone, config: dict[str, Any], sample: Tensor) -> Pretra
     }[config["plan"]]()
     target: Target
     if config["target"] == "codes":
-        return beit(backbone, PatchCodebook.fit([sample], stride=backbone.stride, vocabulary=512), mask_ratio=config["ratio"])
+        return beit(
+            backbone, PatchCodebook.fit([sample], stride=backbone.stride, vocabulary=512), mask_ratio=config["ratio"]
+        )
     target = make_target(config["target"], backbone, config, sample)
     view = {"drop": Drop, "attend": Attend, "replace": lambda: replace_or_paint(backbone)}[config["view"]]()
     width, depth = config["decoder"]
@@ -374,7 +392,9 @@ def method(backbone: Backbone, config: dict[str, Any], sample: Tensor) -> Pretra
             head=nn.Linear(width, target.outputs),
         )
     elif config["head"] == "mlp":
-        predictor = MLPHead(backbone.width, target.outputs, grid=backbone.grid(backbone.image_size), hidden=width, depth=depth)
+        predictor = MLPHead(
+            backbone.width, target.outputs, grid=backbone.grid(backbone.image_size), hidden=width, depth=depth
+        )
     else:
         predictor = LinearHead(backbone.width, target.outputs)
     loss = {"squared": squared, "smooth_l1": smooth_l1}[config["loss"]]
@@ -413,8 +433,10 @@ class Objective(nn.Module):
 def optimizers(model: nn.Module, config: dict[str, Any]) -> list[torch.optim.Optimizer]:
     betas = (0.9, config["beta2"])
     if config["optimizer"] == "adamw":
-        return [torch.optim.AdamW(parameter_groups(model, config["weight_decay"]), lr=config["lr"], betas=betas, fused=True)]
-    inner, other = [], nn.Module()
+        return [
+            torch.optim.AdamW(parameter_groups(model, config["weight_decay"]), lr=config["lr"], betas=betas, fused=True)
+        ]
+    inner = []
     for name, p in model.named_parameters():
         if p.requires_grad and p.ndim == 2 and "blocks" in name and not any(w in name for w in NEVER_DECAYED):
             inner.append(p)
@@ -422,10 +444,7 @@ def optimizers(model: nn.Module, config: dict[str, Any]) -> list[torch.optim.Opt
     groups = parameter_groups(model, config["weight_decay"])
     for p in inner:
         p.requires_grad_(True)
-    del other
-    muon = torch.optim.Muon(
-        inner, lr=config["lr"], weight_decay=config["weight_decay"], adjust_lr_fn="match_rms_adamw"
-    )
+    muon = torch.optim.Muon(inner, lr=config["lr"], weight_decay=config["weight_decay"], adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(groups, lr=config["lr"], betas=betas, fused=True)]
 
 
@@ -435,7 +454,9 @@ def batches(count: int, batch: int) -> Iterator[Tensor]:
         yield from order.split(batch)[: max(1, count // batch)]
 
 
-def train(objective: Objective, x: Tensor, normalize: Callable[[Tensor], Tensor], config: dict[str, Any]) -> dict[str, Any]:
+def train(
+    objective: Objective, x: Tensor, normalize: Callable[[Tensor], Tensor], config: dict[str, Any]
+) -> dict[str, Any]:
     made = optimizers(objective, config)
     target, backbone = objective.pretrainer.target, objective.pretrainer.backbone
     average = copy.deepcopy(backbone) if config["average"] else None
@@ -504,7 +525,7 @@ def readouts(backbone: Backbone, x: Tensor, normalize: Callable[[Tensor], Tensor
 
 
 def judge(x: Tensor, labels: Tensor) -> dict[str, float]:
-    """On training images alone, each left out in turn: a linear (ridge) classifier, and neighbors (raw, standardized)."""
+    """On training images alone, each left out in turn: a linear (ridge) classifier, and the neighbors."""
     scaled = (x - x.mean(0)) / (x.std(0) + 1e-6)
     return {
         "linear": round(ridge(scaled, labels), 1),

@@ -43,7 +43,7 @@ FILES_TWICE = {"attentive", "check", "dense", "files", "watch"}
 NAMES_TWICE = {
     "BATCH", "COLUMNS", "Curve", "Cut", "Decoder", "Examples", "Features", "LARGEST", "Labelled", "Layout", "MODES",
     "Method", "NEIGHBOURS", "NETWORKS", "NORMS", "PIXELS_A_SIDE", "Part", "Pixels", "Planner", "Row", "Run",
-    "SAMPLE", "SECONDS", "SIZES", "STRENGTHS", "Size", "Source", "assemble", "check", "heads", "page", "picture",
+    "SAMPLE", "SECONDS", "STRENGTHS", "Size", "Source", "assemble", "check", "heads", "page", "picture",
     "sheet", "table", "write_parquet",
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone, ImageBatch
+from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.files import write_cache
 from patchcast.modes import evaluating
 
@@ -107,6 +108,7 @@ def extract(
     loader: Loader,
     *,
     device: torch.device | str = "cpu",
+    readout: Readout = DEFAULT_READOUT,
     precision: torch.dtype | None = None,
     cache: Path | None = None,
 ) -> Features:
@@ -121,6 +123,7 @@ def extract(
         loader: yields batches of (images, labels); the images as the backbone wants them. Labels are class indices, -1
             for none. It must not augment: what is cached, and compared, is one view of each image.
         device: where the backbone runs, and where it is left. The features come back in main memory, as float32.
+        readout: how units become one feature; see `Backbone.pool`.
         precision: dtype of autocast (torch.bfloat16); None computes in the weights' own.
         cache: folder in which each batch's features are kept, under a hash of the weights and one of the images as
             transformed, so that a change of either is computed anew. The images are still read: their content is what
@@ -128,9 +131,21 @@ def extract(
     Raises:
         ValueError: if the loader is empty, or an image does not fit the backbone.
     """
-    outputs, labels = run_over(
-        backbone, loader, "pool", lambda images: {"x": backbone.pool(images)}, device, precision, cache
-    )
+    what = "pool" if readout == "mean" else f"pool {readout}"  # so that features of earlier versions are still valid
+    compute = lambda images: {"x": backbone.pool(images, readout)}  # noqa: E731
+    outputs, labels = run_over(backbone, loader, what, compute, device, precision, cache)
+    return Features(outputs["x"], labels)
+
+
+def extract_with(
+    model: nn.Module, loader: Loader, *, device: torch.device | str = "cpu", cache: Path | None = None
+) -> Features:
+    """What any model of images returns, one vector per image; arguments as in `extract`.
+
+    >>> extract_with(nn.Flatten(), [(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))]).x.shape
+    torch.Size([2, 48])
+    """
+    outputs, labels = run_over(model, loader, "model", lambda images: {"x": model(images)}, device, None, cache)
     return Features(outputs["x"], labels)
 
 
@@ -157,7 +172,7 @@ def extract_layers(
     """
 
     def compute(images: ImageBatch) -> dict[str, Tensor]:
-        return {str(block): x.mean(dim=(2, 3)) for block, x in enumerate(_block_outputs(backbone, images, None))}
+        return {str(block): x.mean(dim=(2, 3)) for block, x in enumerate(backbone.block_outputs(images))}
 
     outputs, labels = run_over(backbone, loader, "layers", compute, device, precision, cache)
     return {int(block): Features(x, labels) for block, x in sorted(outputs.items(), key=lambda item: int(item[0]))}
@@ -186,7 +201,7 @@ def extract_tokens(
     """
 
     def compute(images: ImageBatch) -> dict[str, Tensor]:
-        taken = _block_outputs(backbone, images, blocks)
+        taken = backbone.block_outputs(images, blocks)
         if len({x.shape for x in taken}) > 1:
             shapes = ", ".join(f"{tuple(x.shape[1:])}" for x in taken)
             raise ValueError(
@@ -221,17 +236,8 @@ def raw_pixels(loader: Loader, *, size: tuple[int, int] | None = None) -> Featur
 # ---- one pass over the images ---------------------------------------------------------------------------------------
 
 
-def _block_outputs(backbone: Backbone, images: ImageBatch, blocks: int | Sequence[int] | None) -> list[Tensor]:
-    forward = getattr(backbone.model, "forward_intermediates", None)
-    if not callable(forward):
-        raise ValueError(f"{backbone.name} cannot be probed by layer: timm gives it no forward_intermediates")
-    backbone.grid(images)  # the size is refused here in one sentence, and by some models' own forward not at all
-    indices = blocks if blocks is None or isinstance(blocks, int) else list(blocks)
-    return forward(images, indices=indices, norm=False, intermediates_only=True, output_fmt="NCHW")
-
-
 def run_over(
-    backbone: Backbone,
+    backbone: nn.Module,
     loader: Loader,
     what: str,
     compute: Callable[[ImageBatch], dict[str, Tensor]],

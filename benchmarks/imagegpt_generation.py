@@ -15,7 +15,7 @@ import transformers
 from side_by_side import seconds
 
 from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
-from patchcast.generation import sample
+from patchcast.drawing.generation import sample
 from patchcast.geometry import Grid
 from patchcast.interop.imagegpt_weights import Weights, to_transformers
 from patchcast.methods.imagegpt import imagegpt

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from patchcast.backbones import Grid, wrap
+from patchcast.drawing.figures import draw_dependencies
 from patchcast.honesty import dependencies, no_leak, noise_floor
 from patchcast.losses import squared
-from patchcast.pictures import draw_dependencies
 from patchcast.plans import OrderPlan
 from patchcast.pretrainer import Output, Pretrainer
 from patchcast.targets import Pixels

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from patchcast.backbones import wrap
+from patchcast.drawing.figures import draw_dependencies
 from patchcast.honesty import awake, dependencies
 from patchcast.methods import aim
-from patchcast.pictures import draw_dependencies
 from patchcast.plans import OrderPlan
 
 

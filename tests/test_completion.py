@@ -12,7 +12,7 @@ from patchcast import completion
 from patchcast.backbones import Backbone, CannotError, wrap
 from patchcast.backbones.aim_network import aim_vit
 from patchcast.backbones.cached_blocks import can_cache
-from patchcast.completion import complete_pixels
+from patchcast.drawing.completion import complete_pixels
 from patchcast.methods import ORDERS, aim, aim_codes, aim_features, mae
 from patchcast.plans import OrderPlan, RandomOrder, RasterOrder
 from patchcast.pretrainer import Pretrainer

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from patchcast.backbones import Grid, wrap
+from patchcast.drawing.figures import draw_dependencies
 from patchcast.honesty import dependencies, examine, no_leak
 from patchcast.methods import aim
-from patchcast.pictures import draw_dependencies
 from patchcast.plans import OrderPlan, RandomOrder
 from patchcast.plans.orders import FixedOrder, coarse_to_fine, hilbert, snake
 from patchcast.pretrainer import Pretrainer

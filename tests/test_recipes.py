@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from patchcast.cli import main
-from patchcast.commands.build import resolve
 from patchcast.commands.pretrain import pretrain
 from patchcast.data import open_images
 from patchcast.recipe import Recipe
+from patchcast.runs.build import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {file.stem: file for file in sorted((ROOT / "recipes").glob("*.yaml"))}

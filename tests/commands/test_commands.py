@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from patchcast.backbones.capabilities import METHOD_NAMES
 from patchcast.cli import COMMANDS, main
-from patchcast.commands.build import build, resolve
-from patchcast.commands.folder import open_run
-from patchcast.commands.models import NEEDS, OWN_NETWORKS
 from patchcast.data import open_images
 from patchcast.methods import METHODS
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs.build import build, resolve
+from patchcast.runs.run_folder import open_run
 
 TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
 SMALL_MAE = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
@@ -191,8 +191,8 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     assert "swin_tiny_patch4_window7_224" in told
     assert main(["models", "vit_tiny_r_s16_p8_224"]) == 0
     assert "networks of its own: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
-    assert {*NEEDS, *OWN_NETWORKS} == set(METHODS)
-    assert "there are aim" in fails(capsys, "models", "--method", "mea")
+    assert set(METHOD_NAMES) == set(METHODS), "patchcast.backbones.capabilities and patchcast.methods differ"
+    assert "did you mean mae?" in fails(capsys, "models", "--method", "mea")
     assert "that aim can be run on; beit, ijepa, mae, simmim can" in fails(
         capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim"
     )

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from patchcast.backbones import wrap
 from patchcast.cli import main
 from patchcast.commands import push as pushing
-from patchcast.commands.build import build, evaluation
-from patchcast.commands.card import INDIFFERENT, command, loading
 from patchcast.commands.export import trial_images
-from patchcast.commands.folder import CONFIG, open_run, save_weights
 from patchcast.data.decode import decode
+from patchcast.interop.card import INDIFFERENT, command, loading
 from patchcast.interop.graph import save_torch
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs.build import build, evaluation
+from patchcast.runs.run_folder import CONFIG, open_run, save_weights
 from patchcast.tokenizers.palette import Palette
 from tests.backbones.zoo import small
 

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 
 from patchcast.cli import main
 from patchcast.commands import pretrain as pretraining
-from patchcast.commands import tokenizer as tokenizing
-from patchcast.commands.build import build, resolve
-from patchcast.commands.folder import open_run
-from patchcast.commands.tokenizer import encode, find_tokenizer, kept_tokenizer
 from patchcast.data import EvalSet, open_images
 from patchcast.evaluation import linear_probe
 from patchcast.evaluation.layer_probe import extract_imagegpt_layers
 from patchcast.interop import load_imagegpt
 from patchcast.methods import on_codes
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs import tokenizer as tokenizing
+from patchcast.runs.build import build, resolve
+from patchcast.runs.run_folder import open_run
+from patchcast.runs.tokenizer import encode, find_tokenizer, kept_tokenizer
 from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from patchcast.backbones.backbone import CannotError
 from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
 from patchcast.data import EpochSampler, EvalSet, Evaluate, TrainSet, loader, open_images
+from patchcast.drawing.generation import complete, sample
 from patchcast.evaluation import few_labels, finetune, layer_decay_groups, linear_probe
 from patchcast.evaluation.layer_probe import draw_layers, extract_imagegpt_layers, probe_layers
 from patchcast.evaluation.ngrams import bits_per_pixel, floors
-from patchcast.generation import complete, sample
 from patchcast.geometry import Grid
 from patchcast.joint import JointClassifier
 from patchcast.methods import mae

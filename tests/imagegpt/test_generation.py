@@ -12,8 +12,8 @@ from torch import Tensor
 
 from patchcast.backbones.backbone import CannotError
 from patchcast.backbones.imagegpt_network import Cache, ImageGPT, ImageGPTBackbone
-from patchcast.drawings import save_drawing, save_grid
-from patchcast.generation import choose, complete, parts, sample
+from patchcast.drawing.generation import choose, complete, parts, sample
+from patchcast.drawing.sheets import save_drawing, save_grid
 from patchcast.geometry import Grid
 from patchcast.methods import aim
 from patchcast.methods.imagegpt import imagegpt

@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.cli import main
-from patchcast.commands.build import evaluation, resolve
-from patchcast.commands.folder import as_begun, claim, open_run
 from patchcast.data import Evaluate, open_images
 from patchcast.data.decode import decode
 from patchcast.data.transforms import denormalise
 from patchcast.geometry import Grid
 from patchcast.interop.imagegpt_weights import to_processor
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs.build import evaluation, resolve
+from patchcast.runs.run_folder import as_begun, claim, open_run
 from patchcast.tokenizers.palette import Palette
 from tests.imagegpt.parts import greys
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from patchcast.cli import main
 from patchcast.commands import embed as command
-from patchcast.commands.folder import open_run
 from patchcast.data import Evaluate, open_images
+from patchcast.runs.run_folder import open_run
 
 MODEL = ["test_vit", "--untrained"]
 

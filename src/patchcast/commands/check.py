@@ -12,14 +12,14 @@ from rich.console import Console
 from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
-from patchcast.commands.build import build, resolve
-from patchcast.commands.folder import CONFIG
-from patchcast.commands.tokenizer import find_tokenizer, kept_tokenizer
 from patchcast.data import open_images
+from patchcast.drawing.figures import draw_dependencies
 from patchcast.honesty import Leak, awake, dependencies, examine, no_leak
-from patchcast.pictures import draw_dependencies
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs.build import build, resolve
+from patchcast.runs.run_folder import CONFIG
+from patchcast.runs.tokenizer import find_tokenizer, kept_tokenizer
 from patchcast.tokenizers.base import Tokenizer
 
 SECONDS = 8.0  # for changing pixels at full size

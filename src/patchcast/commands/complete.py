@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from patchcast.commands.folder import open_run
 from patchcast.commands.sample import picture_path
 from patchcast.commands.show import chosen_images
-from patchcast.completion import complete_pixels
 from patchcast.data import denormalise
-from patchcast.drawings import GREY, save_drawing, save_grid
-from patchcast.generation import complete, parts
+from patchcast.drawing.completion import complete_pixels
+from patchcast.drawing.figures import Version, draw_versions
+from patchcast.drawing.generation import complete, parts
+from patchcast.drawing.sheets import GREY, save_drawing, save_grid
 from patchcast.geometry import upsample
-from patchcast.pictures import Version, draw_versions
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved
+from patchcast.runs.run_folder import open_run
 from patchcast.views import Attend
 
 

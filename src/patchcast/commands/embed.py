@@ -21,11 +21,12 @@ from torch import Tensor
 from patchcast.backbones import Backbone, Grid
 from patchcast.backbones.tile_geometry import assemble, tile_crop, tiles_of
 from patchcast.backbones.tiled import Tiled
-from patchcast.commands.network import is_run, open_network
 from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
-from patchcast.evaluation.features import evaluating, fingerprint
+from patchcast.evaluation.features import fingerprint
+from patchcast.modes import evaluating
+from patchcast.runs.network import is_run, open_network
 
 Kind = Literal["pooled", "tokens", "maps"]
 PART = 256

@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
-from patchcast.commands.build import timm_args
-from patchcast.commands.card import write_card
-from patchcast.commands.folder import open_run
 from patchcast.data.transforms import Normalise
 from patchcast.interop import save_imagegpt, save_mae
+from patchcast.interop.card import write_card
 from patchcast.interop.graph import Difference, save_onnx, save_torch
 from patchcast.interop.timm_weights import save_pretrained
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved
+from patchcast.runs.build import timm_args
+from patchcast.runs.run_folder import open_run
 
 
 def export(run: Path, out: Path, *, to: str | None = None) -> None:

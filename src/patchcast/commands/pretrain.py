@@ -14,21 +14,21 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
-from patchcast.commands.build import augmentation, build, evaluation, resolve
 from patchcast.commands.export import exported_as, is_exported, write_encoder
-from patchcast.commands.folder import BAD_IMAGES, as_begun, claim, open_run, save_weights
 from patchcast.commands.sample import write_samples
 from patchcast.commands.show import picture
-from patchcast.commands.tokenizer import CodeData, encode, find_tokenizer, keep_tokenizer, kept_tokenizer
-from patchcast.commands.watching import check_loggers, make_loggers, watches
 from patchcast.data import Cutter, EvalSet, Images, Journal, StreamSet, TrainSet, finish, open_images
 from patchcast.data.images import evenly_spaced
 from patchcast.data.streamed import HeadStore
+from patchcast.drawing.figures import draw_loss
 from patchcast.evaluation.ngrams import bits_per_pixel
 from patchcast.methods import METHODS, on_codes
-from patchcast.pictures import draw_loss
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs.build import augmentation, build, evaluation, resolve
+from patchcast.runs.run_folder import BAD_IMAGES, as_begun, claim, open_run, save_weights
+from patchcast.runs.tokenizer import CodeData, encode, find_tokenizer, keep_tokenizer, kept_tokenizer
+from patchcast.runs.watch import check_loggers, make_loggers, watches
 from patchcast.training.log import curve
 from patchcast.training.loggers import closing
 from patchcast.training.optimization import Optimization

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from patchcast.commands.folder import open_run
-from patchcast.drawings import save_drawing, save_grid
-from patchcast.generation import parts, sample
+from patchcast.drawing.generation import parts, sample
+from patchcast.drawing.sheets import save_drawing, save_grid
 from patchcast.pretrainer import Pretrainer
+from patchcast.runs.run_folder import open_run
 
 
 def draw_samples(

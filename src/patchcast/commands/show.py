@@ -10,16 +10,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from patchcast.commands.build import evaluation
-from patchcast.commands.folder import open_run
 from patchcast.data import Images, denormalise, open_images
 from patchcast.data.decode import UnreadableImageError, decode
-from patchcast.generation import complete
+from patchcast.drawing.figures import Version, draw_versions
+from patchcast.drawing.generation import complete
+from patchcast.drawing.reconstruction import reconstruct
 from patchcast.methods import METHODS
-from patchcast.pictures import Version, draw_versions
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved
-from patchcast.reconstruction import reconstruct
+from patchcast.runs.build import evaluation
+from patchcast.runs.run_folder import open_run
 
 
 def show(run: Path, images: Sequence[Path] = (), *, count: int = 8, seed: int = 0, out: Path | None = None) -> Path:

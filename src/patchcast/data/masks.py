@@ -12,17 +12,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, Int64
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchcast.data.decode import UnreadableImageError, decode
-from patchcast.data.folder import EXTENSIONS, list_files
+from patchcast.data.folder import list_files
+from patchcast.data.formats import is_image, open_image
 from patchcast.data.seeds import mix_seed
+from patchcast.data.split_names import by_split_name, match_split
 
 IGNORED = 255
 """The class of pixels that count for nothing, as in Pascal VOC."""
-SPLITS = ("train", "test", "validation", "val")
 Box = tuple[int | float, int | float, int | float, int | float, int]
 """Left, top, width and height in pixels, and the class."""
 Pair = tuple[Float32[Tensor, "C H W"], Int64[Tensor, "H W"]]
@@ -98,12 +98,12 @@ def open_masked(
     images, masks, boxes = folder / "images", folder / "masks", folder / "boxes.json"
     if not images.is_dir() or not (masks.is_dir() or boxes.is_file()):
         raise ValueError(f"{folder} needs a folder 'images', and beside it a folder 'masks' or a file 'boxes.json'")
-    names = sorted(name for name in list_files(images) if name.lower().endswith(EXTENSIONS))
-    own = {name.split("/")[0] for name in names if "/" in name} & set(SPLITS)
+    names = sorted(name for name in list_files(images) if is_image(name))
+    own = by_split_name(dict.fromkeys(name.split("/")[0] for name in names if "/" in name), str(images))
     if own:
-        wanted = [split, *SPLITS[1:]] if split == "test" else [split]
-        found = next((each for each in wanted if each in own), None)
-        chosen = [name for name in names if name.startswith(f"{found}/")]
+        order = (split, "test", "validation", "val") if split == "test" else (split,)
+        matching = next((match for match in (match_split(name, own) for name in order) if match is not None), None)
+        chosen = [name for name in names if matching is not None and name.startswith(f"{own[matching]}/")]
     else:
         first = round(0.8 * len(names))
         chosen = names[:first] if split == "train" else names[first:]
@@ -167,7 +167,7 @@ def read_mask(file: Path) -> Int64[Tensor, "H W"]:
         ValueError: if it cannot be read, or has colours in the place of classes.
     """
     try:
-        with Image.open(file) as opened:
+        with open_image(file) as opened:
             if opened.mode not in ("P", "L", "I", "I;16", "1"):
                 raise ValueError(f"{file} is {opened.mode}: a mask has one channel, the number of each pixel's class")
             return torch.from_numpy(np.array(opened).astype(np.int64))

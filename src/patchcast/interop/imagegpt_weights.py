@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
-from patchcast.files import read_weights
+from patchcast.files import read_weights, write_text, write_weights
 from patchcast.geometry import Grid
 from patchcast.interop.state_dicts import read_folder
 from patchcast.joint import JointClassifier
@@ -193,14 +192,12 @@ def save_imagegpt(pretrainer: Pretrainer, folder: str | Path, *, squash: bool = 
         "tie_word_embeddings": False,
         "dtype": str(head.dtype).removeprefix("torch."),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     state = to_transformers(Weights(network.state_dict(), head))
-    save_file(
-        {name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    write_weights({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
     if isinstance(tokenizer, Palette):
         processor = to_processor(tokenizer, network.grid, squash=squash)
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor) + "\n")
+        write_text(folder / "preprocessor_config.json", json.dumps(processor) + "\n")
 
 
 def to_processor(palette: Palette, grid: Grid, *, squash: bool) -> dict[str, Any]:
@@ -245,11 +242,11 @@ def save_imagegpt_classifier(model: JointClassifier, folder: str | Path, *, squa
         "id2label": {str(label): f"LABEL_{label}" for label in range(classes)},
         "label2id": {f"LABEL_{label}": label for label in range(classes)},
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     state = read_weights(folder / "model.safetensors")
     del state["lm_head.weight"]
     state["score.weight"] = model.head.weight.detach().cpu().contiguous()
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    write_weights(state, folder / "model.safetensors")
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> Weights:

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Real
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from patchcast.backbones.imagegpt_network import Block, ImageGPT
 from patchcast.backbones.precision import precision
+from patchcast.files import write_text, write_weights
 from patchcast.geometry import Grid
 from patchcast.interop.imagegpt_weights import (
     SINGLE_LABEL,
@@ -295,9 +295,9 @@ class ImageGPTPreTrainedModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         config = {**self.config.to_dict(), "architectures": [type(self).__name__]}
         config["dtype"] = str(self.dtype).removeprefix("torch.")
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
         state = {name: value.detach().cpu().contiguous() for name, value in self.to_transformers().items()}
-        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        write_weights(state, folder / "model.safetensors")
 
     def to_transformers(self) -> dict[str, Tensor]:
         """The weights by the names of transformers' class, which `load_state_dict` of that one takes."""
@@ -487,7 +487,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel):
         top_p: float = 1.0,
     ) -> Int[Tensor, "B L"]:
         """Continue sequences of codes, greedily or by sampling, with transformers' defaults and, from the same
-        `torch.manual_seed`, its draws. `patchcast.generation.sample` and `complete` are faster.
+        `torch.manual_seed`, its draws. `patchcast.drawing.generation.sample` and `complete` are faster.
 
         Raises:
             ValueError: if there is nothing to begin with, or the length is not given or more than the positions allow.

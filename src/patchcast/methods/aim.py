@@ -35,7 +35,7 @@ def aim(
             width: at 2,048 the head alone has 400 million parameters.
         head_depth: residual blocks of the head; 0 for a linear head.
         normalize: predict each patch's pixels normalised by their own mean and spread, or raw. Only raw ones can be
-            drawn: `patchcast.completion`.
+            drawn: `patchcast.drawing.completion`.
     Raises:
         CannotError: if the backbone's attention takes no mask.
         ValueError: if the order is random and the head linear.

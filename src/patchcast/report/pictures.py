@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from patchcast.pictures import Version
+from patchcast.drawing.figures import Version
 from patchcast.report.page import Html
 
 LARGE = 128

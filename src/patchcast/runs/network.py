@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.commands.build import augmentation, build, evaluation
-from patchcast.commands.folder import CONFIG, open_run
-from patchcast.commands.tokenizer import kept_tokenizer
 from patchcast.data import Augment, Evaluate
+from patchcast.evaluation.protocol import OURS, UNTRAINED
 from patchcast.recipe import Device, Resolved
+from patchcast.runs.build import augmentation, build, evaluation
+from patchcast.runs.run_folder import CONFIG, open_run
+from patchcast.runs.tokenizer import kept_tokenizer
 
-OURS, UNTRAINED = "pretrained", "untrained"
 CROP_SCALE = (0.2, 1.0)
 """Of random crops for a network that no run of ours trained: MAE's."""
 

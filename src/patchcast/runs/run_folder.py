@@ -9,11 +9,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchcast.commands.build import build
-from patchcast.commands.tokenizer import kept_tokenizer
 from patchcast.files import read_weights
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs.build import build
+from patchcast.runs.tokenizer import kept_tokenizer
 from patchcast.training.checkpoints import latest_checkpoint
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from patchcast.backbones import wrap
-from patchcast.commands.build import augmentation, evaluation, find_method, timm_args
 from patchcast.data import EpochSampler, Evaluate, Images, TrainSet, loader
 from patchcast.data.images import evenly_spaced
 from patchcast.evaluation.ngrams import Floors, floors
 from patchcast.geometry import Grid
 from patchcast.recipe import Resolved
+from patchcast.runs.build import augmentation, evaluation, find_method, timm_args
 from patchcast.tokenizers.encoded import AsItIs, CodeSet, Mirror, encode_images
 from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette, Source, fit_palette, to_levels

@@ -11,15 +11,15 @@ import timm
 import torch
 
 from patchcast.backbones import Backbone, wrap
+from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
-from patchcast.commands.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.data import Augment, Evaluate, Images, channel_statistics
 from patchcast.data.streamed import HeadStore
 from patchcast.methods import METHODS, Method
-from patchcast.positions import start_from_sincos
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import CropMode, Recipe, Resolved
+from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.run import default_precision, default_workers
 
@@ -106,7 +106,7 @@ def build(recipe: Resolved, tokenizer: Tokenizer | None = None) -> Pretrainer:
     """The method over its backbone, with the initial weights of a resolved recipe's seed.
 
     Args:
-        tokenizer: of methods that predict codes; see `patchcast.commands.tokenizer`.
+        tokenizer: of methods that predict codes; see `patchcast.runs.tokenizer`.
     Raises:
         ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
     """

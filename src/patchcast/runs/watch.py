@@ -10,17 +10,17 @@ from lightning.pytorch.loggers import Logger
 from PIL import Image
 from torch import Tensor
 
-from patchcast.commands.build import evaluation
-from patchcast.commands.labelled import Prepared, open_labelled, some_of
 from patchcast.commands.show import versions
 from patchcast.data import EvalSet, Images, open_images
 from patchcast.data.images import evenly_spaced
 from patchcast.data.source import pick_split
-from patchcast.drawings import GREY, sheet
-from patchcast.generation import sample
+from patchcast.drawing.generation import sample
+from patchcast.drawing.sheets import GREY, sheet
+from patchcast.evaluation.labeled import Prepared, labels_of, open_labeled, some_of
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved
+from patchcast.runs.build import evaluation
 from patchcast.training import loggers
 from patchcast.training.picturing import Pictures
 from patchcast.training.probing import OnlineProbe
@@ -77,8 +77,8 @@ def _feature_watch(recipe: Resolved, pretrainer: Pretrainer, images: Images) -> 
 
 
 def _probe(recipe: Resolved, data: str, pretrainer: Pretrainer) -> OnlineProbe:
-    labelled = open_labelled(data, channels=recipe.channels)
-    without = sum(int((part.labels < 0).sum()) for part in (labelled.train, labelled.test))
+    labelled = open_labeled(data, channels=recipe.channels)
+    without = sum(int((labels_of(part) < 0).sum()) for part in (labelled.train, labelled.test))
     if without:
         raise ValueError(f"{without} images of {data} have no label, which a probe needs; give --probe_data others")
     most = max(PROBED, PROBED_A_CLASS * labelled.classes)

@@ -1,0 +1,1 @@
+"""Runs: a recipe resolved, built, trained and kept in a folder. Start at `run.py`."""

@@ -23,8 +23,13 @@ def _pretrain(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", action="config", help="a YAML recipe, or the config.yaml of a run")
     parser.add_class_arguments(Recipe, as_group=False)
     options = parser.parse_args(list(arguments))
-    options.pop("config")
-    recipe = Recipe(**options.as_dict())
+    configs = options.pop("config") or []
+    values = options.as_dict()
+    for config in configs:
+        earlier = Recipe.fill_from_earlier(Path(config.absolute))
+        values |= {name: value for name, value in earlier.items() if values[name] is None}
+    recipe = Recipe(**values)
+    recipe.check()
 
     from patchcast.commands.pretrain import pretrain
 

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 
 import peers
 from patchcast.backbones import Backbone, wrap
+from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.data import (
     Augment,
     EpochSampler,
@@ -42,10 +43,10 @@ from patchcast.data import (
 )
 from patchcast.evaluation import extract, knn_accuracy, linear_probe
 from patchcast.methods import beit, ijepa, mae, simmim
-from patchcast.positions import start_from_sincos
 from patchcast.pretrainer import Pretrainer
+from patchcast.schedules import warmup_cosine
 from patchcast.tokenizers.patches import PatchCodebook
-from patchcast.training.optimization import Optimization, make_optimizer, warmup_cosine
+from patchcast.training.optimization import Optimization, make_optimizer
 
 SIZE, PATCH = (64, 64), 8
 DECODER = peers.DecoderSize(width=128, depth=2, heads=4)

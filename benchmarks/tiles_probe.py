@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from patchcast.backbones import Backbone, Grid, wrap
+from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tiled import Tiled
 from patchcast.commands.embed import units_apart
 from patchcast.data import Augment, Evaluate, channel_statistics, open_images
 from patchcast.evaluation import Features, accuracy_interval, evaluating, linear_probe, paired_accuracy_difference
 from patchcast.methods import mae
-from patchcast.positions import start_from_sincos
 
 TILE, TILES, FOLDS, BATCH, LR = (128, 128), Grid(3, 4), 5, 16, 1e-3
 WHOLE = (TILES.rows * TILE[0], TILES.cols * TILE[1])

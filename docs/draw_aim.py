@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from patchcast.backbones import wrap
+from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.data import Augment, EpochSampler, Evaluate, TrainSet, loader, open_images
 from patchcast.data.transforms import denormalise
 from patchcast.drawing.completion import complete_pixels
 from patchcast.drawing.figures import Version, draw_versions
 from patchcast.methods import aim
-from patchcast.positions import start_from_sincos
 
 STEPS, BATCH, SIZE = 400, 64, (8, 8)
 MEAN, STD = (0.3,), (0.4,)

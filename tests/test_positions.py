@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from patchcast.backbones import Grid, wrap
-from patchcast.positions import sincos_positions, start_from_sincos
+from patchcast.backbones.start_positions import start_from_sincos
+from patchcast.positions import sincos_positions
 
 
 def test_each_position_is_itself_wherever_the_grid_ends() -> None:

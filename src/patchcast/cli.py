@@ -2,333 +2,215 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from patchcast import __version__
+from patchcast import __version__, options
+from patchcast.recipe import Recipe
 
 
-def _pretrain(arguments: Sequence[str]) -> None:
-    """pretrain a vision transformer on unlabelled images"""
-    from jsonargparse import ArgumentParser
+@dataclass(frozen=True)
+class Command:
+    """A command: its options, and what opens its door.
 
-    from patchcast.recipe import Recipe
+    Attributes:
+        options: a dataclass; its docstring describes the command.
+        run: takes the options; returns an exit code, or None for 0.
+        from_file: whether `--config FILE` gives options too.
+        earlier: what such a file of an earlier version means by options that it does not have.
+        groups: titles in the help, and the options under them; the others come first.
+    """
 
-    parser = ArgumentParser(prog="patchcast pretrain", description=(Recipe.__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", action="config", help="a YAML recipe, or the config.yaml of a run")
-    parser.add_class_arguments(Recipe, as_group=False)
-    options = parser.parse_args(list(arguments))
-    configs = options.pop("config") or []
-    values = options.as_dict()
-    for config in configs:
-        earlier = Recipe.fill_from_earlier(Path(config.absolute))
-        values |= {name: value for name, value in earlier.items() if values[name] is None}
-    recipe = Recipe(**values)
-    recipe.check()
+    options: type
+    run: Callable[[Any], int | None]
+    from_file: bool = False
+    earlier: Callable[[Path], Mapping[str, Any]] | None = None
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def description(self) -> str:
+        return (self.options.__doc__ or "").partition("\n")[0]
+
+
+@dataclass(kw_only=True)
+class ProbeCommand:
+    """What was typed after `patchcast probe`: the common options, and those of one protocol."""
+
+    common: options.Probe
+    protocol: str
+    chosen: Any
+    typed: str = field(default="")
+
+
+def _pretrain(recipe: Recipe) -> None:
+    from patchcast.commands.early_checks import check_recipe
+
+    check_recipe(recipe)
 
     from patchcast.commands.pretrain import pretrain
 
     pretrain(recipe)
 
 
-def _probe(arguments: Sequence[str]) -> None:
-    """measure what a run or a timm model has learnt, with labels"""
-    parser = _parser("probe", _probe)
-    parser.add_argument("source", metavar="RUN_OR_MODEL", help="a run folder, or a timm model by name")
-    parser.add_argument("--data", help="labelled images; default: the run's own data")
-    parser.add_argument("--per_class", type=int, nargs="*", default=[5, 10, 20], help="labels per class; %(default)s")
-    parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
-    parser.add_argument("--limit", type=int, help="use at most so many training images")
-    parser.add_argument("--lidar", type=int, default=0, metavar="VIEWS", help="also LiDAR, of so many augmented views")
-    parser.add_argument("--untrained", action="store_true", help="the network before training: random weights")
-    _add_device(parser)
-    parser.add_argument("--no_cache", action="store_true", help="neither keep features nor take kept ones")
-    parser.add_argument("--out", type=Path, help="a JSON file; default: in the run folder, and none for a timm model")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--layers", nargs="+", help="instead, linear probes of these layers, or of all")
-    instead.add_argument(
-        "--attentive",
-        choices=["last", "best"],
-        help="instead, AIM's attentive probe of the last six blocks or the best",
-    )
-    instead.add_argument(
-        "--dense",
-        choices=["masks", "collages"],
-        help="instead, what each unit knows: on images with masks or boxes, or on collages of labelled images",
-    )
-    instead.add_argument("--finetune", type=int, metavar="EPOCHS", help="instead, train all weights for so many epochs")
-    options = parser.parse_args(arguments)
-    common = {name: getattr(options, name) for name in ("data", "limit", "untrained", "device", "out")}
-    common["typed"] = shlex.join(["patchcast", "probe", *arguments])
-    cached = not options.no_cache
+def _probe(given: ProbeCommand) -> None:
+    from patchcast.commands.early_checks import check_data, check_network
 
-    if options.attentive:
-        from patchcast.commands.attentive import probe_attentively
+    for name in (given.common.source, *given.common.against):
+        check_network(name)
+    check_data(given.common.data)
 
-        probe_attentively(options.source, options.attentive, cached=cached, **common)
-    elif options.layers:
-        from patchcast.commands.layers import probe_by_layer
+    from patchcast.commands.probe import probe
 
-        probe_by_layer(options.source, options.layers, cached=cached, **common)
-    elif options.dense:
-        from patchcast.commands.dense import probe_densely
-
-        probe_densely(options.source, options.dense, **common)
-    elif options.finetune is not None:
-        from patchcast.commands.finetune import probe_by_finetuning
-
-        probe_by_finetuning(options.source, options.finetune, **common)
-    else:
-        from patchcast.commands.probe import probe
-
-        probe(
-            options.source,
-            per_class=options.per_class,
-            draws=options.draws,
-            views=options.lidar,
-            cached=cached,
-            **common,
-        )
+    probe(given.common, given.protocol, given.chosen, typed=given.typed)
 
 
-def _compare(arguments: Sequence[str]) -> None:
-    """one table of runs, the untrained network, a supervised run and raw pixels"""
-    parser = _parser("compare", _compare)
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    parser.add_argument("--data", help="labelled images; default: each run's own data")
-    parser.add_argument("--out", type=Path, required=True, help="a file.parquet, of all that was found")
-    parser.add_argument("--per_class", type=int, nargs="*", default=[5, 20], help="labels per class; %(default)s")
-    parser.add_argument("--draws", type=int, default=20, help="random draws of the labelled images; %(default)s")
-    parser.add_argument("--limit", type=int, help="use at most so many training images")
-    parser.add_argument("--no_supervised", action="store_true", help="no supervised run, which takes as long as a run")
-    _add_device(parser)
-    parser.add_argument("--no_cache", action="store_true", help="neither keep features nor take kept ones")
-    options = parser.parse_args(arguments)
+def _compare(given: options.Compare) -> None:
+    from patchcast.commands.early_checks import check_data, check_network, check_run
+
+    for run in given.runs:
+        check_run(run)
+    for name in given.against:
+        check_network(name)
+    check_data(given.data)
 
     from patchcast.commands.compare import compare
 
-    compare(
-        options.runs,
-        data=options.data,
-        out=options.out,
-        per_class=options.per_class,
-        draws=options.draws,
-        limit=options.limit,
-        supervised=not options.no_supervised,
-        device=options.device,
-        cached=not options.no_cache,
-    )
+    compare(**vars(given))
 
 
-def _report(arguments: Sequence[str]) -> None:
-    """write all that is known of a run as one HTML file"""
-    parser = _parser("report", _report)
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--data", help="images to show; default: the run's own data")
-    parser.add_argument("--out", type=Path, help="the file; default: report.html in the run folder")
-    options = parser.parse_args(arguments)
+def _report(given: options.Report) -> None:
+    from patchcast.commands.early_checks import check_run
+
+    check_run(given.run)
 
     from patchcast.commands.report import report
 
-    report(options.run, data=options.data, out=options.out)
+    report(**vars(given))
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="%(default)s")
+def _show(given: options.Show) -> None:
+    from patchcast.commands.early_checks import check_run
 
-
-def _show(arguments: Sequence[str]) -> None:
-    """draw what a run predicts for images"""
-    parser = _parser("show", _show)
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("images", type=Path, nargs="*", help="image files; default: the first of the run's data")
-    parser.add_argument("--count", type=int, default=8, help="images of the run's data; %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of what is hidden; %(default)s")
-    parser.add_argument("--out", type=Path, help="the picture; default: show.png in the run folder")
-    options = parser.parse_args(arguments)
+    check_run(given.run)
 
     from patchcast.commands.show import show
 
-    show(options.run, options.images, count=options.count, seed=options.seed, out=options.out)
+    show(**vars(given))
 
 
-def _embed(arguments: Sequence[str]) -> None:
-    """write features of a folder of images to parquet or safetensors"""
-    parser = _parser("embed", _embed)
-    parser.add_argument("model", help="a run folder, or a timm model by name")
-    parser.add_argument("--data", required=True, help="a folder of images, parquet files, or digits")
-    parser.add_argument("--out", type=Path, required=True, help="a new file.parquet or file.safetensors")
-    parser.add_argument(
-        "--features", choices=["pooled", "tokens", "maps"], default="pooled", help="of each image; %(default)s"
-    )
-    parser.add_argument("--split", default="train", help="of the data, if it has several; %(default)s")
-    parser.add_argument("--tile_size", type=int, help="cut images into tiles of so many pixels a side, each by itself")
-    parser.add_argument("--max_tiles", type=int, default=6, help="tiles of one image, with --tile_size; %(default)s")
-    parser.add_argument("--batch_size", type=int, default=16, help="images at a time; %(default)s")
-    parser.add_argument("--untrained", action="store_true", help="a timm model with random weights")
-    options = parser.parse_args(arguments)
+def _embed(given: options.Embed) -> None:
+    from patchcast.commands.early_checks import check_data, check_network
+
+    check_network(given.model)
+    check_data(given.data)
 
     from patchcast.commands.embed import embed
 
-    embed(
-        options.model,
-        data=options.data,
-        out=options.out,
-        kind=options.features,
-        split=options.split,
-        tile_size=options.tile_size,
-        max_tiles=options.max_tiles,
-        batch_size=options.batch_size,
-        untrained=options.untrained,
-    )
+    values = vars(given)
+    embed(values.pop("model"), kind=values.pop("features"), **values)
 
 
-def _sample(arguments: Sequence[str]) -> None:
-    """draw images with a run's ImageGPT"""
-    parser = _parser("sample", _sample)
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--count", type=int, default=64, help="images; %(default)s")
-    _add_drawing(parser)
-    parser.add_argument("--out", type=Path, help="the PNG, beside which a GIF will lie; default: RUN/samples.png")
-    options = parser.parse_args(arguments)
+def _sample(given: options.Sample) -> None:
+    from patchcast.commands.early_checks import check_run
+
+    check_run(given.run)
 
     from patchcast.commands.sample import draw_samples
 
-    draw_samples(**vars(options))
+    draw_samples(**vars(given))
 
 
-def _complete(arguments: Sequence[str]) -> None:
-    """have a run's ImageGPT, or AIM on raw pixels, go on from the beginning of images"""
-    parser = _parser("complete", _complete)
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("images", type=Path, nargs="*", help="image files; default: the first of the run's data")
-    parser.add_argument("--count", type=int, default=8, help="images of the run's data; %(default)s")
-    parser.add_argument("--prefix", type=int, help="units that are kept, in their order; default: half of the image")
-    parser.add_argument("--copies", type=int, default=4, help="completions of each image by an ImageGPT; %(default)s")
-    _add_drawing(parser)
-    parser.add_argument("--out", type=Path, help="the PNG, beside which a GIF will lie; default: RUN/completions.png")
-    options = parser.parse_args(arguments)
+def _complete(given: options.Complete) -> None:
+    from patchcast.commands.early_checks import check_run
+
+    check_run(given.run)
 
     from patchcast.commands.complete import draw_completions
 
-    draw_completions(**vars(options))
+    draw_completions(**vars(given))
 
 
-def _add_drawing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits; %(default)s")
-    parser.add_argument("--top_k", type=int, help="draw from the so many likeliest codes only")
-    parser.add_argument("--top_p", type=float, help="draw from the likeliest codes of this probability together")
-    parser.add_argument("--seed", type=int, default=0, help="%(default)s")
-    parser.add_argument("--batch_size", type=int, default=64, help="images drawn at once; %(default)s")
+def _export(given: options.Export) -> None:
+    from patchcast.commands.early_checks import check_run
 
-
-def _export(arguments: Sequence[str]) -> None:
-    """write a run's encoder for timm, transformers, ONNX or torch.export"""
-    parser = _parser("export", _export)
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the weights and their README.md")
-    _add_format(parser)
-    options = parser.parse_args(arguments)
+    check_run(given.run)
 
     from patchcast.commands.export import export
 
-    export(options.run, options.out, to=options.to)
+    export(**vars(given))
 
 
-def _push(arguments: Sequence[str]) -> None:
-    """put a run's encoder on the Hugging Face hub"""
-    parser = _parser("push", _push)
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("repo", metavar="USER/NAME", help="the repository, which is made if it is not there")
-    _add_format(parser)
-    parser.add_argument("--private", action="store_true", help="a repository that only you can read")
-    options = parser.parse_args(arguments)
+def _push(given: options.Push) -> None:
+    from patchcast.commands.early_checks import check_run
+
+    check_run(given.run)
 
     from patchcast.commands.push import push
 
-    push(options.run, options.repo, to=options.to, private=options.private)
+    push(**vars(given))
 
 
-def _add_format(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--to",
-        choices=["timm", "transformers", "onnx", "torch"],
-        help="the format; transformers for MAE and ImageGPT only; default: timm, of an ImageGPT transformers",
-    )
-
-
-def _check(arguments: Sequence[str]) -> int:
-    """test a run or a recipe for leaks of the answer"""
-    parser = _parser("check", _check)
-    parser.add_argument("source", type=Path, help="a run folder, or a recipe in YAML")
-    parser.add_argument("--out", type=Path, help="the picture; default: check.png, in the run folder if it is one")
-    options = parser.parse_args(arguments)
-
+def _check(given: options.Check) -> int:
     from patchcast.commands.check import check
 
-    return 0 if check(options.source, out=options.out) else 1
+    return 0 if check(**vars(given)) else 1
 
 
-def _data(arguments: Sequence[str]) -> int:
-    """check a source of images: counts, sizes, labels, files that cannot be read"""
-    parser = _parser("data", _data)
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
-    check = actions.add_parser("check", help="read a source once and say what is in it", description=_data.__doc__)
-    check.add_argument("source", help="as --data of pretrain: a folder, parquet or tar files, hf:NAME, digits")
-    check.add_argument("--split", action="append", dest="splits", help="only this one; may be given several times")
-    check.add_argument("--limit", type=int, help="read at most so many images of each split, evenly spaced")
-    check.add_argument("--workers", type=int, help="processes; default: one for each core, where there is much to read")
-    check.add_argument("--out", type=Path, help="also write all that was found to this JSON file")
-    options = parser.parse_args(arguments)
+def _data(given: options.Data) -> int:
+    from patchcast.commands.early_checks import check_data as check_source
+
+    check_source(given.source)
 
     from patchcast.commands.data import check_data
 
-    return 0 if check_data(**vars(options)) else 1
+    splits = given.split or None
+    return 0 if check_data(given.source, splits=splits, limit=given.limit, workers=given.workers, out=given.out) else 1
 
 
-def _models(arguments: Sequence[str]) -> None:
-    """list the models that there are, and what can be done with them"""
-    parser = _parser("models", _models)
-    parser.add_argument("pattern", nargs="?", default="*", help="part of a name, or a pattern with * and ?")
-    parser.add_argument("--method", help="only those that this method can be run on")
-    options = parser.parse_args(arguments)
-
+def _models(given: options.Models) -> None:
+    from patchcast.commands.early_checks import method_called
     from patchcast.commands.models import models
 
-    models(options.pattern, options.method)
+    models(given.pattern, None if given.method is None else method_called(given.method))
 
 
-def _demo(arguments: Sequence[str]) -> None:
-    """pretrain on handwritten digits in two minutes, and show what was learnt"""
-    parser = _parser("demo", _demo)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="a new run folder; %(default)s")
-    options = parser.parse_args(arguments)
-
+def _demo(given: options.Demo) -> None:
     from patchcast.commands.demo import demo
 
-    demo(options.out)
+    demo(given.out)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
-    "pretrain": _pretrain,
-    "probe": _probe,
-    "compare": _compare,
-    "report": _report,
-    "show": _show,
-    "embed": _embed,
-    "sample": _sample,
-    "complete": _complete,
-    "export": _export,
-    "push": _push,
-    "check": _check,
-    "data": _data,
-    "models": _models,
-    "demo": _demo,
+RECIPE_GROUPS = {
+    "images": ("image_size", "channels", "mean", "std", "crop_scale", "flip", "tile_size", "held_out"),
+    "method and model": ("method_args", "model_args", "pretrained", "patch_size", "codes", "tokenizer"),
+    "training": ("epochs", "steps", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
+    "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb"),
+    "hardware": (
+        *("device", "precision", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
+    ),
+}
+
+COMMANDS: dict[str, Command] = {
+    "pretrain": Command(Recipe, _pretrain, from_file=True, earlier=Recipe.fill_from_earlier, groups=RECIPE_GROUPS),
+    "probe": Command(options.Probe, _probe),
+    "compare": Command(options.Compare, _compare),
+    "report": Command(options.Report, _report),
+    "show": Command(options.Show, _show),
+    "embed": Command(options.Embed, _embed),
+    "sample": Command(options.Sample, _sample),
+    "complete": Command(options.Complete, _complete),
+    "export": Command(options.Export, _export),
+    "push": Command(options.Push, _push),
+    "check": Command(options.Check, _check),
+    "data": Command(options.Data, _data),
+    "models": Command(options.Models, _models),
+    "demo": Command(options.Demo, _demo),
 }
 
 HELP = """\
@@ -338,7 +220,7 @@ Generative self-supervised pretraining of vision transformers.
 
 {commands}
 
-patchcast COMMAND --help tells the options. To begin:
+patchcast COMMAND --help lists the options. To begin:
 
   patchcast demo
   patchcast pretrain --method mae --model vit_tiny_patch16_224 --data FOLDER_OF_IMAGES --out runs/first
@@ -346,20 +228,29 @@ patchcast COMMAND --help tells the options. To begin:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 1 if a check failed, 2 with one sentence if the user can put it right."""
+    """Run one command; 0 if it went well, 1 if a check failed, 2 with one sentence if the user can fix the problem."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:9} {run.__doc__}" for name, run in COMMANDS.items())), end="")
+        print(
+            HELP.format(commands="\n".join(f"  {name:9} {each.description}" for name, each in COMMANDS.items())), end=""
+        )
         return 0
     if arguments[0] == "--version":
         print(f"patchcast {__version__}")
         return 0
-    if arguments[0] not in COMMANDS:
-        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+    name, *words = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        return _fail(f"no command is called {arguments[0]!r}; {hint}")
+        return _fail(f"no command is called {name!r}; {hint}")
+    from patchcast.arguments import HelpRequestedError
+
     try:
-        return COMMANDS[arguments[0]](arguments[1:]) or 0
+        given = read_probe(words) if name == "probe" else _read(name, words)
+        return COMMANDS[name].run(given) or 0
+    except HelpRequestedError:
+        print(_help(name), end="")
+        return 0
     except ValueError as problem:
         if os.environ.get("PATCHCAST_TRACEBACK"):
             raise
@@ -370,11 +261,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InterruptedError as end:
         return _fail(str(end), code=143)
     except KeyboardInterrupt:
-        return _fail("stopped; the same command goes on from the last checkpoint, if it is a run", code=130)
+        return _fail("stopped; if this was a run, the same command resumes it from the last checkpoint", code=130)
 
 
-def _parser(name: str, run: Callable[[Sequence[str]], int | None]) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"patchcast {name}", description=run.__doc__)
+def read_probe(words: Sequence[str]) -> ProbeCommand:
+    """The words after `patchcast probe`: which protocol, and its options.
+
+    >>> read_probe(["runs/first", "--dense", "collages"]).chosen
+    Dense(dense='collages')
+    >>> read_probe(["runs/first", "--dense", "collages", "--draws", "5"])
+    Traceback (most recent call last):
+        ...
+    patchcast.arguments.UsageError: --dense does not use --draws, which is an option of the features protocol
+
+    Raises:
+        UsageError: in one sentence, if two protocols are chosen, or an option is of another one than the chosen.
+    """
+    from patchcast.arguments import UsageError, fields_of, parse
+
+    fields = {name: fields_of(one) for name, one in options.PROBES.items()}
+    typed = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    chosen = [name for name in fields if name in typed]
+    if len(chosen) > 1:
+        raise UsageError(f"--{chosen[0]} and --{chosen[1]} are different protocols; choose one")
+    protocol = chosen[0] if chosen else "features"
+    shown = f"--{protocol}" if chosen else "the features protocol"
+    elsewhere: dict[str, str] = {}
+    for name, options_of in fields.items():
+        for option in options_of:
+            if option not in fields[protocol]:
+                elsewhere[option] = f"{shown} does not use --{option}, which is an option of the {name} protocol"
+    common, of_protocol = parse("probe", words, [options.Probe, options.PROBES[protocol]], elsewhere=elsewhere)
+    return ProbeCommand(
+        common=common, protocol=protocol, chosen=of_protocol, typed=shlex.join(["patchcast", "probe", *words])
+    )
+
+
+def _read(name: str, words: Sequence[str]) -> Any:
+    from patchcast.arguments import parse
+
+    command = COMMANDS[name]
+    [given] = parse(name, words, [command.options], from_file=command.from_file, earlier=command.earlier)
+    return given
+
+
+def _help(name: str) -> str:
+    from patchcast.arguments import fields_of, help_text
+
+    command = COMMANDS[name]
+    fields = fields_of(command.options)
+    named = {each for names in command.groups.values() for each in names}
+    groups = {"run" if command.from_file else "options": [each for each in fields.values() if each.name not in named]}
+    groups |= {title: [fields[each] for each in names] for title, names in command.groups.items()}
+    for protocol, one in options.PROBES.items() if name == "probe" else ():
+        description = (one.__doc__ or "").partition("\n")[0].rstrip(".")
+        # In the help, the option that chooses a protocol is optional: without it, another one is chosen.
+        of_protocol = [replace(each, default=None) if each.is_required else each for each in fields_of(one).values()]
+        groups[description if protocol == "features" else f"instead: {description}"] = of_protocol
+    return help_text(name, command.description, groups, from_file=command.from_file)
 
 
 def _fail(sentence: str, code: int = 2) -> int:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import hashlib
 import json
 import os
 import pickle
-from collections.abc import Callable
+import shutil
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """What a file of weights holds: safetensors, or a file of `torch.save`, of which only plain values are read.
+    """The content of a file of weights: safetensors, or a file of `torch.save`, of which only plain values are read.
 
     >>> read_weights("nowhere.pth")
     Traceback (most recent call last):
@@ -21,7 +31,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: in one sentence, if it is broken; or if it holds more than tensors and plain values, which would run
+        ValueError: in one sentence, if it is broken, or if it holds more than tensors and plain values, which could run
             code: none of it is run.
     """
     import torch  # here, so that writing a file needs no torch
@@ -33,9 +43,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # The papers' training scripts save their command-line arguments beside the weights.
+        # The papers' training scripts save their command-line arguments with the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
         raise ValueError(
             f"{path} is broken, or holds more than tensors and plain values, which could run code: it is not read"
@@ -43,27 +53,99 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     except Exception as problem:  # a broken file can raise nearly anything: zip's, struct's, safetensors' ...
         reason = str(problem).partition("\n")[0] or type(problem).__name__
         raise ValueError(f"{path} cannot be read as weights: {reason}") from problem
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {type(found).__name__}, and no weights by their names")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, and no weights by their names")
+    return content
 
 
-def cache_folder() -> Path:
-    """Where what was made once is kept: `$XDG_CACHE_HOME/patchcast`, or `~/.cache/patchcast`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchcast"
+def write_weights(weights: Mapping[str, Tensor], file: str | Path) -> None:
+    """Write tensors as safetensors, whole or not at all: see `write_whole`. Hugging Face's libraries read it too."""
+    from safetensors.torch import save_file
+
+    write_whole(file, lambda unfinished: save_file(dict(weights), unfinished, {"format": "pt"}))
 
 
-def cache_file(what: Any, suffix: str) -> Path:
-    """The file in the cache folder that belongs to `what` (anything that JSON can hold), whether it is there or not."""
-    return cache_folder() / (hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32] + suffix)
+def write_whole(file: str | Path, write: Callable[[Path], object], *, sync: bool = False) -> None:
+    """Have `write` fill a temporary file in the same folder, and rename it: no process leaves a half-written file.
 
+    The file gets the permissions that `open` would give it (the umask's), whatever `write` does.
 
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a file under another name and then rename it: a broken process leaves nothing half-written."""
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> write_whole(folder / "a" / "b.txt", lambda unfinished: unfinished.write_text("hello"))
+    >>> (folder / "a" / "b.txt").read_text(), len(list((folder / "a").iterdir()))
+    ('hello', 1)
+
+    Args:
+        file: its folder is created if there is none.
+        write: called with the path of the temporary file, which has the same suffix.
+        sync: wait until the data is on the disk, so that a power cut leaves the old or the new file (checkpoints).
+    """
+    file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.stem}.{os.getpid()}{file.suffix}")
+    # A name that no other process has, on this machine or on another one that shares the folder.
+    unfinished = file.with_name(f".{file.stem}.{uuid4().hex[:12]}{file.suffix}")
     try:
+        unfinished.touch(exist_ok=False)
+        mode = stat.S_IMODE(unfinished.stat().st_mode)
         write(unfinished)
+        unfinished.chmod(mode)  # safetensors replaces the file by one that only its owner can read
+        if sync:
+            with unfinished.open("rb") as written:
+                os.fsync(written.fileno())
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_text(file: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all: see `write_whole`."""
+    write_whole(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def write_cache(file: Path, write: Callable[[Path], object]) -> None:
+    """`write_whole` for a file that can be made again: a full or read-only disk gives one warning, and no error."""
+    try:
+        write_whole(file, write)
+    except OSError as problem:
+        _warn_once(f"the cache {file.parent} cannot be written ({problem.strerror or problem}): nothing is cached")
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: `$XDG_CACHE_HOME/patchcast`, or `~/.cache/patchcast`.
+
+    Where neither can be created or written, it is a temporary folder of this process, and a warning says so.
+    """
+    wanted = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = (Path(wanted) if wanted else Path.home() / ".cache") / "patchcast"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        reason = f"{folder} cannot be written"
+    except (OSError, RuntimeError) as problem:  # RuntimeError: there is no home folder
+        reason = str(problem)
+    _warn_once(f"no cache folder ({reason}): a temporary one is used; set XDG_CACHE_HOME to another one")
+    return _temporary_folder()
+
+
+def cache_file(what: Any, suffix: str) -> Path:
+    """The file in the cache folder that belongs to `what` (anything that JSON can hold), whether it exists or not."""
+    return cache_folder() / (hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32] + suffix)
+
+
+@cache
+def _temporary_folder() -> Path:
+    folder, owner = Path(tempfile.mkdtemp(prefix="patchcast-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a forked worker ends earlier, and shares the folder
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

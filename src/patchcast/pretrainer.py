@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, pixels_of
 from patchcast.geometry import take
+from patchcast.modes import evaluating
 from patchcast.plans import Plan, Planner, draw_each
 from patchcast.predictors import Predictor
 from patchcast.targets import Target
@@ -46,19 +47,13 @@ class Output:
         The same in train and eval mode, and without gradient. It is computed when first asked for, because it takes a
         pass of its own: training sees only what the plan shows.
         """
-        return embed(self._backbone, self._images)
+        return embedding_of(self._backbone, self._images)
 
 
-@torch.no_grad()
-def embed(backbone: Backbone, images: ImageBatch) -> Float[Tensor, "B D"]:
-    """`backbone.pool` in eval mode and without gradients; every module's mode is put back afterwards."""
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
-    try:
+def embedding_of(backbone: Backbone, images: ImageBatch) -> Float[Tensor, "B D"]:
+    """`backbone.pool` in eval mode and without gradients; every module gets its own mode back afterwards."""
+    with evaluating(backbone):
         return backbone.pool(images)
-    finally:
-        for module in training:
-            module.training = True
 
 
 class Pretrainer(nn.Module):

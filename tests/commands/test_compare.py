@@ -9,7 +9,7 @@ import pytest
 
 from patchcast.cli import main
 from patchcast.commands.compare import RATES, SUPERVISED, compare
-from patchcast.commands.probe import PIXELS
+from patchcast.evaluation.baselines import CONVOLUTIONS, PIXELS, STATISTICS
 from patchcast.runs.network import OURS, UNTRAINED
 
 
@@ -36,15 +36,17 @@ def test_one_table_in_which_what_is_shared_stands_once(
     kinds = [(row.run.name, row.kind) for row in rows]
     assert kinds == [
         ("mae", OURS), ("mae", UNTRAINED), ("mae", SUPERVISED), ("mae", PIXELS),
+        ("mae", STATISTICS), ("mae", CONVOLUTIONS),
         ("sim", OURS),
         ("other", OURS), ("other", UNTRAINED), ("other", SUPERVISED),
     ]  # fmt: skip
     found = pq.read_table(out).to_pylist()
     assert len(found) == len(rows)
     ours, untrained, supervised, pixels = found[:4]
+    assert [row["network"] for row in found[3:6]] == [PIXELS, STATISTICS, CONVOLUTIONS]
     assert ours["linear_low"] < ours["linear"] < ours["linear_high"]
     assert ours["over_untrained"] == pytest.approx(ours["linear"] - untrained["linear"])
-    assert found[4]["over_untrained"] == pytest.approx(found[4]["linear"] - untrained["linear"])
+    assert found[6]["over_untrained"] == pytest.approx(found[6]["linear"] - untrained["linear"])
     assert untrained["over_untrained"] is None
     assert supervised["steps"] == 2
     assert supervised["lr"] in RATES
@@ -59,13 +61,17 @@ def test_one_table_in_which_what_is_shared_stands_once(
 
     monkeypatch.setattr("patchcast.commands.compare.finetune", trains)
     again = compare(runs[:1], **options)
-    assert [row.scores.accuracy for row in again] == [row.scores.accuracy for row in rows[:4]]
+    assert [row.scores.accuracy for row in again] == [row.scores.accuracy for row in rows[:6]]
     assert (again[2].own, again[2].rate) == (rows[2].own, rows[2].rate)
-    assert "over untrained" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    compared = [line.partition(":")[0] for line in lines if " vs " in line]
+    assert len(compared) == 3 * 5 + 5, "a line for each run and what it is compared with, and those of the second table"
+    assert f"sim (simmim) vs {CONVOLUTIONS}" in compared
+    assert max(map(len, (line for line in lines if "points" not in line))) <= 80
 
 
 def test_mistakes(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(runs[0]), "--out", str(tmp_path / "table.csv")]) == 2
     assert "must end in .parquet" in capsys.readouterr().err
     assert main(["compare", str(tmp_path), "--out", str(tmp_path / "table.parquet")]) == 2
-    assert "holds no run of patchcast" in capsys.readouterr().err
+    assert "holds no run of patchcast: it has no config.yaml" in capsys.readouterr().err

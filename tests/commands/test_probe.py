@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from patchcast.cli import main
-from patchcast.commands.labelled import open_labelled
 from patchcast.commands.probe import feature_cache
 from patchcast.evaluation import FinetuneResult, finetune
 from patchcast.evaluation.features import fingerprint
+from patchcast.evaluation.labeled import labels_of, open_labeled
 from patchcast.runs.network import open_network, torch_device
 
 FEW = ["--draws", "2", "--per_class", "2", "--limit", "200"]
@@ -39,7 +39,9 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_run_its_start_and_pixels(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", str(finished), *FEW, "--lidar", "2"]) == 0
     told = capsys.readouterr().out
-    assert all(word in told for word in ("RankMe", "alpha-ReQ", "LiDAR", "Pretraining is", "kNN"))
+    assert all(
+        word in told for word in ("RankMe", "alpha-ReQ", "LiDAR", "vs untrained: ", "vs random convolutions: ", "kNN")
+    )
     found = json.loads((finished / "probe.json").read_text())
     assert found["command"] == f"patchcast probe {finished} --draws 2 --per_class 2 --limit 200 --lidar 2"
     for name in ("pretrained", "untrained"):
@@ -48,7 +50,9 @@ def test_a_run_its_start_and_pixels(finished: Path, capsys: pytest.CaptureFixtur
         assert 1 < found[name]["rankme"] < 64
         assert found[name]["lidar"] >= 1
         assert found[name]["linear"]["low"] < found[name]["linear"]["value"] < found[name]["linear"]["high"]
-    assert "rankme" not in found["raw pixels"]
+    for name in ("raw pixels", "image statistics", "random convolutions"):
+        assert "rankme" not in found[name]
+        assert name in found["differences"]
     gained = found["differences"]["untrained"]
     between = found["pretrained"]["linear"]["value"] - found["untrained"]["linear"]["value"]
     assert gained["value"] == pytest.approx(between)
@@ -97,7 +101,7 @@ def test_features_are_kept_and_taken_again(finished: Path, monkeypatch: pytest.M
     def computes(*_: object) -> None:
         raise AssertionError("kept features were computed again")
 
-    monkeypatch.setattr("patchcast.evaluation.features._block_outputs", computes)
+    monkeypatch.setattr("patchcast.backbones.backbone.Backbone.block_outputs", computes)
     assert layers() == first
 
 
@@ -117,7 +121,7 @@ def test_by_finetuning(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         decays.append(options["layer_decay"])
         return finetune(*arguments, **options)
 
-    monkeypatch.setattr("patchcast.commands.finetune.finetune", seen)
+    monkeypatch.setattr("patchcast.evaluation.finetune_protocol.finetune", seen)
     assert main(["probe", str(finished), "--finetune", "2", "--limit", "100"]) == 0
     found = json.loads((finished / "finetune.json").read_text())
     assert found["steps"] == round(2 * 100 / 64)
@@ -129,12 +133,12 @@ def test_by_finetuning(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_limits_and_splits_are_drawn_alike_every_time() -> None:
-    first, again = (open_labelled("digits", channels=1, limit=50) for _ in range(2))
-    assert first.train.index.tolist() == again.train.index.tolist()
+    first, again = (open_labeled("digits", channels=1, limit=50) for _ in range(2))
+    assert first.train.positions.tolist() == again.train.positions.tolist()
     assert len(first.train) == 50
     assert len(first.test) == 360
     assert first.classes == 10
-    assert first.train[3].label == first.train.labels[3]
+    assert first.train[3].label == labels_of(first.train)[3]
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +151,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_densely_on_collages_and_on_masks(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("patchcast.commands.dense.JUDGING", 20)
+    monkeypatch.setattr("patchcast.evaluation.dense_protocol.JUDGING", 20)
     assert main(["probe", str(finished), "--dense", "collages", "--limit", "40"]) == 0
     found = json.loads((finished / "dense.json").read_text())
     assert found["data"].startswith("collages of digits")

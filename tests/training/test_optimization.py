@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from patchcast.training.optimization import warmup_cosine
+from patchcast.schedules import warmup_cosine
 
 
 def test_rate_warms_up_and_falls_to_zero():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from timm.layers import PatchDropout, PatchDropoutWithIndices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from patchcast.backbones.capabilities import CAPABILITIES, Capability
+from patchcast.backbones.capabilities import CAPABILITIES, DEFAULT_READOUT, Capability, Readout
 from patchcast.backbones.precision import precision
+from patchcast.backbones.readout import READOUTS
 from patchcast.geometry import Grid, Layout, paint, put, to_rows, upsample
 
 # A batch of images; or images of different sizes, either as timm's NaFlex loader makes them ("patches", "patch_coord"
@@ -255,12 +256,48 @@ class Backbone(nn.Module, ABC):
 
     def units(self, images: ImageBatch) -> Float[Tensor, "B N D"]:
         """The feature of every unit of the whole image, row by row."""
-        tokens = self.embed(images)
-        return self.split(self.forward_stages(tokens), tokens)[1]
+        return self.units_and_validity(images)[0]
 
-    def pool(self, images: ImageBatch) -> Float[Tensor, "B D"]:
-        """The embedding of each image: the mean over the units of the whole, unmasked image."""
-        return self.units(images).mean(dim=1)
+    def units_and_validity(self, images: ImageBatch) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"] | None]:
+        """`units`, and False where one is padding (None if none is)."""
+        tokens = self.embed(images)
+        return self.split(self.forward_stages(tokens), tokens)[1], tokens.is_valid
+
+    def pool(self, images: ImageBatch, readout: Readout = DEFAULT_READOUT) -> Float[Tensor, "B D"]:
+        """The embedding of each image, whole and unmasked, by one of `patchcast.backbones.readout.READOUTS`.
+
+        Raises:
+            CannotError: if it reads something that this model does not have.
+        """
+        return READOUTS[readout](self, images)
+
+    def class_token(self, images: ImageBatch) -> Float[Tensor, "B D"]:
+        """The feature of the class token of the whole image.
+
+        Raises:
+            CannotError: if the model has none.
+        """
+        if not self.features_prefix or getattr(self.model, "cls_token", None) is None:
+            raise CannotError(f"{self.name} has no class token to read out; use another readout, such as mean")
+        tokens = self.embed(images)
+        return self.split(self.forward_stages(tokens), tokens)[0][:, 0]
+
+    def block_outputs(
+        self, images: ImageBatch, blocks: int | Sequence[int] | None = None
+    ) -> list[Float[Tensor, "B _ _ _"]]:
+        """The raw output of each block as a map (B, D, rows, cols), before the final norm.
+
+        Args:
+            blocks: the last so many, or their indices; None for all.
+        Raises:
+            CannotError: if timm gives this architecture no `forward_intermediates`.
+        """
+        forward = getattr(self.model, "forward_intermediates", None)
+        if not callable(forward):
+            raise CannotError(f"{self.name} cannot be probed by layer: timm gives it no forward_intermediates")
+        self.grid(images)  # the size is refused here in one sentence, and by some models' own forward not at all
+        indices = blocks if blocks is None or isinstance(blocks, int) else list(blocks)
+        return list(forward(images, indices=indices, norm=False, intermediates_only=True, output_fmt="NCHW"))
 
     def grid(self, images: ImageBatch | tuple[int, int]) -> Grid:
         """The grid of units of these images, or of this (height, width).

@@ -1,4 +1,4 @@
-"""What backbones can do. Apart from `base.py`, so that it can be asked without importing torch."""
+"""What backbones can do, what each method needs, and how features are read out. Imports neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -13,3 +13,25 @@ CAPABILITIES: dict[Capability, str] = {
     "replace": "put a mask token in the place of hidden units",
     "paint": "be shown images whose hidden units are painted over",
 }
+
+NEEDS: dict[str, tuple[Capability, ...]] = {
+    "aim": ("attend",),
+    "aim_features": ("attend",),
+    "beit": ("replace", "paint"),
+    "ijepa": ("drop", "replace", "paint"),
+    "mae": ("drop",),
+    "simmim": ("replace", "paint"),
+}
+"""What each method of `patchcast.methods.METHODS` needs of a backbone of timm: one of these, the first it has."""
+
+OWN_NETWORKS = {"imagegpt": "shift", "imagegpt_masked": "replace"}
+"""Methods that run on an ImageGPT network instead, and what they need of it."""
+
+METHOD_NAMES = (*sorted({*NEEDS, *OWN_NETWORKS}),)
+"""The names in `METHODS`, so that a wrong one is refused before torch is imported. A test holds the two equal."""
+
+Readout = Literal["mean", "mean_std", "blocks", "class"]
+"""Names of `patchcast.backbones.readout.READOUTS`: how the units of an image become one feature."""
+
+DEFAULT_READOUT: Readout = "mean"
+"""Of every probe, `embed`, ONNX and exported programs."""

@@ -127,9 +127,3 @@ class NaFlex(RoPE):
 
     def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
         return super().split(features["patches"] if isinstance(features, Mapping) else features, tokens)
-
-    def pool(self, images: ImageBatch) -> Float[Tensor, "B D"]:
-        if not isinstance(images, Mapping):
-            return super().pool(images)
-        weight = images["patch_valid"][..., None].to(torch.float32)
-        return (self.units(images) * weight).sum(dim=1) / weight.sum(dim=1)

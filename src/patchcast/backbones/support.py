@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
-from patchcast.backbones.capabilities import CAPABILITIES, Capability
+from patchcast.backbones.capabilities import CAPABILITIES, NEEDS, Capability
 
 IN_TIMM = [each for each in CAPABILITIES if each != "shift"]  # that is ImageGPT, which is our own
 TABLE = Path(__file__).with_name("support.csv")
@@ -192,12 +192,7 @@ replace and paint, at any size. A class that is not listed can be added: see [ad
 
 def page() -> list[str]:
     """The lines of docs/backbones.md: one row for each class of timm, and for each of its kinds where they differ."""
-    asked = {
-        "drop": "MAE, I-JEPA",
-        "attend": "AIM",
-        "replace": "SimMIM, BEiT; I-JEPA where it cannot drop",
-        "paint": "SimMIM, BEiT, I-JEPA where it can neither drop nor replace",
-    }
+    asked = {each: asked_by(each) for each in IN_TIMM}
     capabilities = [f"| `{each}` | {what} | {asked[each]} |" for each in IN_TIMM for what in [CAPABILITIES[each]]]
     lines = [*INTRODUCTION.format(version=made_for(), capabilities="\n".join(capabilities)).splitlines(), ""]
     entered = [row for row in table() if row.can > {"paint"}]
@@ -216,6 +211,25 @@ def page() -> list[str]:
     per_class = [f"{each} {sum(row.model_class == each for row in painted)}" for each in classes]
     lines.append(", ".join(per_class) + ".")
     return lines
+
+
+def asked_by(capability: Capability) -> str:
+    """The methods that ask for a capability, in words: those that want it first, and those that make do with it.
+
+    >>> asked_by("replace")
+    '`beit`, `simmim`; `ijepa` where it cannot drop'
+    """
+    wanted, instead = [], dict[str, list[str]]()
+    for method, needs in NEEDS.items():
+        if capability not in needs:
+            continue
+        before = needs[: needs.index(capability)]
+        if before:
+            instead.setdefault(" or ".join(before), []).append(f"`{method}`")
+        else:
+            wanted.append(f"`{method}`")
+    others = [f"{', '.join(methods)} where it cannot {before}" for before, methods in instead.items()]
+    return "; ".join([*([", ".join(wanted)] if wanted else []), *others])
 
 
 def _alike(rows: list[Support]) -> list[list[Support]]:

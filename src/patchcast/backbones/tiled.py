@@ -332,18 +332,10 @@ class Tiled(Backbone):
         """The features as (class and register tokens of all tiles, units): units row by row over all tiles."""
         return features[:, : tokens.prefix], features[:, tokens.prefix :]
 
-    def units(self, images: ImageBatch) -> Float[Tensor, "B N D"]:
-        """The feature of every unit, row by row over all tiles; zero for padding."""
-        tokens = self.embed(images)
-        units = self.split(self.forward_stages(tokens), tokens)[1]
-        return units if tokens.is_valid is None else units * tokens.is_valid[..., None]
-
-    def pool(self, images: ImageBatch) -> Float[Tensor, "B D"]:
-        """The mean over the units of each image, padding left out."""
-        if isinstance(images, Tensor):
-            return super().pool(images)
-        count = self.valid_units(images, self.grid(images)).sum(dim=1, keepdim=True)
-        return self.units(images).sum(dim=1) / count.clamp(min=1)
+    def units_and_validity(self, images: ImageBatch) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"] | None]:
+        """The feature of every unit, row by row over all tiles, zero for padding; and False where it is padding."""
+        units, is_valid = super().units_and_validity(images)
+        return units if is_valid is None else units * is_valid[..., None], is_valid
 
     # ---- samples of several images, as lists of tiles ---------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""`patchcast compare`: runs beside what they have to beat, in one table and one parquet file."""
+"""`patchcast compare`: runs and what they have to beat, in one table and one parquet file."""
 
 from __future__ import annotations
 
@@ -8,50 +8,57 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from patchcast import options
 from patchcast.backbones import Backbone
-from patchcast.commands.finetune import PRECISION
-from patchcast.commands.labelled import Chosen, Labelled
-from patchcast.commands.probe import PIXELS, Scores, feature_cache, labelled_for, score, score_pixels
+from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+from patchcast.commands.probe import feature_cache, open_against, subject_of
 from patchcast.evaluation import (
     FinetuneResult,
     Interval,
     accuracy_interval,
-    extract,
     finetune,
     paired_accuracy_difference,
     stratified_split,
 )
+from patchcast.evaluation.baselines import BASELINES
+from patchcast.evaluation.feature_protocol import FeatureProtocol, Scores, versus
 from patchcast.evaluation.features import fingerprint
+from patchcast.evaluation.finetune_protocol import PRECISION
+from patchcast.evaluation.labeled import Labeled, labels_of, paths_of
+from patchcast.evaluation.protocol import Request, new_table, percent
 from patchcast.files import cache_folder, write_whole
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 
 SUPERVISED = "supervised"
+OTHER = "other network"
 RATES = (1e-3, 3e-3, 1e-2)
 """Learning rates that a supervised run may choose from."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network, or the pixels, and what was found in its features.
+    """One network, or features that need none, and how good they are.
 
     Attributes:
-        run: the run folder that it is, or stands beside.
-        kind: pretrained, untrained, supervised or raw pixels.
+        run: the run folder that it is, or is compared with.
+        recipe: of that run, or of another run that is compared with; None for a model of timm.
+        kind: pretrained, untrained, supervised, other network, or the name of a baseline.
+        label: what the table calls it.
         gained: by how much its linear probe beats that of the untrained network, on the same test images.
         own: accuracy of the classifier that a supervised network was trained with.
         rate: the learning rate that a supervised run chose.
     """
 
     run: Path
-    recipe: Resolved
+    recipe: Resolved | None
     kind: str
+    label: str
     scores: Scores
     gained: Interval | None
     own: Interval | None = None
@@ -67,13 +74,18 @@ def compare(
     draws: int,
     limit: int | None,
     supervised: bool = True,
+    against: Sequence[str] = (),
+    readout: Readout = DEFAULT_READOUT,
     device: Device = "auto",
-    cached: bool = True,
+    cache: bool = True,
 ) -> list[Row]:
-    """Probe every run, its start, a supervised run of the same budget, and raw pixels; print a table and write it.
+    """Probe every run, its start, a supervised run of the same budget and the baselines; print and write a table.
 
-    What several runs share (the same start, the same supervised run) is measured and shown once.
+    Rows that several runs share (the same start, the same supervised run) are measured and shown once.
 
+    Args:
+        against: further networks: run folders, or models of timm by name.
+        readout: how units become one feature, in every row.
     Raises:
         ValueError: for anything that the user can put right, in one sentence.
     """
@@ -81,90 +93,99 @@ def compare(
         raise ValueError(f"--out must end in .parquet; got {out}")
     if strange := [run for run in runs if not is_run(run)]:
         raise ValueError(f"{strange[0]} holds no run of patchcast: it has no config.yaml")
-    console, where = Console(), torch_device(device)
-    rows: list[Row] = []
-    shared: dict[str, Row] = {}
+    chosen = options.Features(per_class=list(per_class), draws=draws, readout=readout, cache=cache)
+    console, rows, lines, shared = Console(), list[Row](), list[str](), dict[str, Row]()
     for run in runs:
         network = open_network(run)
-        labelled = labelled_for(network, data, limit)
-        measure = Measure(network, labelled, per_class, draws, where, feature_cache() if cached else None)
-        for row in _beside(run, measure, shared, supervised, console):
-            rows.append(row)
-    console.print(table(rows, labelled.told))
-    write_parquet(rows, labelled, out)
+        assert network.recipe is not None
+        request = Request(
+            data or network.recipe.data,
+            network.backbone.channels,
+            limit=limit,
+            device=torch_device(device),
+            cache=feature_cache(),
+        )
+        protocol = FeatureProtocol(chosen, request, subject_of(network))
+        ours, others = _rows(Measure(network, network.recipe, protocol, console), shared, supervised, against)
+        lines += [f"{ours.label} vs {other.label}: {versus(ours.scores, other.scores)}" for other in others]
+        rows += [ours, *(other for other in others if other not in rows)]
+    console.print(table(rows, protocol.description))
+    for line in lines:
+        console.print(line, highlight=False)
+    write_parquet(rows, protocol.labeled, out)
     console.print(f"Written to {out}: {len(rows)} rows.")
     return rows
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How features are made of images and probed, for one run and all that it is compared with."""
+    """How one run and everything that it is compared with are measured."""
 
     network: Network
-    labelled: Labelled
-    per_class: Sequence[int]
-    draws: int
-    device: str
-    cache: Path | None
+    recipe: Resolved
+    protocol: FeatureProtocol
+    console: Console
 
-    def __call__(self, backbone: Backbone) -> Scores:
-        loaders = self.labelled.loaders(self.network.evaluate)
-        train, test = (extract(backbone, each, device=self.device, cache=self.cache) for each in loaders)
+    def __call__(self, backbone: Backbone, status: str) -> Scores:
+        with self.console.status(f"{self.network.name}: {status}"):
+            scores = self.protocol.measure(subject_of(self.network, backbone))
         backbone.cpu()
-        return score(train, test, per_class=self.per_class, draws=self.draws, device=self.device)
-
-    def pixels(self) -> Scores:
-        return score_pixels(self.network, self.labelled, per_class=self.per_class, draws=self.draws, device=self.device)
+        return scores
 
 
-def _beside(run: Path, measure: Measure, shared: dict[str, Row], supervised: bool, console: Console) -> list[Row]:
-    """The rows of one run, without those that an earlier one has."""
-    recipe = measure.network.recipe
-    assert recipe is not None
-    before = measure.network.before()
-    seen_as = f"{measure.network.size} {recipe.mean} {recipe.std} {recipe.channels}"
-    start, pixels = f"{fingerprint(before)} {seen_as}", f"{PIXELS} {seen_as}"
-    found: list[Row] = []
+def _rows(measure: Measure, shared: dict[str, Row], supervised: bool, against: Sequence[str]) -> tuple[Row, list[Row]]:
+    """The row of a run, and those that it is compared with; only what no earlier run shares is measured."""
+    network, recipe, run = measure.network, measure.recipe, Path(measure.network.name)
+    before = network.before()
+    seen_as = f"{network.size} {recipe.mean} {recipe.std} {recipe.channels} {measure.protocol.description}"
+    start = f"{fingerprint(before)} {seen_as}"
     if start not in shared:
-        with console.status(f"{run}: {UNTRAINED}"):
-            shared[start] = Row(run, recipe, UNTRAINED, measure(before), None)
-        found.append(shared[start])
-    origin = shared[start].scores
+        label = f"{UNTRAINED} {recipe.model}"
+        shared[start] = Row(run, recipe, UNTRAINED, label, measure(before, UNTRAINED), None)
+    others, origin = [shared[start]], shared[start].scores
 
-    def gained(scores: Scores) -> Interval:
-        return paired_accuracy_difference(scores.correct, origin.correct)
+    def row(kind: str, label: str, scores: Scores, recipe: Resolved | None = recipe, **known: Any) -> Row:
+        gained = paired_accuracy_difference(scores.correct, origin.correct)
+        return Row(run, recipe, kind, label, scores, gained, **known)
 
-    with console.status(f"{run}: {OURS}"):
-        scores = measure(measure.network.backbone)
-    found.insert(0, Row(run, recipe, OURS, scores, gained(scores)))
+    ours = row(OURS, f"{run.name} ({recipe.method})", measure(network.backbone, OURS))
     budget = f"{SUPERVISED} {start} {recipe.steps} {recipe.batch_size} {recipe.seed} {recipe.crop_scale} {recipe.flip}"
     if supervised and budget not in shared:
-        with console.status(f"{run}: {SUPERVISED}, {recipe.steps:,} steps of {recipe.batch_size} images"):
+        label = f"{SUPERVISED}, {recipe.steps:,} steps"
+        with measure.console.status(f"{run}: {label} of {recipe.batch_size} images"):
             backbone, correct, rate = train_supervised(before, measure, budget)
-            scores = measure(backbone)
-        shared[budget] = Row(run, recipe, SUPERVISED, scores, gained(scores), accuracy_interval(correct), rate)
-        found.append(shared[budget])
-    if pixels not in shared:
-        with console.status(f"{run}: {PIXELS}"):
-            scores = measure.pixels()
-        shared[pixels] = Row(run, recipe, PIXELS, scores, gained(scores))
-        found.append(shared[pixels])
-    return found
+        own = accuracy_interval(correct)
+        shared[budget] = row(SUPERVISED, label, measure(backbone, SUPERVISED), own=own, rate=rate)
+    if supervised:
+        others.append(shared[budget])
+    for name in against:
+        key = f"{OTHER} {name} {measure.protocol.description}"
+        if key not in shared:
+            other = open_against(name, network)
+            with measure.console.status(name):
+                scores = measure.protocol.measure(subject_of(other))
+            shared[key] = row(OTHER, name, scores, other.recipe)
+        others.append(shared[key])
+    for name, measure_baseline in measure.protocol.baselines(subject_of(network)):
+        key = f"{name} {seen_as}"
+        if key not in shared:
+            with measure.console.status(f"{run}: {name}"):
+                shared[key] = row(name, name, measure_baseline())
+        others.append(shared[key])
+    return ours, others
 
 
 def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Backbone, Tensor, float]:
     """The network trained with labels from the same start, for the run's steps, batches and augmentation.
 
-    Every weight, by AdamW, at one rate for all blocks. The result is kept in the user's cache folder, as it takes
+    All weights, by AdamW, at one rate for all blocks. The result is kept in the user's cache folder, because it takes
     longer than pretraining.
 
     Returns:
-        the backbone, which test images its own classifier told right, and the learning rate.
+        the backbone, which test images its own classifier got right, and the learning rate.
     """
-    recipe, labelled = measure.network.recipe, measure.labelled
-    assert recipe is not None
-    images = [labelled.train.images.store.path(int(place)) for place in labelled.train.images.positions]
-    which = [budget, labelled.told, *images, f"{labelled.train.index.tolist()} {labelled.train.labels.tolist()}"]
+    recipe, labeled = measure.recipe, measure.protocol.labeled
+    which = [budget, *paths_of(labeled.train), f"{labels_of(labeled.train).tolist()}"]
     file = cache_folder() / SUPERVISED / f"{fingerprint(which)}.safetensors"
     if file.exists():
         state = load_file(file)
@@ -172,7 +193,7 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
         start.load_state_dict(state)
         return start, correct, rate
     rate = choose_rate(start, measure, recipe)
-    result = _train(start, measure, labelled, recipe, steps=recipe.steps, rate=rate)
+    result = _train(start, measure, labeled, recipe, steps=recipe.steps, rate=rate)
     backbone = result.model.backbone.cpu()
     state = {name: value.contiguous().clone() for name, value in backbone.state_dict().items()}
     beside = {"correct": result.correct, "rate": torch.tensor(rate, dtype=torch.float64)}
@@ -183,93 +204,77 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
 def choose_rate(start: Backbone, measure: Measure, recipe: Resolved) -> float:
     """The rate that does best on a fifth of the training images, after a quarter of the steps on the others.
 
-    At one rate for all, this baseline would be as weak as the rate is wrong: on digits, 400 steps of 64 images told
+    At one rate for all, this baseline would be as weak as the rate is wrong: on digits, 400 steps of 64 images got
     62.8 % right at 1e-3, and 75.0 % at 3e-3.
     """
-    train = measure.labelled.train
+    train = measure.protocol.labeled.train
     generator = torch.Generator().manual_seed(recipe.seed)
-    fit, held = stratified_split(torch.from_numpy(train.labels), 0.2, generator=generator)
-    fitted, judged = Chosen(train.images, train.index[fit.numpy()]), Chosen(train.images, train.index[held.numpy()])
-    trial = Labelled(fitted, judged, measure.labelled.told)
+    fit, held = stratified_split(torch.from_numpy(labels_of(train)), 0.2, generator=generator)
+    trial = Labeled(train.subset(fit.numpy()), train.subset(held.numpy()), measure.protocol.description)
     steps = max(1, recipe.steps // 4)
-    found = {rate: _train(start, measure, trial, recipe, steps=steps, rate=rate).accuracy for rate in RATES}
-    return max(found, key=lambda rate: (found[rate], -rate))
+    accuracy = {rate: _train(start, measure, trial, recipe, steps=steps, rate=rate).accuracy for rate in RATES}
+    return max(accuracy, key=lambda rate: (accuracy[rate], -rate))
 
 
 def _train(
-    start: Backbone, measure: Measure, labelled: Labelled, recipe: Resolved, *, steps: int, rate: float
+    start: Backbone, measure: Measure, labeled: Labeled, recipe: Resolved, *, steps: int, rate: float
 ) -> FinetuneResult:
     network = measure.network
     return finetune(
         start,
-        labelled.augmented(network.augment, steps=steps, batch_size=recipe.batch_size, seed=recipe.seed),
-        labelled.loaders(network.evaluate)[1],
-        classes=measure.labelled.classes,
+        labeled.augmented(network.augment, steps=steps, batch_size=recipe.batch_size, seed=recipe.seed),
+        labeled.loaders(network.evaluate)[1],
+        classes=measure.protocol.labeled.classes,
         lr=rate,
         layer_decay=1.0,
         seed=recipe.seed,
-        device=measure.device,
-        precision=PRECISION[measure.device],
+        device=measure.protocol.request.device,
+        precision=PRECISION[measure.protocol.request.device],
     )
 
 
-def table(rows: Sequence[Row], told: str) -> Table:
-    """One row for each network, in per cent, with 95 % intervals."""
-    shown = Table(box=SIMPLE_HEAD, title=f"Accuracy in % on {told}", title_justify="left", title_style="bold")
-    shown.add_column("network")
-    for name in ("kNN", "linear", "over untrained", "RankMe"):
-        shown.add_column(name, justify="right")
+def table(rows: Sequence[Row], description: str) -> Table:
+    """One row for each network or baseline, in per cent, with 95 % intervals."""
+    shown = new_table(description, "network", "kNN", "linear", "RankMe")
     for row in rows:
-        gain = "" if row.gained is None else _percent(row.gained, "+.1f")
         rank = "" if row.scores.rankme is None else f"{row.scores.rankme:.1f}"
-        linear = _percent(row.scores.accuracy)
-        shown.add_row(told_of(row), f"{100 * row.scores.knn.accuracy:.1f}", linear, gain, rank)
+        shown.add_row(row.label, f"{100 * row.scores.knn.accuracy:.1f}", percent(row.scores.accuracy), rank)
     own = [row.own for row in rows if row.own is not None]
-    classifiers = f" The supervised network's own classifier: {', '.join(map(_percent, own))}." if own else ""
+    classifiers = f" The supervised network's own classifier: {', '.join(map(percent, own))}." if own else ""
     shown.caption = (
-        "Linear classifier on all labels. 95 % intervals over the test images; differences on the same test images. "
-        f"They do not cover the seed.{classifiers}"
+        "Linear classifier on all labels. 95 % intervals over the test images; differences on the same test images and "
+        f"on the same draws of labels. They do not cover the seed.{classifiers}"
     )
-    shown.caption_justify = "left"
     return shown
 
 
-def told_of(row: Row) -> str:
-    """A row by its name."""
-    recipe = row.recipe
-    return {
-        OURS: f"{row.run.name} ({recipe.method})",
-        UNTRAINED: f"{UNTRAINED} {recipe.model}",
-        SUPERVISED: f"{SUPERVISED}, {recipe.steps:,} steps",
-        PIXELS: PIXELS,
-    }[row.kind]
-
-
-def write_parquet(rows: Sequence[Row], labelled: Labelled, out: Path) -> None:
+def write_parquet(rows: Sequence[Row], labeled: Labeled, out: Path) -> None:
     """Every number of every row, accuracies as shares."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, lambda unfinished: pq.write_table(pa.Table.from_pylist(_plain(rows, labelled)), unfinished))
+    write_whole(out, lambda unfinished: pq.write_table(pa.Table.from_pylist(_plain(rows, labeled)), unfinished))
 
 
-def _plain(rows: Sequence[Row], labelled: Labelled) -> list[dict[str, Any]]:
+def _plain(rows: Sequence[Row], labeled: Labeled) -> list[dict[str, Any]]:
     table: list[dict[str, Any]] = []
     for row in rows:
-        recipe, scores, is_network = row.recipe, row.scores, row.kind != PIXELS
+        scores, recipe = row.scores, row.recipe if row.kind not in BASELINES else None
+        is_ours = row.kind in (OURS, OTHER)
         values: dict[str, Any] = {
             "run": str(row.run),
+            "network": row.label,
             "kind": row.kind,
-            "method": recipe.method if row.kind == OURS else None,
-            "model": recipe.model if is_network else None,
-            "seed": recipe.seed if is_network else None,
-            "steps": recipe.steps if row.kind in (OURS, SUPERVISED) else None,
-            "batch_size": recipe.batch_size if row.kind in (OURS, SUPERVISED) else None,
-            "lr": recipe.lr if row.kind == OURS else row.rate,
-            "data": labelled.told,
-            "train_images": len(labelled.train),
-            "test_images": len(labelled.test),
+            "method": recipe.method if recipe and is_ours else None,
+            "model": recipe.model if recipe else row.label if is_ours else None,
+            "seed": recipe.seed if recipe else None,
+            "steps": recipe.steps if recipe and row.kind != UNTRAINED else None,
+            "batch_size": recipe.batch_size if recipe and row.kind != UNTRAINED else None,
+            "lr": recipe.lr if recipe and is_ours else row.rate,
+            "data": labeled.description,
+            "train_images": len(labeled.train),
+            "test_images": len(labeled.test),
             "k": scores.knn.k,
             "strength": scores.linear.strength,
             "rankme": scores.rankme,
@@ -287,8 +292,3 @@ def _plain(rows: Sequence[Row], labelled: Labelled) -> list[dict[str, Any]]:
             values |= {name: value, f"{name}_low": low, f"{name}_high": high}
         table.append(values)
     return table
-
-
-def _percent(interval: Interval, form: str = ".1f") -> str:
-    value, low, high = (format(100 * each, form) for each in interval)
-    return f"{value} [{low}, {high}]"

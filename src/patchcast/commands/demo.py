@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from patchcast import options
 from patchcast.commands.pretrain import pretrain
 from patchcast.commands.probe import probe
 from patchcast.recipe import Recipe
@@ -32,7 +33,7 @@ def demo(out: Path) -> None:
     """Pretrain on digits without their labels, then probe with few of them."""
     recipe = pretrain(demo_recipe(out))
     Console().print()
-    probe(recipe.out, data=None, per_class=[5, 10, 20], draws=20, limit=None)
+    probe(options.Probe(source=str(recipe.out)), "features", options.Features())
     Console().print(
         f"\nLook at {out / 'reconstructions.png'} and {out / 'loss.png'}. Then your own images:\n"
         "[bold]patchcast pretrain --method mae --model vit_tiny_patch16_224 --data FOLDER --out runs/mine[/]"

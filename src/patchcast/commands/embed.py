@@ -24,7 +24,8 @@ from patchcast.backbones.tiled import Tiled
 from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
-from patchcast.evaluation.features import evaluating, fingerprint
+from patchcast.evaluation.features import fingerprint
+from patchcast.modes import evaluating
 from patchcast.runs.network import is_run, open_network
 
 Kind = Literal["pooled", "tokens", "maps"]

@@ -6,32 +6,18 @@ import difflib
 import shutil
 import sys
 
-from patchcast.backbones.capabilities import Capability
+from patchcast.backbones.capabilities import NEEDS, OWN_NETWORKS
 from patchcast.backbones.support import IN_TIMM, Support, made_for, support, table
-
-NEEDS: dict[str, Capability] = {
-    "aim": "attend",
-    "aim_features": "attend",
-    "beit": "paint",  # by replacing where the backbone can
-    "ijepa": "paint",  # by dropping where it can, or else by replacing
-    "mae": "drop",
-    "simmim": "paint",  # by replacing where it can
-}
-
-
-OWN_NETWORKS = ("imagegpt", "imagegpt_masked")
 
 
 def models(pattern: str, method: str | None) -> None:
     """Print the architectures whose name matches, or those of them that a method can be run on.
 
     Raises:
-        ValueError: if there is no such method, or nothing matches.
+        ValueError: if the method has networks of its own, or nothing matches.
     """
     if method in OWN_NETWORKS:
         raise ValueError(f"{method} has networks of its own: imagegpt_s, imagegpt_m, imagegpt_l, imagegpt_xl, imagegpt")
-    if method is not None and method not in NEEDS:
-        raise ValueError(f"no method is called {method!r}; there are {', '.join(NEEDS)}")
     matching = support(pattern if any(each in pattern for each in "*?[") else f"*{pattern}*")
     if not matching:
         families = {row.name.split("_")[0]: None for row in table()}
@@ -67,4 +53,4 @@ def columns(rows: list[tuple[str, ...]]) -> list[str]:
 
 def suits(row: Support, method: str) -> bool:
     """Whether a method can be run on this architecture; AIM needs a stem that keeps pixels in their unit."""
-    return NEEDS[method] in row.can and (NEEDS[method] != "attend" or row.is_causal_for_pixels)
+    return any(need in row.can and (need != "attend" or row.is_causal_for_pixels) for need in NEEDS[method])

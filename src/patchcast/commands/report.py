@@ -19,13 +19,12 @@ from torch import Tensor
 
 from patchcast import __version__
 from patchcast.backbones import Backbone
-from patchcast.commands.probe import PIXELS
 from patchcast.data import denormalise
 from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
 from patchcast.drawing.versions import completed, completes_pixels, draws_codes, samples, versions
-from patchcast.evaluation.features import evaluating
 from patchcast.evaluation.maps import pca_maps
+from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.report import Curve, Html, Section, Tile, commands, definitions, line_chart, page, strips, table
@@ -39,8 +38,8 @@ from patchcast.views import Attend
 
 PICTURES, SAMPLES = 6, 24
 LINE = 110  # letters of a command on one line
-NETWORKS = {OURS: "this run", UNTRAINED: "untrained", PIXELS: "raw pixels"}
-"""What stands in a run's JSON files, as a reader knows it."""
+NETWORKS = {OURS: "this run"}
+"""Rows of a run's JSON files that a reader knows by another name."""
 
 
 @dataclass(frozen=True)
@@ -177,24 +176,26 @@ def _accuracy(found: Found) -> list[Section]:
     if probe:
         counts = [row["per_class"] for row in probe.get(OURS, {}).get("few_labels", [])]
         header = ["% right", *(f"{count} a class" for count in counts), "linear, all", "kNN", "RankMe"]
-        for name in (each for each in NETWORKS if each in probe):
-            one = probe[name]
+        for name, one in _rows(probe, "linear"):
             few = [f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" for row in one["few_labels"]]
             rank = f"{one['rankme']:.1f}" if one.get("rankme") else "–"
-            rows.append([NETWORKS[name], *few, _interval(one["linear"]), _percent(one.get("knn"), ""), rank])
+            rows.append([NETWORKS.get(name, name), *few, _interval(one["linear"]), _percent(one.get("knn"), ""), rank])
         body.append(table(header, rows, strong=0))
-        if gained := probe.get("differences", {}).get(UNTRAINED):
-            body.append(Html(f'<p class="told">{_gained(gained)}</p>'))
+        for other, gained in probe.get("differences", {}).items():
+            body.append(Html(f'<p class="told">{escape(_gained(other, gained))}</p>'))
     others = {"attentive": "Attentive probe", "finetune": "Fine-tuning, all weights"}
     for name, title in ((name, title) for name, title in others.items() if name in found.probes):
         one = found.probes[name]
-        lines = [[NETWORKS[each], _interval(one[each]["accuracy"])] for each in (OURS, UNTRAINED) if each in one]
+        lines = [[NETWORKS.get(each, each), _interval(row["accuracy"])] for each, row in _rows(one, "accuracy")]
         body += [subheading(title), table(["% right", "accuracy"], lines, strong=0)]
     if dense := found.probes.get("dense"):
         body += [subheading("Dense: the class of every pixel"), _dense_table(dense)]
         body.append(Html(f'<p class="told">On {escape(dense["data"])}.</p>'))
     source = next(iter(found.probes.values())).get("data", "")
-    told = f"Accuracy in % on {source}; 95 % intervals over the test images in brackets, spread over draws after ±."
+    told = (
+        f"Accuracy in % on {source}; 95 % intervals over the test images in brackets, spread over draws after ±. "
+        "Differences are between linear probes on all labels, on the same test images; they do not cover the seed."
+    )
     return [Section("What the features are worth", told, body)] if body else []
 
 
@@ -202,20 +203,21 @@ def _dense_table(dense: Mapping[str, Any]) -> Html:
     header = ["% by unit", "linear: mean IoU", "pixels right", "kNN: mean IoU", "pixels right"]
     measures = [(how, what) for how in ("linear", "knn") for what in ("mean_iou", "pixel_accuracy")]
     rows = [
-        [NETWORKS[name], *(_interval(dense[name][how][what]) for how, what in measures)]
-        for name in NETWORKS
-        if name in dense
+        [NETWORKS.get(name, name), *(_interval(row[how][what]) for how, what in measures)]
+        for name, row in _rows(dense, "linear")
     ]
     return table(header, rows, strong=0)
 
 
-def _gained(gained: Mapping[str, Any]) -> str:
+def _rows(probe: Mapping[str, Any], measure: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The rows of a JSON file: what has this measure."""
+    return [(name, row) for name, row in probe.items() if isinstance(row, dict) and measure in row]
+
+
+def _gained(other: str, gained: Mapping[str, Any]) -> str:
     value, low, high = (100 * gained[each] for each in ("value", "low", "high"))
-    sure = "helps" if low > 0 else "hurts" if high < 0 else "makes no difference that could be told from chance"
-    return (
-        f"Pretraining {sure}: {value:+.1f} points over the untrained network [{low:+.1f}, {high:+.1f}], on the same "
-        "test images and all labels. This does not cover the seed."
-    )
+    sure = "" if low > 0 or high < 0 else " (no difference that could be told from chance)"
+    return f"This run vs {other}: {value:+.1f} points [{low:+.1f}, {high:+.1f}]{sure}."
 
 
 def _layers(found: Found) -> list[Section]:
@@ -223,9 +225,9 @@ def _layers(found: Found) -> list[Section]:
     if not layers:
         return []
     curves = []
-    for name in (each for each in (OURS, UNTRAINED) if each in layers):
-        numbers, accuracies = map(int, layers[name]), layers[name].values()
-        curves.append(Curve(NETWORKS[name], list(numbers), [100 * each for each in accuracies], dots=True))
+    for name, accuracy in ((name, accuracy) for name, accuracy in layers.items() if isinstance(accuracy, dict)):
+        numbers, accuracies = map(int, accuracy), accuracy.values()
+        curves.append(Curve(NETWORKS.get(name, name), list(numbers), [100 * each for each in accuracies], dots=True))
     chart = line_chart(curves, x_label="layer", y_label="linear probe, %", told="Accuracy by layer")
     told = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
     return [Section("Where the features are", told, [side_by_side([chart])])]

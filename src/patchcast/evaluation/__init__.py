@@ -5,7 +5,6 @@ from patchcast.evaluation.attentive import AttentiveProbe, AttentiveResult, atte
 from patchcast.evaluation.features import (
     Features,
     TokenFeatures,
-    evaluating,
     extract,
     extract_layers,
     extract_tokens,
@@ -18,6 +17,7 @@ from patchcast.evaluation.label_budgets import FewLabels, PairedDifference, few_
 from patchcast.evaluation.label_free import alpha_req, lidar, rankme
 from patchcast.evaluation.linear import LinearResult, LogisticProbe, linear_probe, logistic_path
 from patchcast.evaluation.ridge import ridge_accuracy
+from patchcast.modes import evaluating
 
 __all__ = [
     "AttentiveProbe",

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from patchcast.backbones.backbone import Backbone
 from patchcast.data.masks import IGNORED
-from patchcast.evaluation.features import Features, check_probe, evaluating
+from patchcast.evaluation.features import Features, check_probe
 from patchcast.evaluation.intervals import Interval
 from patchcast.evaluation.knn import TEMPERATURE
 from patchcast.evaluation.linear import LogisticProbe, logistic_path
+from patchcast.modes import evaluating
 
 UNITS = 20_000
 """Most units that a probe is fitted on."""
@@ -106,15 +107,14 @@ def dense_probe(
     if isinstance(backbone, Backbone):
         with evaluating(backbone.to(device)):
             return _probe(units_of(backbone), train, test, device, seed)
-    with torch.inference_mode():
+    with torch.no_grad():
         return _probe(backbone, train, test, device, seed)
 
 
 def _probe(extract: Extract, train: Batches, test: Batches, device: str, seed: int) -> DenseResult:
     fitted, of_image = _labelled_units(extract, train, device)
-    with torch.inference_mode(False):
-        fitted = Features(fitted.x.clone(), fitted.labels.clone())
-        linear, strength = _fit(fitted, of_image.clone(), seed)
+    with torch.enable_grad():
+        linear, strength = _fit(fitted, of_image, seed)
         few = fitted.take(_some(len(fitted), seed))
     classes = fitted.labels.unique()
     neighbours = _neighbours(few, classes)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,9 +16,11 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.backbone import Backbone, ImageBatch
+from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+from patchcast.files import write_cache
+from patchcast.modes import evaluating
 
-Images = Float[Tensor, "B C H W"]
 Loader = Iterable[Sequence[Tensor]]
 
 
@@ -107,6 +108,7 @@ def extract(
     loader: Loader,
     *,
     device: torch.device | str = "cpu",
+    readout: Readout = DEFAULT_READOUT,
     precision: torch.dtype | None = None,
     cache: Path | None = None,
 ) -> Features:
@@ -121,6 +123,7 @@ def extract(
         loader: yields batches of (images, labels); the images as the backbone wants them. Labels are class indices, -1
             for none. It must not augment: what is cached, and compared, is one view of each image.
         device: where the backbone runs, and where it is left. The features come back in main memory, as float32.
+        readout: how units become one feature; see `Backbone.pool`.
         precision: dtype of autocast (torch.bfloat16); None computes in the weights' own.
         cache: folder in which each batch's features are kept, under a hash of the weights and one of the images as
             transformed, so that a change of either is computed anew. The images are still read: their content is what
@@ -128,9 +131,21 @@ def extract(
     Raises:
         ValueError: if the loader is empty, or an image does not fit the backbone.
     """
-    outputs, labels = run_over(
-        backbone, loader, "pool", lambda images: {"x": backbone.pool(images)}, device, precision, cache
-    )
+    what = "pool" if readout == "mean" else f"pool {readout}"  # so that features of earlier versions are still valid
+    compute = lambda images: {"x": backbone.pool(images, readout)}  # noqa: E731
+    outputs, labels = run_over(backbone, loader, what, compute, device, precision, cache)
+    return Features(outputs["x"], labels)
+
+
+def extract_with(
+    model: nn.Module, loader: Loader, *, device: torch.device | str = "cpu", cache: Path | None = None
+) -> Features:
+    """What any model of images returns, one vector per image; arguments as in `extract`.
+
+    >>> extract_with(nn.Flatten(), [(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))]).x.shape
+    torch.Size([2, 48])
+    """
+    outputs, labels = run_over(model, loader, "model", lambda images: {"x": model(images)}, device, None, cache)
     return Features(outputs["x"], labels)
 
 
@@ -156,8 +171,8 @@ def extract_layers(
         ValueError: if timm gives this architecture no `forward_intermediates`.
     """
 
-    def compute(images: Images) -> dict[str, Tensor]:
-        return {str(block): x.mean(dim=(2, 3)) for block, x in enumerate(_block_outputs(backbone, images, None))}
+    def compute(images: ImageBatch) -> dict[str, Tensor]:
+        return {str(block): x.mean(dim=(2, 3)) for block, x in enumerate(backbone.block_outputs(images))}
 
     outputs, labels = run_over(backbone, loader, "layers", compute, device, precision, cache)
     return {int(block): Features(x, labels) for block, x in sorted(outputs.items(), key=lambda item: int(item[0]))}
@@ -185,8 +200,8 @@ def extract_tokens(
         ValueError: if timm gives this architecture no `forward_intermediates`, or the blocks differ in shape.
     """
 
-    def compute(images: Images) -> dict[str, Tensor]:
-        taken = _block_outputs(backbone, images, blocks)
+    def compute(images: ImageBatch) -> dict[str, Tensor]:
+        taken = backbone.block_outputs(images, blocks)
         if len({x.shape for x in taken}) > 1:
             shapes = ", ".join(f"{tuple(x.shape[1:])}" for x in taken)
             raise ValueError(
@@ -211,7 +226,7 @@ def raw_pixels(loader: Loader, *, size: tuple[int, int] | None = None) -> Featur
         ValueError: if the loader is empty.
     """
 
-    def pixels(images: Images) -> Tensor:
+    def pixels(images: Float[Tensor, "B C H W"]) -> Tensor:
         return (images if size is None else F.interpolate(images, size=size, mode="area")).flatten(1)
 
     rows = [(pixels(images).float(), labels) for images, labels in loader]
@@ -221,41 +236,11 @@ def raw_pixels(loader: Loader, *, size: tuple[int, int] | None = None) -> Featur
 # ---- one pass over the images ---------------------------------------------------------------------------------------
 
 
-def _block_outputs(backbone: Backbone, images: Images, blocks: int | Sequence[int] | None) -> list[Tensor]:
-    forward = getattr(backbone.model, "forward_intermediates", None)
-    if not callable(forward):
-        raise ValueError(f"{backbone.name} cannot be probed by layer: timm gives it no forward_intermediates")
-    backbone.grid(images)  # the size is refused here in one sentence, and by some models' own forward not at all
-    indices = blocks if blocks is None or isinstance(blocks, int) else list(blocks)
-    return forward(images, indices=indices, norm=False, intermediates_only=True, output_fmt="NCHW")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every submodule's own mode afterwards, a frozen one's too.
-
-    >>> model = nn.Sequential(nn.Dropout()).train()
-    >>> with evaluating(model):
-    ...     model.training, model[0].training
-    (False, False)
-    >>> model.training, model[0].training
-    (True, True)
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def run_over(
-    backbone: Backbone,
+    backbone: nn.Module,
     loader: Loader,
     what: str,
-    compute: Callable[[Images], dict[str, Tensor]],
+    compute: Callable[[ImageBatch], dict[str, Tensor]],
     device: torch.device | str,
     precision: torch.dtype | None,
     cache: Path | None,
@@ -266,7 +251,6 @@ def run_over(
     folder = None
     if cache is not None:
         folder = Path(cache) / _digest(_weights_content(backbone), f"{what} {precision} {device.type}".encode())
-        folder.mkdir(parents=True, exist_ok=True)
     batches: list[dict[str, Tensor]] = []
     all_labels: list[Tensor] = []
     with evaluating(backbone), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
@@ -278,12 +262,11 @@ def run_over(
                 outputs = compute(images.to(device))
                 batches.append({name: x.float().cpu().contiguous() for name, x in outputs.items()})
                 if file is not None:
-                    _save(batches[-1], file)
+                    write_cache(file, partial(save_file, batches[-1]))
             all_labels.append(labels)
     if not batches:
         raise ValueError("the loader yields no images")
-    # Cloned outside inference mode, so that a probe may ask gradients of what it computes from them.
-    return {name: torch.cat([batch[name] for batch in batches]).clone() for name in batches[0]}, torch.cat(all_labels)
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}, torch.cat(all_labels)
 
 
 def _join(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -291,12 +274,6 @@ def _join(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         raise ValueError("the loader yields no images")
     xs, labels = zip(*rows, strict=True)
     return torch.cat(xs), torch.cat(labels)
-
-
-def _save(outputs: dict[str, Tensor], file: Path) -> None:
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    save_file(outputs, partial)
-    partial.replace(file)  # so that an interrupted run leaves no half-written file that looks like a whole one
 
 
 def fingerprint(content: nn.Module | Sequence[str]) -> str:

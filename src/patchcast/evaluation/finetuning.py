@@ -15,8 +15,9 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone
-from patchcast.evaluation.features import Loader, evaluating
-from patchcast.training.optimization import warmup_cosine
+from patchcast.evaluation.features import Loader
+from patchcast.modes import evaluating
+from patchcast.schedules import warmup_cosine
 
 
 @runtime_checkable
@@ -41,7 +42,10 @@ class Classifier(nn.Module):
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.classify = nn.Linear(backbone.width, classes)
+        with evaluating(backbone):
+            image = torch.zeros(1, backbone.channels, *backbone.image_size, device=next(backbone.parameters()).device)
+            width = backbone.pool(image).shape[1]
+        self.classify = nn.Linear(width, classes)
         nn.init.zeros_(self.classify.weight)
         nn.init.zeros_(self.classify.bias)
 

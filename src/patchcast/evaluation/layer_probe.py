@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from patchcast.backbones.backbone import ImageBatch
 from patchcast.backbones.imagegpt_network import ImageGPTBackbone
 from patchcast.evaluation.features import Features, Loader, run_over
 from patchcast.evaluation.linear import LinearResult, linear_probe
@@ -48,7 +49,7 @@ def extract_imagegpt_layers(
         ValueError: if the loader is empty.
     """
 
-    def compute(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def compute(images: ImageBatch) -> dict[str, torch.Tensor]:
         return {f"{layer}": x.float().mean(dim=1) for layer, x in enumerate(backbone.layers(images))}
 
     outputs, labels = run_over(backbone, loader, "imagegpt layers", compute, device, precision, cache)

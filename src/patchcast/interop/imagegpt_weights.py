@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
-from patchcast.files import read_weights
+from patchcast.files import read_weights, write_text, write_weights
 from patchcast.geometry import Grid
 from patchcast.joint import JointClassifier
 from patchcast.methods.imagegpt import imagegpt
@@ -108,11 +107,9 @@ def save_imagegpt(pretrainer: Pretrainer, folder: str | Path) -> None:
         "resid_pdrop": 0.0,
         "dtype": str(head.dtype).removeprefix("torch."),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     state = to_transformers(Weights(network.state_dict(), head))
-    save_file(
-        {name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    write_weights({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
     if isinstance(tokenizer, Palette):
         processor = {
             "image_processor_type": "ImageGPTImageProcessor",
@@ -122,7 +119,7 @@ def save_imagegpt(pretrainer: Pretrainer, folder: str | Path) -> None:
             "do_resize": True,
             "size": {"height": network.grid.rows, "width": network.grid.cols},
         }
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor) + "\n")
+        write_text(folder / "preprocessor_config.json", json.dumps(processor) + "\n")
 
 
 def save_imagegpt_classifier(model: JointClassifier, folder: str | Path) -> None:
@@ -142,11 +139,11 @@ def save_imagegpt_classifier(model: JointClassifier, folder: str | Path) -> None
         "id2label": {str(label): f"LABEL_{label}" for label in range(classes)},
         "label2id": {f"LABEL_{label}": label for label in range(classes)},
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     state = read_weights(folder / "model.safetensors")
     del state["lm_head.weight"]
     state["score.weight"] = model.head.weight.detach().cpu().contiguous()
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    write_weights(state, folder / "model.safetensors")
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> Weights:

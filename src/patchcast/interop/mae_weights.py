@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.files import read_weights
+from patchcast.files import read_weights, write_text, write_weights
 from patchcast.interop.state_dicts import check_positions, fit_positions, heads, load_exactly, without_module
 from patchcast.methods.mae import mae
 from patchcast.plans import RandomMask
@@ -176,8 +175,8 @@ def save_mae(pretrainer: Pretrainer, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     renamed = {_rename(name, TO_TRANSFORMERS): value.contiguous() for name, value in _split_qkv(state).items()}
-    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_config(backbone, decoder, plan, target), indent=2) + "\n")
+    write_weights(renamed, folder / "model.safetensors")
+    write_text(folder / "config.json", json.dumps(_config(backbone, decoder, plan, target), indent=2) + "\n")
 
 
 def _weights_in(path: Path) -> Path:

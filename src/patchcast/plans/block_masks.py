@@ -5,7 +5,8 @@ All are drawn for the whole batch at once, and every image of a batch gets the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from math import log
 
 import torch
@@ -14,7 +15,16 @@ from torch import Tensor
 
 from patchcast.geometry import Grid
 from patchcast.plans.plan import MaskPlan
-from patchcast.plans.random_masks import check_hidden, check_ratio, hide_first
+from patchcast.plans.random_masks import (
+    HiddenCount,
+    check_count,
+    check_hidden,
+    check_range,
+    check_ratio,
+    hidden_rounded_down,
+    hide_first,
+    visible_rounded_down,
+)
 
 
 @dataclass(frozen=True)
@@ -27,25 +37,30 @@ class BlockMask:
 
     >>> plan = BlockMask(0.4)(Grid(14, 14), 2, torch.Generator().manual_seed(0))
     >>> plan.predict.shape
-    torch.Size([2, 1, 78])
+    torch.Size([2, 1, 79])
 
     Args:
-        ratio: share of units hidden, in (0, 1); `round(N * ratio)` are hidden in every image.
+        ratio: share of units hidden, in (0, 1); the number of visible ones is rounded down, as in `RandomMask`.
         min_units: of a block, before it is cut.
         aspect: least and largest rows / cols of a block.
+        count: how many of N units are hidden.
     Raises:
-        ValueError: if `ratio` is not in (0, 1), or if no unit or every unit of the grid would be hidden.
+        ValueError: if `ratio` is not in (0, 1), a block may have no unit or `aspect` is the wrong way round, or if the
+            grid has a single unit.
     """
 
     ratio: float = 0.4
     min_units: int = 16
     aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    count: HiddenCount = field(default=visible_rounded_down, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
+        check_count("min_units", self.min_units)
+        check_range("aspect", self.aspect)
 
     def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
-        hidden = round(grid.units * self.ratio)
+        hidden = int(self.count(grid.units, self.ratio))
         check_hidden(hidden, self.ratio, grid)
         # When each unit's turn to be hidden came: block by block, within a block from one of its sides to the other.
         turn = torch.full((batch, grid.units), torch.inf)
@@ -74,20 +89,23 @@ class InverseBlockMask:
     torch.Size([2, 69])
 
     Args:
-        ratio: share of units hidden, in (0, 1); `round(N * ratio)` are hidden in every image.
+        ratio: share of units hidden, in (0, 1); their number is rounded down, as in CAPI.
         aspect: least and largest rows / cols of what is shown, as far as the grid has room.
+        count: how many of N units are hidden.
     Raises:
-        ValueError: if `ratio` is not in (0, 1), or if no unit or every unit of the grid would be hidden.
+        ValueError: if `ratio` is not in (0, 1), `aspect` is the wrong way round, or if no unit would be hidden.
     """
 
     ratio: float = 0.65
     aspect: tuple[float, float] = (0.5, 2.0)
+    count: HiddenCount = field(default=hidden_rounded_down, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
+        check_range("aspect", self.aspect)
 
     def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
-        hidden = round(grid.units * self.ratio)
+        hidden = int(self.count(grid.units, self.ratio))
         check_hidden(hidden, self.ratio, grid)
         seen = grid.units - hidden
         aspect = _log_uniform(self.aspect, batch, generator)
@@ -105,16 +123,36 @@ class InverseBlockMask:
         return hide_first(grid, -shown.gather(1, source), hidden)
 
 
+Size = tuple[int, int]
+ContextCount = Callable[[Grid, Size, Size, int], int]
+"""How many units of context every image has, from the grid, the rows and columns of context and target, and the number
+of targets."""
+
+
+def expected_context(grid: Grid, context: Size, target: Size, targets: int) -> int:
+    """What is left of the context if every target takes its share of the grid's units, wherever it is.
+
+    >>> expected_context(Grid(16, 16), (16, 15), (8, 6), 4)
+    104
+    """
+    share = target[0] * target[1] / grid.units
+    return int(context[0] * context[1] * (1 - share) ** targets)
+
+
 @dataclass(frozen=True)
 class MultiBlock:
     """Predict several blocks from one large block of context without them (Assran et al. 2023, section 3).
 
-    Sizes are drawn once for a batch, places for each image. What I-JEPA's published sampler does by accident is not
-    done here: scale and aspect are drawn independently (there from one number, which leaves six target sizes on a 16x16
-    grid); blocks reach the last row and column (there never); the context may be the whole grid (there never); contexts
-    are cut to the smallest of the batch by chance (there from the bottom); where a context has too few units, the image
-    is drawn anew (there, after 20 failures, the context may keep units of a target). On grids that are not square the
-    context has the grid's proportions, and a block that does not fit in height is wider instead.
+    Sizes are drawn once for a batch, places for each image. All contexts of a batch must have the same number of units:
+    it follows from the sizes alone (`context_units`), so that it does not depend on the number of images. An image
+    whose context is larger loses units at random, one whose context is smaller is drawn again. I-JEPA's published
+    sampler cuts all to the smallest of the batch instead: of 256 units, that leaves 76 on average in batches of 128 and
+    60 in batches of 2,048; this leaves 109.
+
+    What else that sampler does by accident is not done here: scale and aspect are drawn independently (there from one
+    number, which leaves six target sizes on a 16x16 grid); blocks reach the last row and column (there never); the
+    context may be the whole grid (there never); contexts are cut at random (there from the bottom). On grids that are
+    not square the context has the grid's proportions, and a block that does not fit in height is wider instead.
 
     >>> plan = MultiBlock()(Grid(14, 14), 2, torch.Generator().manual_seed(0))
     >>> plan.predict.shape[:2], bool(plan.is_hidden.flatten(1).gather(1, plan.predict.flatten(1)).all())
@@ -126,8 +164,10 @@ class MultiBlock:
         target_aspect: least and largest rows / cols of a target.
         context_scale: least and largest share of the units in the context, before targets are taken out.
         min_context: units of context at least, or a quarter of the grid where that is less.
+        context_units: how many units of context are left; None for as many as the smallest context of the batch has.
     Raises:
-        ValueError: if the grid has a single unit.
+        ValueError: if a number is not positive, a range is the wrong way round or a scale above 1, or if the grid has a
+            single unit or a target takes all of it.
     """
 
     targets: int = 4
@@ -135,32 +175,44 @@ class MultiBlock:
     target_aspect: tuple[float, float] = (0.75, 1.5)
     context_scale: tuple[float, float] = (0.85, 1.0)
     min_context: int = 10
+    context_units: ContextCount | None = field(default=expected_context, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_count("targets", self.targets)
+        check_count("min_context", self.min_context)
+        check_range("target_scale", self.target_scale, most=1.0)
+        check_range("target_aspect", self.target_aspect)
+        check_range("context_scale", self.context_scale, most=1.0)
 
     def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
         if grid.units < 2:
             raise ValueError(f"a context and a target need two units at least; the grid is {grid}")
         target = self._size(grid, self.target_scale, _log_uniform(self.target_aspect, 1, generator).item(), generator)
         context = self._size(grid, self.context_scale, grid.rows / grid.cols, generator)
-        asked, seen = self._draw(grid, batch, target, context, generator)
+        beside = grid.units - target[0] * target[1]
+        if beside == 0:
+            raise ValueError(f"a target of {target[0]}x{target[1]} units leaves no context on a grid of {grid}")
         enough = min(self.min_context, grid.units // 4)
+        if self.context_units is not None:
+            enough = min(max(enough, self.context_units(grid, context, target, self.targets), 1), beside)
+        asked, seen = self._draw(grid, batch, target, context, generator)
         for _ in range(20):
             short = seen.sum(dim=1) < enough
             if not short.any():
                 break
-            again = self._draw(grid, batch, target, context, generator)
-            asked = torch.where(short[:, None, None], again[0], asked)
-            seen = torch.where(short[:, None], again[1], seen)
+            drawn = torch.ones_like(short) if self.context_units is None else short
+            again = self._draw(grid, int(drawn.sum()), target, context, generator)
+            asked[short], seen[short] = (each[short[drawn]] for each in again)
         # On a handful of units the targets may still cover all: they then share one place, with the rest for context.
-        asked = torch.where(seen.any(dim=1)[:, None, None], asked, asked[:, :1])
-        seen = torch.where(seen.any(dim=1)[:, None], seen, ~asked[:, 0])
-        count = int(seen.sum(dim=1).min())
+        fits = seen.sum(dim=1) >= (1 if self.context_units is None else enough)
+        asked = torch.where(fits[:, None, None], asked, asked[:, :1])
+        seen = torch.where(fits[:, None], seen, ~asked[:, 0])
+        count = int(seen.sum(dim=1).min()) if self.context_units is None else enough
         chance = torch.rand(batch, grid.units, generator=generator).masked_fill(~seen, 2.0)
         visible = chance.argsort(dim=1)[:, :count].sort(dim=1).values
         return MaskPlan(grid, visible, asked.nonzero()[:, 2].view(batch, self.targets, -1))
 
-    def _size(
-        self, grid: Grid, scale: tuple[float, float], aspect: float, generator: torch.Generator | None
-    ) -> tuple[int, int]:
+    def _size(self, grid: Grid, scale: tuple[float, float], aspect: float, generator: torch.Generator | None) -> Size:
         """Rows and columns of a block, drawn for the batch."""
         low, high = scale
         area = grid.units * (low + (high - low) * torch.rand(1, generator=generator).item())
@@ -168,12 +220,7 @@ class MultiBlock:
         return rows, min(grid.cols, max(1, round(area / rows)))
 
     def _draw(
-        self,
-        grid: Grid,
-        batch: int,
-        target: tuple[int, int],
-        context: tuple[int, int],
-        generator: torch.Generator | None,
+        self, grid: Grid, batch: int, target: Size, context: Size, generator: torch.Generator | None
     ) -> tuple[Bool[Tensor, "B G N"], Bool[Tensor, "B N"]]:
         """Which units each target asks for, and which the context shows."""
         asked = _anywhere(grid, batch * self.targets, target, generator).unflatten(0, (batch, self.targets))

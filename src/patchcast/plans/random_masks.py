@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
 
 import torch
 from jaxtyping import Num
@@ -10,6 +12,27 @@ from torch import Tensor
 
 from patchcast.geometry import Grid
 from patchcast.plans.plan import MaskPlan
+
+HiddenCount = Callable[[int | float, float], int | float]
+"""How many of N are hidden at a ratio."""
+
+
+def visible_rounded_down(count: int | float, ratio: float) -> int | float:
+    """As MAE, SimMIM and lightly have it: what is visible is rounded down, but one is visible at least.
+
+    >>> visible_rounded_down(6, 0.75), visible_rounded_down(196, 0.75), visible_rounded_down(3, 0.75)
+    (5, 147, 2)
+    """
+    return count - max(1, int(count * (1 - ratio)))
+
+
+def hidden_rounded_down(count: int | float, ratio: float) -> int | float:
+    """As CAPI has it: what is hidden is rounded down.
+
+    >>> hidden_rounded_down(196, 0.65)
+    127
+    """
+    return int(count * ratio)
 
 
 @dataclass(frozen=True)
@@ -21,18 +44,21 @@ class RandomMask:
     (torch.Size([2, 49]), torch.Size([2, 1, 147]))
 
     Args:
-        ratio: share of units hidden, in (0, 1); `round(N * ratio)` are hidden in every image.
+        ratio: share of units hidden, in (0, 1). The number of visible ones is rounded down in every image, as in MAE:
+            `int(N * (1 - ratio))`, and one at least.
+        count: how many of N are hidden.
     Raises:
-        ValueError: if `ratio` is not in (0, 1), or if no unit or every unit of the grid would be hidden.
+        ValueError: if `ratio` is not in (0, 1), or if the grid has a single unit.
     """
 
     ratio: float
+    count: HiddenCount = field(default=visible_rounded_down, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
 
     def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
-        hidden = round(grid.units * self.ratio)
+        hidden = int(self.count(grid.units, self.ratio))
         check_hidden(hidden, self.ratio, grid)
         return hide_first(grid, torch.rand(batch, grid.units, generator=generator), hidden)
 
@@ -49,22 +75,23 @@ class GridMask:
     torch.Size([2, 1, 88])
 
     Args:
-        ratio: share of units hidden, in (0, 1), rounded to whole cells.
+        ratio: share of cells hidden, in (0, 1). The number of visible cells is rounded down, and one at least.
         cell: units per side of what is hidden together.
+        count: how many of N cells are hidden; N need not be a whole number.
     Raises:
-        ValueError: if `ratio` is not in (0, 1) or `cell` not positive, or if no unit or every unit would be hidden.
+        ValueError: if `ratio` is not in (0, 1) or `cell` not positive, or if a cell is as large as the grid.
     """
 
     ratio: float
     cell: int = 2
+    count: HiddenCount = field(default=visible_rounded_down, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
-        if self.cell < 1:
-            raise ValueError(f"a cell has at least one unit per side; got {self.cell}")
+        check_count("units per side of a cell", self.cell)
 
     def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
-        hidden = round(grid.units * self.ratio / self.cell**2) * self.cell**2
+        hidden = max(0, round(self.count(grid.units / self.cell**2, self.ratio) * self.cell**2))
         check_hidden(hidden, self.ratio, grid)
         rows, cols = torch.arange(grid.rows) // self.cell, torch.arange(grid.cols) // self.cell
         cell_of = (rows[:, None] * (int(cols[-1]) + 1) + cols).flatten()
@@ -77,6 +104,19 @@ class GridMask:
 def check_ratio(ratio: float) -> None:
     if not 0 < ratio < 1:
         raise ValueError(f"the mask ratio must lie between 0 and 1, both excluded; got {ratio}")
+
+
+def check_count(what: str, count: int) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{what} must be a whole number, 1 or more; got {count}")
+
+
+def check_range(what: str, bounds: tuple[float, float], most: float = inf) -> None:
+    """Least and largest value that something may have: positive, and in this order."""
+    low, high = bounds
+    if not 0 < low <= high <= most or high == inf:
+        limit = "" if most == inf else f" and at most {most:g}"
+        raise ValueError(f"{what} goes from its least to its largest value, above 0{limit}; got {low} to {high}")
 
 
 def check_hidden(hidden: int, ratio: float, grid: Grid) -> None:

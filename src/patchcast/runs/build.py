@@ -11,11 +11,11 @@ import timm
 import torch
 
 from patchcast.backbones import Backbone, wrap
+from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
 from patchcast.data import Augment, Evaluate, Images, Source, channel_statistics
 from patchcast.methods import METHODS, Method
-from patchcast.positions import start_from_sincos
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes

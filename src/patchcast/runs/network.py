@@ -10,11 +10,11 @@ import torch
 
 from patchcast.backbones import Backbone, wrap
 from patchcast.data import Augment, Evaluate, Source, open_source
+from patchcast.evaluation.protocol import OURS, UNTRAINED
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.run import Run, open_run
 from patchcast.runs.run_folder import CONFIG
 
-OURS, UNTRAINED = "pretrained", "untrained"
 CROP_SCALE = (0.2, 1.0)
 """Of random crops for a network that no run of ours trained: MAE's."""
 

@@ -7,10 +7,10 @@ from lightning import Callback
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
-from patchcast.commands.labelled import Prepared, open_labelled, some_of
 from patchcast.data import EvalSet
 from patchcast.data.images import evenly_spaced
 from patchcast.drawing.versions import progress_sheet
+from patchcast.evaluation.labeled import Prepared, open_labeled, some_of
 from patchcast.recipe import Resolved
 from patchcast.runs.run import Run
 from patchcast.training import loggers
@@ -71,9 +71,9 @@ def _feature_watch(run: Run) -> FeatureWatch:
 def _probe(run: Run, data: str) -> OnlineProbe:
     recipe = run.recipe
     source = run.source if data == recipe.data else run.open_data(data)
-    labelled = open_labelled(source, channels=recipe.channels)
-    most = max(PROBED, PROBED_A_CLASS * labelled.classes)
-    fitted, judged = (Prepared(some_of(part, most), run.evaluation) for part in (labelled.train, labelled.test))
+    labeled = open_labeled(source, channels=recipe.channels)
+    most = max(PROBED, PROBED_A_CLASS * labeled.classes)
+    fitted, judged = (Prepared(some_of(part, most), run.evaluation) for part in (labeled.train, labeled.test))
     return OnlineProbe(
         run.pretrainer.backbone,
         fitted,

@@ -9,8 +9,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
 
+from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.training.sharding import gathered
 
@@ -48,25 +48,12 @@ class Look(L.Callback, ABC):
 
 @contextmanager
 def looking(pretrainer: Pretrainer) -> Iterator[None]:
-    """Eval mode, no gradients, whole weights and no compiling inside; modes and random states as they were afterwards.
-
-    Not inference mode: what a module makes once and keeps (tables of positions) must serve training as well.
-    """
-    modes = {module: module.training for module in pretrainer.modules()}
+    """Eval mode, no gradients, whole weights and no compiling inside; afterwards modes and random states as before."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with (
         gathered(pretrainer),
         torch.random.fork_rng(devices),
-        torch.no_grad(),
+        evaluating(pretrainer),
         torch.compiler.set_stance("force_eager"),
     ):
-        pretrainer.eval()
-        try:
-            yield
-        finally:
-            _restore(modes)
-
-
-def _restore(modes: dict[nn.Module, bool]) -> None:
-    for module, mode in modes.items():
-        module.training = mode
+        yield

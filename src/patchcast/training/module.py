@@ -13,9 +13,13 @@ from torch import Tensor
 
 from patchcast.data.batched import Cuts
 from patchcast.data.seeds import mix_seed
+from patchcast.plans.earlier import as_before
 from patchcast.pretrainer import Output, Pretrainer
-from patchcast.training.optimization import Optimization, make_optimizer, warmup_cosine
+from patchcast.schedules import warmup_cosine
+from patchcast.training.optimization import Optimization, make_optimizer
 from patchcast.training.sharding import shard
+
+PLANS = "2026-12"  # which rules plans are drawn by: see patchcast.plans.earlier
 
 
 class Training(L.LightningModule):
@@ -60,6 +64,13 @@ class Training(L.LightningModule):
         if self.finish is None or not isinstance(batch[0], Cuts):
             return batch
         return [self.finish(batch[0]), *batch[1:]]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["plans"] = PLANS
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "plans" not in checkpoint:  # of an earlier version: the run goes on with the plans that it has had so far
+            self.pretrainer.plan = as_before(self.pretrainer.plan)
 
     def training_step(self, batch: Sequence[Any], index: int) -> Tensor:
         images, pieces = batch[0], self.trainer.world_size * self.accumulate

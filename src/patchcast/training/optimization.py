@@ -1,8 +1,7 @@
-"""The optimiser, what it decays, and the schedule of its learning rate."""
+"""The optimizer, and what it decays."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +45,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
             spare = parameter.ndim < 2 or any(word in own_name for word in NEVER_DECAYED)
             (spared if spare else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-
-
-def warmup_cosine(step: int, *, steps: int, warmup: float) -> float:
-    """The learning rate at a step as a share of its peak.
-
-    >>> [round(warmup_cosine(step, steps=100, warmup=0.1), 3) for step in (0, 9, 10, 55, 99)]
-    [0.1, 1.0, 1.0, 0.5, 0.0]
-    """
-    rising = max(1, round(steps * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:

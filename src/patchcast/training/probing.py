@@ -15,7 +15,7 @@ from patchcast.backbones.backbone import Backbone
 from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_accuracy
 from patchcast.evaluation.ridge import ridge_accuracy
-from patchcast.pretrainer import embed
+from patchcast.pretrainer import embedding_of
 from patchcast.training.looks import Look
 
 NEIGHBOURS = 20
@@ -81,7 +81,7 @@ class OnlineProbe(Look):
             num_workers=self.workers,
             generator=torch.Generator(),  # it draws a seed, which must not come from the run's own
         )
-        found = [(embed(self.backbone, x.to(device)).float(), labels) for x, labels in loader]
+        found = [(embedding_of(self.backbone, x.to(device)).float(), labels) for x, labels in loader]
         width = self.backbone.width
         x = torch.cat([each for each, _ in found]) if found else torch.zeros(0, width, device=device)
         labels = torch.cat([each for _, each in found]) if found else torch.zeros(0, dtype=torch.long)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchcast.backbones.backbone import Backbone
 from patchcast.collapse import CollapseWarning, Diversity, diversity
-from patchcast.pretrainer import embed
+from patchcast.pretrainer import embedding_of
 from patchcast.training.looks import Look, looking
 
 
@@ -49,7 +49,7 @@ class FeatureWatch(Look):
         return {"feature_variance": found.variance, "feature_rank": found.rank}
 
     def features(self, module: Any) -> Diversity:
-        return diversity(embed(self.backbone, self.images.to(module.device)))
+        return diversity(embedding_of(self.backbone, self.images.to(module.device)))
 
     def state_dict(self) -> dict[str, Any]:
         start = None if self.start is None else [self.start.variance, self.start.rank]

@@ -1,0 +1,381 @@
+"""Command lines from dataclasses, by jsonargparse; mistakes in one sentence, help in plain words.
+
+Words are first brought into one form, in which every option has one value, so that a person may type
+
+    --image_size 96 128    --image_size 96    --image_size [96,128]    lists and sizes
+    --flip    --no_flip    --flip true    --flip false                 yes and no
+    --method MAE    --batch-size 64    --batch_size=64                 case, dashes
+
+jsonargparse then checks the values against the types and reads `--config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Options = TypeVar("Options")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+CONFIG_HELP = "a YAML recipe, or the config.yaml of a run; options given as well take precedence."
+BOOLEANS = "--NAME turns an option on and --no_NAME turns it off."
+WORDS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood; the message is one sentence."""
+
+
+class HelpRequestedError(Exception):
+    """`--help` was among the words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One option or positional argument of a dataclass.
+
+    Attributes:
+        type: what it takes, without None.
+        metavar: of a positional argument; empty for an option.
+        owner: name of the dataclass.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    metavar: str
+    help: str
+    owner: str
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+    @property
+    def is_flag(self) -> bool:
+        return self.type is bool
+
+    @property
+    def is_many(self) -> bool:
+        return get_origin(self.type) in (list, tuple)
+
+    @property
+    def numbers(self) -> bool:
+        """Whether its values are numbers only, so that where they end can be seen."""
+        return self.is_many and set(get_args(self.type)) <= {int, float, Ellipsis}
+
+    @property
+    def wants(self) -> str:
+        """In words, what it takes."""
+        if get_origin(self.type) is Literal:
+            return f"one of {', '.join(map(str, get_args(self.type)))}"
+        if get_origin(self.type) is tuple and Ellipsis not in get_args(self.type):
+            kinds = get_args(self.type)
+            one_for_all = ", or one that stands for both" if kinds == (int, int) else ""
+            return f"{len(kinds)} {'whole ' if int in kinds else ''}numbers{one_for_all}"
+        if self.is_many:
+            kind = get_args(self.type)[0]
+            return {int: "whole numbers", float: "numbers"}.get(kind, "one or more words")
+        plain = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "a word"}
+        return plain.get(self.type, 'options in JSON, such as {"key": 1}')
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for its value in the help."""
+        if self.metavar:
+            return self.metavar
+        if get_origin(self.type) is Literal:
+            return "{" + ",".join(map(str, get_args(self.type))) + "}"
+        plain = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
+        if self.is_many:
+            kinds = [kind for kind in get_args(self.type) if kind is not Ellipsis]
+            names = [plain.get(kind, "TEXT") for kind in kinds]
+            return " ".join(names) if get_origin(self.type) is tuple and len(names) > 1 else f"{names[0]} ..."
+        return plain.get(self.type, "JSON")
+
+
+def fields_of(options: type) -> dict[str, Field]:
+    """The options of a dataclass by name, in its order, with the help texts of its docstring.
+
+    >>> from patchcast.options import Demo
+    >>> fields_of(Demo)["out"].help
+    'a new run folder.'
+    """
+    from docstring_parser import parse
+
+    hints = get_type_hints(options)
+    help_of = {
+        parameter.arg_name: " ".join((parameter.description or "").split())
+        for cls in reversed(options.__mro__)
+        if cls is not object
+        for parameter in parse(cls.__doc__ or "").params
+    }
+    found = {}
+    for each in dataclasses.fields(options):
+        factory = each.default_factory
+        default = each.default if factory is dataclasses.MISSING else factory()
+        metavar = each.metadata.get("metavar", "")
+        kind = _without_none(hints[each.name])
+        found[each.name] = Field(each.name, kind, default, metavar, help_of.get(each.name, ""), options.__name__)
+    return found
+
+
+def parse(
+    command: str,
+    words: Sequence[str],
+    options: Sequence[type],
+    *,
+    from_file: bool = False,
+    elsewhere: Mapping[str, str] | None = None,
+    earlier: Callable[[Path], Mapping[str, Any]] | None = None,
+) -> list[Any]:
+    """The words of a command as one instance of each dataclass.
+
+    Args:
+        from_file: also take `--config FILE.yaml` and `--print_config`.
+        elsewhere: options of other uses of the command, by name, and a sentence that refuses them.
+        earlier: what a config of an earlier version means by options that it does not have.
+    Raises:
+        UsageError: in one sentence, if the words cannot be understood.
+        HelpRequestedError: if help is asked for.
+    """
+    fields = _fields(options)
+    words = normalize(command, words, fields, from_file=from_file, elsewhere=elsewhere or {})
+    parser = _parser(command, {"": fields.values()}, from_file)
+    try:
+        values = parser.parse_args(words).as_dict()
+    except Exception as problem:  # ArgumentError, and TypeError or KeyError of broken files
+        raise UsageError(_sentence(command, str(problem), words, fields)) from None
+    for config in values.get("config") or []:
+        for name, value in (earlier(Path(config.absolute)) if earlier else {}).items():
+            values[name] = value if values[name] is None else values[name]
+    return [one(**{each.name: values[each.name] for each in dataclasses.fields(one)}) for one in options]
+
+
+def normalize(
+    command: str,
+    words: Sequence[str],
+    fields: Mapping[str, Field],
+    *,
+    from_file: bool = False,
+    elsewhere: Mapping[str, str] = types.MappingProxyType({}),
+) -> list[str]:
+    """The same words with one `--name=value` per option, positional arguments last.
+
+    >>> from patchcast.options import Probe
+    >>> normalize("probe", ["--untrained", "run", "--limit", "5"], fields_of(Probe))
+    ['--untrained=true', '--limit=5', 'run']
+    """
+    given: dict[str, list[str]] = {}
+    positional: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in ("-h", "--help"):
+            raise HelpRequestedError
+        if not word.startswith("--") or word == "--":
+            if word.startswith("-") and len(word) > 1 and word != "--" and not NUMBER.fullmatch(word):
+                raise UsageError(f"{command} has no option {word}; options begin with two dashes")
+            positional += rest if word == "--" else [word]
+            rest = [] if word == "--" else rest
+            continue
+        typed, has_value, value = word[2:].partition("=")
+        stem, *inner = typed.split(".")
+        stem = stem.replace("-", "_")
+        field = fields.get(stem)
+        if from_file and stem in ("config", "print_config"):
+            if stem == "config" and not has_value:
+                value = _next(rest, "--config", "a file")
+            given[stem] = [value]
+        elif field is not None and not field.metavar and inner:
+            name = ".".join([stem, *inner])
+            given[name] = [value if has_value else _next(rest, f"--{name}", "a value")]
+        elif field is not None and not field.metavar:
+            if field.is_flag:
+                follows = bool(rest) and rest[0].lower() in WORDS
+                value = value if has_value else rest.pop(0) if follows else "true"
+                given[stem] = [WORDS.get(value.lower(), value)]
+            else:
+                before = given.get(stem, []) if get_origin(field.type) is list else []
+                values = [value] if has_value else [_next(rest, f"--{stem}", field.wants)]
+                while field.is_many and not has_value and rest and _continues(rest[0], values, field):
+                    values.append(rest.pop(0))
+                given[stem] = [*before, *values]
+        elif stem.startswith("no_") and stem[3:] in fields and fields[stem[3:]].is_flag and not has_value:
+            given[stem[3:]] = ["false"]
+        else:
+            raise UsageError(_unknown(command, stem, fields, from_file, elsewhere))
+    places = [each for each in fields.values() if each.metavar]
+    if len(positional) > len(places) and not any(each.is_many for each in places):
+        raise UsageError(f"{command} does not know what to do with {positional[len(places)]!r}")
+    options = [_joined(name, values, fields) for name, values in given.items()]
+    return [*options, *(["--"] if any(word.startswith("-") for word in positional) else []), *positional]
+
+
+def help_text(command: str, description: str, groups: Mapping[str, Sequence[Field]], *, from_file: bool = False) -> str:
+    """The help of a command, its options in groups, with plain defaults and no types of Python."""
+    return str(_parser(command, groups, from_file, description=description).format_help())
+
+
+# ---- the parts -------------------------------------------------------------------------------------------------------
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        [kind] = [each for each in get_args(hint) if each is not type(None)]
+        return kind
+    return hint
+
+
+def _parser(
+    command: str, groups: Mapping[str, Iterable[Field]], from_file: bool, description: str | None = None
+) -> Any:
+    import shutil
+
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    fields = {each.name: each for group in groups.values() for each in group}
+    flags = {name for name, each in fields.items() if each.is_flag}
+    places = " ".join(_place(each) for each in fields.values() if each.metavar)
+
+    class Formatter(DefaultHelpFormatter):
+        def __init__(self, prog: str) -> None:
+            super().__init__(prog, max_help_position=28, width=min(100, shutil.get_terminal_size((100, 24)).columns))
+
+        def _get_help_string(self, action: Any) -> str:
+            return str(action.help)  # with its default in plain words, and without the type
+
+        def _format_action_invocation(self, action: Any) -> str:
+            if action.dest in flags:
+                return f"--{action.dest}, --no_{action.dest}"
+            return " ".join([*action.option_strings[:1], *([action.metavar] if action.metavar else [])])
+
+    parser = ArgumentParser(
+        prog=f"patchcast {command}",
+        usage=f"patchcast {command} {places + ' ' if places else ''}[options]",
+        description=description,
+        epilog=None if description is None else BOOLEANS,
+        exit_on_error=False,
+        add_help=False,
+        formatter_class=Formatter,
+    )
+    for title, group in groups.items():
+        added = parser.add_argument_group(title)
+        for each in group:
+            if fields.pop(each.name, None) is not None:  # several protocols of `probe` share an option
+                _add(added, each)
+    if from_file:
+        parser.add_argument("--config", action="config", metavar="PATH", help=CONFIG_HELP)
+        [printing] = [action for action in parser._actions if action.dest == "print_config"]
+        printing.help = "print the options as a YAML recipe, and stop."
+    return parser
+
+
+def _add(group: Any, field: Field) -> None:
+    given: dict[str, Any] = {"help": field.help + _default(field), "metavar": field.placeholder}
+    if not field.is_required:
+        given["default"] = field.default
+    if not field.metavar:
+        kind = field.type if field.is_required else field.type | None
+        group.add_argument(f"--{field.name}", type=kind, required=field.is_required, **given)
+    elif field.is_many:
+        many = "+" if field.is_required else "*"
+        group.add_argument(field.name, type=get_args(field.type)[0], nargs=many, **given)
+    else:
+        group.add_argument(field.name, type=field.type, **given, **({} if field.is_required else {"nargs": "?"}))
+
+
+def _fields(options: Sequence[type]) -> dict[str, Field]:
+    return {name: each for one in options for name, each in fields_of(one).items()}
+
+
+def _next(rest: list[str], option: str, wants: str) -> str:
+    if not rest or rest[0].startswith("--"):
+        raise UsageError(f"{option} takes {wants}; nothing follows it")
+    return rest.pop(0)
+
+
+def _continues(word: str, values: Sequence[str], field: Field) -> bool:
+    """Whether a word is a further value of an option that takes several."""
+    if word.startswith("--") or values[0].startswith("["):
+        return False
+    return not field.numbers or bool(NUMBER.fullmatch(word))
+
+
+def _joined(name: str, values: Sequence[str], fields: Mapping[str, Field]) -> str:
+    field = fields.get(name)
+    if field is None:  # config, print_config, or a part of a dictionary
+        return f"--{name}={values[0]}" if values[0] or name != "print_config" else f"--{name}"
+    value = values[0]
+    if field.is_many and not (len(values) == 1 and value.startswith("[")) and values != ["null"]:
+        if field.type == tuple[int, int] and len(values) == 1:
+            values = [value, value]
+        value = f"[{', '.join(values)}]" if field.numbers else json.dumps(list(values))
+    if get_origin(field.type) is Literal:
+        lower = {str(each).lower(): str(each) for each in get_args(field.type)}
+        value = lower.get(value.lower(), value)
+    return f"--{name}={value}"
+
+
+def _unknown(
+    command: str, name: str, fields: Mapping[str, Field], from_file: bool, elsewhere: Mapping[str, str]
+) -> str:
+    if name in elsewhere or name.removeprefix("no_") in elsewhere:
+        return elsewhere.get(name) or elsewhere[name.removeprefix("no_")]
+    known = [each.name for each in fields.values() if not each.metavar]
+    known += [f"no_{each.name}" for each in fields.values() if each.is_flag]
+    known += ["config", "print_config"] if from_file else []
+    near = difflib.get_close_matches(name, [*known, *elsewhere], n=1)
+    hint = f"did you mean --{near[0]}?" if near else f"`patchcast {command} --help` lists them"
+    return f"{command} has no option --{name}; {hint}"
+
+
+def _sentence(command: str, problem: str, words: Sequence[str], fields: Mapping[str, Field]) -> str:
+    """jsonargparse's message in one sentence."""
+    if missing := re.search(r"arguments are required: (.*)", problem):
+        names = [fields[name] for name in missing[1].split(", ")]
+        return f"{command} needs {', '.join(each.metavar or f'--{each.name}' for each in names)}"
+    if surplus := re.search(r"unrecognized arguments: (\S+)", problem):
+        return f"{command} does not know what to do with {surplus[1]!r}"
+    found = re.search(r"""(?:[Kk]ey|[Oo]ption|argument) ["']?(?:--)?([\w.]+)""", problem)
+    name = found[1] if found else ""
+    field = fields.get(name.split(".")[0])
+    if field is None:
+        if name == "config" or "config" in problem.partition("\n")[0].lower():
+            file = next((word.partition("=")[2] for word in words if word.startswith("--config=")), "")
+            if file and not Path(file).is_file():
+                return f"--config {file} is not there"
+            return f"--config {file} is no recipe: {' '.join(problem.split())}"
+        if name:
+            return _unknown(command, name, fields, True, {})
+        return f"{command}: {' '.join(problem.split())}"
+    typed = [word.partition("=")[2] for word in words if word.startswith(f"--{name}=")]
+    given = re.search(r"(?:Given value|Got value): (.*)", problem, re.DOTALL)
+    value = typed[0] if typed else " ".join(given[1].split()) if given else ""
+    shown = field.metavar or f"--{name}"
+    hint = ""
+    if get_origin(field.type) is Literal:
+        near = difflib.get_close_matches(value.lower(), list(map(str, get_args(field.type))), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{shown} takes {field.wants}; got {value!r}{hint}"
+
+
+def _place(field: Field) -> str:
+    shown = f"{field.metavar} ..." if field.is_many else field.metavar
+    return shown if field.is_required else f"[{shown}]"
+
+
+def _default(field: Field) -> str:
+    if field.is_required:
+        return "" if field.metavar else " Required."
+    if field.default in (None, False, {}, []) or "Default:" in field.help or field.metavar:
+        return ""
+    if field.default is True:
+        return " Default: on."
+    shown = " ".join(map(str, field.default)) if field.is_many else str(field.default).removesuffix(".0")
+    return f" Default: {shown}."

@@ -1,0 +1,101 @@
+"""Labeled images for a protocol: some to fit on, others to judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from patchcast.data import EpochSampler, Images, Source, TrainSet, loader, open_source
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Images as a network sees them, with their labels."""
+
+    images: Images
+    transform: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        image, label = self.images[place]
+        return self.transform(image), label
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """Images to fit on, images to judge by, and a description of both."""
+
+    train: Images
+    test: Images
+    description: str
+
+    @property
+    def classes(self) -> int:
+        """Labels are below this."""
+        return int(max(labels_of(self.train).max(), labels_of(self.test).max())) + 1
+
+    def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        """Batches of the training and of the test images, in order and without augmentation."""
+        train: Any = Prepared(self.train, transform)
+        test: Any = Prepared(self.test, transform)
+        return DataLoader(train, batch_size=BATCH), DataLoader(test, batch_size=BATCH)
+
+    def augmented(
+        self, augment: Callable[[Tensor, int], Tensor], *, steps: int, batch_size: int, seed: int
+    ) -> DataLoader[Any]:
+        """`steps` batches of augmented training images, epoch after epoch."""
+        sampler = EpochSampler(len(self.train), batch_size, seed=seed, steps=steps)
+        return loader(TrainSet(self.train, augment, seed), sampler, workers=0)
+
+    def affordable(self, per_class: Sequence[int]) -> list[int]:
+        """Those numbers of labels per class that every class has."""
+        fewest = int(np.unique(labels_of(self.train), return_counts=True)[1].min())
+        return [count for count in per_class if count <= fewest]
+
+
+def open_labeled(
+    data: str | Source, *, channels: int, limit: int | None = None, held_out_share: float = 0.0
+) -> Labeled:
+    """The labeled images of a source, for a probe; see `patchcast.data.Source.labeled`.
+
+    Args:
+        data: the source, or one that is open already.
+        limit: maximum number of training images, drawn at random with a fixed seed.
+        held_out_share: what a run on this source held out.
+    Raises:
+        ValueError: if the source has no labels.
+    """
+    if not isinstance(data, Source):
+        data = open_source(data, channels=channels, held_out_share=held_out_share)
+    parts = data.labeled(limit)
+    return Labeled(parts.train, parts.test, parts.phrase)
+
+
+def labels_of(images: Images) -> np.ndarray:
+    """The class of each image, as the source lists them."""
+    labels = images.labels
+    assert labels is not None, "a Labeled has labels only"
+    return labels
+
+
+def paths_of(images: Images) -> list[str]:
+    """The name of each image in its source."""
+    return [images.store.path(int(position)) for position in images.positions]
+
+
+def some_of(images: Images, count: int) -> Images:
+    """At most `count` images, drawn with a fixed seed: sources are often sorted by class."""
+    if len(images) <= count:
+        return images
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+    return images.subset(drawn.numpy())

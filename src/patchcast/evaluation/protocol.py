@@ -1,0 +1,151 @@
+"""What every evaluation protocol is: a way to measure a network, which `patchcast probe` loops over the rows with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor
+
+from patchcast.backbones import Backbone
+from patchcast.evaluation.intervals import Interval, paired_accuracy_difference
+from patchcast.evaluation.labeled import Labeled, open_labeled
+
+OURS, UNTRAINED = "pretrained", "untrained"
+"""Names of the rows of the network that is probed, and of the same network before training."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, and how images are prepared for it.
+
+    Attributes:
+        evaluate: the whole image, without anything random.
+        augment: as in training.
+        size: (height, width) of what it sees.
+        is_trained: False for initial weights.
+    """
+
+    backbone: Backbone
+    evaluate: Callable[[Tensor], Tensor]
+    augment: Callable[[Tensor, int], Tensor]
+    size: tuple[int, int]
+    is_trained: bool = True
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of any protocol.
+
+    Attributes:
+        data: the source of images.
+        channels: of the images.
+        is_own: whether the data is the run's own, and not named by `--data`.
+        limit: maximum number of training images.
+        device: where networks run.
+        cache: folder for features, of protocols that keep them.
+    """
+
+    data: str
+    channels: int
+    is_own: bool = False
+    limit: int | None = None
+    device: str = "cpu"
+    cache: Path | None = None
+
+    def labeled(self) -> Labeled:
+        """The labeled images.
+
+        Raises:
+            ValueError: if they have no labels.
+        """
+        return open_labeled(self.data, channels=self.channels, limit=self.limit)
+
+
+class Protocol(ABC, Generic[Result]):
+    """One way to measure networks on labeled images. To add one, write a file like `layer_protocol.py` and a row of
+    `PROTOCOLS`, with its options in `patchcast.options.PROBES`.
+
+    Attributes:
+        file: name, without its ending, of the JSON file in a run's folder.
+        description: what is measured on, in words.
+        cache: folder in which features are kept; None for none.
+    """
+
+    file: str
+    description: str
+    cache: Path | None = None
+
+    @abstractmethod
+    def __init__(self, options: Any, request: Request, subject: Subject) -> None:
+        """Open the data, and check the options: nothing is computed before they are known to be right."""
+
+    @abstractmethod
+    def measure(self, subject: Subject) -> Result:
+        """Measure one network."""
+
+    def baselines(self, subject: Subject) -> Iterator[tuple[str, Callable[[], Result]]]:
+        """Names of rows that need no network, and how to measure them on images as the network sees them."""
+        return iter(())
+
+    @abstractmethod
+    def tables(self, results: Mapping[str, Result]) -> list[Table]:
+        """For the terminal: a row for each result."""
+
+    @abstractmethod
+    def record(self, results: Mapping[str, Result]) -> dict[str, Any]:
+        """For the JSON file: each result by its name, and what they have in common."""
+
+    def correct(self, result: Result) -> Tensor | None:
+        """Which test images a result got right, if it is of that kind: then rows are compared image by image."""
+        return None
+
+    def comparisons(self, results: Mapping[str, Result]) -> list[str]:
+        """One line for each row that the pretrained network is compared with."""
+        ours = self.correct(results[OURS]) if OURS in results else None
+        others = {name: self.correct(result) for name, result in results.items() if name != OURS}
+        return [
+            f"vs {name}: {points(paired_accuracy_difference(ours, other))}"
+            for name, other in others.items()
+            if ours is not None and other is not None
+        ]
+
+    def save_pictures(self, results: Mapping[str, Result], out: Path) -> list[Path]:
+        """Draw pictures next to the JSON file; returns where they are."""
+        return []
+
+
+def new_table(description: str, first: str, *columns: str, title: str = "Accuracy in %") -> Table:
+    """A table whose first column names the rows."""
+    table = Table(box=SIMPLE_HEAD, title=f"{title} on {description}", title_justify="left", title_style="bold")
+    table.caption_justify = "left"
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def percent(interval: Interval, form: str = ".1f") -> str:
+    """A share with its interval.
+
+    >>> percent(Interval(0.5, 0.4, 0.6))
+    '50.0 [40.0, 60.0]'
+    """
+    value, low, high = (format(100 * share, form) for share in interval)
+    return f"{value} [{low}, {high}]"
+
+
+def points(gained: Interval) -> str:
+    """A difference of accuracies in percentage points.
+
+    >>> points(Interval(0.05, -0.012, 0.112))
+    '+5.0 points [-1.2, +11.2]'
+    """
+    return f"{100 * gained.value:+.1f} points [{100 * gained.low:+.1f}, {100 * gained.high:+.1f}]"

@@ -1,0 +1,364 @@
+"""What each command can be told: one dataclass per command, read by `patchcast.cli`. Imports nothing heavy.
+
+`pretrain`'s options are `patchcast.recipe.Recipe`. A field without a default is required; one with
+`place` metadata is positional. The class docstring is the command's description, and its "Args:" are the help texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+
+Device = Literal["auto", "cpu", "gpu"]
+Format = Literal["timm", "transformers", "onnx", "torch"]
+
+
+def place(metavar: str) -> dict[str, Any]:
+    """Metadata of a positional argument."""
+    return {"metavar": metavar}
+
+
+# ---- probe: options of every protocol, and of each one ---------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Probe:
+    """Measure what a run or a timm model has learned, with labels.
+
+    Args:
+        source: a run folder, or a timm model by name.
+        data: labeled images. Default: the run's own data.
+        limit: maximum number of training images. Default: all.
+        untrained: probe the network before training, with its initial weights.
+        against: further networks, as rows of the table: run folders or timm models (which have public weights).
+        device: where the network runs.
+        out: a JSON file for the results. Default: in the run folder; none for a timm model.
+    """
+
+    source: str = field(metadata=place("RUN_OR_MODEL"))
+    data: str | None = None
+    limit: int | None = None
+    untrained: bool = False
+    against: list[str] = field(default_factory=list)
+    device: Device = "auto"
+    out: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Nearest neighbors and linear classifiers on the pooled features.
+
+    Args:
+        per_class: labels per class for the few-label probe.
+        draws: random draws of the labeled images in the few-label probe.
+        lidar: augmented views of each image for LiDAR. Default: LiDAR is not measured.
+        readout: how the units of an image become one feature.
+        cache: keep features in the user's cache folder and reuse them.
+    """
+
+    per_class: list[int] = field(default_factory=lambda: [5, 10, 20])
+    draws: int = 20
+    lidar: int = 0
+    readout: Readout = DEFAULT_READOUT
+    cache: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Linear probes of layers.
+
+    Args:
+        layers: their numbers, or all.
+        cache: keep features in the user's cache folder and reuse them.
+    """
+
+    layers: list[str]
+    cache: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attentive:
+    """AIM's attentive probe, a learned query that attends to the units.
+
+    Args:
+        attentive: on the mean of the last six blocks, or of the best six.
+        cache: keep features in the user's cache folder and reuse them.
+    """
+
+    attentive: Literal["last", "best"]
+    cache: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Classify each unit from its own feature.
+
+    Args:
+        dense: on images with masks or boxes, or on collages of labeled images.
+    """
+
+    dense: Literal["masks", "collages"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Train all weights with labels.
+
+    Args:
+        finetune: number of epochs.
+    """
+
+    finetune: int
+
+
+PROBES: dict[str, type] = {
+    "features": Features,
+    "layers": Layers,
+    "attentive": Attentive,
+    "dense": Dense,
+    "finetune": Finetune,
+}
+"""Options of each protocol in `patchcast.evaluation.PROTOCOLS`. Giving `--NAME` chooses the protocol."""
+
+
+# ---- the other commands ----------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Compare:
+    """Compare runs with the untrained network, a supervised run and features that need no training.
+
+    Args:
+        runs: run folders.
+        data: labeled images. Default: each run's own data.
+        out: a file.parquet for all results.
+        per_class: labels per class for the few-label probe.
+        draws: random draws of the labeled images in the few-label probe.
+        limit: maximum number of training images. Default: all.
+        supervised: train the same network with labels as well, which takes as long as a run.
+        against: further networks, as rows of the table: run folders or timm models (which have public weights).
+        readout: how the units of an image become one feature.
+        device: where networks run.
+        cache: keep features in the user's cache folder and reuse them.
+    """
+
+    runs: list[Path] = field(metadata=place("RUN"))
+    out: Path
+    data: str | None = None
+    per_class: list[int] = field(default_factory=lambda: [5, 20])
+    draws: int = 20
+    limit: int | None = None
+    supervised: bool = True
+    against: list[str] = field(default_factory=list)
+    readout: Readout = DEFAULT_READOUT
+    device: Device = "auto"
+    cache: bool = True
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Write everything that is known about a run to one HTML file.
+
+    Args:
+        run: the run folder.
+        data: images to show. Default: the run's own data.
+        out: the file. Default: report.html in the run folder.
+    """
+
+    run: Path = field(metadata=place("RUN"))
+    data: str | None = None
+    out: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Show:
+    """Draw what a run predicts for images.
+
+    Args:
+        run: the run folder.
+        images: image files. Default: the first images of the run's data.
+        count: number of images of the run's data.
+        seed: of what is hidden.
+        out: the picture. Default: show.png in the run folder.
+    """
+
+    run: Path = field(metadata=place("RUN"))
+    images: list[Path] = field(metadata=place("IMAGE"), default_factory=list)
+    count: int = 8
+    seed: int = 0
+    out: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Embed:
+    """Write features of images to parquet or safetensors.
+
+    Args:
+        model: a run folder, or a timm model by name.
+        data: a folder of images, parquet or tar files, hf:NAME, or digits.
+        out: a new file.parquet or file.safetensors.
+        features: pooled gives one vector per image; tokens and maps one per unit.
+        split: of the data.
+        tile_size: cut images into tiles of this many pixels per side and run each tile by itself. Default: no tiles.
+        max_tiles: maximum number of tiles per image, with --tile_size.
+        batch_size: images per batch.
+        untrained: use a timm model with random weights, or a run's initial weights.
+    """
+
+    model: str = field(metadata=place("RUN_OR_MODEL"))
+    data: str
+    out: Path
+    features: Literal["pooled", "tokens", "maps"] = "pooled"
+    split: str = "train"
+    tile_size: int | None = None
+    max_tiles: int = 6
+    batch_size: int = 16
+    untrained: bool = False
+
+
+@dataclass(kw_only=True)
+class Drawing:
+    """How a generative model draws.
+
+    Args:
+        temperature: divides the logits.
+        top_k: draw from this many of the likeliest codes. Default: from all.
+        top_p: draw from the likeliest codes with this probability in total. Default: from all.
+        seed: of the drawing.
+        batch_size: images drawn at once.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    batch_size: int = 64
+
+
+@dataclass(kw_only=True)
+class Sample(Drawing):
+    """Draw new images with a run's ImageGPT.
+
+    Args:
+        run: the run folder.
+        count: number of images.
+        out: the PNG; a GIF is written next to it. Default: samples.png in the run folder.
+    """
+
+    run: Path = field(metadata=place("RUN"))
+    count: int = 64
+    out: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Complete(Drawing):
+    """Complete images from their first pixels or patches (ImageGPT, or AIM on raw pixels).
+
+    Args:
+        run: the run folder.
+        images: image files. Default: the first images of the run's data.
+        count: number of images of the run's data.
+        prefix: number of units that are given, in the run's order. Default: half of the image.
+        copies: completions per image, for ImageGPT.
+        out: the PNG; a GIF is written next to it. Default: completions.png in the run folder.
+    """
+
+    run: Path = field(metadata=place("RUN"))
+    images: list[Path] = field(metadata=place("IMAGE"), default_factory=list)
+    count: int = 8
+    prefix: int | None = None
+    copies: int = 4
+    out: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Export:
+    """Write a run's encoder for timm, transformers, ONNX or torch.export.
+
+    Args:
+        run: the run folder.
+        out: a new folder for the weights and their README.md.
+        to: the format; transformers takes MAE and ImageGPT only. Default: timm; transformers for an ImageGPT.
+    """
+
+    run: Path = field(metadata=place("RUN"))
+    out: Path
+    to: Format | None = None
+
+
+@dataclass(kw_only=True)
+class Push:
+    """Upload a run's encoder to the Hugging Face hub.
+
+    Args:
+        run: the run folder.
+        repo: the repository. It is created if needed.
+        to: the format; transformers takes MAE and ImageGPT only. Default: timm; transformers for an ImageGPT.
+        private: create a private repository.
+    """
+
+    run: Path = field(metadata=place("RUN"))
+    repo: str = field(metadata=place("USER/NAME"))
+    to: Format | None = None
+    private: bool = False
+
+
+@dataclass(kw_only=True)
+class Check:
+    """Test a run or a recipe for leaks of the answer into the input.
+
+    Args:
+        source: a run folder, or a recipe in YAML.
+        out: the picture. Default: check.png in the run folder, or in the current one for a recipe.
+    """
+
+    source: Path = field(metadata=place("RUN_OR_RECIPE"))
+    out: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Data:
+    """Check a source of images: counts, sizes, labels, unreadable files.
+
+    Args:
+        action: check reads the source once and says what is in it.
+        source: as --data of pretrain: a folder, parquet or tar files, hf:NAME, digits.
+        split: check only this split; may be repeated. Default: all.
+        limit: maximum number of images per split, evenly spaced. Default: all.
+        workers: processes. Default: one per core, where there is much to read.
+        out: a JSON file for the results.
+    """
+
+    action: Literal["check"] = field(metadata=place("ACTION"))
+    source: str = field(metadata=place("SOURCE"))
+    split: list[str] = field(default_factory=list)
+    limit: int | None = None
+    workers: int | None = None
+    out: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Models:
+    """List the available models and what can be done with them.
+
+    Args:
+        pattern: part of a name, or a pattern with * and ?.
+        method: only models that this method can pretrain.
+    """
+
+    pattern: str = field(metadata=place("PATTERN"), default="*")
+    method: str | None = None
+
+
+@dataclass(kw_only=True)
+class Demo:
+    """Pretrain on handwritten digits in two minutes, and show what was learned.
+
+    Args:
+        out: a new run folder.
+    """
+
+    out: Path = Path("runs/demo")

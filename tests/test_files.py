@@ -1,0 +1,86 @@
+"""Files are written whole or not at all, with the permissions of everybody's files; the cache may fail."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from patchcast.files import read_weights, write_cache, write_text, write_weights, write_whole
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_written_file_has_the_permissions_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_weights({"x": torch.zeros(2)}, tmp_path / "a.safetensors")
+        write_text(tmp_path / "a.txt", "é")
+    finally:
+        os.umask(before)
+    for name in ("a.safetensors", "a.txt"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+    assert torch.equal(read_weights(tmp_path / "a.safetensors")["x"], torch.zeros(2))
+    assert (tmp_path / "a.txt").read_bytes() == "é".encode()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_text(file, "old")
+
+    def half(unfinished: Path) -> None:
+        unfinished.write_text("ne")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_whole(file, half, sync=True)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_a_cache_that_cannot_be_written_gives_a_warning(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    write = partial(save_file, {"x": torch.zeros(2)})
+    with pytest.warns(UserWarning, match="nothing is cached"):
+        write_cache(blocked / "features.safetensors", write)
+    write_cache(tmp_path / "features.safetensors", write)
+    assert (tmp_path / "features.safetensors").exists()
+
+
+CACHE = """
+import os, sys, warnings
+from patchcast.files import cache_file
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    file = cache_file(["x"], ".txt")
+    assert cache_file(["x"], ".txt") == file
+    file.write_text("made")
+print(file.parent, len(caught))
+"""
+
+
+@pytest.mark.parametrize("broken", ["not a folder", "no home", "none"])
+def test_the_cache_folder_may_fail(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "file").write_text("")
+    env = {key: value for key, value in os.environ.items() if key not in ("XDG_CACHE_HOME", "HOME")}
+    if broken == "not a folder":
+        env["XDG_CACHE_HOME"] = str(tmp_path / "file" / "cache")
+    elif broken == "none":
+        env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    # A user whom the machine does not know has no home folder, as in many containers.
+    home = "import pathlib\ndef fail(): raise RuntimeError('no home')\npathlib.Path.home = fail\n"
+    code = (home if broken == "no home" else "") + CACHE
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    folder, warned = out.rsplit(maxsplit=1)
+    if broken == "none":
+        assert (folder, warned) == (str(tmp_path / "cache" / "patchcast"), "0")
+        assert Path(folder).is_dir()
+    else:
+        assert warned == "1"
+        assert not Path(folder).exists()  # the temporary one is removed at the end

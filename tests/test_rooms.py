@@ -1,0 +1,43 @@
+"""The package's files stand in layers, and importing a lower one loads nothing of the upper ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import rooms
+
+
+def test_no_circle_no_upward_import_and_no_new_name_twice() -> None:
+    assert rooms.problems() == []
+
+
+def test_the_check_sees_imports_inside_functions_and_not_those_for_types(tmp_path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from patchcast.methods import mae\n"
+        "def f():\n    from patchcast.plans import orders, RandomMask\n    import patchcast.files\n"
+    )
+    assert rooms.imports(file, rooms.modules()) == {"plans.orders", "plans", "files"}
+
+
+def test_a_file_without_a_layer_is_named() -> None:
+    with pytest.raises(KeyError, match="attic has no layer"):
+        rooms.layer("attic")
+
+
+@pytest.mark.parametrize("module", ["patchcast.plans", "patchcast.geometry", "patchcast.losses", "patchcast.modes"])
+def test_light_modules_load_no_timm(module: str) -> None:
+    code = (
+        f"import sys, {module}; print([name for name in ('timm', 'lightning', 'torchvision') if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_reading_and_writing_files_needs_no_torch() -> None:
+    code = "import sys, patchcast.files; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

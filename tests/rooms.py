@@ -15,7 +15,18 @@ ROOT = Path(__file__).parent.parent / "src"
 
 # From the bottom to the top: a file imports from its own layer and from those before it. The longest name counts.
 LAYERS: list[list[str]] = [
-    ["geometry", "files", "modes", "schedules", "ranges", "recipe", "backbones.capabilities", "backbones.precision"],
+    [
+        "geometry",
+        "files",
+        "modes",
+        "schedules",
+        "ranges",
+        "recipe",
+        "options",
+        "arguments",
+        "backbones.capabilities",
+        "backbones.precision",
+    ],
     ["positions", "losses", "plans", "tokenizers.base", "backbones.key_values", "backbones.tile_geometry"],
     ["backbones"],
     ["data"],
@@ -34,11 +45,7 @@ LAYERS: list[list[str]] = [
 ]
 
 # What is left to do: each list gets shorter, and an entry that is no longer needed is a failure.
-UPWARD: set[tuple[str, str]] = {
-    ("interop.card", "commands.again"),
-    ("runs.watch", "commands.labelled"),
-    ("runs.watch", "commands.show"),
-}
+UPWARD: set[tuple[str, str]] = set()
 FILES_TWICE = {"attentive", "check", "dense", "files", "watch"}
 NAMES_TWICE = {
     "BATCH", "COLUMNS", "Curve", "Cut", "Decoder", "Examples", "Features", "LARGEST", "Labelled", "Layout", "MODES",

@@ -80,12 +80,13 @@ def _for_timm(source: Encoder, out: Path) -> None:
         model_args=source.model_args,
         mean=recipe.mean,
         std=recipe.std,
+        crop_mode=recipe.crop_mode,
     )
 
 
 def _for_transformers(source: Encoder, out: Path) -> None:
     if source.method.codes == "colours":
-        save_imagegpt(source.pretrainer, out)
+        save_imagegpt(source.pretrainer, out, squash=source.recipe.crop_mode == "squash")
     elif source.recipe.method == "mae":
         save_mae(source.pretrainer, out)
     else:

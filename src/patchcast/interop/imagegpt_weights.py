@@ -33,6 +33,9 @@ ARITHMETIC = {
 }
 """What transformers' config may change about the network, and the only values that ours can take."""
 
+BICUBIC = 3
+"""Pillow's number for it, `Image.Resampling.BICUBIC`."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -80,12 +83,16 @@ def load_imagegpt(folder: str | Path, *, tokenizer: Tokenizer | None = None, gri
     return assemble(weights, tokenizer, heads=config.get("n_head", 8), grid=grid or Grid(side, side), channels=channels)
 
 
-def save_imagegpt(pretrainer: Pretrainer, folder: str | Path) -> None:
+def save_imagegpt(pretrainer: Pretrainer, folder: str | Path, *, squash: bool = True) -> None:
     """Write what transformers' `ImageGPTForCausalImageModeling.from_pretrained` reads, palette included.
 
     The last row of its embedding is our start token; where ours has no biases, its are zero. A palette of greys is
-    written with three equal channels, because transformers' processor knows colours only.
+    written with three equal channels, because transformers' processor knows colors only: give it grey images then.
 
+    Args:
+        squash: how images came to the network's size in training: `Evaluate(..., squash=True)`, which transformers'
+            processor does to the bit; or False, by cutting their center out. Its torchvision backend does that for a
+            square size, to a pixel in the longer side of the resized image; its Pillow backend does not.
     Raises:
         ValueError: if the pretrainer is no causal ImageGPT.
     """
@@ -111,18 +118,36 @@ def save_imagegpt(pretrainer: Pretrainer, folder: str | Path) -> None:
     state = to_transformers(Weights(network.state_dict(), head))
     write_weights({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
     if isinstance(tokenizer, Palette):
-        processor = {
-            "image_processor_type": "ImageGPTImageProcessor",
-            "clusters": tokenizer.colours.cpu().expand(-1, 3).tolist(),
-            "do_color_quantize": True,
-            "do_normalize": True,
-            "do_resize": True,
-            "size": {"height": network.grid.rows, "width": network.grid.cols},
-        }
+        processor = to_processor(tokenizer, network.grid, squash=squash)
         write_text(folder / "preprocessor_config.json", json.dumps(processor) + "\n")
 
 
-def save_imagegpt_classifier(model: JointClassifier, folder: str | Path) -> None:
+def to_processor(palette: Palette, grid: Grid, *, squash: bool) -> dict[str, Any]:
+    """The config of transformers' `ImageGPTImageProcessor` that makes the codes of a palette.
+
+    It can cut the center out of an image for a square size only. For others it is set to resize nothing, so that it
+    takes images of the network's size, and larger ones do not silently become other codes.
+    """
+    size = {"height": grid.rows, "width": grid.cols}
+    return {
+        "image_processor_type": "ImageGPTImageProcessor",
+        "clusters": palette.colours.cpu().expand(-1, 3).tolist(),
+        "do_color_quantize": True,
+        "do_convert_rgb": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "do_resize": squash or grid.rows == grid.cols,
+        "resample": BICUBIC,
+        "size": size if squash else {"shortest_edge": grid.rows},
+        "do_center_crop": not squash,
+        "crop_size": size,
+    }
+
+
+def save_imagegpt_classifier(model: JointClassifier, folder: str | Path, *, squash: bool = True) -> None:
     """Write what transformers' `ImageGPTForImageClassification.from_pretrained` reads, palette included.
 
     It averages over what it is fed, which has to be what ours is: the start token, and all codes but the last.
@@ -131,7 +156,7 @@ def save_imagegpt_classifier(model: JointClassifier, folder: str | Path) -> None
         ValueError: if the model's network is no causal ImageGPT.
     """
     folder = Path(folder)
-    save_imagegpt(model.pretrainer, folder)
+    save_imagegpt(model.pretrainer, folder, squash=squash)
     config = json.loads((folder / "config.json").read_text())
     classes = len(model.head.weight)
     config |= {

@@ -16,7 +16,7 @@ from patchcast import __version__
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
 from patchcast.geometry import to_rows
-from patchcast.interop.formats import Encoder
+from patchcast.interop.export_formats import Exported
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import NOT_LEARNED, Recipe, Resolved
 
@@ -62,12 +62,12 @@ write it here, and in the place of `license: other` at the top of this file.
 """
 
 
-def write_card(run: Path, encoder: Encoder, out: Path, *, to: str, where: str) -> None:
+def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) -> None:
     """Write README.md, with a head as the Hugging Face hub reads it.
 
     Args:
         run: the run's folder, in which what it reached is looked up.
-        to: the format that was written; one of `patchcast.interop.formats.FORMATS`.
+        to: the format that was written; one of `patchcast.interop.export_formats.EXPORT_FORMATS`.
         where: `local-dir:FOLDER` or `hf-hub:USER/NAME`, as timm has it.
     """
     recipe, pretrainer = encoder.recipe, encoder.pretrainer
@@ -107,7 +107,7 @@ def command(recipe: Recipe) -> str:
     return shlex.join(words)
 
 
-def loading(source: Encoder, *, to: str, where: str) -> str:
+def loading(source: Exported, *, to: str, where: str) -> str:
     """Python that loads the exported weights and computes the embedding of an image file, `photo.jpg`."""
     recipe, backbone = source.recipe, source.pretrainer.backbone
     place, name = where.split(":", 1)

@@ -13,7 +13,7 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
 from patchcast.runs.build import augmentation, build, evaluation, find_method, resolve
 from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
-from patchcast.runs.tokenizer import Tokenizer, find_tokenizer, kept_tokenizer
+from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, kept_tokenizer
 from patchcast.training.checkpoints import latest_checkpoint
 
 
@@ -34,7 +34,7 @@ class Run:
     recipe: Resolved
     method: Method
     pretrainer: Pretrainer
-    tokenizer: Tokenizer | None = None
+    tokenizer: AnyTokenizer | None = None
     opened: Source | None = None
 
     @property

@@ -17,6 +17,7 @@ from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
 from patchcast.geometry import to_rows
 from patchcast.interop.export_formats import Exported
+from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import NOT_LEARNED, Recipe, Resolved
 
@@ -82,7 +83,7 @@ def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) 
         was=_table(_was(recipe, pretrainer)),
         command=command(recipe),
         reached=_table(list(_reached(run))),
-        code=loading(encoder, to=to, where=where),
+        code=loading(recipe, encoder.method, pretrainer.backbone, to=to, where=where),
         size=f"{height}x{width}",
         channels="1 channel" if recipe.channels == 1 else f"{recipe.channels} channels",
         mean=list(recipe.mean),
@@ -107,11 +108,10 @@ def command(recipe: Recipe) -> str:
     return shlex.join(words)
 
 
-def loading(source: Exported, *, to: str, where: str) -> str:
+def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, where: str) -> str:
     """Python that loads the exported weights and computes the embedding of an image file, `photo.jpg`."""
-    recipe, backbone = source.recipe, source.pretrainer.backbone
     place, name = where.split(":", 1)
-    code = LOADING["imagegpt" if to == "transformers" and source.method.codes == "colours" else to]
+    code = LOADING["imagegpt" if to == "transformers" and method.codes == "colours" else to]
     file = repr(f"{name}/{FILES[to]}") if to in FILES else ""
     if place == "hf-hub" and file:
         file = f"hf_hub_download({name!r}, {FILES[to]!r})"

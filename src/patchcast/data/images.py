@@ -17,13 +17,16 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from patchcast.data.columns import ANY, Columns
 from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, read_header
 from patchcast.data.digits import digits_splits
 from patchcast.data.files import SourceFile, find_files, is_url
-from patchcast.data.folder import EXTENSIONS, folder_splits, list_files
+from patchcast.data.folder import folder_splits, list_files
+from patchcast.data.formats import is_image
 from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
 from patchcast.data.journal import Journal
 from patchcast.data.parquet import parquet_splits
+from patchcast.data.split_names import match_split
 from patchcast.data.stores import Splits, Store
 from patchcast.data.streamed import stream_splits
 from patchcast.data.tar import tar_splits
@@ -34,7 +37,7 @@ VERIFY_UP_TO = 20_000
 """Sources of at most this many images have every header read when they are opened: within a second, on local disk."""
 PATIENCE = 1000
 """Unreadable images in a row after which the source, and not the image, is taken to be broken."""
-TABLES: dict[str, Callable[[list[SourceFile]], Splits]] = {".parquet": parquet_splits, ".tar": tar_splits}
+TABLES: dict[str, Callable[[list[SourceFile], Columns], Splits]] = {".parquet": parquet_splits, ".tar": tar_splits}
 """Files that hold many images, by the end of their names."""
 DECODED_BYTES = 2**30
 """Most memory that `Images.preload` may take."""
@@ -68,9 +71,10 @@ class Images(Dataset[Example]):
     1. When the source is opened and has at most 20,000 images, every header is read. Empty files, text under an
        image's name and decompression bombs are left out: they are not counted by `len`, and have no index.
     2. What shows only when pixels are decoded (a truncated file), or in a larger source, is met in the middle of a
-       run. It keeps its index, and `images[i]` gives the next readable image with that image's label: a function of
-       the files alone, so that every worker, rank and restarted run sees the same. Take labels from the examples, and
-       not from `labels`, where this matters.
+       run. It keeps its index, and `images[i]` gives the next readable image of this data set with that image's label:
+       a function of the files alone, so that every worker, rank and restarted run sees the same. Take labels from the
+       examples, and not from `labels`, where this matters. Evaluation takes no other image in its place: it leaves the
+       image out (`attempt`, `patchcast.data.EvalLoader`).
 
     Either way it is named in `unreadable` and in one warning a file and process. A loader's worker is a process of its
     own: what it finds is in its warnings and in the `journal`, not in this process's `unreadable`.
@@ -83,7 +87,8 @@ class Images(Dataset[Example]):
         channels: of every image handed out: 1, 3 or 4, or any number where the files hold more than colours.
         typical_size: (height, width) that most of a sample have.
         labels: class of each image, -1 for none; None if the source has no labels.
-        class_names: what the labels mean, if the source says so.
+        class_names: what the labels mean, if the source says so; or the labels themselves, where they are text, truth
+            values, or numbers too large or negative to count classes. They are numbered once, alike in all splits.
         store: where the encoded images lie.
         positions: where in the store each image lies.
     """
@@ -132,16 +137,40 @@ class Images(Dataset[Example]):
         for bad in self.unreadable:
             journal.add(bad.path, bad.reason)
 
+    def note(self, bad: Unreadable) -> None:
+        """Count an image as unreadable that another process, such as a loader's worker, could not read."""
+        self._bad.setdefault(bad.index, bad)
+
     def subset(self, index: Int64[np.ndarray, " M"]) -> Images:
         """Some of these images, in the order given, as a data set of their own; the store is shared.
+
+        An unreadable image is replaced by another one of the subset, never by one outside it.
 
         >>> images = open_images("digits")
         >>> len(images.subset(np.array([3, 5]))), images.subset(np.array([3, 5]))[1].label == images[5].label
         (2, True)
         """
-        part = copy.copy(self)
-        part.positions, part._decoded = self.positions[index], None
+        part: Images = copy.copy(self)
+        part.positions = self.positions[index]
+        part._decoded = None if self._decoded is None else self._decoded[torch.from_numpy(np.asarray(index))]
         return part
+
+    def readable(self) -> Images:
+        """These images without those that cannot be read; each is decoded once to find out.
+
+        Raises:
+            ValueError: if none can be read.
+        """
+        if not self.preload():
+            for index in range(len(self)):
+                self.attempt(index)
+        places = np.flatnonzero(~np.isin(self.positions, list(self._bad)))
+        if not len(places):
+            first = self._bad[int(self.positions[0])]
+            raise ValueError(
+                f"none of {len(self)} images of {self.name} ({self.split}) can be read; {first.path}: {first.reason}"
+            )
+        return self if len(places) == len(self) else self.subset(places)
 
     @property
     def is_preloaded(self) -> bool:
@@ -151,24 +180,34 @@ class Images(Dataset[Example]):
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
         for step in range(min(PATIENCE, len(self))):
-            found = (index + step) % len(self)
-            position = int(self.positions[found])
-            if position in self._bad:
-                continue
-            try:
-                image = self.read(position) if self._decoded is None else self._decoded[found]
-            except UnreadableImageError as problem:
-                self._skip(position, str(problem))
-                continue
-            return Example(image, -1 if self.store.labels is None else int(self.store.labels[position]))
+            example = self.attempt((index + step) % len(self) if step else index)
+            if not isinstance(example, Unreadable):
+                return example
         last = self.unreadable[-1]
         raise ValueError(
             f"{step + 1} images in a row of {self.name} ({self.split}) cannot be read: "
             f"is the source still there? {last.path}: {last.reason}"
         )
+
+    def attempt(self, index: int) -> Example | Unreadable:
+        """The image at an index and its class, or why it cannot be read: evaluation leaves it out, where training takes
+        another in its place.
+
+        >>> open_images("digits").attempt(0).label
+        0
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        position = int(self.positions[index])
+        if position not in self._bad:
+            try:
+                image = self.read(position) if self._decoded is None else self._decoded[index]
+            except UnreadableImageError as problem:
+                self._skip(position, str(problem))
+            else:
+                return Example(image, -1 if self.store.labels is None else int(self.store.labels[position]))
+        return self._bad[position]
 
     def read(self, position: int) -> UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]:
         """The image at a position of the store.
@@ -195,23 +234,21 @@ class Images(Dataset[Example]):
         size = (self.channels, *self.typical_size)
         if self.is_preloaded or len(self) * int(np.prod(size)) > DECODED_BYTES:
             return self.is_preloaded
-        kind = self[0].image.dtype
-        if len(self) * int(np.prod(size)) * kind.itemsize > DECODED_BYTES:
-            return False
-        decoded = torch.zeros(len(self), *size, dtype=kind)
-        for index, position in enumerate(self.positions.tolist()):
-            if position in self._bad:
+        decoded: Tensor | None = None
+        for index in range(len(self)):
+            example = self.attempt(index)
+            if isinstance(example, Unreadable):
                 continue
-            try:
-                image = self.read(position)
-            except UnreadableImageError as problem:
-                self._skip(position, str(problem))
-                continue
-            if image.shape != size or image.dtype != kind:
+            image = example.image
+            if decoded is None:
+                if len(self) * image.nbytes > DECODED_BYTES:
+                    return False
+                decoded = torch.zeros(len(self), *size, dtype=image.dtype)
+            if image.shape != size or image.dtype != decoded.dtype:
                 return False
             decoded[index] = image
         self._decoded = decoded
-        return True
+        return decoded is not None
 
     def _read_headers(self, positions: Iterable[int]) -> dict[int, Header]:
         headers = {}
@@ -246,7 +283,14 @@ class Images(Dataset[Example]):
         warnings.warn(f"skipped {bad.path}: {reason}", stacklevel=3)
 
 
-def open_images(source: str, *, split: str = "train", channels: int | None = None) -> Images:
+def open_images(
+    source: str,
+    *,
+    split: str = "train",
+    channels: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Images:
     """Open a source of images, whatever it is.
 
     >>> test = open_images("digits", split="test")
@@ -256,12 +300,13 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
     Args:
         source: one of
             - `"digits"`: scikit-learn's 1,797 digits, 8x8; 20 % of each digit are `test`, drawn once with seed 0;
-            - a folder of images, flat or nested. Sub-folders `train` and `test`, `val` or `validation` are splits.
-              First sub-folders are classes, if there are two or more and no image lies beside them;
-            - a parquet file, or a folder of them: a column `image` or `img`, as bytes or as a struct of bytes and
-              path, and perhaps a column `label` (integers or text);
+            - a folder of images, flat or nested. Sub-folders `train` and `test`, `val` and so on are splits, by all
+              their usual names (`patchcast.data.split_names`). First sub-folders are classes, if there are two or more
+              and no image lies next to them;
+            - a parquet file, or a folder of them: a column of images, as bytes or as a struct of bytes and path, and
+              perhaps a column of labels. `image` and `label` come first; else other usual names are looked for;
             - a tar file, or a folder of them: WebDataset's shards, or any uncompressed tar files of images. Labels are
-              `.cls` files beside the images, or `label` in `.json` files; else first sub-folders, as above.
+              `.cls` files next to the images, or `label` in `.json` files; else first sub-folders, as above.
             - `hf:NAME` or `hf:NAME:CONFIG`, a data set of the Hugging Face hub, or a folder that its `datasets` library
               wrote with `save_to_disk`;
             - `hf-stream:NAME` or `hf-stream:NAME:CONFIG`, the same as a stream, for what is too large to fetch. The
@@ -274,49 +319,61 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
         channels: 1 (grey), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
             1 if all are grey, 4 if all have an alpha channel that is used, else 3; where there are files of more than
             8 bits or of other channels, as many as most of these have.
+        image_column, label_column: of tables, where they are not recognized by their names; in tar files, the member
+            that is the image (`jpg`), and the field of `.json` files that is the label.
     Raises:
         ValueError: in one sentence, if the source or the split is not there, or holds no images.
     """
-    return open_split(find_splits(source), source, split=split, channels=channels)
+    splits = find_splits(source, Columns(image_column, label_column))
+    return open_split(splits, source, split=split, channels=channels)
 
 
 def open_split(splits: Splits, source: str, *, split: str = "train", channels: int | None = None) -> Images:
     """One of the splits that `find_splits` listed; arguments and errors as of `open_images`."""
-    if split not in splits:
+    name = match_split(split, splits)
+    if name is None:
         near = difflib.get_close_matches(split, splits, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{source} has no split {split!r}: it has {', '.join(splits)}{hint}")
-    return Images(splits[split](), name=_name(source), split=split, splits=list(splits), channels=channels)
+    return Images(splits[name](), name=_name(source), split=name, splits=list(splits), channels=channels)
 
 
-def find_splits(source: str) -> Splits:
+def find_splits(source: str, columns: Columns = ANY) -> Splits:
     """List a source once: its splits by name, none of them opened yet."""
-    if source == "digits":
-        return digits_splits()
     if source.startswith(HUB):
-        return hub_splits(source)
+        return hub_splits(source, columns)
     if source.startswith("hf-stream:"):
-        return stream_splits(source)
+        return stream_splits(source, columns)
     path = Path(source).expanduser()
-    if not is_url(source) and path.is_dir():
+    if source != "digits" and not is_url(source) and path.is_dir():
         if is_saved_dataset(path):
-            return saved_splits(path)
+            return saved_splits(path, columns)
         files = list_files(path)
-        # Images win: a table or an archive that lies beside them describes or repeats them.
-        if not any(file.lower().endswith(EXTENSIONS) for file in files):
-            for suffix, find_splits in TABLES.items():
-                found = [path / file for file in files if file.lower().endswith(suffix)]
-                if found:
-                    return find_splits([SourceFile(str(file), file) for file in found])
+        # Images win: a table or an archive that lies next to them describes or repeats them.
+        if not any(map(is_image, files)):
+            for suffix, open_table in TABLES.items():
+                tables = [path / file for file in files if file.lower().endswith(suffix)]
+                if tables:
+                    return open_table([SourceFile(str(file), file) for file in tables], columns)
+        _refuse_columns(source, columns)
         return folder_splits(path, files)
-    for suffix, find_splits in TABLES.items():
+    if source == "digits":
+        _refuse_columns(source, columns)
+        return digits_splits()
+    for suffix, open_table in TABLES.items():
         if source.lower().endswith(suffix):
-            return find_splits(find_files(source))
+            return open_table(find_files(source), columns)
     problem = "is no folder, parquet or tar file" if path.exists() or is_url(source) else "is not there"
     raise ValueError(
         f"{source} {problem}: a source is 'digits', a folder of images, parquet or tar files, or hf: and the name of a "
         "Hugging Face dataset"
     )
+
+
+def _refuse_columns(source: str, columns: Columns) -> None:
+    name = columns.image or columns.label
+    if name is not None:
+        raise ValueError(f"{source} has no columns, but the column {name!r} is asked for")
 
 
 def _name(source: str) -> str:

@@ -15,18 +15,13 @@ import yaml
 from patchcast import __version__
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
-from patchcast.commands.again import options
 from patchcast.geometry import to_rows
-from patchcast.methods import METHODS
+from patchcast.interop.export_formats import Exported
+from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
-from patchcast.recipe import Recipe, Resolved
+from patchcast.recipe import NOT_LEARNED, Recipe, Resolved
 
 LIBRARIES = {"timm": "timm", "transformers": "transformers", "onnx": "onnx", "torch": "pytorch"}
-INDIFFERENT = (
-    *("epochs", "device", "workers", "log_every", "eval_every", "checkpoint_every"),
-    *("tensorboard", "wandb", "pictures", "probe_data"),
-)
-"""Options that make no difference to what is learnt; epochs, because the number of steps is given."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's names of images with so many channels."""
 
@@ -68,14 +63,15 @@ write it here, and in the place of `license: other` at the top of this file.
 """
 
 
-def write_card(run: Path, recipe: Resolved, pretrainer: Pretrainer, out: Path, *, to: str, where: str) -> None:
+def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) -> None:
     """Write README.md, with a head as the Hugging Face hub reads it.
 
     Args:
         run: the run's folder, in which what it reached is looked up.
-        to: the format that was written; see `patchcast.commands.export`.
+        to: the format that was written; one of `patchcast.interop.export_formats.EXPORT_FORMATS`.
         where: `local-dir:FOLDER` or `hf-hub:USER/NAME`, as timm has it.
     """
+    recipe, pretrainer = encoder.recipe, encoder.pretrainer
     height, width = _image_size(recipe, to)
     down, right = pretrainer.backbone.stride
     text = CARD.format(
@@ -87,7 +83,7 @@ def write_card(run: Path, recipe: Resolved, pretrainer: Pretrainer, out: Path, *
         was=_table(_was(recipe, pretrainer)),
         command=command(recipe),
         reached=_table(list(_reached(run))),
-        code=loading(recipe, pretrainer.backbone, to=to, where=where),
+        code=loading(recipe, encoder.method, pretrainer.backbone, to=to, where=where),
         size=f"{height}x{width}",
         channels="1 channel" if recipe.channels == 1 else f"{recipe.channels} channels",
         mean=list(recipe.mean),
@@ -104,18 +100,18 @@ def command(recipe: Recipe) -> str:
     patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip true --steps 9
     """
     words = ["patchcast", "pretrain"]
-    for name, value in options(recipe):
+    for name, value in recipe.given():
         if name == "out":
             words += ["--out", "RUN"]
-        elif name not in INDIFFERENT:
+        elif name not in NOT_LEARNED and name != "epochs":  # the number of steps is given
             words += [f"--{name}", _without_place(value) if name in ("data", "tokenizer") else value]
     return shlex.join(words)
 
 
-def loading(recipe: Resolved, backbone: Backbone, *, to: str, where: str) -> str:
+def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, where: str) -> str:
     """Python that loads the exported weights and computes the embedding of an image file, `photo.jpg`."""
     place, name = where.split(":", 1)
-    code = LOADING["imagegpt" if to == "transformers" and METHODS[recipe.method].codes == "colours" else to]
+    code = LOADING["imagegpt" if to == "transformers" and method.codes == "colours" else to]
     file = repr(f"{name}/{FILES[to]}") if to in FILES else ""
     if place == "hf-hub" and file:
         file = f"hf_hub_download({name!r}, {FILES[to]!r})"
@@ -127,7 +123,8 @@ def loading(recipe: Resolved, backbone: Backbone, *, to: str, where: str) -> str
             "from PIL import Image, ImageOps\nfrom patchcast.backbones import wrap\n",
         )
     return (
-        code.replace("PREPARE", _preparing(recipe, to))
+        code.replace("GREY", '.convert("L")' if recipe.channels == 1 else "")
+        .replace("PREPARE", _preparing(recipe, to))
         .replace("WHERE", repr(where))
         .replace("NAME", repr(name))
         .replace("FILE", file)
@@ -168,7 +165,7 @@ from transformers import ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 
 model = ImageGPTForCausalImageModeling.from_pretrained(NAME).eval()
 processor = ImageGPTImageProcessor.from_pretrained(NAME)
-codes = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")["input_ids"]
+codes = processor(Image.open("photo.jpg")GREY, return_tensors="pt")["input_ids"]
 start = torch.full((len(codes), 1), model.config.vocab_size - 1)  # every code is predicted from those before it
 with torch.no_grad():
     output = model(torch.cat([start, codes[:, :-1]], dim=1), output_hidden_states=True)
@@ -198,10 +195,12 @@ embedding, units = model(torch.from_numpy(images))
 def _preparing(recipe: Resolved, to: str) -> str:
     """From an image file to a batch of one; of what Pillow does not open, from an array."""
     (height, width), channels = _image_size(recipe, to), recipe.channels
+    size = f"({width}, {height}), Image.Resampling.BICUBIC)"
+    fitted = f"image.resize({size}" if recipe.crop_mode == "squash" else f"ImageOps.fit(image, {size}"
     if channels in MODES:
         opened = (
             f'image = Image.open("photo.jpg").convert("{MODES[channels]}")\n'
-            f"image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BICUBIC)\n"
+            f"image = {fitted}\n"
             f"pixels = np.asarray(image, dtype=np.float32).reshape({height}, {width}, {channels}) / 255\n"
         )
     else:

@@ -16,7 +16,7 @@ import difflib
 import json
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -132,14 +132,12 @@ def parse(
     *,
     from_file: bool = False,
     elsewhere: Mapping[str, str] | None = None,
-    earlier: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> list[Any]:
     """The words of a command as one instance of each dataclass.
 
     Args:
         from_file: also take `--config FILE.yaml` and `--print_config`.
         elsewhere: options of other uses of the command, by name, and a sentence that refuses them.
-        earlier: what a config of an earlier version means by options that it does not have.
     Raises:
         UsageError: in one sentence, if the words cannot be understood.
         HelpRequestedError: if help is asked for.
@@ -151,9 +149,6 @@ def parse(
         values = parser.parse_args(words).as_dict()
     except Exception as problem:  # ArgumentError, and TypeError or KeyError of broken files
         raise UsageError(_sentence(command, str(problem), words, fields)) from None
-    for config in values.get("config") or []:
-        for name, value in (earlier(Path(config.absolute)) if earlier else {}).items():
-            values[name] = value if values[name] is None else values[name]
     return [one(**{each.name: values[each.name] for each in dataclasses.fields(one)}) for one in options]
 
 

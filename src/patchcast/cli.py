@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from patchcast import __version__, options
@@ -23,14 +22,12 @@ class Command:
         options: a dataclass; its docstring describes the command.
         run: takes the options; returns an exit code, or None for 0.
         from_file: whether `--config FILE` gives options too.
-        earlier: what such a file of an earlier version means by options that it does not have.
         groups: titles in the help, and the options under them; the others come first.
     """
 
     options: type
     run: Callable[[Any], int | None]
     from_file: bool = False
-    earlier: Callable[[Path], Mapping[str, Any]] | None = None
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
@@ -197,7 +194,7 @@ RECIPE_GROUPS = {
 }
 
 COMMANDS: dict[str, Command] = {
-    "pretrain": Command(Recipe, _pretrain, from_file=True, earlier=Recipe.fill_from_earlier, groups=RECIPE_GROUPS),
+    "pretrain": Command(Recipe, _pretrain, from_file=True, groups=RECIPE_GROUPS),
     "probe": Command(options.Probe, _probe),
     "compare": Command(options.Compare, _compare),
     "report": Command(options.Report, _report),
@@ -301,7 +298,7 @@ def _read(name: str, words: Sequence[str]) -> Any:
     from patchcast.arguments import parse
 
     command = COMMANDS[name]
-    [given] = parse(name, words, [command.options], from_file=command.from_file, earlier=command.earlier)
+    [given] = parse(name, words, [command.options], from_file=command.from_file)
     return given
 
 

@@ -16,11 +16,12 @@ from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_S
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "gpu"]
+CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 
 HELD_OUT = 0.05
 """Share of a source without a validation or test split that is held out from training."""
-EARLIER: dict[str, Any] = {"held_out": 0.0}
+EARLIER: dict[str, Any] = {"held_out": 0.0, "crop_mode": "center"}
 """Options that configs of earlier versions do not have, and what those versions did."""
 NOT_LEARNED = frozenset(
     {
@@ -72,6 +73,9 @@ class Recipe:
         mean: of each channel, where white is 1. Default: measured on the data; the model's if it is pretrained.
         std: standard deviation of each channel, likewise.
         crop_scale: smallest and largest share of the image area that a random crop covers. Default: the method's.
+        crop_mode: how an image that is not cropped at random comes to image_size, in timm's words: "center" resizes it
+            until it just covers that size and cuts its center out, "squash" resizes all of it, whatever its shape.
+            Default: squash for imagegpt and imagegpt_masked, as transformers' processor can do no other; else center.
         flip: mirror half of the images. Not for digits, letters or anything else that has a handedness.
         held_out: share of the images that is held out from training, for the evaluation loss and for pictures, where
             the data has no validation or test split; at most 2,000 images. 0 holds out none. Default: 0.05.
@@ -120,6 +124,7 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_scale: tuple[float, float] | None = None
+    crop_mode: CropMode | None = None
     flip: bool | None = None
     held_out: float | None = None
     epochs: float = 100.0
@@ -221,16 +226,6 @@ class Recipe:
                 values[name] = Path(values[name])
         return cls(**values)
 
-    @classmethod
-    def fill_from_earlier(cls, config: Path) -> dict[str, Any]:
-        """What a resolved config of an earlier version left unsaid, because there was only one way to do it.
-
-        Such a config is to run as it did. A recipe that a person wrote takes today's defaults.
-        """
-        values = _read_yaml(config)
-        is_resolved = all(values.get(name) is not None for name in ("steps", "mean", "eval_every", "workers"))
-        return {name: value for name, value in EARLIER.items() if is_resolved and name not in values}
-
 
 @dataclass(kw_only=True)
 class Resolved(Recipe):
@@ -241,6 +236,7 @@ class Resolved(Recipe):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_scale: tuple[float, float]
+    crop_mode: CropMode = EARLIER["crop_mode"]
     flip: bool
     steps: int
     lr: float

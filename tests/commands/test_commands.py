@@ -77,7 +77,7 @@ def test_export_loads_strictly_into_timm_with_equal_outputs(finished: Path, tmp_
 
 def test_export_of_a_model_as_timm_makes_it(tmp_path: Path) -> None:
     """No arguments but the name: then `timm.create_model(name)` takes every key."""
-    from patchcast.interop.formats import write_encoder
+    from patchcast.interop.export_formats import write_encoder
     from patchcast.runs.results import encoder_of
 
     recipe = Recipe(method="mae", model="test_vit", data="digits", out=tmp_path, image_size=(160, 160), channels=3)

@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from patchcast.cli import main
 from patchcast.commands import push as pushing
 from patchcast.data.decode import decode
 from patchcast.interop.card import command, loading
-from patchcast.interop.formats import Encoder, trial_images
+from patchcast.interop.export_formats import trial_images
 from patchcast.interop.graph import save_torch
 from patchcast.recipe import NOT_LEARNED, Recipe, Resolved
 from patchcast.runs.build import build, find_method
@@ -121,8 +120,7 @@ def test_the_cards_code_of_other_layouts(name: str, tmp_path: Path, photo: Path)
     height, width = backbone.image_size
     recipe = Resolved.load(a_run(tmp_path / "run") / CONFIG)
     recipe.image_size, recipe.channels, recipe.mean, recipe.std = (height, width), 3, (0.5,) * 3, (0.25,) * 3
-    holder: Any = SimpleNamespace(backbone=backbone)
-    code = loading(Encoder(recipe, find_method("mae"), holder, {}), to="timm", where="local-dir:weights")
+    code = loading(recipe, find_method("mae"), backbone, to="timm", where="local-dir:weights")
     assert ("wrap(model).pool" in code) == (name == "crossvit_9_240")
     names: dict[str, Any] = {}
     exec(re.sub(r"timm\.create_model\(.*\)", "given", code), {**names, "given": backbone.model}, names)

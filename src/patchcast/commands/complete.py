@@ -9,7 +9,7 @@ from patchcast.commands.sample import picture_path
 from patchcast.commands.show import chosen_images
 from patchcast.drawing.figures import draw_versions
 from patchcast.drawing.generation import parts
-from patchcast.drawing.samples import Draws, write_completions
+from patchcast.drawing.samples import DrawOptions, write_completions
 from patchcast.drawing.versions import completed
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 from patchcast.runs.run import open_run
@@ -54,7 +54,7 @@ def draw_completions(
         return out
     parts(pretrainer)  # refuses other methods
     given, _ = chosen_images(opened, images, count=count)
-    draws = Draws(seed, temperature, top_k, top_p, batch_size, progress=True)
+    draws = DrawOptions(seed, temperature, top_k, top_p, batch_size, progress=True)
     write_completions(pretrainer, given, out, prefix=prefix, copies=copies, draws=draws)
     print(f"Wrote {out} and {out.with_suffix('.gif')}.")
     return out

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patchcast.data import Report, open_images
+from patchcast.data import Images, Report, open_images
 from patchcast.data import check as check_images
+from patchcast.data.duplicates import Shared, shared_files
 
 LISTED = 50
 """Unreadable images named in the terminal."""
@@ -39,12 +40,13 @@ def check_data(
         ValueError: if there is no such source or split, or nothing in it can be read.
     """
     console = Console(highlight=False)
-    reports = []
+    reports, opened = [], []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="skipped ")  # they are listed below
         first = open_images(source, split=splits[0] if splits else "train")
         for split in splits or first.splits:
             images = first if split == first.split else open_images(source, split=split, channels=first.channels)
+            opened.append(images)
             few = min(len(images.store), limit or len(images.store)) <= FEW
             processes = workers if workers is not None else 0 if few else os.cpu_count() or 0
             reports.append(check_images(images, limit=limit, workers=processes, progress=console.is_terminal))
@@ -62,11 +64,31 @@ def check_data(
         console.print(f"  [red]unreadable[/] {escape(f'{each.path}: {each.reason}')}", soft_wrap=True)
     if len(bad) > LISTED:
         console.print(f"  ... and {len(bad) - LISTED:,} more" + ("" if out else "; --out FILE.json lists all"))
+    shared = {later.split: _shared(later, opened[:place]) for place, later in enumerate(opened)}
+    for split, by_other in shared.items():
+        for other, files in by_other.items():
+            example = f"{files[0].path} is {files[0].other}"
+            console.print(
+                f"  [red]in two splits[/] {len(files):,} images of {escape(split)} are in {escape(other)} too, byte "
+                f"for byte: {escape(example)}",
+                soft_wrap=True,
+            )
     if out is not None:
-        out.write_text(json.dumps([report.to_dict() for report in reports], indent=2) + "\n")
+        lines = [{**report.to_dict(), "shared": _plain(shared[report.split])} for report in reports]
+        out.write_text(json.dumps(lines, indent=2) + "\n")
         console.print(f"  Wrote {escape(str(out))}.", soft_wrap=True)
     console.print("All can be read." if not bad else f"{len(bad):,} cannot be read; training skips them.")
     return not bad
+
+
+def _shared(images: Images, earlier: list[Images]) -> dict[str, list[Shared]]:
+    """Image files that an earlier split holds too, by the name of that split."""
+    found = {other.split: shared_files(images, other) for other in earlier}
+    return {split: files for split, files in found.items() if files}
+
+
+def _plain(shared: dict[str, list[Shared]]) -> dict[str, list[dict[str, str]]]:
+    return {split: [file._asdict() for file in files] for split, files in shared.items()}
 
 
 def _images_table(reports: list[Report]) -> Table:

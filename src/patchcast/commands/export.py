@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from patchcast.interop.card import write_card
-from patchcast.interop.formats import default_format, write_encoder
+from patchcast.interop.export_formats import default_format, write_encoder
 from patchcast.runs.results import encoder_of
 from patchcast.runs.run import open_run
 
@@ -16,8 +16,8 @@ def export(run: Path, out: Path, *, to: str | None = None) -> None:
     """Write a run's encoder to a new folder, with a README.md that says what it is and how to load it.
 
     Args:
-        to: one of `patchcast.interop.formats.FORMATS`; None: the library that the network comes from (transformers for
-            an ImageGPT, else timm).
+        to: one of `patchcast.interop.export_formats.EXPORT_FORMATS`; None: the library that the network comes from
+            (transformers for an ImageGPT, else timm).
     Raises:
         ValueError: if the folder is not empty, or the format cannot hold the network; nothing is written then.
     """

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from patchcast.data import Cutter, EvalSet, Journal, StreamSet, TrainSet, finish
 from patchcast.data.images import evenly_spaced
 from patchcast.data.streamed import HeadStore
-from patchcast.interop.formats import exported_as
+from patchcast.interop.export_formats import exported_as
 from patchcast.methods import on_codes
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from patchcast.drawing.generation import parts
-from patchcast.drawing.samples import Draws, write_samples
+from patchcast.drawing.samples import DrawOptions, write_samples
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.run import open_run
 
@@ -31,7 +31,7 @@ def draw_samples(
     out = picture_path(out or run / "samples.png")
     pretrainer = open_run(run).pretrainer
     parts(pretrainer)  # refuses other methods
-    draws = Draws(seed, temperature, top_k, top_p, batch_size, progress=True)
+    draws = DrawOptions(seed, temperature, top_k, top_p, batch_size, progress=True)
     write_samples(pretrainer, out, count=count, draws=draws)
     print(f"Wrote {out} and {out.with_suffix('.gif')}.")
     return out

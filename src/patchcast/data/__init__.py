@@ -9,7 +9,7 @@ from patchcast.data.batched import Cuts, Cutter, finish
 from patchcast.data.check import Report, check
 from patchcast.data.images import Example, Images, Unreadable, open_images
 from patchcast.data.journal import Journal
-from patchcast.data.sampling import EpochSampler, EvalSet, TrainSet, loader
+from patchcast.data.sampling import EpochSampler, EvalLoader, EvalSet, TrainSet, loader
 from patchcast.data.source import Source, open_source
 from patchcast.data.statistics import channel_statistics
 from patchcast.data.streamed import StreamSet
@@ -20,6 +20,7 @@ __all__ = [
     "Cuts",
     "Cutter",
     "EpochSampler",
+    "EvalLoader",
     "EvalSet",
     "Evaluate",
     "Example",

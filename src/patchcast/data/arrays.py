@@ -69,7 +69,7 @@ def find_deep(file: BytesIO | BufferedReader) -> Deep | None:
     if start[:4] == BIG_ENDIAN_BIGTIFF:
         return _tiff(file)  # Pillow warns of corruption where there is none
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=["TIFF"]) as image:
             tags = image.tag_v2  # type: ignore[attr-defined]
             bits, samples, format = max(tags.get(258, (1,))), tags.get(277, 1), tags.get(339, (UNSIGNED,))[0]
             is_exact = bits <= 8 or (image.mode in DEEP_MODES and (bits < 32 or format != UNSIGNED))

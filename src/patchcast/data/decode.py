@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from patchcast.data.arrays import DEEP_MODES, Deep, decode_deep, find_deep, from_pillow
+from patchcast.data.formats import open_image
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -57,7 +58,7 @@ def read_header(file: ImageFile) -> Header:
         deep = find_deep(file)
         if deep is not None:
             return _header_of(deep)
-        with Image.open(file) as image:
+        with open_image(file) as image:
             if image.mode in DEEP_MODES:
                 return _header_of(from_pillow(image))
             width, height = image.size
@@ -97,7 +98,7 @@ def decode(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Float32[T
         deep = find_deep(file)
         if deep is not None:
             return decode_deep(deep, channels)
-        with Image.open(file) as image:
+        with open_image(file) as image:
             if channels not in MODES and image.mode not in DEEP_MODES:
                 raise ValueError(f"{len(image.getbands())} channels of colour where {channels} are asked for")
             image.load()
@@ -148,7 +149,7 @@ def _plain_jpeg(content: bytearray) -> tuple[int, int, int]:
 def is_transparent(file: ImageFile) -> bool:
     """Whether any pixel lets the background through: many files carry an alpha channel that says nothing."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return image.has_transparency_data and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
     except Exception as problem:
         raise UnreadableImageError(_reason(problem, file)) from problem

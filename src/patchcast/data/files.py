@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,9 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from patchcast.data.split_names import ORDER, PURPOSE, by_split_name, split_of
 from patchcast.files import cache_file, write_whole
 
-SPLIT_NAMES = ("train", "test", "val", "validation")
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -105,20 +107,48 @@ def by_split(files: Sequence[File]) -> dict[str, list[File]]:
 
     >>> list(by_split([Path("train-0.tar"), Path("a/val/1.tar")])), list(by_split([Path("val-0.tar")]))
     (['train', 'val'], ['train'])
+
+    Raises:
+        ValueError: if it is not clear which split a file is of.
     """
-    found: dict[str, list[File]] = {}
-    for file in files:
-        found.setdefault(_split_of(file if isinstance(file, Path) else Path(file.name)), []).append(file)
-    if len(found) < 2:
+    paths = [file if isinstance(file, Path) else Path(file.name) for file in files]
+    words = [_words(path) for path in paths]
+    # A word of all names, such as that of a folder which holds all the files, tells none of them apart.
+    common = set.intersection(*map(set, words)) if len(words) > 1 else set()
+    groups: dict[str, list[File]] = {}
+    told: dict[str, None] = {}  # the words that tell a split
+    unnamed: list[File] = []
+    for file, path, own in zip(files, paths, words, strict=True):
+        prefix = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+        telling = {word: split for word in own if word not in common and (split := split_of(word)) is not None}
+        if prefix != path.stem and split_of(prefix) is None:
+            groups.setdefault(prefix, []).append(file)  # `unsupervised-00000-of-00001` is a split of its own
+        elif not telling:
+            unnamed.append(file)
+        elif len({PURPOSE[split] for split in telling.values()}) > 1:
+            first, second = list(telling)[:2]
+            raise ValueError(f"{path} could be of the split {first!r} or {second!r}: leave one of them out of its name")
+        else:
+            word, split = next(iter(telling.items()))
+            told.setdefault(word)
+            groups.setdefault(split, []).append(file)
+    by_split_name(told, os.path.commonpath([path.parent for path in paths]) or "the source")
+    if unnamed:
+        without = groups.setdefault("train", unnamed)
+        if without is not unnamed and len(groups) > 1:
+            warnings.warn(_passed_over(unnamed, list(groups)), stacklevel=2)
+    if len(groups) < 2:
         return {"train": list(files)}
-    return {name: found[name] for name in dict.fromkeys([*SPLIT_NAMES, *sorted(found)]) if name in found}
+    return {name: groups[name] for name in dict.fromkeys([*ORDER, *sorted(groups)]) if name in groups}
 
 
-def _split_of(file: Path) -> str:
-    prefix = re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
-    if prefix != file.stem:
-        return prefix
-    for name in (*re.split(r"[-_.]", file.stem), file.parent.name):
-        if name in SPLIT_NAMES:
-            return name
-    return "train"
+def _words(path: Path) -> list[str]:
+    """The parts of a file's name, then the folders that it lies in, from the innermost on."""
+    words = (*re.split(r"[-_.]", path.stem), *reversed(path.parent.parts))
+    return [re.sub(r"(?<=\w)\d+$", "", word).casefold() for word in words]
+
+
+def _passed_over(files: Sequence[File], splits: list[str]) -> str:
+    names = [str(file if isinstance(file, Path) else file.name) for file in files]
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return f"passed over {names[0]}{more}: the name tells none of the splits {', '.join(splits)}"

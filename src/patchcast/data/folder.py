@@ -5,24 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from patchcast.data.decode import ImageFile
-from patchcast.data.files import SPLIT_NAMES
+from patchcast.data.formats import ARRAYS, extensions, is_image
 from patchcast.data.names import Names
+from patchcast.data.split_folders import arrange
 from patchcast.data.stores import Splits, Store
 from patchcast.files import cache_file, write_whole
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-ARRAYS = (".npy",)
-"""Images too, where there are no others: beside photographs they are most likely features or masks."""
 INDEX_FROM = 50_000
 """Folders of at least this many files are listed once, and the list is kept in the user's cache folder."""
+MOST_LINKS = 4
+"""Linked folders on the way to a file; folders that are all linked into each other would be listed without end."""
 SETTLED_SECONDS = 2
 """A folder that changed within this time before it was listed may change again without a newer time of change."""
 
@@ -55,38 +57,50 @@ class FolderStore(Store):
 def list_files(root: Path) -> list[str]:
     """Every file below `root`, relative to it, sorted; hidden files and folders (`.cache`, `._photo.jpg`) left out.
 
-    Links are followed. Each real folder is listed once, so a link to a folder above ends there.
+    Links are followed, so that a link to another split or class holds its images too; one to a folder that it lies in
+    is not. A folder that cannot be listed is named in a warning.
 
-    From 50,000 files on the list is kept in the user's cache folder, and is found again until a folder below `root`
-    has another time of change: one look at each folder instead of one at each file.
+    From 50,000 files on the list is cached in the user's cache folder, until a folder below `root` has another time of
+    change: one look at each folder instead of one at each file.
     """
-    kept = cache_file(["folder", str(root.resolve())], ".index.npz")
-    files = _kept_list(kept, root)
+    cached = cache_file(["folder", str(root.resolve())], ".index.npz")
+    files = _kept_list(cached, root)
     if files is None:
         began = time.time_ns()
-        files, changed = _walk(root)
-        if len(files) >= INDEX_FROM and began - max(changed.values()) > SETTLED_SECONDS * 10**9:
+        files, changed, problems = _walk(root)
+        if problems and not changed:
+            raise ValueError(f"a folder cannot be listed: {problems[0]}")
+        if problems:
+            more = f", and {len(problems) - 1} more" if problems[1:] else ""
+            warnings.warn(f"passed over a folder that cannot be listed: {problems[0]}{more}", stacklevel=2)
+        is_settled = began - max(changed.values(), default=0) > SETTLED_SECONDS * 10**9
+        if len(files) >= INDEX_FROM and is_settled and not problems:
             with contextlib.suppress(OSError):  # a home that cannot be written to costs the time to list it again
-                write_whole(kept, lambda unfinished: _keep_list(unfinished, files, changed))
+                write_whole(cached, lambda unfinished: _keep_list(unfinished, files, changed))
     return files
 
 
-def _walk(root: Path) -> tuple[list[str], dict[str, int]]:
-    """The files, and the time of change of every folder."""
+def _walk(root: Path) -> tuple[list[str], dict[str, int], list[str]]:
+    """The files, the time of change of every folder, and the folders that cannot be listed."""
     files: list[str] = []
     changed: dict[str, int] = {}
-    seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    problems: list[OSError] = []
+    # Of every folder to come, the real folders that its path leads through: (device, number) tells them apart.
+    through: dict[str, tuple[tuple[int, int], ...]] = {str(root): ()}
+    links: dict[str, int] = {}
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=problems.append):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+        above, here = through.pop(folder), (status.st_dev, status.st_ino)
+        links[folder] = links.get(os.path.dirname(folder), 0) + os.path.islink(folder)
+        if here in above or links[folder] > MOST_LINKS:
             subfolders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        through.update((os.path.join(folder, name), (*above, here)) for name in subfolders)
         inside = os.path.relpath(folder, root)
         changed[inside] = status.st_mtime_ns
         files += [name if inside == "." else os.path.join(inside, name) for name in names if not name.startswith(".")]
-    return sorted(files), changed
+    return sorted(files), changed, [f"{problem.filename}: {problem.strerror}" for problem in problems]
 
 
 def _keep_list(file: Path, files: list[str], changed: dict[str, int]) -> None:
@@ -119,41 +133,49 @@ def pick_images(files: list[str]) -> list[str]:
     >>> pick_images(["a.jpg", "a.npy", "a.txt"]), pick_images(["a.npy", "a.txt"])
     (['a.jpg'], ['a.npy'])
     """
-    images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+    images = [file for file in files if is_image(file)]
     return images or [file for file in files if file.lower().endswith(ARRAYS)]
 
 
+def kinds_of(files: Iterable[str]) -> str:
+    """How many files there are of each of the most common extensions.
+
+    >>> kinds_of(["a.txt", "b.TXT", "README"])
+    '2 .txt, 1 without extension'
+    """
+    counts = Counter(Path(file).suffix.lower() or "without extension" for file in files)
+    rest = counts.total() - sum(count for _, count in counts.most_common(3))
+    common = [f"{count} {kind}" for kind, count in counts.most_common(3)]
+    return ", ".join(common + [f"{rest} others"] * bool(rest)) or "nothing"
+
+
 def folder_splits(root: Path, files: list[str]) -> Splits:
-    """The splits of a folder: `train` with its neighbours `test`, `val` or `validation`, or one called `train`.
+    """The splits of a folder, by the names of its first sub-folders, or `train` if they tell none.
+
+    What is passed over is counted and named in one warning.
 
     Args:
         files: what `list_files(root)` found.
     Raises:
-        ValueError: if none of them is an image; says what there is.
+        ValueError: if none of them is an image, which says what there is; or if it is not clear what is a split.
     """
     images = pick_images(files)
     if not images:
-        kinds = Counter(Path(file).suffix.lower() or "without extension" for file in files).most_common(3)
-        found = ", ".join(f"{count} {kind}" for kind, count in kinds) or "nothing"
         raise ValueError(
-            f"no images under {root}: looked for {' '.join(EXTENSIONS + ARRAYS)} .parquet .tar; found {found}"
+            f"no images under {root}: looked for {' '.join(extensions()[:4])} and all other formats that Pillow opens, "
+            f"{' '.join(ARRAYS)} .parquet .tar; found {kinds_of(files)}"
         )
-
-    by_child: dict[str, list[str]] = {}
-    for image in images:
-        child, separator, rest = image.partition(os.sep)
-        by_child.setdefault(child if separator else "", []).append(rest or image)
-    parts = {name: (root / name, by_child[name]) for name in SPLIT_NAMES if name in by_child}
-    if "train" not in parts:
-        parts = {"train": (root, images)}
-    classes = class_names_of([image for _, images in parts.values() for image in images], os.sep)
-    return {name: partial(FolderStore, where, images, classes) for name, (where, images) in parts.items()}
+    if len(images) < len(files):
+        others = kinds_of(sorted(set(files) - set(images)))
+        warnings.warn(f"passed over files that are no images by their names: {others}", stacklevel=2)
+    parts = arrange(images, os.sep, str(root))
+    classes = class_names_of([image for part in parts.values() for image in part.names], os.sep)
+    return {split: partial(FolderStore, root / part.folder, part.names, classes) for split, part in parts.items()}
 
 
 def class_names_of(images: list[str], separator: str) -> list[str] | None:
     """The first folders, if there are two or more and no image lies beside them; of all splits together, so that a
     label means the same in each."""
-    images = [image.removeprefix(f".{separator}") for image in images]  # tar files are often made from inside: ./cat/1
     if any(separator not in image for image in images):
         return None
     names = sorted({image.partition(separator)[0] for image in images})

@@ -12,6 +12,7 @@ import numpy as np
 
 from patchcast.data.decode import ImageFile
 from patchcast.data.parquet import IMAGE_COLUMNS, LABEL_COLUMN, number_labels
+from patchcast.data.split_names import declared_splits
 from patchcast.data.stores import Splits, Store
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def hub_splits(source: str) -> Splits:
 
 def splits_of(found: Mapping[str, datasets.Dataset], source: str) -> Splits:
     """Stores of some splits of one data set, with one numbering of labels for all."""
+    told = declared_splits(found)
+    found = {told[name]: dataset for name, dataset in found.items()}
     features = next(iter(found.values())).features
     column, label = image_column(features, source), label_column(features)
     labels: Mapping[str, np.ndarray | None] = dict.fromkeys(found)

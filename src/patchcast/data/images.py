@@ -20,10 +20,12 @@ from torch.utils.data import Dataset
 from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, read_header
 from patchcast.data.digits import digits_splits
 from patchcast.data.files import SourceFile, find_files, is_url
-from patchcast.data.folder import EXTENSIONS, folder_splits, list_files
+from patchcast.data.folder import folder_splits, list_files
+from patchcast.data.formats import is_image
 from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
 from patchcast.data.journal import Journal
 from patchcast.data.parquet import parquet_splits
+from patchcast.data.split_names import match_split
 from patchcast.data.stores import Splits, Store
 from patchcast.data.streamed import stream_splits
 from patchcast.data.tar import tar_splits
@@ -68,9 +70,10 @@ class Images(Dataset[Example]):
     1. When the source is opened and has at most 20,000 images, every header is read. Empty files, text under an
        image's name and decompression bombs are left out: they are not counted by `len`, and have no index.
     2. What shows only when pixels are decoded (a truncated file), or in a larger source, is met in the middle of a
-       run. It keeps its index, and `images[i]` gives the next readable image with that image's label: a function of
-       the files alone, so that every worker, rank and restarted run sees the same. Take labels from the examples, and
-       not from `labels`, where this matters.
+       run. It keeps its index, and `images[i]` gives the next readable image of this data set with that image's label:
+       a function of the files alone, so that every worker, rank and restarted run sees the same. Take labels from the
+       examples, and not from `labels`, where this matters. Evaluation takes no other image in its place: it leaves the
+       image out (`attempt`, `patchcast.data.EvalLoader`).
 
     Either way it is named in `unreadable` and in one warning a file and process. A loader's worker is a process of its
     own: what it finds is in its warnings and in the `journal`, not in this process's `unreadable`.
@@ -132,16 +135,40 @@ class Images(Dataset[Example]):
         for bad in self.unreadable:
             journal.add(bad.path, bad.reason)
 
+    def note(self, bad: Unreadable) -> None:
+        """Count an image as unreadable that another process, such as a loader's worker, could not read."""
+        self._bad.setdefault(bad.index, bad)
+
     def subset(self, index: Int64[np.ndarray, " M"]) -> Images:
         """Some of these images, in the order given, as a data set of their own; the store is shared.
+
+        An unreadable image is replaced by another one of the subset, never by one outside it.
 
         >>> images = open_images("digits")
         >>> len(images.subset(np.array([3, 5]))), images.subset(np.array([3, 5]))[1].label == images[5].label
         (2, True)
         """
-        part = copy.copy(self)
-        part.positions, part._decoded = self.positions[index], None
+        part: Images = copy.copy(self)
+        part.positions = self.positions[index]
+        part._decoded = None if self._decoded is None else self._decoded[torch.from_numpy(np.asarray(index))]
         return part
+
+    def readable(self) -> Images:
+        """These images without those that cannot be read; each is decoded once to find out.
+
+        Raises:
+            ValueError: if none can be read.
+        """
+        if not self.preload():
+            for index in range(len(self)):
+                self.attempt(index)
+        places = np.flatnonzero(~np.isin(self.positions, list(self._bad)))
+        if not len(places):
+            first = self._bad[int(self.positions[0])]
+            raise ValueError(
+                f"none of {len(self)} images of {self.name} ({self.split}) can be read; {first.path}: {first.reason}"
+            )
+        return self if len(places) == len(self) else self.subset(places)
 
     @property
     def is_preloaded(self) -> bool:
@@ -151,24 +178,34 @@ class Images(Dataset[Example]):
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
         for step in range(min(PATIENCE, len(self))):
-            found = (index + step) % len(self)
-            position = int(self.positions[found])
-            if position in self._bad:
-                continue
-            try:
-                image = self.read(position) if self._decoded is None else self._decoded[found]
-            except UnreadableImageError as problem:
-                self._skip(position, str(problem))
-                continue
-            return Example(image, -1 if self.store.labels is None else int(self.store.labels[position]))
+            example = self.attempt((index + step) % len(self) if step else index)
+            if not isinstance(example, Unreadable):
+                return example
         last = self.unreadable[-1]
         raise ValueError(
             f"{step + 1} images in a row of {self.name} ({self.split}) cannot be read: "
             f"is the source still there? {last.path}: {last.reason}"
         )
+
+    def attempt(self, index: int) -> Example | Unreadable:
+        """The image at an index and its class, or why it cannot be read: evaluation leaves it out, where training takes
+        another in its place.
+
+        >>> open_images("digits").attempt(0).label
+        0
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        position = int(self.positions[index])
+        if position not in self._bad:
+            try:
+                image = self.read(position) if self._decoded is None else self._decoded[index]
+            except UnreadableImageError as problem:
+                self._skip(position, str(problem))
+            else:
+                return Example(image, -1 if self.store.labels is None else int(self.store.labels[position]))
+        return self._bad[position]
 
     def read(self, position: int) -> UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]:
         """The image at a position of the store.
@@ -195,23 +232,21 @@ class Images(Dataset[Example]):
         size = (self.channels, *self.typical_size)
         if self.is_preloaded or len(self) * int(np.prod(size)) > DECODED_BYTES:
             return self.is_preloaded
-        kind = self[0].image.dtype
-        if len(self) * int(np.prod(size)) * kind.itemsize > DECODED_BYTES:
-            return False
-        decoded = torch.zeros(len(self), *size, dtype=kind)
-        for index, position in enumerate(self.positions.tolist()):
-            if position in self._bad:
+        decoded: Tensor | None = None
+        for index in range(len(self)):
+            example = self.attempt(index)
+            if isinstance(example, Unreadable):
                 continue
-            try:
-                image = self.read(position)
-            except UnreadableImageError as problem:
-                self._skip(position, str(problem))
-                continue
-            if image.shape != size or image.dtype != kind:
+            image = example.image
+            if decoded is None:
+                if len(self) * image.nbytes > DECODED_BYTES:
+                    return False
+                decoded = torch.zeros(len(self), *size, dtype=image.dtype)
+            if image.shape != size or image.dtype != decoded.dtype:
                 return False
             decoded[index] = image
         self._decoded = decoded
-        return True
+        return decoded is not None
 
     def _read_headers(self, positions: Iterable[int]) -> dict[int, Header]:
         headers = {}
@@ -256,8 +291,9 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
     Args:
         source: one of
             - `"digits"`: scikit-learn's 1,797 digits, 8x8; 20 % of each digit are `test`, drawn once with seed 0;
-            - a folder of images, flat or nested. Sub-folders `train` and `test`, `val` or `validation` are splits.
-              First sub-folders are classes, if there are two or more and no image lies beside them;
+            - a folder of images, flat or nested. Sub-folders `train` and `test`, `val` and so on are splits, by all
+              their usual names (`patchcast.data.split_names`). First sub-folders are classes, if there are two or more
+              and no image lies next to them;
             - a parquet file, or a folder of them: a column `image` or `img`, as bytes or as a struct of bytes and
               path, and perhaps a column `label` (integers or text);
             - a tar file, or a folder of them: WebDataset's shards, or any uncompressed tar files of images. Labels are
@@ -282,11 +318,12 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
 
 def open_split(splits: Splits, source: str, *, split: str = "train", channels: int | None = None) -> Images:
     """One of the splits that `find_splits` listed; arguments and errors as of `open_images`."""
-    if split not in splits:
+    name = match_split(split, splits)
+    if name is None:
         near = difflib.get_close_matches(split, splits, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{source} has no split {split!r}: it has {', '.join(splits)}{hint}")
-    return Images(splits[split](), name=_name(source), split=split, splits=list(splits), channels=channels)
+    return Images(splits[name](), name=_name(source), split=name, splits=list(splits), channels=channels)
 
 
 def find_splits(source: str) -> Splits:
@@ -303,7 +340,7 @@ def find_splits(source: str) -> Splits:
             return saved_splits(path)
         files = list_files(path)
         # Images win: a table or an archive that lies beside them describes or repeats them.
-        if not any(file.lower().endswith(EXTENSIONS) for file in files):
+        if not any(map(is_image, files)):
             for suffix, find_splits in TABLES.items():
                 found = [path / file for file in files if file.lower().endswith(suffix)]
                 if found:

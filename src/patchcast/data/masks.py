@@ -12,17 +12,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, Int64
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchcast.data.decode import UnreadableImageError, decode
-from patchcast.data.folder import EXTENSIONS, list_files
+from patchcast.data.folder import list_files
+from patchcast.data.formats import is_image, open_image
 from patchcast.data.seeds import mix_seed
+from patchcast.data.split_names import by_split_name, match_split
 
 IGNORED = 255
 """The class of pixels that count for nothing, as in Pascal VOC."""
-SPLITS = ("train", "test", "validation", "val")
 Box = tuple[int | float, int | float, int | float, int | float, int]
 """Left, top, width and height in pixels, and the class."""
 Pair = tuple[Float32[Tensor, "C H W"], Int64[Tensor, "H W"]]
@@ -53,6 +53,7 @@ class MaskedImages(Dataset[Pair]):
     channels: int
     transform: Callable[[Tensor], Tensor]
     size: tuple[int, int]
+    squash: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -68,11 +69,17 @@ class MaskedImages(Dataset[Pair]):
         mask = mask_of_boxes(size, self.boxes[file]) if mask_file is None else read_mask(mask_file)
         if mask.shape != size:
             raise ValueError(f"{mask_file} is {tuple(mask.shape)}, and its image {size}: a mask has its image's size")
-        return self.transform(image), fit_mask(mask, self.size)
+        return self.transform(image), fit_mask(mask, self.size, squash=self.squash)
 
 
 def open_masked(
-    folder: Path, *, split: str, channels: int, transform: Callable[[Tensor], Tensor], size: tuple[int, int]
+    folder: Path,
+    *,
+    split: str,
+    channels: int,
+    transform: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+    squash: bool = False,
 ) -> MaskedImages:
     """A folder with `images` and `masks` in it, of the same names; or `images` and `boxes.json` in COCO's format.
 
@@ -84,18 +91,19 @@ def open_masked(
         split: a folder inside `images` and `masks` (`images/train/1.jpg`, `masks/train/1.png`); where there is none,
             "train" is the first four fifths of the images by name, and "test" the rest.
         transform, size: what a network sees of an image, and its (height, width), to which the mask is fitted.
+        squash: whether `transform` resizes the whole image; otherwise it cuts the center out, and so for the mask.
     Raises:
         ValueError: if there is no such folder, or an image has no mask.
     """
     images, masks, boxes = folder / "images", folder / "masks", folder / "boxes.json"
     if not images.is_dir() or not (masks.is_dir() or boxes.is_file()):
         raise ValueError(f"{folder} needs a folder 'images', and beside it a folder 'masks' or a file 'boxes.json'")
-    names = sorted(name for name in list_files(images) if name.lower().endswith(EXTENSIONS))
-    own = {name.split("/")[0] for name in names if "/" in name} & set(SPLITS)
+    names = sorted(name for name in list_files(images) if is_image(name))
+    own = by_split_name(dict.fromkeys(name.split("/")[0] for name in names if "/" in name), str(images))
     if own:
-        wanted = [split, *SPLITS[1:]] if split == "test" else [split]
-        found = next((each for each in wanted if each in own), None)
-        chosen = [name for name in names if name.startswith(f"{found}/")]
+        order = (split, "test", "validation", "val") if split == "test" else (split,)
+        matching = next((match for match in (match_split(name, own) for name in order) if match is not None), None)
+        chosen = [name for name in names if matching is not None and name.startswith(f"{own[matching]}/")]
     else:
         first = round(0.8 * len(names))
         chosen = names[:first] if split == "train" else names[first:]
@@ -103,10 +111,10 @@ def open_masked(
         raise ValueError(f"{images} has no images of the {split} split")
     if masks.is_dir():
         files: list[tuple[Path, Path | None]] = [(images / name, _mask_file(masks, name)) for name in chosen]
-        return MaskedImages(files, {}, [], channels, transform, size)
+        return MaskedImages(files, {}, [], channels, transform, size, squash)
     by_name, classes = _read_boxes(boxes)
     listed = {images / name: by_name.get(name, by_name.get(Path(name).name, [])) for name in chosen}
-    return MaskedImages([(file, None) for file in listed], listed, classes, channels, transform, size)
+    return MaskedImages([(file, None) for file in listed], listed, classes, channels, transform, size, squash)
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ def read_mask(file: Path) -> Int64[Tensor, "H W"]:
         ValueError: if it cannot be read, or has colours in the place of classes.
     """
     try:
-        with Image.open(file) as opened:
+        with open_image(file) as opened:
             if opened.mode not in ("P", "L", "I", "I;16", "1"):
                 raise ValueError(f"{file} is {opened.mode}: a mask has one channel, the number of each pixel's class")
             return torch.from_numpy(np.array(opened).astype(np.int64))
@@ -180,7 +188,7 @@ def mask_of_boxes(size: tuple[int, int], boxes: Sequence[Box]) -> Int64[Tensor, 
     return mask
 
 
-def fit_mask(mask: Int64[Tensor, "H W"], size: tuple[int, int]) -> Int64[Tensor, "h w"]:
+def fit_mask(mask: Int64[Tensor, "H W"], size: tuple[int, int], *, squash: bool = False) -> Int64[Tensor, "h w"]:
     """A mask cut and resized as `Evaluate` does with its image; each pixel takes the class of the nearest.
 
     >>> fit_mask(torch.tensor([[1, 2, 3, 4]]), (1, 2)).tolist()
@@ -188,7 +196,7 @@ def fit_mask(mask: Int64[Tensor, "H W"], size: tuple[int, int]) -> Int64[Tensor,
     """
     (rows, cols), (height, width) = mask.shape, size
     cover = max(height / rows, width / cols)
-    whole = (max(height, round(rows * cover)), max(width, round(cols * cover)))
+    whole = size if squash else (max(height, round(rows * cover)), max(width, round(cols * cover)))
     large = F.interpolate(mask[None, None].double(), whole, mode="nearest-exact")[0, 0].long()
     top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
     return large[top : top + height, left : left + width]

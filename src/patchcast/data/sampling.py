@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float32, Num
+from jaxtyping import Float32, Int64, Num
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from patchcast.data.batched import collate
-from patchcast.data.images import Images
+from patchcast.data.images import Images, Unreadable
 from patchcast.data.seeds import mix_seed
 from patchcast.data.transforms import Cut
 
@@ -165,6 +165,9 @@ class TrainSet(Dataset[tuple[Tensor | Cut, int]]):
 class EvalSet(Dataset[tuple[Tensor, int]]):
     """Images through a transform without chance, with their labels.
 
+    `eval_set[i]` takes the next readable image of the same images for one that cannot be read, which is right for
+    pictures; to count, use an `EvalLoader`, which leaves it out.
+
     >>> from patchcast.data import Evaluate, open_images
     >>> image, label = EvalSet(open_images("digits", split="test"), Evaluate((8, 8), (0.3,), (0.4,)))[0]
     >>> image.shape, image.dtype
@@ -181,6 +184,61 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Float32[Tensor, "C H W"], int]:
         image, label = self.images[index]
         return self.transform(image), label
+
+
+class EvalLoader:
+    """Batches (images, labels) of an `EvalSet` in its order. Unreadable images are left out, so a batch may be smaller
+    than `batch_size`; they are then in `images.unreadable`, whichever process could not read them.
+
+    >>> from patchcast.data import Evaluate, open_images
+    >>> test = EvalLoader(EvalSet(open_images("digits", split="test"), Evaluate((8, 8), (0.3,), (0.4,))), 256)
+    >>> [images.shape for images, labels in test]
+    [torch.Size([256, 1, 8, 8]), torch.Size([104, 1, 8, 8])]
+
+    Args:
+        batch_size: largest number of images in a batch.
+        workers: processes that decode.
+    """
+
+    def __init__(self, eval_set: EvalSet, batch_size: int, workers: int = 0) -> None:
+        self.eval_set = eval_set
+        self._loader: DataLoader[Any] = DataLoader(
+            _Attempts(eval_set), batch_size, num_workers=workers, collate_fn=_collate_readable,
+            generator=torch.Generator(),
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        """Number of batches, if every image can be read."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Float32[Tensor, "B C H W"], Int64[Tensor, " B"]]]:
+        for batch, unreadable in self._loader:
+            for bad in unreadable:
+                self.eval_set.images.note(bad)
+            if batch is not None:
+                yield batch
+
+
+class _Attempts(Dataset[Any]):
+    """Examples of an `EvalSet`, or `Unreadable` in their place."""
+
+    def __init__(self, eval_set: EvalSet) -> None:
+        self.eval_set = eval_set
+
+    def __len__(self) -> int:
+        return len(self.eval_set)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
+        example = self.eval_set.images.attempt(index)
+        if isinstance(example, Unreadable):
+            return example
+        return self.eval_set.transform(example.image), example.label
+
+
+def _collate_readable(attempts: list[Any]) -> tuple[Any, list[Unreadable]]:
+    unreadable = [attempt for attempt in attempts if isinstance(attempt, Unreadable)]
+    readable = [attempt for attempt in attempts if not isinstance(attempt, Unreadable)]
+    return (tuple(default_collate(readable)) if readable else None), unreadable
 
 
 def loader(train_set: TrainSet | Dataset[Any], sampler: Sampler[Any], workers: int) -> DataLoader[Any]:

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from patchcast.data.images import Images, find_splits, open_split
+from patchcast.data.duplicates import shared_files
+from patchcast.data.images import VERIFY_UP_TO, Images, find_splits, open_split
 from patchcast.data.splits import stratified_split
 from patchcast.data.stores import Splits
 from patchcast.data.streamed import HeadStore
 
 VALIDATION = ("validation", "val", "valid", "dev")
 TEST = ("test", "testing", "eval")
+COMPARED_UP_TO = 100_000
+"""Largest number of images whose files are compared between both sets: about a second for CIFAR-10's 60,000."""
 MOST_HELD_OUT = 2000
 """Largest number of images that are held out of a source without splits."""
 JUDGED_SHARE = 0.2
@@ -130,7 +133,8 @@ class Source:
         Of a source with neither, a fifth of each class is held out from the probe, drawn with a fixed seed. What
         pretraining holds out is a part of that fifth (or all of it and more, if its share is larger), so no probe is
         fitted on images that a run's pictures and evaluation loss call held out. The rest of the fifth was pretrained
-        on, without labels. Images without a label are left out.
+        on, without labels. Images without a label are left out, and so are unreadable ones, which the phrase counts. It
+        also says how many test images are training images too.
 
         Args:
             limit: maximum number of training images, drawn at random with a fixed seed.
@@ -146,7 +150,8 @@ class Source:
         train, test = _with_labels(train), _with_labels(test)
         if limit is not None and limit < len(train):
             train = train.subset(torch.randperm(len(train), generator=generator)[:limit].numpy())
-        return LabeledParts(train, test, phrase)
+        train, test = _readable(train), _readable(test)
+        return LabeledParts(train, test, phrase + _remarks(train, test))
 
     def _judged_by_split(self) -> tuple[Images, Images, str] | None:
         """The preferred split whose images have labels: some sources have a test split without them."""
@@ -208,6 +213,20 @@ def _with_labels(images: Images) -> Images:
     labels = images.labels
     assert labels is not None
     return images if (labels >= 0).all() else images.subset(np.flatnonzero(labels >= 0))
+
+
+def _readable(images: Images) -> Images:
+    """Without images that cannot be read. More than 20,000 are not decoded in advance: an `EvalLoader` leaves them out
+    as it comes to them."""
+    return images if len(images) > VERIFY_UP_TO else images.readable()
+
+
+def _remarks(train: Images, test: Images) -> str:
+    """What a reader of an accuracy has to know about its images: those left out, and those in both sets."""
+    left_out = len({bad.path for part in (train, test) for bad in part.unreadable})
+    remarks = f"; {left_out:,} unreadable image{'s' * (left_out != 1)} left out" if left_out else ""
+    shared = len(shared_files(test, train)) if len(train) + len(test) <= COMPARED_UP_TO else 0
+    return remarks + (f"; {shared:,} of the {len(test):,} test images are training images too" if shared else "")
 
 
 def _draw_share(images: Images, share: float, generator: torch.Generator) -> Int64[np.ndarray, " J"]:

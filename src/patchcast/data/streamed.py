@@ -28,6 +28,7 @@ from patchcast.data.decode import ImageFile, UnreadableImageError, decode
 from patchcast.data.hub import encoded, first_line, image_column, import_datasets, label_column, open_row
 from patchcast.data.journal import Journal
 from patchcast.data.seeds import mix_seed
+from patchcast.data.split_names import declared_splits
 from patchcast.data.stores import Splits, Store
 from patchcast.data.transforms import Cut
 
@@ -142,8 +143,9 @@ def stream_splits(source: str) -> Splits:
         raise ValueError(f"{source} cannot be had: {first_line(problem)}") from problem
     column, label = image_column(features, source), label_column(features)
     class_names = getattr(features.get(label), "names", None)
+    told = declared_splits(found)
     return {
-        split: partial(_head, dataset, column, label, f"{source} {split}", class_names)
+        told[split]: partial(_head, dataset, column, label, f"{source} {split}", class_names)
         for split, dataset in found.items()
     }
 

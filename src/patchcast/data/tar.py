@@ -20,6 +20,7 @@ from patchcast.data.decode import ImageFile
 from patchcast.data.files import SourceFile, by_split
 from patchcast.data.folder import SETTLED_SECONDS, class_names_of, pick_images
 from patchcast.data.names import Names
+from patchcast.data.split_folders import arrange
 from patchcast.data.stores import Splits, Store
 from patchcast.files import cache_file, write_whole
 
@@ -33,13 +34,18 @@ SAMPLE_NAME = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]*)$")
 
 @dataclass
 class Index:
-    """Where each image of some shards lies."""
+    """Where each image of some shards lies.
+
+    Attributes:
+        folder: inside the shards, that holds all of the split; its name is no class.
+    """
 
     shards: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    folder: str = ""
 
 
 class TarStore(Store):
@@ -92,10 +98,37 @@ def tar_splits(files: list[SourceFile]) -> Splits:
         if all(offset == BROKEN for offset in index.offsets):
             reason = f"; {index.names[0]}" if index.names else ""
             raise ValueError(f"no images in the {len(groups[name])} tar files of {groups[name][0].name}{reason}")
+    if len(groups) == 1:
+        ((_, files), index) = next(iter(groups.items())), next(iter(indices.values()))
+        indices = _by_folder(index, files[0].name)
+        groups = dict.fromkeys(indices, files)
     class_names = None
     if all(label < 0 for index in indices.values() for label in index.labels):
         class_names = _label_by_folders(indices)
     return {name: partial(TarStore, groups[name], indices[name], class_names) for name in groups}
+
+
+def _by_folder(index: Index, where: str) -> dict[str, Index]:
+    """The splits that folders inside the shards tell; what a broken shard has lost is counted with the first."""
+    real = [place for place, offset in enumerate(index.offsets) if offset != BROKEN]
+    parts = arrange([index.names[place].removeprefix("./") for place in real], "/", where)
+    splits: dict[str, Index] = {}
+    for split, part in parts.items():
+        splits[split] = _take(index, [real[place] for place in part.places])
+        splits[split].folder = part.folder
+    broken = _take(index, [place for place, offset in enumerate(index.offsets) if offset == BROKEN])
+    first = next(iter(splits.values()))
+    for place in range(len(broken.names)):
+        _append(first, broken.shards[place], broken.names[place], BROKEN, 0, -1)
+    if len(parts) == 1 and len(first.names) == len(index.names):
+        index.folder = first.folder
+        return dict.fromkeys(splits, index)  # in its own order
+    return splits
+
+
+def _take(index: Index, places: list[int]) -> Index:
+    columns = (index.shards, index.offsets, index.sizes, index.labels, index.names)
+    return Index(*([column[place] for place in places] for column in columns))  # type: ignore[arg-type]
 
 
 def find_index(files: list[SourceFile]) -> Index:
@@ -186,8 +219,11 @@ def _note(notes: dict[str, int], shard: tarfile.TarFile, member: tarfile.TarInfo
 
 
 def _label_by_folders(indices: Mapping[str, Index]) -> list[str] | None:
+    def inside(index: Index, name: str) -> str:
+        return name.removeprefix("./").removeprefix(f"{index.folder}/" if index.folder else "")
+
     real = [
-        name
+        inside(index, name)
         for index in indices.values()
         for name, offset in zip(index.names, index.offsets, strict=True)
         if offset != BROKEN
@@ -195,7 +231,7 @@ def _label_by_folders(indices: Mapping[str, Index]) -> list[str] | None:
     class_names = class_names_of(real, "/")
     number = {name: label for label, name in enumerate(class_names or [])}
     for index in indices.values():
-        index.labels = [number.get(name.removeprefix("./").partition("/")[0], -1) for name in index.names]
+        index.labels = [number.get(inside(index, name).partition("/")[0], -1) for name in index.names]
     return class_names
 
 

@@ -16,7 +16,7 @@ from patchcast.pretrainer import Pretrainer
 
 
 @dataclass(frozen=True)
-class Draws:
+class DrawOptions:
     """How codes are drawn; see `patchcast.drawing.generation.sample`."""
 
     seed: int = 0
@@ -32,7 +32,7 @@ class Draws:
         return {"generator": torch.Generator().manual_seed(values.pop("seed")), **values}
 
 
-def write_samples(pretrainer: Pretrainer, out: Path, *, count: int, draws: Draws) -> None:
+def write_samples(pretrainer: Pretrainer, out: Path, *, count: int, draws: DrawOptions) -> None:
     """Draw images, and write them as PNG and as GIF."""
     pretrainer.eval().to(_device())
     tokenizer: Any = pretrainer.target.tokenizer
@@ -49,7 +49,7 @@ def write_completions(
     *,
     prefix: int | None,
     copies: int,
-    draws: Draws,
+    draws: DrawOptions,
 ) -> None:
     """Complete images, and write a PNG and a GIF.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from patchcast.data import EpochSampler, Images, Source, TrainSet, loader, open_source
+from patchcast.data import EpochSampler, EvalLoader, EvalSet, Images, Source, TrainSet, loader, open_source
 
 BATCH = 256
 
@@ -44,11 +44,10 @@ class Labeled:
         """Labels are below this."""
         return int(max(labels_of(self.train).max(), labels_of(self.test).max())) + 1
 
-    def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[DataLoader[Any], DataLoader[Any]]:
-        """Batches of the training and of the test images, in order and without augmentation."""
-        train: Any = Prepared(self.train, transform)
-        test: Any = Prepared(self.test, transform)
-        return DataLoader(train, batch_size=BATCH), DataLoader(test, batch_size=BATCH)
+    def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[EvalLoader, EvalLoader]:
+        """Batches of the training and of the test images, in order, without augmentation or unreadable images."""
+        train, test = (EvalLoader(EvalSet(images, transform), BATCH) for images in (self.train, self.test))
+        return train, test
 
     def augmented(
         self, augment: Callable[[Tensor, int], Tensor], *, steps: int, batch_size: int, seed: int

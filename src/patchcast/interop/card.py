@@ -21,33 +21,39 @@ from patchcast import __version__
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
 from patchcast.geometry import to_rows
-from patchcast.interop.formats import Encoder
+from patchcast.interop.export_formats import Exported
+from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import NOT_LEARNED, Recipe, Resolved
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, autoescape=False
 )
-LIBRARIES = {"timm": "timm", "transformers": "transformers", "onnx": "onnx", "torch": "pytorch"}
+HUB_LIBRARIES = {"timm": "timm", "transformers": "transformers", "onnx": "onnx", "torch": "pytorch"}
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's names of images by their number of channels."""
+RESIZING = {
+    "center": "Other images are resized until they just cover that size (bicubic, with antialiasing), and their center is "
+    "cut out.",
+    "squash": "Other images are resized to that size whatever their shape (bicubic, with antialiasing).",
+}
 MARKUP = re.compile(r"[\\`*_\[\]<>|#~&!]")
 
 
-def write_card(run: Path, encoder: Encoder, out: Path, *, to: str, where: str) -> None:
+def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) -> None:
     """Write README.md, with the metadata that the Hugging Face hub reads.
 
     Args:
         run: the run's folder, where its results are.
-        to: the format that was written; one of `patchcast.interop.formats.FORMATS`.
+        to: the format that was written; one of `patchcast.interop.export_formats.EXPORT_FORMATS`.
         where: `local-dir:FOLDER` or `hf-hub:USER/NAME`, as timm has it.
     """
     recipe, pretrainer = encoder.recipe, encoder.pretrainer
     height, width = _image_size(recipe, to)
     down, right = pretrainer.backbone.stride
     data = ModelCardData(
-        library_name=LIBRARIES[to],
+        library_name=HUB_LIBRARIES[to],
         pipeline_tag="image-feature-extraction",
         license="other",
         license_name="not-chosen-yet",
@@ -63,11 +69,12 @@ def write_card(run: Path, encoder: Encoder, out: Path, *, to: str, where: str) -
         training=_table(_training(recipe, pretrainer)),
         command=fenced(command(recipe), "bash"),
         results=_table(_results(run)),
-        code=fenced(loading(encoder, to=to, where=where), "python"),
+        code=fenced(loading(recipe, encoder.method, pretrainer.backbone, to=to, where=where), "python"),
         size=f"{height}x{width}",
         channels="1 channel" if recipe.channels == 1 else f"{recipe.channels} channels",
         mean=list(recipe.mean),
         std=list(recipe.std),
+        resizing=RESIZING[recipe.crop_mode],
     )
     card.save(out / "README.md")
 
@@ -104,16 +111,15 @@ def command(recipe: Recipe) -> str:
     return shlex.join(words)
 
 
-def loading(source: Encoder, *, to: str, where: str) -> str:
+def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, where: str) -> str:
     """Python that loads the exported weights and computes the embedding of an image file, `photo.jpg`."""
-    recipe, backbone = source.recipe, source.pretrainer.backbone
     place, name = where.split(":", 1)
     is_download = place == "hf-hub" and to in FILES
     file = f"hf_hub_download({name!r}, {FILES[to]!r})" if is_download else repr(f"{name}/{FILES.get(to, '')}")
     encoder = backbone.tile if isinstance(backbone, Tiled) and to == "timm" else backbone
     height, width = _image_size(recipe, to)
     code = TEMPLATES.get_template("loading.py.jinja").render(
-        to="imagegpt" if to == "transformers" and source.method.codes == "colours" else to,
+        to="imagegpt" if to == "transformers" and method.codes == "colours" else to,
         where=repr(where),
         name=repr(name),
         file=file,
@@ -123,6 +129,7 @@ def loading(source: Encoder, *, to: str, where: str) -> str:
         units=f"[:, {encoder.features_prefix}:]" if encoder.features_prefix else "",
         dims={"NLC": "1", "NHWC": "(1, 2)", "NCHW": "(2, 3)"}[encoder.features_layout],
         mode=MODES.get(recipe.channels),
+        is_squashed=recipe.crop_mode == "squash",
         height=height,
         width=width,
         channels=recipe.channels,

@@ -75,6 +75,7 @@ def resolve(recipe: Recipe, method: Method, source: Source) -> Resolved:
     }
     defaults: dict[str, Any] = {
         "crop_scale": method.crop_scale,
+        "crop_mode": "squash" if method.codes == "colours" else "center",
         "flip": method.flip and recipe.data != "digits",
         "lr": method.lr_per_256 * recipe.batch_size / 256,
         "betas": method.betas,
@@ -157,7 +158,7 @@ def augmentation(recipe: Resolved) -> Augment:
 
 def evaluation(recipe: Resolved) -> Evaluate:
     """What probes and pictures see of an image: all of it, and nothing random."""
-    return Evaluate(recipe.image_size, recipe.mean, recipe.std)
+    return Evaluate(recipe.image_size, recipe.mean, recipe.std, squash=recipe.crop_mode == "squash")
 
 
 def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tuple[int, int], int | None]:

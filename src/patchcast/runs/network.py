@@ -47,7 +47,7 @@ class Network:
     @property
     def evaluate(self) -> Evaluate:
         """All of an image, and nothing random."""
-        return Evaluate(self.size, self.mean, self.std)
+        return Evaluate(self.size, self.mean, self.std) if self.run is None else self.run.evaluation
 
     @property
     def augment(self) -> Augment:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from patchcast.drawing.figures import draw_loss, draw_versions
-from patchcast.drawing.samples import Draws, write_samples
+from patchcast.drawing.samples import DrawOptions, write_samples
 from patchcast.drawing.versions import caption, versions
 from patchcast.evaluation.ngrams import bits_per_pixel
-from patchcast.interop.formats import Encoder, is_exported, write_encoder
+from patchcast.interop.export_formats import Exported, is_exported, write_encoder
 from patchcast.runs.build import timm_args
 from patchcast.runs.run import Run
 from patchcast.runs.run_folder import METRICS
@@ -35,14 +35,14 @@ def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str
         drawn = versions(run.pretrainer, images, (run.recipe.mean, run.recipe.std))
         draw_versions(drawn, caption=caption(run.pretrainer, phrase)).savefig(run.folder / name, dpi=120)
     if run.method.causal:
-        write_samples(run.pretrainer, run.folder / "samples.png", count=SAMPLES, draws=Draws())
+        write_samples(run.pretrainer, run.folder / "samples.png", count=SAMPLES, draws=DrawOptions())
     return _write_numbers(run, codes, unreadable)
 
 
-def encoder_of(run: Run) -> Encoder:
+def encoder_of(run: Run) -> Exported:
     """What of a run is exported."""
     model_args = {} if run.method.codes == "colours" else timm_args(run.recipe)
-    return Encoder(run.recipe, run.method, run.pretrainer, model_args)
+    return Exported(run.recipe, run.method, run.pretrainer, model_args)
 
 
 def held_out_images(run: Run, count: int) -> tuple[torch.Tensor, str]:

@@ -12,8 +12,8 @@ from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
 from patchcast.runs.build import augmentation, build, evaluation, find_method, resolve
-from patchcast.runs.run_folder import CONFIG, EVERYTHING
-from patchcast.runs.tokenizer import Tokenizer, find_tokenizer, kept_tokenizer
+from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
+from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, kept_tokenizer
 from patchcast.training.checkpoints import latest_checkpoint
 
 
@@ -34,7 +34,7 @@ class Run:
     recipe: Resolved
     method: Method
     pretrainer: Pretrainer
-    tokenizer: Tokenizer | None = None
+    tokenizer: AnyTokenizer | None = None
     opened: Source | None = None
 
     @property
@@ -78,8 +78,9 @@ def start_run(recipe: Recipe) -> Run:
         ValueError: for anything that the user can fix, in one sentence.
     """
     recipe.check()
-    method = find_method(recipe.method)
-    source = open_source(recipe.data, channels=recipe.channels, held_out_share=_held_out_share(recipe))
+    recipe, method = as_begun(recipe), find_method(recipe.method)
+    share = HELD_OUT if recipe.held_out is None else recipe.held_out
+    source = open_source(recipe.data, channels=recipe.channels, held_out_share=share)
     resolved = resolve(recipe, method, source)
     tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
     return Run(resolved.out, resolved, method, build(resolved, method, tokenizer), tokenizer, source)
@@ -117,11 +118,3 @@ def open_run(folder: Path, *, source: Source | None = None) -> Run:
         raise ValueError(f"the run in {folder} has no weights yet")
     run.pretrainer.eval()
     return run
-
-
-def _held_out_share(recipe: Recipe) -> float:
-    """As given; or as in the unfinished run that lies in the folder; or the default."""
-    if recipe.held_out is not None:
-        return recipe.held_out
-    config = recipe.out / CONFIG
-    return Resolved.load(config).held_out if config.is_file() else HELD_OUT

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchcast.recipe import Resolved
+from patchcast.recipe import EARLIER, Recipe, Resolved
 from patchcast.training.checkpoints import latest_checkpoint
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
@@ -38,6 +39,18 @@ def claim(recipe: Resolved) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     recipe.save(out / CONFIG)
     return False
+
+
+def as_begun(recipe: Recipe) -> Recipe:
+    """The recipe, with options that earlier versions did not have as they were then: if an earlier version began the
+    run in its folder, or wrote the recipe (a config with a value for every other option)."""
+    left = [name for name in EARLIER if getattr(recipe, name) is None]
+    if left and (recipe.out / CONFIG).is_file():
+        begun = Resolved.load(recipe.out / CONFIG)
+        return replace(recipe, **{name: getattr(begun, name) for name in left})
+    if all(getattr(recipe, name) is not None for name in Resolved.__annotations__ if name not in EARLIER):
+        return replace(recipe, **{name: EARLIER[name] for name in left})
+    return recipe
 
 
 def save_weights(state: Mapping[str, Tensor], out: Path) -> None:

@@ -23,7 +23,7 @@ from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette, Source, fit_palette, to_levels
 from patchcast.tokenizers.patches import PatchCodebook
 
-Tokenizer = Palette | PatchCodebook
+AnyTokenizer = Palette | PatchCodebook
 TOKENIZER = "tokenizer.safetensors"
 COUNTED = 10_000
 """Maximum number of training images whose codes are counted for the floors."""
@@ -31,7 +31,7 @@ JUDGED = 1000
 """Maximum number of images on which the palette is judged."""
 
 
-def find_tokenizer(recipe: Resolved, method: Method, images: Images) -> Tokenizer | None:
+def find_tokenizer(recipe: Resolved, method: Method, images: Images) -> AnyTokenizer | None:
     """The tokenizer of the codes that a run predicts: from the recipe's file, or by k-means; None if it predicts none.
 
     A palette is fitted to the images' pixels at the size at which they become codes, a codebook to the patches that
@@ -55,13 +55,13 @@ def find_tokenizer(recipe: Resolved, method: Method, images: Images) -> Tokenize
     )
 
 
-def keep_tokenizer(tokenizer: Tokenizer | None, out: Path) -> None:
+def keep_tokenizer(tokenizer: AnyTokenizer | None, out: Path) -> None:
     """Save it in a run's folder, unless it is there already."""
     if tokenizer is not None and not (out / TOKENIZER).exists():
         tokenizer.save(out / TOKENIZER)
 
 
-def kept_tokenizer(out: Path) -> Tokenizer | None:
+def kept_tokenizer(out: Path) -> AnyTokenizer | None:
     """The tokenizer in a run's folder, if there is one."""
     return load_tokenizer(out / TOKENIZER) if (out / TOKENIZER).exists() else None
 

@@ -22,7 +22,7 @@ from patchcast.recipe import Resolved
 
 
 @dataclass(frozen=True)
-class Encoder:
+class Exported:
     """What is exported: a run's pretrainer, and how it was trained."""
 
     recipe: Resolved
@@ -48,18 +48,18 @@ def exported_as(method: Method) -> str:
     return f"the weights for {default_format(method)} (model.safetensors, config.json)"
 
 
-def write_encoder(encoder: Encoder, out: Path, *, to: str | None = None) -> None:
+def write_encoder(encoder: Exported, out: Path, *, to: str | None = None) -> None:
     """Write an encoder; of a tiled network the encoder of one tile, and the positions of tiles in a file of their own.
 
     Args:
-        to: one of `FORMATS`; None: the library that the network comes from.
+        to: one of `EXPORT_FORMATS`; None: the library that the network comes from.
     Raises:
         ValueError: if the format cannot hold the network.
     """
-    FORMATS[to or default_format(encoder.method)](encoder, out)
+    EXPORT_FORMATS[to or default_format(encoder.method)](encoder, out)
 
 
-def _for_timm(source: Encoder, out: Path) -> None:
+def _for_timm(source: Exported, out: Path) -> None:
     recipe = source.recipe
     if source.method.codes == "colours":
         raise ValueError(
@@ -80,23 +80,24 @@ def _for_timm(source: Encoder, out: Path) -> None:
         model_args=source.model_args,
         mean=recipe.mean,
         std=recipe.std,
+        crop_mode=recipe.crop_mode,
     )
 
 
-def _for_transformers(source: Encoder, out: Path) -> None:
+def _for_transformers(source: Exported, out: Path) -> None:
     if source.method.codes == "colours":
-        save_imagegpt(source.pretrainer, out)
+        save_imagegpt(source.pretrainer, out, squash=source.recipe.crop_mode == "squash")
     elif source.recipe.method == "mae":
         save_mae(source.pretrainer, out)
     else:
         raise ValueError(f"transformers has MAE and ImageGPT only; for {source.recipe.method} take --to timm")
 
 
-def _for_torch(source: Encoder, out: Path) -> None:
+def _for_torch(source: Exported, out: Path) -> None:
     _say(save_torch(source.pretrainer.backbone, out / "model.pt2", trial_images(source.recipe)))
 
 
-def _for_onnx(source: Encoder, out: Path) -> None:
+def _for_onnx(source: Exported, out: Path) -> None:
     _say(save_onnx(source.pretrainer.backbone, out / "model.onnx", trial_images(source.recipe)))
 
 
@@ -104,7 +105,7 @@ def _say(difference: Difference) -> None:
     print(f"Compared with the run's own network on 8 images: the largest difference is {difference}.")
 
 
-FORMATS: dict[str, Callable[[Encoder, Path], None]] = {
+EXPORT_FORMATS: dict[str, Callable[[Exported, Path], None]] = {
     "timm": _for_timm,
     "transformers": _for_transformers,
     "onnx": _for_onnx,

@@ -1,0 +1,111 @@
+"""What the folders around images mean: splits, or classes, of a folder and of a tar file alike."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from patchcast.data.split_names import PURPOSE, by_split_name, split_of
+
+
+@dataclass
+class Part:
+    """The images of one split.
+
+    Attributes:
+        folder: that all of them lie in, "" for the source itself.
+        names: of the images, relative to that folder.
+        places: of the images among all images of the source.
+    """
+
+    folder: str
+    names: list[str] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+
+def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, Part]:
+    """Images by split, as their first folders tell: `train` and its neighbors, or all in `train`.
+
+    A single folder around all others is looked into. Folders that are no splits, beside some that are, are passed over
+    and named in a warning.
+
+    >>> parts = arrange(["data/Train/cat/1.png", "data/Valid/cat/2.png"], "/", "photos")
+    >>> {split: (part.folder, part.names) for split, part in parts.items()}
+    {'train': ('data/Train', ['cat/1.png']), 'val': ('data/Valid', ['cat/2.png'])}
+
+    Args:
+        images: paths relative to the source.
+        separator: between folders.
+        where: the source, for messages.
+    Raises:
+        ValueError: if the names have two readings; says both.
+    """
+    around = ""
+    while True:
+        inside = [image[len(around) :] for image in images]
+        folders = dict.fromkeys(name.partition(separator)[0] for name in inside if separator in name)
+        has_loose = any(separator not in name for name in inside)
+        named = by_split_name(folders, where)
+        if named or has_loose or len(folders) != 1:
+            break
+        around += next(iter(folders)) + separator
+    if not named:
+        _refuse_splits_in_classes(inside, separator, where)
+        return {"train": Part("", list(images), list(range(len(images))))}
+    parts = {split: Part(around + folder) for split, folder in named.items()}
+    by_folder = {folder: parts[split] for split, folder in named.items()}
+    others: dict[str, int] = {}
+    for place, name in enumerate(inside):
+        folder, has_separator, rest = name.partition(separator)
+        part = by_folder.get(folder) if has_separator else None
+        if part is None:
+            others[folder if has_separator else ""] = others.get(folder if has_separator else "", 0) + 1
+        else:
+            part.names.append(rest)
+            part.places.append(place)
+    if others:
+        _check_readings(named, parts, list(others), separator, where)
+        counts = (f"{count:,} in {repr(folder) if folder else 'no folder'}" for folder, count in others.items())
+        warnings.warn(f"passed over images of {where} that are of no split: {', '.join(counts)}", stacklevel=3)
+    return parts if len(parts) > 1 else {"train": next(iter(parts.values()))}
+
+
+def _check_readings(
+    named: dict[str, str], parts: dict[str, Part], others: list[str], separator: str, where: str
+) -> None:
+    """Refuse a folder that may be a split or a class, with both readings."""
+    if "train" in named and (len(named) > 1 or others == [""] or _has_classes(parts["train"], separator)):
+        return
+    split, name = next(iter(named.items()))
+    beside = ", ".join(repr(folder) if folder else "images in no folder" for folder in others[:3])
+    more = f" and {len(others) - 3} more" if others[3:] else ""
+    training = "" if split == "train" else ", move what is for training into a folder 'train'"
+    aside = ", move the others away" if split == "train" else ""
+    raise ValueError(
+        f"{where} has a folder {name!r} beside {beside}{more}, which has two readings: if {name!r} is the "
+        f"{PURPOSE[split]} split{training}{aside}; if it is a class, rename it (such as {name + '_class'!r})"
+    )
+
+
+def _has_classes(part: Part, separator: str) -> bool:
+    folders = {name.partition(separator)[0] for name in part.names if separator in name}
+    return len(folders) > 1 and all(separator in name for name in part.names)
+
+
+def _refuse_splits_in_classes(images: list[str], separator: str, where: str) -> None:
+    """Splits inside of class folders (`cat/train`, `cat/test`) are not read as one training set."""
+    for image in images:
+        folder, _, rest = image.partition(separator)
+        inner, has_separator, _ = rest.partition(separator)
+        split = split_of(inner) if has_separator else None
+        if split in (None, "train"):
+            continue
+        other = [name for name in images if name.startswith(folder + separator)]
+        inners = {name.split(separator)[1] for name in other if name.count(separator) > 1}
+        if any(split_of(name) == "train" for name in inners):
+            raise ValueError(
+                f"{where} has {inner!r} inside the folder {folder!r}: splits are the outer folders and classes the "
+                f"inner ones, so that all would be trained on; make it {inner}{separator}{folder}"
+            )
+        return

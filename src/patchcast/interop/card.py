@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,8 @@ FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's names of images by their number of channels."""
 RESIZING = {
-    "center": "Other images are resized until they just cover that size (bicubic, with antialiasing), and their center is "
-    "cut out.",
-    "squash": "Other images are resized to that size whatever their shape (bicubic, with antialiasing).",
+    "center": "Other images are resized (bicubic, antialiased) to just cover that size, and their center is cut out.",
+    "squash": "Other images are resized to that size, whatever their shape (bicubic, antialiased).",
 }
 MARKUP = re.compile(r"[\\`*_\[\]<>|#~&!]")
 

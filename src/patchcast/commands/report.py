@@ -147,7 +147,7 @@ def _learning(found: Found) -> Section:
         charts.append(_over_steps(shown, "probes during the run, %", "Accuracy of probes by optimiser step"))
     rank, variance = found.curve("feature_rank"), found.curve("feature_variance")
     if rank[0]:
-        label = "directions that features use (RankMe)"
+        label = "directions in which features differ"
         charts.append(_over_steps([Curve("feature rank", *rank, dots=True)], label, "Rank of features by step"))
     if variance[0]:
         label = "share of features that differs between images"
@@ -350,10 +350,10 @@ def _predictions(found: Found, images: Tensor) -> list[Section]:
         "predicted": Version(_shown(recipe, result.predicted)),
     }
     body.append(strips(versions))
-    lends = f" {target.lends[0].upper()}{target.lends[1:]}." if target.lends else ""
-    told = f"Test images, what was seen of each, and what was predicted in the places of the rest.{lends}"
+    note = f" {target.from_image[0].upper()}{target.from_image[1:]}." if target.from_image else ""
+    told = f"Test images, what was seen of each, and what was predicted in the places of the rest.{note}"
     if isinstance(pretrainer.view, Attend):
-        told = f"Test images, their given units, and every other unit as predicted from all that come before it.{lends}"
+        told = f"Test images, their given units, and every other unit as predicted from all that come before it.{note}"
     if isinstance(pretrainer.view, Attend) and isinstance(target, Pixels) and not target.normalize:
         body += [subheading("Completed from the first half"), strips(_completed(recipe, pretrainer, images, generator))]
     return [Section("What it predicts", told, body)]

@@ -52,7 +52,7 @@ def _first(recipe: Resolved, source: Images, count: int) -> Tensor:
 
 
 def _draw(recipe: Resolved, pretrainer: Pretrainer, images: Tensor, seed: int) -> Figure:
-    caption = "in the colours of the palette" if METHODS[recipe.method].causal else pretrainer.target.lends
+    caption = "in the colours of the palette" if METHODS[recipe.method].causal else pretrainer.target.from_image
     return draw_versions(versions(recipe, pretrainer.cpu(), images, seed), caption=caption)
 
 

@@ -141,7 +141,7 @@ class Decoder(Predictor):
         width: of the decoder's tokens.
         grid: the usual one, whose positions are kept ready.
         embed: maps a feature of the backbone to `width`.
-        head: maps `width` to the values of a unit.
+        head: maps `width` to the values of a unit. Both are initialized with the rest.
         drop_path: rate at which the last block is skipped in training, rising evenly from 0 at the first; or the rate
             of every block.
         norm_layer: of the blocks and after them.

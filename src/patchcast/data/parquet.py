@@ -16,7 +16,7 @@ from patchcast.data.decode import ImageFile
 from patchcast.data.files import SourceFile, by_split
 from patchcast.data.seals import is_whole, seal
 from patchcast.data.stores import Splits, Store
-from patchcast.files import cache_file, write_whole
+from patchcast.files import cache_file, write_whole, writing_cache
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,8 +83,9 @@ class ParquetStore(Store):
         if not is_whole(copy):
             size = sum(_stored_bytes(file, self.column) for file in self.files)
             try:
-                write_whole(copy, write)
-                seal(copy)
+                with writing_cache(copy.parent):
+                    write_whole(copy, write)
+                    seal(copy)
             except OSError as problem:
                 raise ValueError(
                     f"the cache in {copy.parent} needs about {size / 2**30:.1f} GiB for {self.files[0].name}, and "

@@ -192,20 +192,13 @@ def test_temporary_files_of_killed_processes_are_removed(tmp_path):
 @pytest.mark.slow
 def test_imagegpt_trains_on_the_new_images(tmp_path, cache):
     """By the command line: the same names, other images, other weights."""
-    tiny = [
-        "--model_args",
-        '{"width": 32, "depth": 1, "heads": 2}',
-        "--steps",
-        "2",
-        "--batch_size",
-        "4",
-        "--workers",
-        "0",
-    ]
-    for run, offset in (("one", 0), ("two", 100)):
+    tiny = ["--model", "imagegpt", "--model_args", '{"width": 32, "depth": 1, "heads": 2}', "--steps", "2"]
+    photos = tmp_path / "photos"
+    for seed, run in enumerate(("one", "two")):
+        chance = np.random.default_rng(seed)
         for number in range(80):
-            draw(tmp_path / "photos" / f"{number:03}.png", number + offset)
-        given = ["--method", "imagegpt", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / run)]
-        assert main(["pretrain", *given, *tiny]) == 0
+            draw(photos / f"{number:03}.png", int(chance.integers(256)), size=(8, 8))
+        given = ["--method", "imagegpt", "--codes", "16", "--batch_size", "4", "--out", str(tmp_path / run)]
+        assert main(["pretrain", *given, *tiny, "--data", str(photos), "--workers", "0"]) == 0
     one, two = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("one", "two"))
     assert one != two

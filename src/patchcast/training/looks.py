@@ -95,10 +95,10 @@ class FeatureWatch(Look):
         if self.warns and not self.warned and self.begun is not None and found.collapsed_since(self.begun):
             self.warned = True
             warnings.warn(f"step {step}: {found.advice}", CollapseWarning, stacklevel=2)
-        return {"feature_variance": found.variance, "feature_rank": found.rank}
+        return {"feature_variance": found.variance, "feature_rank": found.effective_rank}
 
     def state_dict(self) -> dict[str, Any]:
-        begun = None if self.begun is None else [self.begun.variance, self.begun.rank]
+        begun = None if self.begun is None else [self.begun.variance, self.begun.effective_rank]
         return {"start": begun, "warned": self.warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

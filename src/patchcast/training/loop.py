@@ -139,7 +139,7 @@ def train(
                 if optimization.clip:
                     clip_grad_norm_(clipped, optimization.clip)
                 optimizer.step()
-                pretrainer.target.update(pretrainer.backbone)
+                pretrainer.after_step()
                 step += 1
 
                 is_logged = step % min(engine.log_every, steps) == 0

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from patchcast import __version__
+from patchcast.arguments import words_of
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
-from patchcast.commands.again import options
 from patchcast.geometry import to_rows
 from patchcast.methods import METHODS
 from patchcast.pretrainer import Pretrainer
@@ -101,14 +101,16 @@ def command(recipe: Recipe) -> str:
 
     >>> recipe = Recipe("mae", "test_vit", "/home/me/photos", Path("runs/first"), steps=9, flip=True)
     >>> print(command(recipe))
-    patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip true --steps 9
+    patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip --steps 9
     """
     words = ["patchcast", "pretrain"]
-    for name, value in options(recipe):
+    for name, typed in words_of(recipe):
         if name == "out":
             words += ["--out", "RUN"]
+        elif name in ("data", "tokenizer"):
+            words += [typed[0], _without_place(typed[1])]
         elif name not in INDIFFERENT:
-            words += [f"--{name}", _without_place(value) if name in ("data", "tokenizer") else value]
+            words += typed
     return shlex.join(words)
 
 

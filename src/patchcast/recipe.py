@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "gpu"]
+CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 
 
@@ -42,6 +43,9 @@ class Recipe:
         mean: of each channel, white being 1. Default: measured on the data; the model's if it is pretrained.
         std: of each channel, likewise.
         crop_scale: smallest and largest share of the area that random crops keep. Default: the method's.
+        crop_mode: how an image that is not cropped at random comes to image_size, in timm's words: "center" resizes it
+            until it just covers that size and cuts its center out, "squash" resizes all of it, whatever its shape.
+            Default: squash for imagegpt and imagegpt_masked, as transformers' processor can do no other; else center.
         flip: mirror half of the images. Not for digits, letters or anything else that has a handedness.
         epochs: passes over the data; ignored if steps is given.
         steps: optimiser steps.
@@ -88,6 +92,7 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_scale: tuple[float, float] | None = None
+    crop_mode: CropMode | None = None
     flip: bool | None = None
     epochs: float = 100.0
     steps: int | None = None
@@ -172,6 +177,7 @@ class Resolved(Recipe):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_scale: tuple[float, float]
+    crop_mode: CropMode = "center"  # of runs that were written before there was another
     flip: bool
     steps: int
     lr: float

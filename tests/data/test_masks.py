@@ -89,8 +89,10 @@ def test_masks_follow_evaluate_at_any_size() -> None:
         mask = torch.zeros(rows, cols, dtype=torch.long)
         mask[rows // 3 :, cols // 4 :] = 1
         image = (255 * mask).to(torch.uint8).expand(3, -1, -1)
-        agree = (EVALUATE(image)[0] > 0).long() == fit_mask(mask, (16, 16))
-        assert agree.double().mean() > 0.9
+        for squash in (False, True):
+            evaluate = Evaluate((16, 16), (0.5,) * 3, (0.5,) * 3, squash=squash)
+            agree = (evaluate(image)[0] > 0).long() == fit_mask(mask, (16, 16), squash=squash)
+            assert agree.double().mean() > 0.9
 
 
 def test_collages_hold_the_pixels_of_their_classes() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.backbones.backbone import CannotError
-from patchcast.backbones.imagegpt_network import Cache, ImageGPTBackbone
+from patchcast.backbones.imagegpt_network import Cache, ImageGPT, ImageGPTBackbone
 from patchcast.drawing.generation import choose, complete, parts, sample
 from patchcast.drawing.sheets import save_drawing, save_grid
 from patchcast.geometry import Grid
@@ -19,7 +19,7 @@ from patchcast.methods import aim
 from patchcast.methods.imagegpt import imagegpt
 from patchcast.pretrainer import Pretrainer
 from tests import contracts
-from tests.imagegpt.parts import causal, greys, masked, network
+from tests.imagegpt.parts import SQUARE, causal, greys, masked, network
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -214,3 +214,15 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(drawer: Pretrainer) -> 
         complete(drawer, contracts.images_for(drawer), 17)
     with pytest.raises(ValueError, match="takes 1 channels; got 3"):
         complete(drawer, torch.zeros(1, 3, 4, 4), 8)
+
+
+def test_drawing_drops_nothing() -> None:
+    """In whatever mode the pretrainer is; and leaves the mode as it was."""
+    model = ImageGPT(SQUARE, 8, depth=2, width=32, heads=4, embed_drop=0.5, attn_drop=0.5, proj_drop=0.5)
+    pretrainer = contracts.awake(imagegpt(ImageGPTBackbone(model, greys(), channels=1)))
+    drawn = []
+    for mode in (True, False):
+        pretrainer.train(mode)
+        drawn.append(sample(pretrainer, 4, generator=torch.Generator().manual_seed(0)))
+        assert pretrainer.training == pretrainer.backbone.model.embed_drop.training == mode
+    assert torch.equal(*drawn)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchcast.backbones.imagegpt_network import SIZES, Cache
+from patchcast.backbones.imagegpt_network import IMAGEGPT_SIZES, Cache
 from patchcast.geometry import Grid
 from patchcast.interop.imagegpt_weights import (
     assemble,
@@ -86,7 +86,7 @@ def test_logits_hidden_states_and_cache_are_those_of_transformers() -> None:
     "side", [8, pytest.param(32, marks=pytest.mark.slow)], ids=["64 positions", "the paper's 1,024 positions"]
 )
 def test_logits_of_size_s_are_those_of_transformers(side: int) -> None:
-    depth, width, heads = SIZES["S"]
+    depth, width, heads = IMAGEGPT_SIZES["S"]
     model = theirs(n_embd=width, n_layer=depth, n_head=heads, n_positions=side * side, vocab_size=513)
     pretrainer = ours(model, Grid(side, side))
     ids = torch.randint(512, (1, side * side))
@@ -208,6 +208,8 @@ def test_openais_arrays_compute_what_its_code_computes() -> None:
 def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
     pretrainer = causal(Grid(2, 6))
     save_imagegpt(pretrainer, tmp_path)
+    processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"size": {"height": 32, "width": 32}}))
     with pytest.raises(ValueError, match="12 positions, which are no square; give the grid"):
         load_imagegpt(tmp_path)
     with pytest.raises(ValueError, match="12 codes; a 3x5 grid has 15"):
@@ -218,8 +220,8 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
         load_imagegpt(tmp_path, grid=Grid(2, 6))
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
-    file.write_text(json.dumps(config | {"scale_attn_by_inverse_layer_idx": True}))
-    with pytest.raises(ValueError, match="scale_attn_by_inverse_layer_idx=True; ours computes"):
+    file.write_text(json.dumps(config | {"add_cross_attention": True}))
+    with pytest.raises(ValueError, match="add_cross_attention=True; ours attends to nothing"):
         load_imagegpt(tmp_path, tokenizer=Encoded(8), grid=Grid(2, 6))
     file.write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(ValueError, match="'gpt2', not 'imagegpt'"):

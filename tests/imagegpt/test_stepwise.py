@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,26 @@ def test_steps_are_the_networks(bias: bool, prefix: int, dtype: torch.dtype, tol
     expected, found = logits(network, head, torch.randint(CODES, (3, PLACES)), prefix, dtype)
     assert expected.float().std() > 0.1
     torch.testing.assert_close(found, expected, atol=tolerance * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"act": "gelu_new", "eps": 1e-2},
+        {"scale_by_depth": True},
+        {"scale_attention": False, "attention_in_float32": True, "act": "relu2"},
+        {"embed_drop": 0.5, "attn_drop": 0.5, "proj_drop": 0.5},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_steps_are_the_networks_with_any_option(options: dict[str, Any]) -> None:
+    network = ImageGPT(Grid(4, 4), CODES, depth=3, width=32, heads=4, bias=True, **options).eval()
+    head, ids = nn.Linear(32, CODES, bias=False), torch.randint(CODES, (3, PLACES))
+    wake(network)
+    expected, found = logits(network, head, ids, 5, torch.float32)
+    torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+    whole = head(network(ids))[:, 6:].transpose(0, 1)
+    torch.testing.assert_close(expected, whole, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
 def test_in_float64_they_are_the_networks_to_float64s_rounding() -> None:

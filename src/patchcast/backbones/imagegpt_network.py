@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,13 +26,61 @@ class Size(NamedTuple):
     heads: int
 
 
-SIZES = {
+IMAGEGPT_SIZES = {
     "S": Size(24, 512, 8),
     "M": Size(36, 1024, 8),
     "L": Size(48, 1536, 16),
     "XL": Size(60, 3072, 16),  # its heads were never published; 16 is our choice
 }
 """Section 3.3 of the paper and its published code."""
+
+
+def linear(x: Tensor) -> Tensor:
+    return x
+
+
+def gelu_10(x: Tensor) -> Tensor:
+    return F.gelu(x).clamp(-10, 10)
+
+
+def laplace(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf((x - 0.707107) / (0.282095 * 2**0.5)))
+
+
+def relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def sqrtsoftplus(x: Tensor) -> Tensor:
+    return F.softplus(x).sqrt()
+
+
+gelu_tanh = partial(F.gelu, approximate="tanh")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+    "gelu_python": F.gelu,
+    "gelu_10": gelu_10,
+    "gelu_accurate": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_new": gelu_tanh,
+    "gelu_python_tanh": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "hardswish": F.hardswish,
+    "laplace": laplace,
+    "leaky_relu": F.leaky_relu,
+    "linear": linear,
+    "mish": F.mish,
+    "relu": F.relu,
+    "relu2": relu2,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "sqrtsoftplus": sqrtsoftplus,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+"""Those of transformers that have no parameters, under its names; the paper's is the first."""
 
 
 class Cache(KeyValues):
@@ -46,13 +95,31 @@ class Cache(KeyValues):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, fused; with kept keys and values if given."""
+    """Multi-head self-attention, fused; with kept keys and values if given.
 
-    def __init__(self, width: int, heads: int, bias: bool) -> None:
+    Args:
+        drop: share of the attention weights that are dropped in training.
+        proj_drop: share of the outputs that are.
+        scale: of the products of queries and keys; the inverse root of a head's channels if None.
+        in_float32: compute products and softmax in float32, also under autocast and in half precision.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        bias: bool,
+        *,
+        drop: float = 0.0,
+        proj_drop: float = 0.0,
+        scale: float | None = None,
+        in_float32: bool = False,
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.drop, self.scale, self.in_float32 = heads, drop, scale, in_float32
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width, bias=bias)
+        self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
         self,
@@ -63,35 +130,83 @@ class Attention(nn.Module):
         kept: Float[Tensor, "2 B heads P d"] | None = None,
         at: int = 0,
     ) -> Float[Tensor, "B L D"]:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.split(x)
         q, kv = qkv[0], qkv[1:]
         if kept is not None:
             kept.narrow(3, at, x.shape[1]).copy_(kv)
             kv = kept.narrow(3, 0, at + x.shape[1])
-        x = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=can_see, is_causal=is_causal)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return self.merge(self.attend(q, kv[0], kv[1], can_see, is_causal=is_causal))
+
+    def split(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "3 B heads L d"]:
+        """Queries, keys and values."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def attend(
+        self,
+        q: Float[Tensor, "B heads L d"],
+        k: Float[Tensor, "B heads S d"],
+        v: Float[Tensor, "B heads S d"],
+        mask: Bool[Tensor, "*B L S"] | Float[Tensor, "*B L S"] | None = None,
+        *,
+        is_causal: bool = False,
+    ) -> Float[Tensor, "B heads L d"]:
+        """The mean of the values that each query sees; a mask that is no bool is added to the products."""
+        drop = self.drop if self.training else 0.0
+        if not self.in_float32:
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=is_causal, dropout_p=drop, scale=self.scale
+            )
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.float()
+        with torch.autocast(q.device.type, enabled=False):
+            mixed = F.scaled_dot_product_attention(
+                q.float(), k.float(), v.float(), attn_mask=mask, is_causal=is_causal, dropout_p=drop, scale=self.scale
+            )
+        return mixed.to(v.dtype)
+
+    def weigh(
+        self,
+        q: Float[Tensor, "B heads L d"],
+        k: Float[Tensor, "B heads S d"],
+        mask: Float[Tensor, "*B L S"] | None = None,
+    ) -> Float[Tensor, "B heads L S"]:
+        """How much each query takes of each value, which `attend` never forms; in training, some are dropped."""
+        dtype, scale = q.dtype, q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        if self.in_float32:
+            q, k = q.float(), k.float()
+        with torch.autocast(q.device.type, enabled=False):
+            products = scale * q @ k.transpose(-1, -2)
+            weights = (products if mask is None else products + mask.to(q.dtype)).softmax(dim=-1)
+        return F.dropout(weights.to(dtype), self.drop, self.training)
+
+    def merge(self, mixed: Float[Tensor, "B heads L d"]) -> Float[Tensor, "B L D"]:
+        """From what the heads have gathered to the block's channels."""
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 class MLP(nn.Module):
-    """Two linear maps with the quick GELU, x * sigmoid(1.702 x), between."""
+    """Two linear maps with an activation between; the paper's is the quick GELU, x * sigmoid(1.702 x)."""
 
-    def __init__(self, width: int, hidden: int, bias: bool) -> None:
+    def __init__(
+        self, width: int, hidden: int, bias: bool, *, act: Callable[[Tensor], Tensor] = quick_gelu, drop: float = 0.0
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.act = act
         self.fc2 = nn.Linear(hidden, width, bias=bias)
+        self.drop = nn.Dropout(drop)
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        return self.fc2(quick_gelu(self.fc1(x)))
+        return self.drop(self.fc2(self.act(self.fc1(x))))
 
 
 class Block(nn.Module):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`; the norm does not centre and has no bias."""
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`; the norm does not center and has no bias."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, bias: bool) -> None:
+    def __init__(self, width: int, attn: Attention, mlp: MLP, eps: float) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
-        self.attn = Attention(width, heads, bias)
-        self.mlp = MLP(width, mlp_width, bias)
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps=eps), nn.RMSNorm(width, eps=eps)
+        self.attn, self.mlp = attn, mlp
 
     def forward(
         self,
@@ -126,8 +241,16 @@ class ImageGPT(nn.Module):
         mlp_width: hidden channels of the MLPs; 4 times the width if None.
         causal: whether units are predicted one after the other.
         bias: linear maps have biases, as in transformers' version; the original has none.
+        act: activation of the MLPs, one of `ACTIVATIONS`. This and all below are the options of transformers' version,
+            with the paper's values as defaults.
+        eps: of the norms.
+        embed_drop, attn_drop, proj_drop: shares that are dropped in training: of what goes into the first block, of
+            attention weights, and of what attention and MLP give. Drawing drops nothing.
+        scale_attention: divide the products of queries and keys by the root of a head's channels.
+        scale_by_depth: divide them by the number of the block as well, the first being 1.
+        attention_in_float32: compute them and their softmax in float32 whatever the precision.
     Raises:
-        ValueError: if the heads do not divide the width.
+        ValueError: if the heads do not divide the width, or there is no such activation.
     """
 
     def __init__(
@@ -141,18 +264,46 @@ class ImageGPT(nn.Module):
         mlp_width: int | None = None,
         causal: bool = True,
         bias: bool = False,
+        act: str = "quick_gelu",
+        eps: float = 1e-5,
+        embed_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        scale_attention: bool = True,
+        scale_by_depth: bool = False,
+        attention_in_float32: bool = False,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"ImageGPT's width must be divisible by its heads; got {width} and {heads}")
+        if act not in ACTIVATIONS:
+            raise ValueError(f"there is no activation {act!r}; there are {', '.join(ACTIVATIONS)}")
         self.grid, self.vocabulary, self.causal, self.bias = grid, vocabulary, causal, bias
         self.size = Size(depth, width, heads)
         self.mlp_width = mlp_width or 4 * width
         self.codes = nn.Embedding(vocabulary, width)
         self.start = nn.Parameter(torch.empty(width)) if causal else None
         self.positions = nn.Parameter(torch.empty(grid.units, width))
-        self.blocks = nn.ModuleList(Block(width, heads, self.mlp_width, bias) for _ in range(depth))
-        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.act, self.eps, self.embed_drop = act, eps, nn.Dropout(embed_drop)
+        self.attn_drop, self.proj_drop, self.attention_in_float32 = attn_drop, proj_drop, attention_in_float32
+        self.scale_attention, self.scale_by_depth = scale_attention, scale_by_depth
+
+        def block(number: int) -> Block:
+            divisor = (width // heads) ** 0.5 if scale_attention else 1.0
+            attn = Attention(
+                width,
+                heads,
+                bias,
+                drop=attn_drop,
+                proj_drop=proj_drop,
+                # The usual one is left to torch, which rounds it in its own way.
+                scale=1 / (divisor * number) if scale_by_depth else None if scale_attention else 1.0,
+                in_float32=attention_in_float32,
+            )
+            return Block(width, attn, MLP(width, self.mlp_width, bias, act=ACTIVATIONS[act], drop=proj_drop), eps)
+
+        self.blocks = nn.ModuleList(block(number) for number in range(1, depth + 1))
+        self.norm = nn.RMSNorm(width, eps=eps)
         self.grad_checkpointing = False
         self.reset_parameters()
 
@@ -185,6 +336,7 @@ class ImageGPT(nn.Module):
         return {"codes.weight", "start", "positions"}
 
     def forward(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
+        """N may be less than the grid has: features of the beginnings of images, with gradients."""
         return self.run(self.place(self.codes(ids)))
 
     def layers(self, ids: Int[Tensor, "B N"]) -> Iterator[Float[Tensor, "B N D"]]:
@@ -224,7 +376,7 @@ class ImageGPT(nn.Module):
         """From embedded codes to the first block's input: moved on behind the start token, if causal, and placed."""
         if self.start is not None:
             x = torch.cat([self.start.expand(x.shape[0], 1, -1).to(x.dtype), x[:, :-1]], dim=1)
-        return x + self.positions
+        return self.embed_drop(x + self.positions[: x.shape[1]])
 
     def run(
         self, x: Float[Tensor, "B L D"], *, can_see: Bool[Tensor, "*B L L"] | None = None, is_causal: bool = False
@@ -252,6 +404,7 @@ class ImageGPTBackbone(Backbone):
     """
 
     model: ImageGPT
+    takes_integers = True
 
     def __init__(
         self, model: ImageGPT, tokenizer: Tokenizer, *, channels: int, stride: tuple[int, int] = (1, 1)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from timm.layers.activations import quick_gelu
 from torch import Tensor, nn
 
 from patchcast.backbones.imagegpt_network import ImageGPT
@@ -56,19 +57,22 @@ class StepwiseBlock:
 
     def __init__(self, block: Any, width: int) -> None:
         self.heads = block.attn.heads
+        self.attend = block.attn.attend
         self.norm1, self.norm2 = FoldedNorm(block.norm1, width), FoldedNorm(block.norm2, width)
         self.qkv = FoldedLinear(block.attn.qkv, before=self.norm1.weight)
         self.proj = FoldedLinear(block.attn.proj)
-        self.fc1 = FoldedLinear(block.mlp.fc1, before=self.norm2.weight, after=QUICK_GELU)
-        self.fc2 = FoldedLinear(block.mlp.fc2, before=1 / QUICK_GELU)
+        factor = QUICK_GELU if block.mlp.act is quick_gelu else 1.0
+        self.act = F.silu if block.mlp.act is quick_gelu else block.mlp.act
+        self.fc1 = FoldedLinear(block.mlp.fc1, before=self.norm2.weight, after=factor)
+        self.fc2 = FoldedLinear(block.mlp.fc2, before=1 / factor)
 
     def __call__(self, x: Float[Tensor, "B D"], kept: Float[Tensor, "2 B heads P d"], at: int) -> Float[Tensor, "B D"]:
         qkv = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, 1, -1)
         kept[:, :, :, at : at + 1] = qkv[:, 1:].transpose(0, 1)
         keys, values = kept[:, :, :, : at + 1]
-        mixed = F.scaled_dot_product_attention(qkv[:, 0], keys, values)
+        mixed = self.attend(qkv[:, 0], keys, values)
         x = x + self.proj(mixed.flatten(1))
-        return x + self.fc2(F.silu(self.fc1(self.norm2(x))))
+        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
 
 
 class FoldedNorm:

@@ -90,12 +90,13 @@ def _for_timm(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:
         model_args=timm_args(recipe),
         mean=recipe.mean,
         std=recipe.std,
+        crop_mode=recipe.crop_mode,
     )
 
 
 def _for_transformers(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> None:
     if METHODS[recipe.method].codes == "colours":
-        save_imagegpt(pretrainer, out)
+        save_imagegpt(pretrainer, out, squash=recipe.crop_mode == "squash")
     elif recipe.method == "mae":
         save_mae(pretrainer, out)
     else:

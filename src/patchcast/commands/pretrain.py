@@ -26,7 +26,7 @@ from patchcast.methods import METHODS, on_codes
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation, build, evaluation, resolve
-from patchcast.runs.run_folder import BAD_IMAGES, claim, open_run, save_weights
+from patchcast.runs.run_folder import BAD_IMAGES, as_begun, claim, open_run, save_weights
 from patchcast.runs.tokenizer import CodeData, encode, find_tokenizer, keep_tokenizer, kept_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
 from patchcast.training.log import curve
@@ -51,7 +51,7 @@ def pretrain(recipe: Recipe) -> Resolved:
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     console = Console(quiet=not is_first)
     images = open_images(recipe.data, channels=recipe.channels)
-    resolved = resolve(recipe, images)
+    resolved = resolve(as_begun(recipe), images)
     check_loggers(resolved)
     tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, images)
     pretrainer = build(resolved, tokenizer)

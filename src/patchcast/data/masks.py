@@ -53,6 +53,7 @@ class MaskedImages(Dataset[Pair]):
     channels: int
     transform: Callable[[Tensor], Tensor]
     size: tuple[int, int]
+    squash: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -68,11 +69,17 @@ class MaskedImages(Dataset[Pair]):
         mask = mask_of_boxes(size, self.boxes[file]) if mask_file is None else read_mask(mask_file)
         if mask.shape != size:
             raise ValueError(f"{mask_file} is {tuple(mask.shape)}, and its image {size}: a mask has its image's size")
-        return self.transform(image), fit_mask(mask, self.size)
+        return self.transform(image), fit_mask(mask, self.size, squash=self.squash)
 
 
 def open_masked(
-    folder: Path, *, split: str, channels: int, transform: Callable[[Tensor], Tensor], size: tuple[int, int]
+    folder: Path,
+    *,
+    split: str,
+    channels: int,
+    transform: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+    squash: bool = False,
 ) -> MaskedImages:
     """A folder with `images` and `masks` in it, of the same names; or `images` and `boxes.json` in COCO's format.
 
@@ -84,6 +91,7 @@ def open_masked(
         split: a folder inside `images` and `masks` (`images/train/1.jpg`, `masks/train/1.png`); where there is none,
             "train" is the first four fifths of the images by name, and "test" the rest.
         transform, size: what a network sees of an image, and its (height, width), to which the mask is fitted.
+        squash: whether `transform` resizes the whole image; otherwise it cuts the center out, and so for the mask.
     Raises:
         ValueError: if there is no such folder, or an image has no mask.
     """
@@ -103,10 +111,10 @@ def open_masked(
         raise ValueError(f"{images} has no images of the {split} split")
     if masks.is_dir():
         files: list[tuple[Path, Path | None]] = [(images / name, _mask_file(masks, name)) for name in chosen]
-        return MaskedImages(files, {}, [], channels, transform, size)
+        return MaskedImages(files, {}, [], channels, transform, size, squash)
     by_name, classes = _read_boxes(boxes)
     listed = {images / name: by_name.get(name, by_name.get(Path(name).name, [])) for name in chosen}
-    return MaskedImages([(file, None) for file in listed], listed, classes, channels, transform, size)
+    return MaskedImages([(file, None) for file in listed], listed, classes, channels, transform, size, squash)
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,7 @@ def mask_of_boxes(size: tuple[int, int], boxes: Sequence[Box]) -> Int64[Tensor, 
     return mask
 
 
-def fit_mask(mask: Int64[Tensor, "H W"], size: tuple[int, int]) -> Int64[Tensor, "h w"]:
+def fit_mask(mask: Int64[Tensor, "H W"], size: tuple[int, int], *, squash: bool = False) -> Int64[Tensor, "h w"]:
     """A mask cut and resized as `Evaluate` does with its image; each pixel takes the class of the nearest.
 
     >>> fit_mask(torch.tensor([[1, 2, 3, 4]]), (1, 2)).tolist()
@@ -188,7 +196,7 @@ def fit_mask(mask: Int64[Tensor, "H W"], size: tuple[int, int]) -> Int64[Tensor,
     """
     (rows, cols), (height, width) = mask.shape, size
     cover = max(height / rows, width / cols)
-    whole = (max(height, round(rows * cover)), max(width, round(cols * cover)))
+    whole = size if squash else (max(height, round(rows * cover)), max(width, round(cols * cover)))
     large = F.interpolate(mask[None, None].double(), whole, mode="nearest-exact")[0, 0].long()
     top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
     return large[top : top + height, left : left + width]

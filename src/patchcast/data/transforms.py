@@ -91,7 +91,7 @@ class Augment:
 
 
 class Evaluate:
-    """Resize so that the image just covers the target, crop its centre, normalise.
+    """Resize so that the image just covers the target, crop its center, normalize; or resize all of it, and normalize.
 
     >>> evaluate = Evaluate((8, 8), mean=(0.5,), std=(0.5,))
     >>> evaluate(torch.zeros(1, 12, 16, dtype=torch.uint8)).unique()
@@ -101,13 +101,18 @@ class Evaluate:
         size: (height, width) of what comes out; pixels of an image that has it already are left as they are.
         mean: of each channel, white being 1.
         std: of each channel.
+        squash: resize the whole image to the target, whatever its shape, and cut nothing away.
     """
 
-    def __init__(self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
-        self.size = size
+    def __init__(
+        self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, squash: bool = False
+    ) -> None:
+        self.size, self.squash = size, squash
         self.normalise = Normalise(mean, std)
 
     def __call__(self, image: Pixels) -> Float32[Tensor, "C h w"]:
+        if self.squash:
+            return self.normalise(resize(image, self.size))
         (rows, cols), (height, width) = image.shape[-2:], self.size
         cover = max(height / rows, width / cols)
         image = resize(image, (max(height, round(rows * cover)), max(width, round(cols * cover))))

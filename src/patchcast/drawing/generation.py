@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from patchcast.backbones.backbone import CannotError
 from patchcast.backbones.imagegpt_network import Cache, ImageGPT, ImageGPTBackbone
 from patchcast.backbones.imagegpt_stepwise import Stepwise
+from patchcast.evaluation.features import evaluating
 from patchcast.pretrainer import Pretrainer
 
 
@@ -111,7 +112,7 @@ def _draw(
     chance = torch.rand(len(given), left, generator=generator).to(given.device)
     batches = list(zip(given.split(batch_size), chance.split(batch_size), strict=True))
     drawn: list[Tensor] = []
-    with Progress(disable=not progress) as bar, torch.inference_mode():
+    with Progress(disable=not progress) as bar, evaluating(pretrainer):
         stepwise = Stepwise(network, head)
         task = bar.add_task("drawing", total=left * len(batches))
         for prefix, numbers in batches:

@@ -47,6 +47,7 @@ class DenseProtocol(Protocol[DenseResult]):
                     channels=subject.backbone.channels,
                     transform=subject.evaluate,
                     size=subject.size,
+                    squash=subject.evaluate.squash,
                 )
                 for split in ("train", "test")
             )

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from patchcast.backbones import Backbone
+from patchcast.data import Evaluate
 from patchcast.evaluation.intervals import Interval, paired_accuracy_difference
 from patchcast.evaluation.labeled import Labeled, open_labeled
 
@@ -34,7 +35,7 @@ class Subject:
     """
 
     backbone: Backbone
-    evaluate: Callable[[Tensor], Tensor]
+    evaluate: Evaluate
     augment: Callable[[Tensor, int], Tensor]
     size: tuple[int, int]
     is_trained: bool = True

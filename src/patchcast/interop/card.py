@@ -129,7 +129,8 @@ def loading(recipe: Resolved, backbone: Backbone, *, to: str, where: str) -> str
             "from PIL import Image, ImageOps\nfrom patchcast.backbones import wrap\n",
         )
     return (
-        code.replace("PREPARE", _preparing(recipe, to))
+        code.replace("GREY", '.convert("L")' if recipe.channels == 1 else "")
+        .replace("PREPARE", _preparing(recipe, to))
         .replace("WHERE", repr(where))
         .replace("NAME", repr(name))
         .replace("FILE", file)
@@ -170,7 +171,7 @@ from transformers import ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 
 model = ImageGPTForCausalImageModeling.from_pretrained(NAME).eval()
 processor = ImageGPTImageProcessor.from_pretrained(NAME)
-codes = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")["input_ids"]
+codes = processor(Image.open("photo.jpg")GREY, return_tensors="pt")["input_ids"]
 start = torch.full((len(codes), 1), model.config.vocab_size - 1)  # every code is predicted from those before it
 with torch.no_grad():
     output = model(torch.cat([start, codes[:, :-1]], dim=1), output_hidden_states=True)
@@ -200,10 +201,12 @@ embedding, units = model(torch.from_numpy(images))
 def _preparing(recipe: Resolved, to: str) -> str:
     """From an image file to a batch of one; of what Pillow does not open, from an array."""
     (height, width), channels = _image_size(recipe, to), recipe.channels
+    size = f"({width}, {height}), Image.Resampling.BICUBIC)"
+    fitted = f"image.resize({size}" if recipe.crop_mode == "squash" else f"ImageOps.fit(image, {size}"
     if channels in MODES:
         opened = (
             f'image = Image.open("photo.jpg").convert("{MODES[channels]}")\n'
-            f"image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BICUBIC)\n"
+            f"image = {fitted}\n"
             f"pixels = np.asarray(image, dtype=np.float32).reshape({height}, {width}, {channels}) / 255\n"
         )
     else:

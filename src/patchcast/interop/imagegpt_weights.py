@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
@@ -12,80 +13,164 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
 from patchcast.files import read_weights, write_text, write_weights
 from patchcast.geometry import Grid
+from patchcast.interop.state_dicts import read_folder
 from patchcast.joint import JointClassifier
 from patchcast.methods.imagegpt import imagegpt
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.base import Tokenizer
+from patchcast.tokenizers.encoded import Encoded
 from patchcast.tokenizers.palette import Palette
 
-ARITHMETIC = {
-    "activation_function": "quick_gelu",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": False,
+OPTIONS = {
+    "activation_function": ("act", "quick_gelu"),
+    "layer_norm_epsilon": ("eps", 1e-5),
+    "embd_pdrop": ("embed_drop", 0.1),
+    "attn_pdrop": ("attn_drop", 0.1),
+    "resid_pdrop": ("proj_drop", 0.1),
+    "scale_attn_weights": ("scale_attention", True),
+    "scale_attn_by_inverse_layer_idx": ("scale_by_depth", False),
+    "reorder_and_upcast_attn": ("attention_in_float32", False),
 }
-"""What transformers' config may change about the network, and the only values that ours can take."""
+"""What transformers' config may change about the network: our names, and the values where the config names none."""
+
+BICUBIC = 3
+"""Pillow's number for it, `Image.Resampling.BICUBIC`."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A network with its head, in the names of this library.
+    """A network with its heads, in the names of this library.
 
     Attributes:
         network: a `state_dict` of `ImageGPT`.
-        head: one row for each code.
+        head: one row for each code; None where there is no head that predicts codes.
+        score: one row for each class or value of a classifier; None where there is none.
     """
 
     network: dict[str, Tensor]
-    head: Tensor
+    head: Tensor | None = None
+    score: Tensor | None = None
 
 
 def load_imagegpt(folder: str | Path, *, tokenizer: Tokenizer | None = None, grid: Grid | None = None) -> Pretrainer:
-    """Read a folder of transformers' `ImageGPTForCausalImageModeling.save_pretrained`, without transformers.
+    """Read a folder of transformers' ImageGPT, of any of its three classes, without transformers; in eval mode.
 
-    Biases that are all zero are left out, as in the original network; transformers' dropout is not taken over, as the
-    paper uses none.
+    Biases that are all zero are left out, as in the original network. Everything else that the config says of the
+    network holds, dropout too. A head that shares its weights with the embedding (`tie_word_embeddings`) becomes one of
+    its own, for the codes only: the start token is never predicted. Where there is none, it starts from zero, with a
+    warning; a classifier's is left out, which `load_imagegpt_classifier` reads.
 
     Args:
-        tokenizer: of the images; if None, the palette of colours in `preprocessor_config.json`.
-        grid: rows and columns of codes; if None, the square with as many codes as the network has positions.
+        tokenizer: of the images; if None, the palette of colors in `preprocessor_config.json`.
+        grid: rows and columns of codes; if None, those of `preprocessor_config.json`, or the square with as many codes
+            as the network has positions.
     Raises:
         ValueError: if the network computes something that ours does not, if there is no palette, or if the number of
             positions fits no square or not the given grid.
     """
+    return _load(Path(folder), tokenizer, grid)[0]
+
+
+def load_imagegpt_classifier(
+    folder: str | Path, *, tokenizer: Tokenizer | None = None, grid: Grid | None = None
+) -> JointClassifier:
+    """Read a folder of transformers' `ImageGPTForImageClassification`, or of `save_imagegpt_classifier`; in eval mode.
+
+    Neither holds a head that predicts codes: it starts from zero, as untrained.
+
+    Args:
+        tokenizer, grid: as of `load_imagegpt`.
+    Raises:
+        ValueError: as `load_imagegpt`; or if there is no classifier, or it is for regression or several labels at once:
+            `patchcast.interop.transformers` has those.
+    """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoHeadWarning)
+        pretrainer, weights, config = _load(folder, tokenizer, grid)
+    if weights.score is None:
+        raise ValueError(f"{folder} has no classifier (score.weight); read it with load_imagegpt")
+    kind = config.get("problem_type") or ("regression" if len(weights.score) == 1 else SINGLE_LABEL)
+    if kind != SINGLE_LABEL:
+        raise ValueError(
+            f"{folder} has a head for {kind}, and a JointClassifier chooses one class; use "
+            "ImageGPTForImageClassification of patchcast.interop.transformers"
+        )
+    model = JointClassifier(pretrainer, len(weights.score)).to(weights.score.dtype)
+    model.head.load_state_dict({"weight": weights.score})
+    return model.eval()
+
+
+class NoHeadWarning(UserWarning):
+    """Weights were read that have no head to predict codes with."""
+
+
+def _load(folder: Path, tokenizer: Tokenizer | None, grid: Grid | None) -> tuple[Pretrainer, Weights, dict[str, Any]]:
+    config = read_config(folder)
+    tokenizer = tokenizer or _read_palette(folder)
+    weights = from_transformers(read_folder(folder))
+    channels = tokenizer.channels if isinstance(tokenizer, Palette) else 1 if isinstance(tokenizer, Encoded) else 3
+    pretrainer = assemble(
+        weights,
+        tokenizer,
+        heads=config.get("n_head", 8),
+        grid=grid or _read_grid(folder, len(weights.network["positions"])),
+        channels=channels,
+        **options_of(config),
+    )
+    if weights.head is None and not config.get("tie_word_embeddings", False):
+        classifier = "; its classifier is left out: load_imagegpt_classifier" if weights.score is not None else ""
+        warnings.warn(
+            f"{folder} has no head that predicts codes (lm_head): it starts from zero{classifier}",
+            NoHeadWarning,
+            stacklevel=3,
+        )
+    if config.get("tie_word_embeddings", False):
+        head: Any = pretrainer.predictor
+        head.load_state_dict({"project.weight": weights.network["codes.weight"]})
+    return pretrainer.eval(), weights, config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of an ImageGPT.
+
+    Raises:
+        ValueError: if the folder has none, it is another model's, or its network is one that ours cannot be.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"there is no {file}; a model on the hub is fetched first: huggingface_hub.snapshot_download")
+    config = json.loads(file.read_text())
     if config.get("model_type") != "imagegpt":
         raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, not 'imagegpt'")
-    for name, value in ARITHMETIC.items():
-        if config.get(name, value) != value:
-            raise ValueError(f"{folder} has {name}={config[name]!r}; ours computes {name}={value!r} only")
-    if tokenizer is None:
-        tokenizer = _read_palette(folder)
-    file = folder / "model.safetensors"
-    state = read_weights(file if file.exists() else folder / "pytorch_model.bin")
-    weights = from_transformers(state)
-    positions = len(weights.network["positions"])
-    side = isqrt(positions)
-    if grid is None and side * side != positions:
-        raise ValueError(f"{folder} has {positions} positions, which are no square; give the grid")
-    channels = tokenizer.channels if isinstance(tokenizer, Palette) else 3
-    return assemble(weights, tokenizer, heads=config.get("n_head", 8), grid=grid or Grid(side, side), channels=channels)
+    if config.get("add_cross_attention", False):
+        raise ValueError(f"{folder} has add_cross_attention=True; ours attends to nothing but the image itself")
+    return config
 
 
-def save_imagegpt(pretrainer: Pretrainer, folder: str | Path) -> None:
+def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `ImageGPT` that a config of transformers says."""
+    return {ours: config.get(theirs, default) for theirs, (ours, default) in OPTIONS.items()}
+
+
+SINGLE_LABEL = "single_label_classification"
+
+
+def save_imagegpt(pretrainer: Pretrainer, folder: str | Path, *, squash: bool = True) -> None:
     """Write what transformers' `ImageGPTForCausalImageModeling.from_pretrained` reads, palette included.
 
     The last row of its embedding is our start token; where ours has no biases, its are zero. A palette of greys is
-    written with three equal channels, because transformers' processor knows colours only.
+    written with three equal channels, because transformers' processor knows colors only: give it grey images then.
 
+    Args:
+        squash: how images came to the network's size in training: `Evaluate(..., squash=True)`, which transformers'
+            processor does to the bit; or False, by cutting their center out. Its torchvision backend does that for a
+            square size, to a pixel in the longer side of the resized image; its Pillow backend does not.
     Raises:
         ValueError: if the pretrainer is no causal ImageGPT.
     """
@@ -93,7 +178,7 @@ def save_imagegpt(pretrainer: Pretrainer, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     depth, width, heads = network.size
-    config = ARITHMETIC | {
+    config = {
         "architectures": ["ImageGPTForCausalImageModeling"],
         "model_type": "imagegpt",
         "vocab_size": network.vocabulary + 1,
@@ -102,27 +187,45 @@ def save_imagegpt(pretrainer: Pretrainer, folder: str | Path) -> None:
         "n_layer": depth,
         "n_head": heads,
         "n_inner": None if network.mlp_width == 4 * width else network.mlp_width,
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
+        **{theirs: _option(network, ours) for theirs, (ours, _) in OPTIONS.items()},
+        "add_cross_attention": False,
+        "tie_word_embeddings": False,
         "dtype": str(head.dtype).removeprefix("torch."),
     }
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     state = to_transformers(Weights(network.state_dict(), head))
     write_weights({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
     if isinstance(tokenizer, Palette):
-        processor = {
-            "image_processor_type": "ImageGPTImageProcessor",
-            "clusters": tokenizer.colours.cpu().expand(-1, 3).tolist(),
-            "do_color_quantize": True,
-            "do_normalize": True,
-            "do_resize": True,
-            "size": {"height": network.grid.rows, "width": network.grid.cols},
-        }
+        processor = to_processor(tokenizer, network.grid, squash=squash)
         write_text(folder / "preprocessor_config.json", json.dumps(processor) + "\n")
 
 
-def save_imagegpt_classifier(model: JointClassifier, folder: str | Path) -> None:
+def to_processor(palette: Palette, grid: Grid, *, squash: bool) -> dict[str, Any]:
+    """The config of transformers' `ImageGPTImageProcessor` that makes the codes of a palette.
+
+    It can cut the center out of an image for a square size only. For others it is set to resize nothing, so that it
+    takes images of the network's size, and larger ones do not silently become other codes.
+    """
+    size = {"height": grid.rows, "width": grid.cols}
+    return {
+        "image_processor_type": "ImageGPTImageProcessor",
+        "clusters": palette.colours.cpu().expand(-1, 3).tolist(),
+        "do_color_quantize": True,
+        "do_convert_rgb": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "do_resize": squash or grid.rows == grid.cols,
+        "resample": BICUBIC,
+        "size": size if squash else {"shortest_edge": grid.rows},
+        "do_center_crop": not squash,
+        "crop_size": size,
+    }
+
+
+def save_imagegpt_classifier(model: JointClassifier, folder: str | Path, *, squash: bool = True) -> None:
     """Write what transformers' `ImageGPTForImageClassification.from_pretrained` reads, palette included.
 
     It averages over what it is fed, which has to be what ours is: the start token, and all codes but the last.
@@ -131,7 +234,7 @@ def save_imagegpt_classifier(model: JointClassifier, folder: str | Path) -> None
         ValueError: if the model's network is no causal ImageGPT.
     """
     folder = Path(folder)
-    save_imagegpt(model.pretrainer, folder)
+    save_imagegpt(model.pretrainer, folder, squash=squash)
     config = json.loads((folder / "config.json").read_text())
     classes = len(model.head.weight)
     config |= {
@@ -147,13 +250,18 @@ def save_imagegpt_classifier(model: JointClassifier, folder: str | Path) -> None
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> Weights:
-    """From the names and layouts of transformers' `ImageGPTForCausalImageModeling`.
+    """From the names and layouts of transformers' ImageGPT, of any of its three classes.
 
     Raises:
-        ValueError: if a weight has no place here.
+        ValueError: if a weight has no place here, or some are missing.
     """
     # Older files carry the causal mask, a buffer called attn.bias.
     state = {name: value for name, value in state.items() if not re.search(r"\.attn\.(masked_)?bias$", name)}
+    if "wte.weight" in state:  # `ImageGPTModel` has the network alone
+        state = {f"transformer.{name}": value for name, value in state.items()}
+    ends = [f"transformer.{name}.weight" for name in ("wte", "wpe", "ln_f", "h.0.attn.c_attn")]
+    if missing := [name for name in ends if name not in state]:
+        raise ValueError(f"these are no weights of an ImageGPT: {missing[0]} is missing")
     table = state["transformer.wte.weight"]
     network = {
         "codes.weight": table[:-1].clone(),
@@ -161,7 +269,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> Weights:
         "positions": state["transformer.wpe.weight"],
         "norm.weight": state["transformer.ln_f.weight"],
     }
-    taken = {f"transformer.{name}.weight" for name in ("wte", "wpe", "ln_f")} | {"lm_head.weight"}
+    taken = {*ends, "lm_head.weight", "score.weight"}
     biases: dict[str, Tensor] = {}
     for layer in range(_depth(state, r"transformer\.h\.(\d+)\.")):
         theirs, ours = f"transformer.h.{layer}.", f"blocks.{layer}."
@@ -181,18 +289,24 @@ def from_transformers(state: Mapping[str, Tensor]) -> Weights:
         network |= biases
     if unknown := sorted(set(state) - taken):
         raise ValueError(f"{unknown[0]} has no place in this library's ImageGPT")
-    return Weights(network, state["lm_head.weight"])
+    head = state.get("lm_head.weight")
+    # One that is tied to the embedding has a row for the start token too, which is never predicted.
+    return Weights(network, None if head is None else head[: len(table) - 1], state.get("score.weight"))
 
 
 def to_transformers(weights: Weights) -> dict[str, Tensor]:
-    """To the names and layouts of transformers' `ImageGPTForCausalImageModeling`."""
+    """To the names and layouts of transformers' `ImageGPTForCausalImageModeling`, or, with a `score`, of its
+    `ImageGPTForImageClassification`."""
     network = weights.network
     state = {
         "transformer.wte.weight": torch.cat([network["codes.weight"], network["start"][None]]),
         "transformer.wpe.weight": network["positions"],
         "transformer.ln_f.weight": network["norm.weight"],
-        "lm_head.weight": weights.head,
     }
+    if weights.head is not None:
+        state["lm_head.weight"] = weights.head
+    if weights.score is not None:
+        state["score.weight"] = weights.score
     for layer in range(_depth(network, r"blocks\.(\d+)\.")):
         theirs, ours = f"transformer.h.{layer}.", f"blocks.{layer}."
         for part, own in NORMS.items():
@@ -249,6 +363,8 @@ def to_openai(weights: Weights, heads: int) -> dict[str, np.ndarray]:
     network = weights.network
     if any(name.endswith(".bias") for name in network):
         raise ValueError("this network has biases; OpenAI's has none, so that they would be lost")
+    if weights.head is None:
+        raise ValueError("these weights have no head that predicts codes, and OpenAI's checkpoints have one")
     width = network["start"].numel()
     state = {
         "wte": network["codes.weight"],
@@ -271,13 +387,16 @@ def to_openai(weights: Weights, heads: int) -> dict[str, np.ndarray]:
     return {f"model/{name}": value.detach().cpu().numpy().copy() for name, value in state.items()}
 
 
-def assemble(weights: Weights, tokenizer: Tokenizer, *, heads: int, grid: Grid, channels: int = 3) -> Pretrainer:
-    """A pretrainer with these weights.
+def assemble(
+    weights: Weights, tokenizer: Tokenizer, *, heads: int, grid: Grid, channels: int = 3, **options: Any
+) -> Pretrainer:
+    """A pretrainer with these weights; the head starts from zero where they have none.
 
     Args:
         heads: of attention; the weights do not tell.
         grid: rows and columns of codes.
         channels: of the images that the tokenizer takes.
+        options: of `ImageGPT`: activation, dropout and so on.
     Raises:
         ValueError: if the grid has not as many units as there are positions, or the tokenizer not as many codes.
     """
@@ -293,10 +412,13 @@ def assemble(weights: Weights, tokenizer: Tokenizer, *, heads: int, grid: Grid, 
         heads=heads,
         mlp_width=len(network["blocks.0.mlp.fc1.weight"]),
         bias="blocks.0.attn.qkv.bias" in network,
-    ).to(weights.head.dtype)
+        **options,
+    ).to(network["positions"].dtype)
     model.load_state_dict(network)
     pretrainer = imagegpt(ImageGPTBackbone(model, tokenizer, channels=channels))
-    pretrainer.predictor.to(weights.head.dtype).load_state_dict({"project.weight": weights.head})
+    pretrainer.predictor.to(network["positions"].dtype)
+    if weights.head is not None:
+        pretrainer.predictor.load_state_dict({"project.weight": weights.head})
     return pretrainer
 
 
@@ -311,6 +433,22 @@ def _parts(pretrainer: Pretrainer) -> tuple[ImageGPT, Tensor, Tokenizer]:
         raise ValueError(f"{backbone.name} is no causal ImageGPT, and transformers has no other")
     head: Any = pretrainer.predictor
     return backbone.model, head.project.weight.detach(), backbone.tokenizer
+
+
+def _option(network: ImageGPT, name: str) -> Any:
+    value = getattr(network, name)
+    return value.p if isinstance(value, nn.Dropout) else value
+
+
+def _read_grid(folder: Path, positions: int) -> Grid:
+    file, side = folder / "preprocessor_config.json", isqrt(positions)
+    config = json.loads(file.read_text()) if file.exists() else {}
+    size = config.get("size") if config.get("do_resize", True) else config.get("crop_size")
+    if isinstance(size, dict) and size.get("height", 0) * size.get("width", 0) == positions:
+        return Grid(size["height"], size["width"])
+    if side * side != positions:
+        raise ValueError(f"{folder} has {positions} positions, which are no square; give the grid")
+    return Grid(side, side)
 
 
 def _read_palette(folder: Path) -> Palette:

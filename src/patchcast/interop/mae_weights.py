@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, wrap
 from patchcast.files import read_weights, write_text, write_weights
-from patchcast.interop.state_dicts import check_positions, fit_positions, heads, load_exactly, without_module
+from patchcast.interop.state_dicts import (
+    check_positions,
+    fit_positions,
+    heads,
+    load_exactly,
+    read_folder,
+    without_module,
+)
 from patchcast.methods.mae import mae
 from patchcast.plans import RandomMask
 from patchcast.predictors import Decoder
@@ -95,8 +102,8 @@ def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
     Raises:
         ValueError: if the checkpoint does not fit, or its decoder has other positions than sine-cosine ones.
     """
-    path = _weights_in(Path(path))
-    found = read_weights(path)
+    path = Path(path)
+    found: dict[str, Any] = read_folder(path) if path.is_dir() else read_weights(path)
     state = paper_names(without_module(found.get("model", found)))
     check_positions(state.pop("decoder_pos_embed", None), str(path))
     fit_positions(state, pretrainer.backbone)
@@ -177,16 +184,6 @@ def save_mae(pretrainer: Pretrainer, folder: str | Path) -> None:
     renamed = {_rename(name, TO_TRANSFORMERS): value.contiguous() for name, value in _split_qkv(state).items()}
     write_weights(renamed, folder / "model.safetensors")
     write_text(folder / "config.json", json.dumps(_config(backbone, decoder, plan, target), indent=2) + "\n")
-
-
-def _weights_in(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    names = ("model.safetensors", "pytorch_model.bin")
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    raise FileNotFoundError(f"{path} holds no {' or '.join(names)}")
 
 
 def _config(backbone: Backbone, decoder: Decoder, plan: RandomMask, target: Pixels) -> dict[str, Any]:

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from math import isqrt
+from pathlib import Path
 
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone
+from patchcast.files import read_weights
 from patchcast.geometry import Grid
 from patchcast.positions import sincos_positions
+
+NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """The weights in a folder that transformers wrote: one file or several, safetensors or pickled (read as data only).
+
+    Raises:
+        FileNotFoundError: if there are none, or a file of several is missing.
+        ValueError: if a file is broken, or the index of several names a file outside of the folder.
+    """
+    for name in NAMES:
+        if (folder / name).is_file():
+            return read_weights(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            places: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            if outside := [file for file in places.values() if Path(file).name != file]:
+                raise ValueError(f"{index} names {outside[0]!r}, which is no file of its own folder")
+            files = {file: read_weights(folder / file) for file in sorted(set(places.values()))}
+            return {name: files[file][name] for name, file in places.items()}
+    raise FileNotFoundError(f"{folder} holds no {' or '.join(NAMES)}, whole or in several files")
 
 
 def without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ def save_pretrained(
     model_args: dict[str, Any],
     mean: Sequence[float],
     std: Sequence[float],
+    crop_mode: str = "center",
 ) -> None:
     """Write `model.safetensors` and `config.json`, which timm loads with nothing else.
 
@@ -27,7 +28,8 @@ def save_pretrained(
         timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=10)
 
     which makes a new head, and knows the image size, channels and normalisation. `timm.data.create_transform` shows
-    it what evaluation does here: the centre of an image that just covers that size.
+    it what evaluation does here: the center of an image that just covers that size, or with `crop_mode="squash"` the
+    whole image.
     """
     out.mkdir(parents=True, exist_ok=True)
     cfg: Any = model.pretrained_cfg
@@ -40,7 +42,7 @@ def save_pretrained(
         "std": tuple(std),
         "interpolation": "bicubic",
         "crop_pct": 1.0,
-        "crop_mode": "center",
+        "crop_mode": crop_mode,
         "num_classes": model.num_classes,
     }
     arguments = {"model_args": model_args, "model_config": {"pretrained_cfg": config}}

@@ -18,7 +18,7 @@ from patchcast.data import Augment, Evaluate, Images, channel_statistics
 from patchcast.data.streamed import HeadStore
 from patchcast.methods import METHODS, Method
 from patchcast.pretrainer import Pretrainer
-from patchcast.recipe import Recipe, Resolved
+from patchcast.recipe import CropMode, Recipe, Resolved
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.run import default_precision, default_workers
@@ -72,6 +72,7 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
         "mean": tuple(float(f"{each:.4g}") for each in mean),
         "std": tuple(float(f"{each:.4g}") for each in std),
         "crop_scale": recipe.crop_scale or method.crop_scale,
+        "crop_mode": recipe.crop_mode or _crop_mode(recipe, method),
         "flip": flip,
         "steps": steps,
         "epochs": recipe.epochs if is_stream else round(steps * recipe.batch_size / len(images), 2),
@@ -85,6 +86,13 @@ def resolve(recipe: Recipe, images: Images) -> Resolved:
         "checkpoint_every": recipe.checkpoint_every or max(1, steps // 10),
     }
     return Resolved(**{**given, **found})
+
+
+def _crop_mode(recipe: Recipe, method: Method) -> CropMode:
+    """Of a recipe that names none. One that leaves nothing else open is the config of an older version, of which all
+    images were cut to their center."""
+    is_older = all(getattr(recipe, name) is not None for name in Resolved.__annotations__ if name != "crop_mode")
+    return "squash" if method.codes == "colours" and not is_older else "center"
 
 
 def _check_stream(recipe: Recipe, method: Method) -> None:
@@ -141,7 +149,7 @@ def augmentation(recipe: Resolved) -> Augment:
 
 def evaluation(recipe: Resolved) -> Evaluate:
     """What probes and pictures see of an image: all of it, and nothing random."""
-    return Evaluate(recipe.image_size, recipe.mean, recipe.std)
+    return Evaluate(recipe.image_size, recipe.mean, recipe.std, squash=recipe.crop_mode == "squash")
 
 
 def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tuple[int, int], int | None]:

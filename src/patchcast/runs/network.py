@@ -12,7 +12,7 @@ from patchcast.backbones import Backbone, wrap
 from patchcast.data import Augment, Evaluate
 from patchcast.evaluation.protocol import OURS, UNTRAINED
 from patchcast.recipe import Device, Resolved
-from patchcast.runs.build import augmentation, build
+from patchcast.runs.build import augmentation, build, evaluation
 from patchcast.runs.run_folder import CONFIG, open_run
 from patchcast.runs.tokenizer import kept_tokenizer
 
@@ -43,7 +43,7 @@ class Network:
     @property
     def evaluate(self) -> Evaluate:
         """All of an image, and nothing random."""
-        return Evaluate(self.size, self.mean, self.std)
+        return Evaluate(self.size, self.mean, self.std) if self.recipe is None else evaluation(self.recipe)
 
     @property
     def augment(self) -> Augment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -33,7 +34,7 @@ def claim(recipe: Resolved) -> bool:
         config = out / CONFIG
         if not config.exists():
             raise ValueError(f"{out} is not empty and holds no run of patchcast; choose another --out")
-        differences = recipe.differences(Recipe.load(config))
+        differences = recipe.differences(Resolved.load(config))
         if differences:
             raise ValueError(f"{out} holds another run ({differences}); choose another --out")
         if (out / EVERYTHING).exists():
@@ -42,6 +43,15 @@ def claim(recipe: Resolved) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     recipe.save(out / CONFIG)
     return False
+
+
+def as_begun(recipe: Recipe) -> Recipe:
+    """The recipe, with the crop mode of the run in its folder if it names none: the default was another once, and the
+    command that began a run resumes it."""
+    config = recipe.out / CONFIG
+    if recipe.crop_mode is not None or not config.exists():
+        return recipe
+    return replace(recipe, crop_mode=Resolved.load(config).crop_mode)
 
 
 def save_weights(state: Mapping[str, Tensor], out: Path) -> None:

@@ -76,7 +76,7 @@ def test_codes_are_encoded_once_and_anew_for_another_palette(
     assert not np.array_equal(first.codes, other.codes)
     many = Palette(torch.linspace(-1, 1, 300)[:, None])
     assert encode_images(digits, many, EVALUATE, GRID, folder=tmp_path).codes.dtype == np.uint16
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.glob("*.npy"))) == 6
 
 
 def batches(codes: CodeSet, steps: int, *, size: int = 32, start: int = 0, flip: bool = False) -> list[list[Tensor]]:

@@ -96,6 +96,11 @@ class Source:
         """Whether images can only be read in order; `train` is then the beginning of the stream."""
         return isinstance(self._all.store, HeadStore)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the training split has labels."""
+        return _has_labels(self._all)
+
     @cached_property
     def train(self) -> Images:
         """The images to train on: the training split without what is held out of it."""

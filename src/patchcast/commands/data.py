@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -27,7 +28,7 @@ FEW = 2000
 
 def check_data(
     source: str, *, splits: list[str] | None = None, limit: int | None = None, workers: int | None = None,
-    out: Path | None = None,
+    out: Path | None = None, **reading: Any,
 ) -> bool:  # fmt: skip
     """Read a source and print what is in it; True if all of it can be read.
 
@@ -37,6 +38,7 @@ def check_data(
         limit: of each split read no more images, evenly spaced.
         workers: processes that decode; one for each core if None and there are many images.
         out: a JSON file for all that was found.
+        reading: `image_column`, `label_column` and `max_pixels` of `open_images`.
     Raises:
         ValueError: if there is no such source or split, or nothing in it can be read.
     """
@@ -46,9 +48,11 @@ def check_data(
     reports, opened = [], []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="skipped ")  # they are listed below
-        first = open_images(source, split=splits[0] if splits else "train")
+        first = open_images(source, split=splits[0] if splits else "train", **reading)
         for split in splits or first.splits:
-            images = first if split == first.split else open_images(source, split=split, channels=first.channels)
+            images = (
+                first if split == first.split else open_images(source, split=split, channels=first.channels, **reading)
+            )
             opened.append(images)
             few = min(len(images.store), limit or len(images.store)) <= FEW
             processes = workers if workers is not None else 0 if few else os.cpu_count() or 0

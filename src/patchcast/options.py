@@ -207,6 +207,7 @@ class Embed:
         data: a folder of images, parquet or tar files, hf:NAME, or digits.
         out: a new file.parquet or file.safetensors.
         features: pooled gives one vector per image; tokens and maps one per unit.
+        readout: how the units of an image become one vector, with --features pooled.
         split: of the data.
         image_column: column of the images, where it is not called image or by another usual name.
         label_column: column of the labels, likewise.
@@ -221,6 +222,7 @@ class Embed:
     data: str
     out: Path
     features: Literal["pooled", "tokens", "maps"] = "pooled"
+    readout: Readout = DEFAULT_READOUT
     split: str = "train"
     image_column: str | None = None
     label_column: str | None = None

@@ -42,6 +42,7 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
         device=torch_device(given.device),
         cache=feature_cache(),
         reading=_reading(given, None if given.data is not None else network.recipe),
+        held_out_share=network.held_out_share(data),
     )
     subject = subject_of(network)
     measuring = PROTOCOLS[protocol](chosen, request, subject)

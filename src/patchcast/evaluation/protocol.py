@@ -53,6 +53,7 @@ class Request:
         device: where networks run.
         cache: folder for features, of protocols that keep them.
         reading: how the images are read: `image_column`, `label_column` and `max_pixels` of `open_source`.
+        held_out_share: share of the data that the run held out, if it is the run's own.
     """
 
     data: str
@@ -62,6 +63,7 @@ class Request:
     device: str = "cpu"
     cache: Path | None = None
     reading: Mapping[str, Any] = field(default_factory=dict)
+    held_out_share: float = 0.0
 
     def labeled(self) -> Labeled:
         """The labeled images.
@@ -69,7 +71,13 @@ class Request:
         Raises:
             ValueError: if they have no labels.
         """
-        return open_labeled(self.data, channels=self.channels, limit=self.limit, **self.reading)
+        return open_labeled(
+            self.data,
+            channels=self.channels,
+            limit=self.limit,
+            held_out_share=self.held_out_share,
+            **self.reading,
+        )
 
 
 class Protocol(ABC, Generic[Result]):

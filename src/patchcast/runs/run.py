@@ -48,7 +48,8 @@ class Run:
     def open_data(self, data: str) -> Source:
         """A source with the run's channels; of the run's own data, with the run's held-out images."""
         share = self.recipe.held_out if data == self.recipe.data else 0.0
-        return open_source(data, channels=self.recipe.channels, held_out_share=share, **reading(self.recipe))
+        given = reading(self.recipe) if data == self.recipe.data else {"max_pixels": self.recipe.max_pixels}
+        return open_source(data, channels=self.recipe.channels, held_out_share=share, **given)
 
     def shown(self, data: str | None = None) -> Part:
         """The images that pictures show: the run's held-out ones, or those of another source."""

@@ -42,7 +42,7 @@ class UnreadableImageError(ValueError):
 class Header(NamedTuple):
     """What a file says of itself before its pixels are decoded: (height, width) upright, and its kind of colours.
 
-    `channels` is told by files whose pixels become float32: those of more than 8 bits, or of channels that are no
+    `channels` is that of files whose pixels become float32: those of more than 8 bits, or of channels that are no
     colours. It is None for 8-bit photographs.
     """
 

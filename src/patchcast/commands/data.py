@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patchcast.data import Images, Report, open_images
+from patchcast.data import Images, Report
 from patchcast.data import check as check_images
+from patchcast.data.columns import Columns
 from patchcast.data.duplicates import Shared, shared_files
+from patchcast.data.images import find_splits, open_split
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 
 LISTED = 50
@@ -48,10 +50,13 @@ def check_data(
     reports, opened = [], []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="skipped ")  # they are listed below
-        first = open_images(source, split=splits[0] if splits else "train", **reading)
+        listed = find_splits(source, Columns(reading.get("image_column"), reading.get("label_column")))
+        most = reading.get("max_pixels")
+        first = open_split(listed, source, split=splits[0] if splits else "train", max_pixels=most)
         for split in splits or first.splits:
+            is_first = split == first.split
             images = (
-                first if split == first.split else open_images(source, split=split, channels=first.channels, **reading)
+                first if is_first else open_split(listed, source, split=split, channels=first.channels, max_pixels=most)
             )
             opened.append(images)
             few = min(len(images.store), limit or len(images.store)) <= FEW

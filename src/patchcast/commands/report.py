@@ -155,8 +155,8 @@ def _learning(found: Found) -> Section:
         charts.append(_over_steps([Curve(name, *variance, dots=True)], label, "Variance of features by step"))
     unit = " The loss is in nats per code." if found.run.method.codes == "colours" else ""
     told = (
-        f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, not how "
-        "good the features are."
+        f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, "
+        "not how good the features are."
     )
     return Section("Learning curves", told if charts else "There is no log of this run.", [side_by_side(charts)])
 

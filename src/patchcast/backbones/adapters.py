@@ -95,10 +95,15 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
         model = create(model, **timm_kwargs)
     elif timm_kwargs.keys() - {"img_size"}:
         raise ValueError(f"{type(model).__name__} is already built, so {', '.join(timm_kwargs)} cannot be changed")
-    backbone = adapter_for(type(model))(model, image_size)  # type: ignore[call-arg]
+    adapter: Any = adapter_for(type(model))
     built = built_size(model)
-    if built not in (None, backbone.image_size) and not backbone.takes_any_size:
-        raise ValueError(f"this {backbone.name} was built for {built}, which img_size={image_size} cannot change")
+    backbone = adapter(model, built or image_size)
+    if image_size not in (None, backbone.image_size):
+        if not backbone.takes_any_size:
+            raise ValueError(
+                f"this {backbone.name} was built for {backbone.image_size}, which img_size={image_size} cannot change"
+            )
+        backbone = adapter(model, image_size)
     return backbone
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +10,7 @@ from timm.models import cait
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
+from patchcast.backbones.changes import is_plain
 from patchcast.backbones.conventions import TimmBackbone
 from patchcast.backbones.sequence import Sequence, lower_triangle
 from patchcast.geometry import Grid
@@ -22,7 +23,8 @@ class CaiT(Sequence):
         super().__init__(model, image_size)
         self.features_prefix = int(model.blocks_token_only is not None)
         for block in model.blocks:
-            block.__class__, block.attn.__class__ = MaskedBlock, MaskedTalkingHeads
+            if is_plain(block) and is_plain(block.attn):
+                block.__class__, block.attn.__class__ = MaskedBlock, MaskedTalkingHeads
 
     def place(self, patches: Tokens) -> Tokens:
         return patches.with_(x=self.model.pos_drop(patches.x + self.model.pos_embed))
@@ -109,6 +111,7 @@ class Volo(TimmBackbone):
     """timm's `VOLO`. Its positions are added after the second stage, so they are part of the stages."""
 
     can = frozenset({"replace", "paint"})
+    written_out: ClassVar = {"": frozenset({"forward_tokens", "forward_cls", "forward_train"})}
     pixels_stay_in_unit = False
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:

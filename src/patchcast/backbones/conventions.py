@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.changes import check_methods, foreign_parts, is_plain, warn_of_foreign
 
 
 class TimmBackbone(Backbone):
-    """A timm model whose widths and sizes are where timm usually puts them; adapters correct what differs."""
+    """A timm model whose widths and sizes are where timm usually puts them; adapters correct what differs.
+
+    Attributes:
+        written_out: see `check_methods`.
+    Raises:
+        ValueError: if the model computes something else than timm's class, or its units do not divide its image.
+    """
+
+    written_out: ClassVar[Mapping[str, frozenset[str]]] = {"": frozenset()}
 
     def __init__(
         self, model: nn.Module, image_size: tuple[int, int] | None = None, *, reduction: int | None = None
     ) -> None:
+        check_methods(model, self.written_out)
         super().__init__(model)
+        if any(name in STEMS and not is_plain(stem) for name, stem in self.model.named_children()):
+            self.pixels_stay_in_unit = False  # nobody knows how far its kernels reach
+        blocks = getattr(getattr(model, "encoder", model), "blocks", ())
+        if self.can & {"drop", "attend"} and (foreign := foreign_parts(blocks)):
+            self.can = self.can - {"drop", "attend"}
+            warn_of_foreign(self.name, foreign)
         self.channels = channels_of(model)
         self.image_size = image_size or nominal_size(model)
         self.width = self.embed_width = self.model.num_features
@@ -38,8 +54,26 @@ class TimmBackbone(Backbone):
             self.takes_any_size = False
 
 
+STEMS = ("patch_embed", "patch_embed1", "pixel_embed", "embeds")
+
+# Where classes keep the size that they were built for: (rows, cols), and pixels for each of them.
+BUILT: dict[str, Callable[[Any], tuple[Any, int]]] = {
+    "CoaT": lambda model: (model.patch_embed1.img_size, 1),
+    "EfficientFormerV2": lambda model: (model.stages[-1].downsample.attn.resolution, 16),
+    "GlobalContextVit": lambda model: (model.stages[0].feat_size, 4),
+    "Levit": lambda model: (model.stages[0].blocks[0].attn.resolution, model.stem.stride),
+    "MultiScaleVit": lambda model: (model.stages[0].feat_size, model.patch_embed.proj.stride[0]),
+    "TNT": lambda model: (model.pixel_embed.img_size, 1),
+    "VOLO": lambda model: (model.pos_embed.shape[1:3], model.feature_info[1]["reduction"]),
+}
+
+
 def built_size(model: nn.Module) -> tuple[int, int] | None:
     """The (height, width) that a timm model was built for, where it keeps it."""
+    for cls in type(model).__mro__:
+        if cls.__name__ in BUILT:
+            (rows, cols), pixels = BUILT[cls.__name__](model)
+            return rows * pixels, cols * pixels
     patch_embed = getattr(model, "patch_embed", None)
     size = getattr(patch_embed, "img_size", None) or getattr(model, "img_size", None)
     return (size, size) if isinstance(size, int) else None if size is None else (size[0], size[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from timm.models.naflexvit import batch_patchify
@@ -15,6 +15,13 @@ from patchcast.geometry import take
 
 class Gemma4(Sequence):
     """timm's `Gemma4VitEncoder` and `Gemma4VitClassifier`."""
+
+    written_out: ClassVar = {
+        "": frozenset(),
+        "patch_embed": frozenset({"_default_patch_coord", "_position_embeddings"}),
+        "encoder": frozenset(),
+        "encoder.patch_embed": frozenset({"_default_patch_coord", "_position_embeddings"}),
+    }
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         if getattr(model, "encoder_pool", "") == "soft":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,6 +20,7 @@ class Hiera(TimmBackbone):
     """
 
     can = frozenset({"drop", "replace", "paint"})
+    written_out: ClassVar = {"": frozenset({"_pos_embed"})}
     pixels_stay_in_unit = False
 
     def __init__(self, model: Any, image_size: tuple[int, int] | None = None) -> None:
@@ -51,6 +52,7 @@ class HieraDet(TimmBackbone):
     """timm's `HieraDet` (SAM 2): Hiera's blocks over a map of tokens, with padded windows."""
 
     can = frozenset({"replace", "paint"})
+    written_out: ClassVar = {"": frozenset({"_pos_embed"})}
     pixels_stay_in_unit = False
     takes_any_size = True
     features_layout = "NHWC"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,11 @@ class NaFlex(RoPE):
     >>> backbone.units(torch.zeros(1, 3, 32, 48)).shape
     torch.Size([1, 6, 768])
     """
+
+    written_out: ClassVar = {
+        "": frozenset({"_generate_rope_naflex", "as_sequential", "prewarm_patch_interpolator"}),
+        "embeds": frozenset({"_apply_learned_pos_embed", "_apply_factorized_pos_embed"}),
+    }
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         Sequence.__init__(self, model, image_size)

@@ -6,13 +6,14 @@ such a block of tokens: kept tokens stand block by block, so that the projector 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
+from patchcast.backbones.changes import is_plain
 from patchcast.backbones.conventions import nominal_size
 from patchcast.backbones.sequence import Sequence, take_rope
 from patchcast.geometry import Grid
@@ -20,6 +21,8 @@ from patchcast.geometry import Grid
 
 class Projected(Sequence):
     """timm's `DeepseekVitEncoder`, `DeepseekVitClassifier`, `Qwen3VitEncoder` and `Qwen3VitClassifier`."""
+
+    written_out: ClassVar = {"": frozenset({"_pos_embed"}), "encoder": frozenset({"_pos_embed"})}
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size or nominal_size(getattr(model, "encoder", model)))
@@ -34,7 +37,7 @@ class Projected(Sequence):
         self.takes_any_size = True
         self.features_layout = "NHWC" if self.projector is None else "NLC"
         for block in self.encoder.blocks:
-            if type(block).__name__ == "DeepseekVitBlock":  # by name: timm 1.0.26 has no such class
+            if type(block).__name__ == "DeepseekVitBlock" and is_plain(block):  # by name: timm 1.0.26 has no such class
                 block.__class__ = MaskedDeepseekBlock
 
     @property

@@ -17,6 +17,7 @@ from timm.models import beit, vision_transformer_relpos
 from torch import Tensor
 
 from patchcast.backbones.backbone import Tokens
+from patchcast.backbones.changes import is_plain
 from patchcast.backbones.sequence import Sequence, lower_triangle
 
 
@@ -81,7 +82,8 @@ class Beit(Relative):
         super().__init__(model, image_size)
         self.features_prefix = 1
         for block in model.blocks:
-            block.attn.__class__ = BeitAttention
+            if is_plain(block.attn):
+                block.attn.__class__ = BeitAttention
 
     def place(self, patches: Tokens) -> Tokens:
         model = self.model
@@ -102,7 +104,8 @@ class RelPos(Relative):
     ) -> None:
         super().__init__(model, image_size)
         for block in model.blocks:
-            block.attn.__class__ = RelPosAttention
+            if is_plain(block.attn):
+                block.attn.__class__ = RelPosAttention
 
     def place(self, patches: Tokens) -> Tokens:
         x, model = patches.x, self.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,6 +86,7 @@ class ViT(Sequence):
     """
 
     takes_tiles = True
+    written_out: ClassVar = {"": frozenset({"_pos_embed"})}
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)
@@ -113,6 +114,7 @@ class RoPE(Sequence):
     """
 
     takes_tiles = True
+    written_out: ClassVar = {"": frozenset({"_pos_embed"})}
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from timm.layers.bottleneck_attn import BottleneckAttn
 from timm.layers.halo_attn import HaloAttn
@@ -13,7 +14,8 @@ from timm.models.mobilevit import MobileVitV2Block
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
-from patchcast.backbones.conventions import TimmBackbone, width_after
+from patchcast.backbones.conventions import TimmBackbone, on_meta, width_after
+from patchcast.backbones.painted import Features
 from patchcast.geometry import Grid, Layout
 
 
@@ -139,13 +141,43 @@ class Swin(Staged):
         return model.patch_embed.strict_img_size
 
 
-# Over a map of one size, or of a multiple of some number of units.
-FIXED = (BatNonLocalAttn, BottleneckAttn, HaloAttn, LambdaLayer, MobileVitV2Block)
+# Over a map of the size that they were built for, or of a multiple of some number of units.
+ATTENTION = (BatNonLocalAttn, BottleneckAttn, HaloAttn, LambdaLayer, MobileVitV2Block)
 
 
 class Byob(Staged):
-    """timm's `ByobNet`: MobileViT, and convolutional networks, some with attention."""
+    """timm's `ByobNet`: MobileViT, and convolutional networks, some with attention.
 
-    @staticmethod
-    def has_fixed_size(model: nn.Module) -> bool:
-        return any(isinstance(each, FIXED) for each in model.modules())
+    Where there is attention, the model keeps no size that it was built for, and what sizes pass follows from its
+    parts: they are tried on the meta device, where nothing is computed.
+    """
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
+        self.passed: dict[tuple[int, int], bool] = {}
+        super().__init__(model, image_size)
+        self.has_attention = any(isinstance(each, ATTENTION) for each in model.modules())
+        if not self.has_attention:
+            return
+        if not self.passes(self.image_size):
+            step = self.stride[0]
+            squares = ((side, side) for side in range(step, 33 * step, step))
+            self.image_size = next((size for size in squares if self.passes(size)), self.image_size)
+        height, width = self.image_size
+        self.takes_any_size = self.passes((2 * height, width))
+
+    def grid(self, images: ImageBatch | tuple[int, int]) -> Grid:
+        grid = super().grid(images)
+        size = (grid.rows * self.stride[0], grid.cols * self.stride[1])
+        if self.has_attention and not torch.compiler.is_compiling() and not self.passes(size):
+            raise ValueError(f"the attention of this {self.name} does not take images of {size[0]}x{size[1]} pixels")
+        return grid
+
+    def passes(self, size: tuple[int, int]) -> bool:
+        """Whether images of this size become one feature for every unit."""
+        if size not in self.passed:
+            units = (size[0] // self.stride[0], size[1] // self.stride[1])
+            try:
+                self.passed[size] = tuple(on_meta(Features(self.model), self.channels, size).shape[2:]) == units
+            except (AssertionError, RuntimeError, ValueError):
+                self.passed[size] = False
+        return self.passed[size]

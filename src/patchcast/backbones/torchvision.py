@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.models import SwinTransformer, VisionTransformer
 
 from patchcast.backbones.backbone import Backbone, ImageBatch, Tokens
+from patchcast.backbones.changes import check_methods, foreign_parts, warn_of_foreign
 from patchcast.geometry import Grid, take
 
 
@@ -26,7 +27,13 @@ class TorchvisionViT(Backbone):
     features_prefix = 1
 
     def __init__(self, model: VisionTransformer, image_size: tuple[int, int] | None = None) -> None:
+        check_methods(
+            model, {"": frozenset({"_process_input"}), "encoder": frozenset()}, harmless=frozenset({"__init__"})
+        )
         super().__init__(model)
+        if foreign := foreign_parts(model.encoder.layers.children()):
+            self.can = self.can - {"drop"}
+            warn_of_foreign(self.name, foreign)
         self.image_size = (model.image_size, model.image_size)
         self.stride = (model.patch_size, model.patch_size)
         self.width = self.embed_width = model.hidden_dim
@@ -59,6 +66,7 @@ class TorchvisionSwin(Backbone):
     features_layout = "NHWC"
 
     def __init__(self, model: SwinTransformer, image_size: tuple[int, int] | None = None) -> None:
+        check_methods(model, {"": frozenset()}, harmless=frozenset({"__init__"}))
         super().__init__(model)
         stem = model.features[0][0]
         self.image_size = image_size or (256 if "V2" in type(model.features[1][0]).__name__ else 224,) * 2

@@ -64,7 +64,7 @@ class Row:
 def ours(pretrainer: Pretrainer) -> Row:
     for parameter in pretrainer.idle_parameters():
         parameter.requires_grad_(False)
-    after = partial(pretrainer.target.update, pretrainer.backbone)
+    after = pretrainer.after_step
     return Row(lambda images: pretrainer(images).loss, pretrainer.train(), after)
 
 

@@ -42,7 +42,7 @@ def ours(pretrainer: Pretrainer) -> tuple[nn.Module, Loss]:
     pretrainer.train()
 
     def loss(images: Tensor) -> Tensor:
-        pretrainer.target.update(pretrainer.backbone)  # after a step or before one: it costs the same
+        pretrainer.after_step()  # after a step or before one: it costs the same
         return pretrainer(images, pretrainer.draw(images)).loss  # drawn outside of what is compiled, as in training
 
     return pretrainer, loss

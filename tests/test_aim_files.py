@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchcast.backbones import Backbone, Grid, wrap
-from patchcast.backbones.aim_network import ARCHITECTURE, SIZES, aim_args, aim_vit
+from patchcast.backbones.aim_network import AIM_SIZES, ARCHITECTURE, aim_args, aim_vit
 from patchcast.evaluation import extract_tokens
 from patchcast.interop import load_aim, load_aim_probe
 from patchcast.plans import RasterOrder
@@ -30,8 +30,8 @@ def test_published_sizes(size: str, billions: float) -> None:
     assert plain.state_dict().keys() == vit.state_dict().keys()
     trained = sum(each.numel() for each in vit.parameters() if each.requires_grad)
     assert trained / 1e9 == pytest.approx(billions, abs=0.005)
-    width = SIZES[size]["embed_dim"]
-    assert trained == SIZES[size]["depth"] * (12 * width**2 + 4 * width) + (14 * 14 * 3 + 1 + 4) * width
+    width = AIM_SIZES[size]["embed_dim"]
+    assert trained == AIM_SIZES[size]["depth"] * (12 * width**2 + 4 * width) + (14 * 14 * 3 + 1 + 4) * width
     assert all(block.attn.head_dim == 128 for block in vit.blocks)
     assert {type(block).__name__ for block in vit.blocks} == {"Block"}
     with pytest.raises(ValueError, match=r"0\.6B, 1B, 3B, 7B"):

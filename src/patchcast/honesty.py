@@ -227,6 +227,7 @@ def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
+        pretrainer.after_step()
         if step >= steps * 3 // 4:
             blind = pretrainer.loss(pretrainer.target.blind(output.targets), output.targets)
             ratios.append(output.loss.item() / blind.mean().item())

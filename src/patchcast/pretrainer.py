@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,7 +58,7 @@ def embedding_of(backbone: Backbone, images: ImageBatch) -> Float[Tensor, "B D"]
 
 
 class Pretrainer(nn.Module):
-    """A method over a backbone, as a plain module for anybody's training loop.
+    """A method over a backbone, as a plain module for any training loop: `after_step` after each optimizer step.
 
     >>> import timm
     >>> from patchcast.backbones import wrap
@@ -105,17 +106,52 @@ class Pretrainer(nn.Module):
             )
         self.backbone, self.plan, self.view = backbone, plan, view
         self.predictor, self.target, self.loss = predictor, target, loss
+        self._weight_version, self._has_gradient, self._forgotten = 0, False, 0  # for `_check_after_step`
 
     def forward(
         self, images: ImageBatch, plan: Plan | None = None, *, generator: torch.Generator | None = None
     ) -> Output:
         """Predict what the plan asks; `plan` is drawn (from a CPU generator) unless given."""
+        self.backbone.check_dtype(images)
         if plan is None:
             plan = self.draw(images, generator)
         targets = self.targets(images, plan)  # before the activations that are kept for the backward pass
         predictions = self.predictor(self.view(self.backbone, images, plan), plan).float()
         loss = weighted_mean(self.loss(predictions, targets), plan.weight)
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._check_after_step(loss)
         return Output(loss, predictions, targets, plan, self.backbone, images)
+
+    def after_step(self) -> None:
+        """What a training loop calls after each optimizer step: a teacher that follows the backbone does so here."""
+        self.target.update(self.backbone)
+        self._has_gradient, self._forgotten = False, 0
+
+    def _check_after_step(self, loss: Float[Tensor, ""]) -> None:
+        """Warn once if a second optimizer step was taken and nobody called `after_step`.
+
+        A step was taken if there were gradients, and now there are none or the weights' version is another (a fused
+        optimizer leaves the version as it is). Nothing of this waits for a GPU, and gathered gradients are no step.
+        """
+        if type(self.target).update is Target.update or self._forgotten > 1:
+            return
+        weights = [weight for weight in self.backbone.parameters() if weight.requires_grad]
+        version = sum(weight._version for weight in weights if not weight.is_inference())
+        if self._has_gradient and (version != self._weight_version or all(weight.grad is None for weight in weights)):
+            self._has_gradient = False
+            self._forgotten += 1
+        self._weight_version = version
+        if loss.requires_grad:
+            loss.register_hook(self._note_gradient)
+        if self._forgotten > 1:
+            warnings.warn(
+                f"the weights are trained, but {type(self.target).__name__} does not follow: call "
+                "pretrainer.after_step() after each optimizer step",
+                stacklevel=4,
+            )
+
+    def _note_gradient(self, _: Tensor) -> None:
+        self._has_gradient = True
 
     @torch.no_grad()
     def targets(self, images: ImageBatch, plan: Plan) -> Num[Tensor, "B G P T"]:

@@ -45,7 +45,7 @@ class Target(nn.Module):
         return torch.zeros_like(targets)
 
     def update(self, backbone: Backbone) -> None:
-        """Called after each optimiser step; targets that follow the backbone do so here."""
+        """Called by `Pretrainer.after_step`; targets that follow the backbone do so here."""
 
 
 class Pixels(Target):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchcast.backbones.imagegpt_network import SIZES, Cache
+from patchcast.backbones.imagegpt_network import IMAGEGPT_SIZES, Cache
 from patchcast.geometry import Grid
 from patchcast.interop.imagegpt_weights import (
     assemble,
@@ -86,7 +86,7 @@ def test_logits_hidden_states_and_cache_are_those_of_transformers() -> None:
     "side", [8, pytest.param(32, marks=pytest.mark.slow)], ids=["64 positions", "the paper's 1,024 positions"]
 )
 def test_logits_of_size_s_are_those_of_transformers(side: int) -> None:
-    depth, width, heads = SIZES["S"]
+    depth, width, heads = IMAGEGPT_SIZES["S"]
     model = theirs(n_embd=width, n_layer=depth, n_head=heads, n_positions=side * side, vocab_size=513)
     pretrainer = ours(model, Grid(side, side))
     ids = torch.randint(512, (1, side * side))

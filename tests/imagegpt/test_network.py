@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchcast.backbones.backbone import CannotError
-from patchcast.backbones.imagegpt_network import SIZES, Cache, ImageGPT, ImageGPTBackbone
+from patchcast.backbones.imagegpt_network import IMAGEGPT_SIZES, Cache, ImageGPT, ImageGPTBackbone
 from patchcast.geometry import Grid
 from patchcast.honesty import dependencies
 from patchcast.losses import cross_entropy
@@ -130,7 +130,7 @@ def test_masked_pixels_are_zeros_and_nothing_else_is() -> None:
 @pytest.mark.parametrize(("name", "millions"), [("S", 76.57), ("M", 455.16), ("L", 1362.25), ("XL", 6801.4)])
 def test_sizes_have_the_papers_parameters(name: str, millions: float) -> None:
     with torch.device("meta"):
-        size = SIZES[name]
+        size = IMAGEGPT_SIZES[name]
         model = ImageGPT(Grid(32, 32), 512, **size._asdict())
     count = sum(each.numel() for each in model.parameters()) + 512 * size.width
     assert count / 1e6 == pytest.approx(millions, abs=0.05)

@@ -74,7 +74,7 @@ ADAPTERS: dict[str, dict[str, type[Backbone]]] = {"timm": TIMM, "torchvision": T
 
 
 def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
-    """The backbone over a timm or torchvision model, given by timm's name or as it is.
+    """The backbone over a timm or torchvision model, given by timm's name or as it is; a backbone stays what it is.
 
     >>> sorted(wrap("test_vit", img_size=64).can)
     ['attend', 'drop', 'paint', 'replace']
@@ -87,8 +87,14 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
             those whose weights do not depend on it, it only tells the size that images will have.
     Raises:
         ValueError: if timm knows no model of this name, or no adapter knows the model's class, or pretrained weights do
-            not fit the arguments.
+            not fit the arguments, or it is neither a name nor a model.
     """
+    if not isinstance(model, str | nn.Module):
+        raise ValueError(f"a backbone is made of a model of timm or torchvision, or of timm's name; got {model!r:.80}")
+    if isinstance(model, Backbone):
+        if timm_kwargs:
+            raise ValueError(f"{model.name} is wrapped already, so {', '.join(timm_kwargs)} cannot be changed")
+        return model
     size = timm_kwargs.get("img_size")
     image_size = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
     if isinstance(model, str):

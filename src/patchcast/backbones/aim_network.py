@@ -12,7 +12,7 @@ from torch import nn
 from patchcast.geometry import Grid
 from patchcast.positions import sincos_positions
 
-SIZES: dict[str, dict[str, int]] = {
+AIM_SIZES: dict[str, dict[str, int]] = {
     "0.6B": {"embed_dim": 1536, "depth": 24, "num_heads": 12},
     "1B": {"embed_dim": 2048, "depth": 24, "num_heads": 16},
     "3B": {"embed_dim": 3072, "depth": 24, "num_heads": 24},
@@ -36,10 +36,10 @@ def aim_args(size: str) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such size.
     """
-    if size not in SIZES:
-        raise ValueError(f"AIM was published as {', '.join(SIZES)}; got {size!r}")
+    if size not in AIM_SIZES:
+        raise ValueError(f"AIM was published as {', '.join(AIM_SIZES)}; got {size!r}")
     return {
-        **SIZES[size],
+        **AIM_SIZES[size],
         "class_token": False,
         "global_pool": "avg",
         "fc_norm": False,

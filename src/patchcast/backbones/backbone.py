@@ -89,6 +89,7 @@ class Backbone(nn.Module, ABC):
         image_size: nominal (height, width).
         channels: of the image.
         takes_any_size: whether images may have another size than `image_size`, as long as `stride` divides it.
+        takes_integers: whether images may be 8-bit, or codes (ImageGPT); others take floating point.
         pixels_stay_in_unit: whether a token is made of its own unit's pixels only. Where stems overlap it is not:
             hidden pixels must be blanked before units are dropped, and no attention mask is causal for pixels.
         features_layout: how `forward_stages` lays out its result.
@@ -102,6 +103,7 @@ class Backbone(nn.Module, ABC):
     image_size: tuple[int, int]
     channels: int
     takes_any_size: bool = False
+    takes_integers: bool = False
     pixels_stay_in_unit: bool = True
     features_layout: Layout = "NLC"
     features_prefix: int = 0
@@ -180,6 +182,7 @@ class Backbone(nn.Module, ABC):
         Raises:
             ValueError: if the image does not fit the model, or the mask not the grid.
         """
+        self.check_dtype(images)
         grid = self.grid(images)
         if is_hidden is None:
             return self.add_positions(self.to_patches(images))
@@ -298,6 +301,19 @@ class Backbone(nn.Module, ABC):
         self.grid(images)  # the size is refused here in one sentence, and by some models' own forward not at all
         indices = blocks if blocks is None or isinstance(blocks, int) else list(blocks)
         return list(forward(images, indices=indices, norm=False, intermediates_only=True, output_fmt="NCHW"))
+
+    def check_dtype(self, images: ImageBatch) -> None:
+        """Refuse images that were not converted to floating point.
+
+        Raises:
+            ValueError: in one sentence, with what to do.
+        """
+        pixels = images if isinstance(images, Tensor) else images.get("canvas", images.get("patches"))
+        if isinstance(pixels, Tensor) and not (pixels.is_floating_point() or self.takes_integers):
+            raise ValueError(
+                f"{self.name} takes normalized images in floating point; got {pixels.dtype}: "
+                "give (images / 255 - mean) / std, with the mean and std of each channel"
+            )
 
     def grid(self, images: ImageBatch | tuple[int, int]) -> Grid:
         """The grid of units of these images, or of this (height, width).

@@ -26,7 +26,7 @@ class Size(NamedTuple):
     heads: int
 
 
-SIZES = {
+IMAGEGPT_SIZES = {
     "S": Size(24, 512, 8),
     "M": Size(36, 1024, 8),
     "L": Size(48, 1536, 16),
@@ -404,6 +404,7 @@ class ImageGPTBackbone(Backbone):
     """
 
     model: ImageGPT
+    takes_integers = True
 
     def __init__(
         self, model: ImageGPT, tokenizer: Tokenizer, *, channels: int, stride: tuple[int, int] = (1, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from patchcast.backbones.backbone import Backbone
+from torch import nn
+
+from patchcast.backbones import Backbone, wrap
 from patchcast.losses import cross_entropy, smooth_l1, squared
 from patchcast.plans import Planner, RandomOrder, RasterOrder
 from patchcast.predictors import LinearHead, MLPHead, Predictor, TargetQuery
@@ -15,7 +17,7 @@ RASTER = RasterOrder()
 
 
 def aim(
-    backbone: Backbone,
+    backbone: nn.Module | str,
     *,
     plan: Planner = RASTER,
     head_width: int | None = None,
@@ -29,6 +31,7 @@ def aim(
     RasterOrder(random_prefix=True)
 
     Args:
+        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
         plan: the order. The paper's is by rows; `RasterOrder(random_prefix=False)` is plainly causal. `FixedOrder` and
             `RandomOrder` go other ways, and their head is told which unit it is to predict.
         head_width: of the MLP head: the paper's 2,048 for its trunks (1,536 wide and more), otherwise the backbone's
@@ -40,13 +43,14 @@ def aim(
         CannotError: if the backbone's attention takes no mask.
         ValueError: if the order is random and the head linear.
     """
+    backbone = wrap(backbone)
     target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
     head = _head(backbone, target.outputs, plan, head_width, head_depth)
     return Pretrainer(backbone, plan=plan, view=Attend(), predictor=head, target=target, loss=squared)
 
 
 def aim_codes(
-    backbone: Backbone,
+    backbone: nn.Module | str,
     tokenizer: Tokenizer,
     *,
     plan: Planner = RASTER,
@@ -64,16 +68,18 @@ def aim_codes(
     torch.Size([2, 1, 3, 8])
 
     Args:
+        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
         tokenizer: gives each unit a code, as for `patchcast.methods.beit`.
         others: as in `aim`.
     """
+    backbone = wrap(backbone)
     target = Codes(tokenizer)
     head = _head(backbone, target.outputs, plan, head_width, head_depth)
     return Pretrainer(backbone, plan=plan, view=Attend(), predictor=head, target=target, loss=cross_entropy)
 
 
 def aim_features(
-    backbone: Backbone,
+    backbone: nn.Module | str,
     *,
     plan: Planner = RASTER,
     head_width: int | None = None,
@@ -90,10 +96,12 @@ def aim_features(
     64
 
     Args:
+        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
         momentum: of the teacher at the first step; it rises linearly to 1.
         steps: optimiser steps after which it is 1; None: it stays where it is.
         others: as in `aim`.
     """
+    backbone = wrap(backbone)
     target = EMAFeatures(backbone, momentum=momentum, steps=steps)
     head = _head(backbone, target.outputs, plan, head_width, head_depth)
     return Pretrainer(backbone, plan=plan, view=Attend(), predictor=head, target=target, loss=smooth_l1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from patchcast.backbones.backbone import Backbone
+from torch import nn
+
+from patchcast.backbones import wrap
 from patchcast.losses import cross_entropy
 from patchcast.plans import BlockMask
 from patchcast.predictors import LinearHead
@@ -12,7 +14,7 @@ from patchcast.tokenizers.base import Tokenizer
 from patchcast.views import replace_or_paint
 
 
-def beit(backbone: Backbone, tokenizer: Tokenizer, *, mask_ratio: float = 0.4) -> Pretrainer:
+def beit(backbone: nn.Module | str, tokenizer: Tokenizer, *, mask_ratio: float = 0.4) -> Pretrainer:
     """Put a mask token in the place of hidden blocks, and classify which code of the tokenizer each unit has.
 
     Models without a place for a mask token (ConvNeXt, ResNet) see these blocks painted over.
@@ -26,9 +28,11 @@ def beit(backbone: Backbone, tokenizer: Tokenizer, *, mask_ratio: float = 0.4) -
     0.4
 
     Args:
+        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
         tokenizer: gives every unit of an image a code: `PatchCodebook`, or anything with `vocabulary` and `encode`.
         mask_ratio: share of units hidden.
     """
+    backbone = wrap(backbone)
     target = Codes(tokenizer)
     return Pretrainer(
         backbone,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from patchcast.backbones.backbone import Backbone
+from patchcast.backbones import wrap
 from patchcast.losses import smooth_l1
 from patchcast.plans import MultiBlock
 from patchcast.predictors import Decoder, small_normal, usable_width
@@ -17,7 +17,7 @@ from patchcast.views import Drop, replace_or_paint
 
 
 def ijepa(
-    backbone: Backbone,
+    backbone: nn.Module | str,
     *,
     predictor_width: int | None = None,
     predictor_depth: int = 6,
@@ -36,12 +36,14 @@ def ijepa(
     4
 
     Args:
+        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
         predictor_width: half the backbone's width and 384 at most, which is what the paper has for ViT-B and larger.
         predictor_depth: blocks of the predictor: the paper's 6 for ViT-B (12 for ViT-L and ViT-H).
         predictor_heads: attention heads in each, 32 channels wide if None (the paper: as many as in the encoder).
         momentum: of the teacher at the beginning.
         steps: optimiser steps of the training, over which the momentum rises to 1; None: it stays.
     """
+    backbone = wrap(backbone)
     width = predictor_width or usable_width(min(384, backbone.width // 2))
     predictor = Decoder(
         width,

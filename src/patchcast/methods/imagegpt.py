@@ -32,8 +32,10 @@ def imagegpt(backbone: ImageGPTBackbone) -> Pretrainer:
     that is stable.
 
     Raises:
-        CannotError: if the backbone's network is not causal.
+        ValueError: if the backbone is no `ImageGPTBackbone`.
+        CannotError: if its network is not causal.
     """
+    _check(backbone)
     return Pretrainer(
         backbone,
         plan=FromStart(),
@@ -51,8 +53,10 @@ def imagegpt_masked(backbone: ImageGPTBackbone, *, mask_ratio: float = 0.15) -> 
     images, as it does, and over pixels are the same: rounded to the nearest number of pixels.
 
     Raises:
-        CannotError: if the backbone's network is causal.
+        ValueError: if the backbone is no `ImageGPTBackbone`.
+        CannotError: if its network is causal.
     """
+    _check(backbone)
     return Pretrainer(
         backbone,
         plan=RandomMask(mask_ratio, count=hidden_to_the_nearest),
@@ -102,6 +106,14 @@ def on_codes(pretrainer: Pretrainer) -> Pretrainer:
         target=Codes(codes),
         loss=pretrainer.loss,
     )
+
+
+def _check(backbone: object) -> None:
+    if not isinstance(backbone, ImageGPTBackbone):
+        raise ValueError(
+            f"ImageGPT runs on a network of its own: give ImageGPTBackbone(ImageGPT(grid, codes, ...), palette, "
+            f"channels=3); got {type(backbone).__name__}"
+        )
 
 
 def _head(backbone: ImageGPTBackbone) -> LinearHead:

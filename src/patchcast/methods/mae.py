@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from patchcast.backbones.backbone import Backbone
+from patchcast.backbones import wrap
 from patchcast.losses import squared
 from patchcast.plans import RandomMask
 from patchcast.predictors import Decoder, usable_width
@@ -14,7 +14,7 @@ from patchcast.views import Drop
 
 
 def mae(
-    backbone: Backbone,
+    backbone: nn.Module | str,
     *,
     mask_ratio: float = 0.75,
     decoder_width: int | None = None,
@@ -24,11 +24,11 @@ def mae(
 ) -> Pretrainer:
     """Hide most units, run the backbone on the rest, and decode the pixels of the hidden ones.
 
-    >>> from patchcast.backbones import wrap
-    >>> mae(wrap("test_vit")).plan
+    >>> mae("test_vit").plan
     RandomMask(ratio=0.75)
 
     Args:
+        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
         mask_ratio: share of units hidden.
         decoder_width: the paper's 512, or about the backbone's width where that is smaller.
         decoder_depth: blocks of the decoder.
@@ -37,6 +37,7 @@ def mae(
     Raises:
         CannotError: if the backbone cannot run on the visible units alone.
     """
+    backbone = wrap(backbone)
     width = decoder_width or usable_width(min(512, backbone.width))
     target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
     return Pretrainer(

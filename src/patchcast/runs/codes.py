@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from patchcast.backbones.backbone import Backbone
-from patchcast.backbones.imagegpt_network import SIZES, ImageGPT, ImageGPTBackbone
+from patchcast.backbones.imagegpt_network import IMAGEGPT_SIZES, ImageGPT, ImageGPTBackbone
 from patchcast.data import Images
 from patchcast.geometry import Grid
 from patchcast.methods import Method
@@ -19,7 +19,7 @@ from patchcast.tokenizers.patches import PatchCodebook, PerUnit
 
 NETWORKS: dict[str, dict[str, int]] = {
     "imagegpt": {},
-    **{f"imagegpt_{name.lower()}": size._asdict() for name, size in SIZES.items()},
+    **{f"imagegpt_{name.lower()}": size._asdict() for name, size in IMAGEGPT_SIZES.items()},
 }
 """ImageGPT's networks as `--model` names them; the first is of the size that `model_args` says."""
 LARGEST_SIDE = 32  # of images, unless the recipe says otherwise: the paper's smallest, of 1,024 codes

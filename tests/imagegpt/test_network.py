@@ -236,4 +236,4 @@ def test_the_start_plan_uses_only_what_came_before() -> None:
     assert plan.predict.shape == (4, 1, 6)
     assert torch.equal(plan.may_use()[0, 0].sum(-1), torch.arange(6))
     assert not plan.may_use().gather(-1, plan.predict[..., None]).any()
-    assert masked().plan == RandomMask(0.15)
+    assert masked().plan == RandomMask(0.15, count=hidden_to_the_nearest)

@@ -98,7 +98,7 @@ def _for_transformers(recipe: Resolved, pretrainer: Pretrainer, out: Path) -> No
     if METHODS[recipe.method].codes == "colours":
         save_imagegpt(pretrainer, out, squash=recipe.crop_mode == "squash")
     elif recipe.method == "mae":
-        save_mae(pretrainer, out)
+        save_mae(pretrainer, out, mean=recipe.mean, std=recipe.std, squash=recipe.crop_mode == "squash")
     else:
         raise ValueError(f"transformers has a place for MAE and ImageGPT; for {recipe.method} take --to timm")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,19 @@ Run again with
 ```
 
 Images are {size} pixels (height x width) with {channels}. White is 1; then each channel has its mean subtracted, and is
-divided by its deviation: mean {mean}, deviation {std}. Larger images are made smaller until they just cover that size
-(bicubic, with antialiasing), and their centre is cut out.
+divided by its deviation: mean {mean}, deviation {std}. {fit}
 
 ## Licence
 
 **None has been chosen yet.** Whose weights these are decides, and has to look at the licence of the images as well:
 write it here, and in the place of `license: other` at the top of this file.
 """
+
+
+FIT = {
+    "center": "Images are resized until they just cover it\n(bicubic, with antialiasing), and their center is cut out.",
+    "squash": "Images of other sizes are resized to it, whatever\ntheir shape (bicubic, with antialiasing).",
+}
 
 
 def write_card(run: Path, recipe: Resolved, pretrainer: Pretrainer, out: Path, *, to: str, where: str) -> None:
@@ -92,6 +98,7 @@ def write_card(run: Path, recipe: Resolved, pretrainer: Pretrainer, out: Path, *
         channels="1 channel" if recipe.channels == 1 else f"{recipe.channels} channels",
         mean=list(recipe.mean),
         std=list(recipe.std),
+        fit=FIT[recipe.crop_mode],
     )
     (out / "README.md").write_text(text)
 
@@ -104,6 +111,7 @@ def command(recipe: Recipe) -> str:
     patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip true --steps 9
     """
     words = ["patchcast", "pretrain"]
+    recipe = dataclasses.replace(recipe, model_args=_placeless(recipe.model_args))
     for name, value in options(recipe):
         if name == "out":
             words += ["--out", "RUN"]
@@ -263,7 +271,7 @@ def _was(recipe: Resolved, pretrainer: Pretrainer) -> list[tuple[str, str]]:
     batch = recipe.batch_size
     return [
         ("method", f"{recipe.method} {recipe.method_args or ''}".strip()),
-        ("model", f"{recipe.model} {recipe.model_args or ''}".strip() + f", from {start}"),
+        ("model", f"{recipe.model} {_placeless(recipe.model_args) or ''}".strip() + f", from {start}"),
         ("parameters", f"{encoder / 1e6:.1f} M in the encoder"),
         ("data", _without_place(recipe.data)),
         ("images", f"{recipe.channels} x {height} x {width}{tiles}, as {grid} units"),
@@ -320,6 +328,15 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _placeless(value: Any) -> Any:
+    """The same with every path in it by its last part, however deep it lies."""
+    if isinstance(value, Mapping):
+        return {name: _placeless(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_placeless(each) for each in value]
+    return _without_place(value) if isinstance(value, str) else value
 
 
 def _without_place(value: str) -> str:

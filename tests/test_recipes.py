@@ -11,9 +11,9 @@ from PIL import Image
 
 from patchcast.cli import main
 from patchcast.commands.pretrain import pretrain
-from patchcast.data import open_images
+from patchcast.data import open_source
 from patchcast.recipe import Recipe
-from patchcast.runs.build import resolve
+from patchcast.runs.build import find_method, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {file.stem: file for file in sorted((ROOT / "recipes").glob("*.yaml"))}
@@ -60,7 +60,7 @@ def yes_if_placeholder(text: str) -> bool:
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_resolves_as_it_stands(name: str, photos: Path) -> None:
     recipe = recipe_of(name, photos)
-    resolved = resolve(recipe, open_images(recipe.data))
+    resolved = resolve(recipe, find_method(recipe.method), open_source(recipe.data))
     for option, value in Recipe.load(RECIPES[name]).to_dict().items():
         if value is not None and option not in ("data", "epochs"):
             assert resolved.to_dict()[option] == value, option

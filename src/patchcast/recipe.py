@@ -1,79 +1,111 @@
-"""`Recipe`: all that a run is, as plain values. Flags, YAML files and a run folder's config.yaml are the same thing.
+"""`Recipe`: all options of a run, as plain values. Flags, YAML files and a run folder's config.yaml are the same thing.
 
-Light on purpose: nothing here imports torch until a recipe is resolved.
+It imports neither torch nor timm, so that wrong options are found at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "gpu"]
 CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 
+HELD_OUT = 0.05
+"""Share of a source without a validation or test split that is held out from training."""
+EARLIER: dict[str, Any] = {"held_out": 0.0, "crop_mode": "center"}
+"""Options that configs of earlier versions do not have, and what those versions did."""
+NOT_LEARNED = frozenset(
+    {
+        *("out", "device", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
+        *("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb"),
+    }
+)
+"""Options that change nothing in what is learned (but for rounding): where and how fast a run goes, and what it logs.
+A run may be resumed with other values of these, and a model card leaves them out."""
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("image_size", "tile_size", "patch_size", "channels", "steps", "batch_size"), AT_LEAST_1),
+    **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "devices", "nodes", "accumulate"), AT_LEAST_1),
+    **dict.fromkeys(("epochs", "lr", "std"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "clip", "workers"), NOT_NEGATIVE),
+    **dict.fromkeys(("warmup", "betas", "held_out"), SHARE),
+    "codes": Range(2),
+    "mean": ANY,
+    "crop_scale": POSITIVE_SHARE,
+    "seed": Range(0, 2**63 - 1),
+}
+"""Of every number in a recipe."""
+
 
 @dataclass
 class Recipe:
-    """Pretrain a vision transformer on unlabelled images.
+    """Pretrain a vision transformer on unlabeled images.
 
-    What is left out follows the model, the data and the method, and is written to config.yaml in the run folder.
+    Options that are left out follow from the model, the data and the method. All are written to config.yaml in the run
+    folder.
 
     Args:
         method: aim, aim_features, beit, ijepa, imagegpt, imagegpt_masked, mae or simmim.
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
-        data: "digits", a folder of images, parquet or tar files or folders of them (also as shard-{000..009}.tar, or
-            by URL), hf:NAME or hf-stream:NAME of a Hugging Face dataset. See docs/data.md.
+        data: "digits"; a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or
+            by URL); hf:NAME or hf-stream:NAME of a Hugging Face dataset. See docs/data.md.
         out: the run folder.
         method_args: options of the method, such as mask_ratio of mae; see the method's page.
         model_args: arguments of timm's create_model, or of the ImageGPT network.
         pretrained: start from timm's weights instead of random ones.
-        image_size: height and width in pixels. Default: the model's; or the data's, where the images are smaller.
-        tile_size: pixels per side of a tile. Images are cut into tiles of this size, and the model, built for one of
-            them, runs over all tiles together. Default: images are not cut.
-        patch_size: pixels per side of a patch. Default: the model's; where images are smaller than the model's, one
-            that gives at least 7 patches a side.
-        channels: of the images, 1, 3 or 4; or as many as the files have. Default: the data's.
-        codes: how many codes beit and imagegpt predict from, of patches or colours found in the data. Default: 512.
-        tokenizer: a saved palette or codebook to take them from instead. What is used is kept in the run folder.
-        mean: of each channel, white being 1. Default: measured on the data; the model's if it is pretrained.
-        std: of each channel, likewise.
-        crop_scale: smallest and largest share of the area that random crops keep. Default: the method's.
+        image_size: height and width in pixels. Default: the model's; the data's, if the images are smaller.
+        tile_size: pixels per side of a tile. Images are cut into tiles of this size, and the model, built for one
+            tile, runs over all tiles together. Default: images are not cut.
+        patch_size: pixels per side of a patch. Default: the model's; if images are smaller than the model's, a patch
+            that gives at least 7 patches per side.
+        channels: 1, 3 or 4 channels per image, or as many as the files have. Default: the data's.
+        codes: number of codes that beit and imagegpt predict, found in the data's patches or colors. Default: 512.
+        tokenizer: a saved palette or codebook to use instead. A copy is saved in the run folder.
+        mean: of each channel, where white is 1. Default: measured on the data; the model's if it is pretrained.
+        std: standard deviation of each channel, likewise.
+        crop_scale: smallest and largest share of the image area that a random crop covers. Default: the method's.
         crop_mode: how an image that is not cropped at random comes to image_size, in timm's words: "center" resizes it
             until it just covers that size and cuts its center out, "squash" resizes all of it, whatever its shape.
             Default: squash for imagegpt and imagegpt_masked, as transformers' processor can do no other; else center.
         flip: mirror half of the images. Not for digits, letters or anything else that has a handedness.
+        held_out: share of the images that is held out from training, for the evaluation loss and for pictures, where
+            the data has no validation or test split; at most 2,000 images. 0 holds out none. Default: 0.05.
         epochs: passes over the data; ignored if steps is given.
-        steps: optimiser steps.
-        batch_size: images a step.
-        lr: peak learning rate. Default: the method's for 256 images, in proportion to the batch.
+        steps: optimizer steps.
+        batch_size: images per step.
+        lr: peak learning rate. Default: the method's for 256 images, scaled with the batch size.
         betas: of AdamW. Default: the method's.
-        weight_decay: of matrices. Default: the method's.
+        weight_decay: of weight matrices. Default: the method's.
         warmup: share of the steps over which the learning rate rises.
-        clip: largest norm of the gradient, 0 for none. Default: the method's.
+        clip: maximum norm of the gradient; 0 turns clipping off. Default: the method's.
         precision: fp32 or bf16. Default: bf16 on a GPU that has it.
         device: auto, cpu or gpu.
-        workers: processes that read and augment images. Default: none on the CPU, where they would take the cores
-            that training needs; on a GPU one for each core, up to 8.
+        workers: processes that read and augment images. Default: none on the CPU, which training needs itself; on a
+            GPU one per core, up to 8.
         seed: of everything random.
         log_every: steps between two rows of metrics.csv.
-        eval_every: steps between two evaluations on the data's test or validation split. Default: ten in the run.
-        checkpoint_every: steps between two checkpoints. Default: ten in the run.
-        probe_data: a labelled source, perhaps the same as data, whose accuracy by the 20 nearest neighbours and by a
-            linear classifier is in metrics.csv at every evaluation. What is learnt does not depend on it.
-        pictures: draw what the model predicts for eight images at every evaluation, into the run folder's images/.
+        eval_every: steps between two evaluations on held-out images. Default: ten evaluations in the run.
+        checkpoint_every: steps between two checkpoints. Default: ten checkpoints in the run.
+        probe_data: a labeled source, which may be the same as data. At every evaluation, metrics.csv gets the accuracy
+            of the 20 nearest neighbors and of a linear classifier. It does not change what is learned.
+        pictures: at every evaluation, draw what the model predicts for eight images into the run folder's images/.
         tensorboard: also log to TensorBoard, in the run folder.
         wandb: also log to Weights & Biases, into the project of this name.
-        devices: GPUs of each machine, or processes on the CPU, that share each batch.
-        nodes: machines that share it; start the command on each with torchrun or SLURM.
-        sharded: devices share out the weights and the optimiser's state (FSDP2) instead of each holding all.
-        accumulate: pieces in which each device takes its part of a batch, one after the other.
-        compile: make kernels for the model with torch.compile, which takes a minute at the start.
-        checkpointing: compute the activations of blocks again instead of keeping them: slower, in less memory.
+        devices: GPUs per machine (or processes on the CPU) that share each batch.
+        nodes: machines that share each batch; start the command on each with torchrun or SLURM.
+        sharded: shard weights and optimizer state over the devices (FSDP2) instead of copying them to each.
+        accumulate: number of micro-batches in which each device computes its part of a batch.
+        compile: compile the model with torch.compile, which takes a minute at the start.
+        checkpointing: recompute the activations of blocks instead of storing them: slower, with less memory.
     """
 
     method: str
@@ -94,6 +126,7 @@ class Recipe:
     crop_scale: tuple[float, float] | None = None
     crop_mode: CropMode | None = None
     flip: bool | None = None
+    held_out: float | None = None
     epochs: float = 100.0
     steps: int | None = None
     batch_size: int = 256
@@ -125,17 +158,39 @@ class Recipe:
         values = dataclasses.asdict(self)
         return {name: _plain(value) for name, value in values.items()}
 
-    def differences(self, other: Recipe) -> str:
-        """In what both would not learn the same, in words; empty if they would.
+    def check(self) -> None:
+        """Check the range of every number. The only place that does; called before anything is written.
 
-        Where and how fast they run makes no difference.
+        Raises:
+            ValueError: in one sentence, for the first number that is out of its range.
         """
-        indifferent = {"out", "device", "workers", "log_every", "eval_every", "checkpoint_every"}
-        indifferent |= {"probe_data", "pictures", "tensorboard", "wandb"}
-        indifferent |= {"devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"}
+        check_ranges(vars(self), RANGES)
+        if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"crop_scale is the smallest and the largest share; got {list(self.crop_scale)}")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std have one number per channel; got {len(self.mean)} and {len(self.std)}")
+
+    def differences(self, other: Recipe) -> str:
+        """The options in which this recipe would learn something else than another, in words; empty if none.
+
+        Options in `NOT_LEARNED` are not compared.
+        """
         mine, theirs = self.to_dict(), other.to_dict()
-        differing = [name for name in mine if name not in indifferent and mine[name] != theirs[name]]
+        differing = [name for name in mine if name not in NOT_LEARNED and mine[name] != theirs[name]]
         return ", ".join(f"{name} is {theirs[name]} there and {mine[name]} here" for name in differing)
+
+    def given(self) -> Iterator[tuple[str, str]]:
+        """Name and value of every option that is not the default, as they are typed, in the recipe's order.
+
+        >>> dict(Recipe("mae", "test_vit", "my photos", Path("runs/a"), steps=5, flip=True).given())
+        {'method': 'mae', 'model': 'test_vit', 'data': 'my photos', 'out': 'runs/a', 'flip': 'true', 'steps': '5'}
+        """
+        values = self.to_dict()
+        for each in dataclasses.fields(Recipe):
+            default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
+            value = values[each.name]
+            if value is not None and value != default:
+                yield each.name, value if isinstance(value, str) else json.dumps(value)
 
     def save(self, file: Path) -> None:
         import yaml
@@ -145,23 +200,27 @@ class Recipe:
 
     @classmethod
     def load(cls: type[SomeRecipe], file: Path) -> SomeRecipe:
-        """Read a recipe that `save` wrote.
+        """Read a recipe that `save` or a person wrote.
 
         Raises:
-            ValueError: if the file has an option that recipes do not.
+            ValueError: if the file is no recipe, or has an option that recipes do not have.
         """
-        import yaml
-
-        values = yaml.safe_load(file.read_text())
+        values = _read_yaml(file)
         known = {each.name for each in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(map(str, set(values) - known))
         if unknown:
             raise ValueError(f"{file} has unknown options: {', '.join(unknown)}")
+        required = [each.name for each in dataclasses.fields(cls) if _is_required(each)]
+        if missing := [name for name in required if name not in values]:
+            raise ValueError(f"{file} is no whole recipe: it has no {', '.join(missing)}")
+        if isinstance(values.get("image_size"), int):
+            values["image_size"] = [values["image_size"]] * 2
         for name in ("image_size", "mean", "std", "crop_scale", "betas"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
-        if "epochs" in values:
-            values["epochs"] = float(values["epochs"])  # a person writes 5
+        for name in ("epochs", "lr", "weight_decay", "warmup", "clip", "held_out"):
+            if values.get(name) is not None:  # a person writes 5, and YAML reads 1e-3 as a word
+                values[name] = _as_float(values[name], name, file)
         for name in ("out", "tokenizer"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
@@ -170,14 +229,14 @@ class Recipe:
 
 @dataclass(kw_only=True)
 class Resolved(Recipe):
-    """A recipe with nothing left open: what config.yaml of a run holds."""
+    """A recipe with a value for every option, as in a run's config.yaml."""
 
     image_size: tuple[int, int]
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_scale: tuple[float, float]
-    crop_mode: CropMode = "center"  # of runs that were written before there was another
+    crop_mode: CropMode = EARLIER["crop_mode"]
     flip: bool
     steps: int
     lr: float
@@ -188,6 +247,33 @@ class Resolved(Recipe):
     workers: int
     eval_every: int
     checkpoint_every: int
+    held_out: float = EARLIER["held_out"]
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        reason = " ".join(str(problem).split())
+        raise ValueError(f"{file} is no recipe in YAML: {reason}") from problem
+    except OSError as problem:
+        raise ValueError(f"{file} cannot be read: {problem.strerror}") from problem
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is no recipe: it holds no options")
+    return values
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _as_float(value: Any, name: str, file: Path) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"{file}: {name} is a number; got {value!r}") from problem
 
 
 def _plain(value: Any) -> Any:

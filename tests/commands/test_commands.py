@@ -16,11 +16,9 @@ from safetensors.torch import load_file
 
 from patchcast.backbones.capabilities import METHOD_NAMES
 from patchcast.cli import COMMANDS, main
-from patchcast.data import open_images
 from patchcast.methods import METHODS
 from patchcast.recipe import Recipe, Resolved
-from patchcast.runs.build import build, resolve
-from patchcast.runs.run_folder import open_run
+from patchcast.runs.run import open_run, start_run
 
 TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
 SMALL_MAE = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
@@ -63,7 +61,8 @@ def test_the_config_runs_the_same_again(finished: Path, tmp_path: Path) -> None:
 def test_export_loads_strictly_into_timm_with_equal_outputs(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
     assert main(["export", str(finished), "--out", str(out)]) == 0
-    recipe, pretrainer = open_run(finished)
+    opened = open_run(finished)
+    recipe, pretrainer = opened.recipe, opened.pretrainer
     images = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         ours = pretrainer.backbone(images)
@@ -78,11 +77,11 @@ def test_export_loads_strictly_into_timm_with_equal_outputs(finished: Path, tmp_
 
 def test_export_of_a_model_as_timm_makes_it(tmp_path: Path) -> None:
     """No arguments but the name: then `timm.create_model(name)` takes every key."""
-    from patchcast.commands.export import write_encoder
+    from patchcast.interop.export_formats import write_encoder
+    from patchcast.runs.results import encoder_of
 
     recipe = Recipe(method="mae", model="test_vit", data="digits", out=tmp_path, image_size=(160, 160), channels=3)
-    resolved = resolve(recipe, open_images("digits", channels=3))
-    write_encoder(resolved, build(resolved), tmp_path)
+    write_encoder(encoder_of(start_run(recipe)), tmp_path)
     timm.create_model("test_vit").load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
 
 
@@ -166,9 +165,8 @@ def test_sizes_follow_the_model_and_the_data(
     for i in range(3):
         Image.fromarray(np.full((*data_size, 3), i, dtype=np.uint8)).save(tmp_path / f"{i}.png")
     recipe = Recipe(method="mae", model=model, data=str(tmp_path), out=tmp_path / "run")
-    resolved = resolve(recipe, open_images(str(tmp_path)))
+    resolved = start_run(recipe).recipe
     assert (resolved.image_size, resolved.patch_size) == (image_size, patch_size)
-    build(resolved)
 
 
 def test_help_is_instant_and_flags_are_yaml(tmp_path: Path) -> None:
@@ -228,7 +226,7 @@ def test_a_run_whose_targets_are_no_pixels_finishes(method: str, tmp_path: Path)
 def test_an_order_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for order, expected in (("hilbert", "FixedOrder(curve=<function hilbert"), ("random", "RandomOrder()")):
         recipe = Recipe("aim", "test_vit", "digits", tmp_path, method_args={"plan": order, "head_depth": 1})
-        built = build(resolve(recipe, open_images("digits", channels=1)))
+        built = start_run(recipe).pretrainer
         assert repr(built.plan).startswith(expected.removesuffix(")"))
         assert built.predictor.query is not None
     wrong = ("--method_args", '{"plan": "spiral"}', "--out", str(tmp_path / "new"))

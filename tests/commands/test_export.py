@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from patchcast.backbones import wrap
 from patchcast.cli import main
 from patchcast.commands import push as pushing
-from patchcast.commands.export import trial_images
 from patchcast.data.decode import decode
-from patchcast.interop.card import INDIFFERENT, command, loading
+from patchcast.interop.card import command, loading
+from patchcast.interop.export_formats import trial_images
 from patchcast.interop.graph import save_torch
-from patchcast.recipe import Recipe, Resolved
-from patchcast.runs.build import build, evaluation
-from patchcast.runs.run_folder import CONFIG, open_run, save_weights
+from patchcast.recipe import NOT_LEARNED, Recipe, Resolved
+from patchcast.runs.build import build, find_method
+from patchcast.runs.run import open_run
+from patchcast.runs.run_folder import CONFIG, save_weights
 from patchcast.tokenizers.palette import Palette
 from tests.backbones.zoo import small
 
@@ -55,7 +56,7 @@ def a_run(folder: Path, method: str = "mae", **given: Any) -> Path:
     if method == "imagegpt":
         tokenizer = Palette(torch.linspace(-1, 1, 16)[:, None])
         tokenizer.save(folder / "tokenizer.safetensors")
-    pretrainer = build(recipe, tokenizer)
+    pretrainer = build(recipe, find_method(method), tokenizer)
     torch.manual_seed(1)  # nothing as it began, or what is not written would not be missed
     for each in pretrainer.parameters():
         each.data.add_(torch.randn_like(each) * 0.02)
@@ -69,9 +70,9 @@ def card_code(folder: Path) -> str:
 
 
 def own_embedding(run: Path, photo: Path) -> Tensor:
-    recipe, pretrainer = open_run(run)
+    opened = open_run(run)
     with torch.no_grad(), photo.open("rb") as file:
-        return pretrainer.backbone.pool(evaluation(recipe)(decode(file, recipe.channels))[None])
+        return opened.pretrainer.backbone.pool(opened.evaluation(decode(file, opened.recipe.channels))[None])
 
 
 def run_card(folder: Path, **names: Any) -> Tensor:
@@ -120,7 +121,7 @@ def test_the_cards_code_of_other_layouts(name: str, tmp_path: Path, photo: Path)
     height, width = backbone.image_size
     recipe = Resolved.load(a_run(tmp_path / "run") / CONFIG)
     recipe.image_size, recipe.channels, recipe.mean, recipe.std = (height, width), 3, (0.5,) * 3, (0.25,) * 3
-    code = loading(recipe, backbone, to="timm", where="local-dir:weights")
+    code = loading(recipe, find_method("mae"), backbone, to="timm", where="local-dir:weights")
     assert ("wrap(model).pool" in code) == (name == "crossvit_9_240")
     names: dict[str, Any] = {}
     exec(re.sub(r"timm\.create_model\(.*\)", "given", code), {**names, "given": backbone.model}, names)
@@ -135,7 +136,7 @@ def test_timms_own_transform_shows_what_evaluation_does(tmp_path: Path) -> None:
     transform: Any = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     pixels = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)
     theirs = transform(Image.fromarray(pixels[0].numpy()))
-    assert (theirs - evaluation(open_run(run)[0])(pixels)).abs().max() < 1e-5
+    assert (theirs - open_run(run).evaluation(pixels)).abs().max() < 1e-5
 
 
 @torch.no_grad()
@@ -187,7 +188,7 @@ def test_a_tiled_run(tmp_path: Path, photo: Path) -> None:
     run = a_run(tmp_path / "run", image_size=(16, 24), tile_size=8)
     assert main(["export", str(run), "--out", "tile"]) == 0
     assert (tmp_path / "tile" / "tiles.safetensors").exists()
-    tile = open_run(run)[1].backbone.tile
+    tile = open_run(run).pretrainer.backbone.tile
     names: dict[str, Any] = {}
     exec(card_code(Path("tile")), names)
     with torch.no_grad():
@@ -245,7 +246,7 @@ def test_the_cards_command_learns_the_same(tmp_path: Path, monkeypatch: pytest.M
         assert main(split(command(recipe))[1:]) == 0
         # All that was found for it, so that nothing is left to the defaults of another day.
         parsed, resolved = (
-            {name: value for name, value in each.to_dict().items() if name not in (*INDIFFERENT, "out")}
+            {name: value for name, value in each.to_dict().items() if name not in NOT_LEARNED | {"epochs"}}
             for each in (given[-1], recipe)
         )
         assert parsed == resolved

@@ -145,7 +145,7 @@ def test_a_class_of_one_image_stays_in_training(tmp_path: Path) -> None:
 
 def test_a_source_is_listed_once_and_each_split_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed, opened = [], []
-    monkeypatch.setattr(sources, "find_splits", lambda data: listed.append(data) or find(data))
+    monkeypatch.setattr(sources, "find_splits", lambda *given: listed.append(given) or find(*given))
     monkeypatch.setattr(sources, "open_split", lambda *args, **named: opened.append(named) or open_(*args, **named))
     source = open_source(str(write_images(tmp_path, {"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2})))
     for _ in range(2):

@@ -13,16 +13,15 @@ from safetensors.torch import load_file
 
 from patchcast.cli import main
 from patchcast.commands import pretrain as pretraining
-from patchcast.data import EvalSet, open_images
+from patchcast.data import EvalSet, TrainSet, open_images
 from patchcast.evaluation import linear_probe
 from patchcast.evaluation.layer_probe import extract_imagegpt_layers
 from patchcast.interop import load_imagegpt
 from patchcast.methods import on_codes
 from patchcast.recipe import Recipe, Resolved
-from patchcast.runs import tokenizer as tokenizing
-from patchcast.runs.build import build, resolve
-from patchcast.runs.run_folder import open_run
-from patchcast.runs.tokenizer import encode, find_tokenizer, kept_tokenizer
+from patchcast.runs import run as opening
+from patchcast.runs.run import open_run, start_run
+from patchcast.runs.tokenizer import encode, kept_tokenizer
 from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
@@ -73,7 +72,7 @@ def test_an_imagegpt_run_leaves_everything_behind(runs: Path) -> None:
 def test_its_weights_are_read_by_us_and_by_transformers(runs: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     assert main(["export", str(runs / "imagegpt"), "--out", str(tmp_path / "out")]) == 0
-    _, pretrainer = open_run(runs / "imagegpt")
+    pretrainer = open_run(runs / "imagegpt").pretrainer
     again = load_imagegpt(tmp_path / "out")
     images = torch.rand(2, 1, 8, 8) * 2 - 1
     with torch.no_grad():
@@ -106,7 +105,7 @@ def test_a_killed_run_goes_on_to_the_bit(method: str, tmp_path: Path, monkeypatc
         with pytest.raises(Killed):
             main([*command, "--out", str(tmp_path / "broken")])
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "find_tokenizer", lambda *_: pytest.fail("it is in the folder"))
+        patch.setattr(opening, "find_tokenizer", lambda *_: pytest.fail("it is in the folder"))
         assert main([*command, "--out", str(tmp_path / "broken")]) == 0
     whole, broken = (load_file(tmp_path / each / "pretrainer.safetensors") for each in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
@@ -118,12 +117,11 @@ def test_training_sees_the_codes_of_the_images(tmp_path: Path) -> None:
     recipe = Recipe(
         method="imagegpt", model="imagegpt", data="digits", out=tmp_path, model_args=SMALL, flip=True, steps=1
     )
-    images = open_images("digits")
-    resolved = resolve(recipe, images)
-    palette = find_tokenizer(resolved, images)
+    run = start_run(recipe)
+    images, palette, pretrainer = run.source.train, run.tokenizer, run.pretrainer
     assert isinstance(palette, Palette)
-    data = encode(resolved, palette, images, open_images("digits", split="test"))
-    pretrainer = build(resolved, palette)
+    assert run.source.held_out is not None
+    data = encode(run.recipe, palette, images, run.source.held_out.images)
     for key in ((0, 3), (1, 3), (2, 3)):
         ids, label = data.train[key]
         image, expected = images[3]
@@ -132,7 +130,7 @@ def test_training_sees_the_codes_of_the_images(tmp_path: Path) -> None:
         assert label == expected
     assert data.held_out is not None
     ids, _ = next(iter(data.held_out))
-    test = EvalSet(open_images("digits", split="test"), pretraining.evaluation(resolved))
+    test = EvalSet(run.source.held_out.images, run.evaluation)
     pixels = torch.stack([test[i][0] for i in range(len(ids))])
     torch.nn.init.normal_(pretrainer.predictor.project.weight)
     assert torch.equal(on_codes(pretrainer)(ids).loss, pretrainer(pixels).loss)
@@ -159,9 +157,10 @@ def test_a_palette_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
     levels = torch.stack([open_images("digits", split="test")[i].image for i in range(360)])
     found = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert found["palette_psnr_db"] == pytest.approx(kept.psnr(levels))
-    assert f"keeps {found['palette_psnr_db']:.1f} dB" in capsys.readouterr().out
+    assert f"has a PSNR of {found['palette_psnr_db']:.1f} dB" in capsys.readouterr().out
     assert main(["pretrain", "--method", "beit", "--model", "test_vit", *given, "--out", str(tmp_path / "b")]) == 0
-    recipe, pretrainer = open_run(tmp_path / "b")
+    opened = open_run(tmp_path / "b")
+    recipe, pretrainer = opened.recipe, opened.pretrainer
     assert isinstance(pretrainer.target.tokenizer, PerUnit)
     assert (recipe.mean, recipe.std) == ((0.5,), (0.5,))
     assert main(["show", str(tmp_path / "b"), "--out", str(tmp_path / "shown.png")]) == 0
@@ -202,9 +201,9 @@ def test_show_probe_and_check(method: str, runs: Path, tmp_path: Path, capsys: p
 
 def test_layers_are_probed_with_the_papers_feature(runs: Path) -> None:
     assert main(["probe", str(runs / "imagegpt"), "--layers", "1"]) == 0
-    _, pretrainer = open_run(runs / "imagegpt")
+    pretrainer = open_run(runs / "imagegpt").pretrainer
     recipe = Resolved.load(runs / "imagegpt" / "config.yaml")
-    sets = (EvalSet(open_images("digits", split=split), pretraining.evaluation(recipe)) for split in ("train", "test"))
+    sets = (EvalSet(open_images("digits", split=split), opening.evaluation(recipe)) for split in ("train", "test"))
     train, test = (
         extract_imagegpt_layers(pretrainer.backbone, torch.utils.data.DataLoader(each, 256))[1] for each in sets
     )
@@ -302,11 +301,10 @@ def test_mistakes_get_one_sentence(runs: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_a_codebook_is_found_in_what_training_sees(tmp_path: Path) -> None:
     recipe = Recipe(method="beit", model="test_vit", data="digits", out=tmp_path, codes=8, steps=1, batch_size=64)
-    images = open_images("digits")
-    resolved = resolve(recipe, images)
-    codebook = find_tokenizer(resolved, images)
+    run = start_run(recipe)
+    codebook, images = run.tokenizer, run.source.train
     assert isinstance(codebook, PatchCodebook)
     assert (codebook.vocabulary, codebook.pixels.stride) == (8, (2, 2))
-    train = tokenizing.TrainSet(images, tokenizing.augmentation(resolved), resolved.seed)
+    train = TrainSet(images, run.augmentation, run.recipe.seed)
     used = codebook.encode(torch.stack([train[0, i][0] for i in range(100)])).unique()
     assert len(used) == 8, "every centre is near some patch"

@@ -16,7 +16,7 @@ from patchcast.geometry import Grid
 from patchcast.honesty import dependencies
 from patchcast.losses import cross_entropy
 from patchcast.methods import aim
-from patchcast.methods.imagegpt import imagegpt, imagegpt_masked
+from patchcast.methods.imagegpt import hidden_to_the_nearest, imagegpt, imagegpt_masked
 from patchcast.plans import FromStart, RandomMask, StartPlan
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Codes

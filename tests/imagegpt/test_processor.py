@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.cli import main
-from patchcast.data import Evaluate, open_images
+from patchcast.data import Evaluate
 from patchcast.data.decode import decode
 from patchcast.data.transforms import denormalise
 from patchcast.geometry import Grid
 from patchcast.interop.imagegpt_weights import to_processor
 from patchcast.recipe import Recipe, Resolved
-from patchcast.runs.build import evaluation, resolve
-from patchcast.runs.run_folder import as_begun, claim, open_run
+from patchcast.runs.run import open_run, start_run
+from patchcast.runs.run_folder import claim
 from patchcast.tokenizers.palette import Palette
 from tests.imagegpt.parts import greys
 
@@ -142,34 +142,34 @@ def test_a_run_on_photographs_exports_the_processor_of_its_own_codes(
     command += ["--model_args", '{"depth": 1, "width": 8, "heads": 1}', "--codes", "16", "--workers", "0"]
     command += ["--steps", "1", "--batch_size", "2", "--image_size", "[16, 16]", "--out", str(tmp_path / "run")]
     assert main(command) == 0
-    recipe, pretrainer = open_run(tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    recipe, pretrainer = run.recipe, run.pretrainer
     assert recipe.crop_mode == "squash"
     theirs = transformers.ImageGPTImageProcessor.from_pretrained(tmp_path / "run")
     for file in sorted((tmp_path / "photos").iterdir()):
         with file.open("rb") as opened:
-            seen = evaluation(recipe)(decode(opened, 3))
+            seen = run.evaluation(decode(opened, 3))
         codes = torch.as_tensor(theirs(Image.open(file), return_tensors="pt")["input_ids"])
         assert differing(pretrainer.backbone.tokenizer, denormalise(seen, *HALF), codes[0]) == 0
 
 
 def test_configs_without_a_crop_mode_are_of_runs_that_cut_the_center(tmp_path: Path) -> None:
-    images = open_images("digits")
     recipe = Recipe(
         "imagegpt", "imagegpt", "digits", tmp_path / "run", model_args={"depth": 1, "width": 8, "heads": 1}, steps=2
     )
-    assert resolve(recipe, images).crop_mode == "squash"
-    assert resolve(dataclasses.replace(recipe, crop_mode="center"), images).crop_mode == "center"
+    assert start_run(recipe).recipe.crop_mode == "squash"
+    assert start_run(dataclasses.replace(recipe, crop_mode="center")).recipe.crop_mode == "center"
     mae = dataclasses.replace(recipe, method="mae", model="test_vit", model_args={})
-    assert resolve(mae, images).crop_mode == "center"
+    assert start_run(mae).recipe.crop_mode == "center"
 
-    now = resolve(recipe, images)
+    now = start_run(recipe).recipe
     now.out.mkdir()
     written = "".join(line for line in yaml.safe_dump(now.to_dict()).splitlines(True) if "crop_mode" not in line)
     (now.out / "config.yaml").write_text(written)
     assert Resolved.load(now.out / "config.yaml").crop_mode == "center"
-    again = resolve(Recipe.load(now.out / "config.yaml"), images)  # as `--config` gives it, to any folder
-    assert again.crop_mode == "center"
-    resumed = resolve(as_begun(recipe), images)  # by the command that began it, in its folder
+    given = dataclasses.replace(Recipe.load(now.out / "config.yaml"), out=tmp_path / "new")  # as `--config` gives it
+    assert start_run(given).recipe.crop_mode == "center"
+    resumed = start_run(recipe).recipe  # by the command that began it, in its folder
     assert claim(resumed) is False
     with pytest.raises(ValueError, match="crop_mode is center there and squash here"):
         claim(now)

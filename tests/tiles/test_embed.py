@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from patchcast.cli import main
 from patchcast.commands import embed as command
 from patchcast.data import Evaluate, open_images
-from patchcast.runs.run_folder import open_run
+from patchcast.runs.run import open_run
 
 MODEL = ["test_vit", "--untrained"]
 
@@ -59,7 +59,8 @@ def test_a_run_on_tiles_is_embedded_as_it_was_trained(run: Path, photographs: Pa
     names = ["cats/1.png", "cats/3.png", "cats/5.png", "dogs/0.png", "dogs/2.png", "dogs/4.png"]
     assert table.column("path").to_pylist() == [str(photographs / name) for name in names]
     assert table.column("label").to_pylist() == [0, 0, 0, 1, 1, 1]
-    recipe, pretrainer = open_run(run)
+    opened = open_run(run)
+    recipe, pretrainer = opened.recipe, opened.pretrainer
     image = open_images(str(photographs))[5].image  # the torn one comes before it
     with torch.no_grad():
         wanted = pretrainer.backbone.pool(Evaluate(recipe.image_size, recipe.mean, recipe.std)(image)[None])[0]

@@ -131,7 +131,7 @@ def test_padding_can_be_masked_out_of_the_same_weights() -> None:
         ({"patch_size": 0}, "patch_size must be > 0"),
         ({"tile_size": 36}, "tile_size must be divisible by patch_size; got 36 and 8"),
         ({"num_heads": 5}, "embed_dim must be divisible by num_heads; got 24 and 5"),
-        ({"out_indices": [0, 1, 2, 3, 4]}, r"out_indices must lie in 0..3; got \[0, 1, 2, 3, 4\]"),
+        ({"out_indices": [0, 1, 2, 3, 4]}, r"len\(out_indices\) must be <= num_layers; got \[0, 1, 2, 3, 4\] and 3"),
         ({"out_indices": [-1]}, "out_indices must lie in 0..3"),
     ],
 )

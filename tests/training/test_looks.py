@@ -17,8 +17,7 @@ from patchcast.cli import main
 from patchcast.data import EvalSet, Evaluate, open_images
 from patchcast.evaluation import extract, knn_accuracy, ridge_accuracy
 from patchcast.evaluation.labeled import open_labeled
-from patchcast.runs.build import evaluation
-from patchcast.runs.run_folder import open_run
+from patchcast.runs.run import open_run
 from patchcast.training.log import curve, read_metrics
 from patchcast.training.looks import Look
 from patchcast.training.picturing import Pictures
@@ -121,9 +120,9 @@ def test_from_the_command_line(method: str, tmp_path: Path) -> None:
 
     rows = read_metrics(watched / "metrics.csv")
     assert [row["knn_accuracy"] != "" for row in rows] == [False, False, True] * 2
-    recipe, pretrainer = open_run(watched)
-    loaders = open_labeled("digits", channels=1).loaders(evaluation(recipe))
-    fitted, judged = (extract(pretrainer.backbone, each) for each in loaders)
+    opened = open_run(watched)
+    loaders = open_labeled("digits", channels=1).loaders(opened.evaluation)
+    fitted, judged = (extract(opened.pretrainer.backbone, loader) for loader in loaders)
     # Sums of the two are over batches of another size.
     assert float(rows[-1]["knn_accuracy"]) == pytest.approx(knn_accuracy(fitted, judged, k=(20,))[20], abs=0.01)
     assert float(rows[-1]["linear_accuracy"]) == pytest.approx(ridge_accuracy(fitted, judged), abs=0.01)

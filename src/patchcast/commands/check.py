@@ -1,4 +1,4 @@
-"""`patchcast check`: the two tests of honesty on the user's own model, method and precision, with a plain verdict."""
+"""`patchcast check`: the two tests of honesty on the user's own model and method, with a verdict."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from rich.console import Console
 from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
-from patchcast.data import open_images
 from patchcast.drawing.figures import draw_dependencies
 from patchcast.honesty import Leak, awake, dependencies, examine, no_leak
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
-from patchcast.runs.build import build, resolve
+from patchcast.runs.build import build
+from patchcast.runs.run import Run, start_run, untrained_run
 from patchcast.runs.run_folder import CONFIG
-from patchcast.runs.tokenizer import find_tokenizer, kept_tokenizer
-from patchcast.tokenizers.base import Tokenizer
 
 SECONDS = 8.0  # for changing pixels at full size
 
@@ -31,11 +29,11 @@ def check(source: Path, *, out: Path | None = None) -> bool:
     Raises:
         ValueError: if `source` is neither a run folder nor a recipe.
     """
-    recipe, tokenizer = _recipe(source)
+    run = _open(source)
+    recipe, full = run.recipe, run.pretrainer
     out = out or (source / "check.png" if source.is_dir() else Path("check.png"))
     console, began = Console(highlight=False), time.perf_counter()
-    full = build(recipe, tokenizer)
-    small = build(_small(recipe, full), tokenizer)
+    small = build(_small(recipe, full), run.method, run.tokenizer)
     with console.status("Changing pixels and training on noise"):
         verdict = examine(small)
         leaks_at_full_size = _at_full_size(full)
@@ -50,19 +48,17 @@ def check(source: Path, *, out: Path | None = None) -> bool:
 
 
 def picture(pretrainer: Pretrainer, images: Tensor, *, title: str) -> Figure:
-    """The dependency matrix of the first image, beside what its plan allows."""
-    found, allowed = dependencies(pretrainer, images, pretrainer.draw(images, torch.Generator().manual_seed(1)))
-    return draw_dependencies(found, allowed, title=title)
+    """The dependency matrix of the first image, and what its plan allows."""
+    plan = pretrainer.draw(images, torch.Generator().manual_seed(1))
+    return draw_dependencies(*dependencies(pretrainer, images, plan), title=title)
 
 
-def _recipe(source: Path) -> tuple[Resolved, Tokenizer | None]:
+def _open(source: Path) -> Run:
+    """With initial weights: whether the answer leaks depends on the network's structure and not on its weights."""
     if (source / CONFIG).exists():
-        return Resolved.load(source / CONFIG), kept_tokenizer(source)
+        return untrained_run(source)
     if source.is_file():
-        recipe = Recipe.load(source)
-        images = open_images(recipe.data, channels=recipe.channels)
-        resolved = resolve(recipe, images)
-        return resolved, find_tokenizer(resolved, images)
+        return start_run(Recipe.load(source))
     raise ValueError(f"{source} is neither a run folder nor a recipe in YAML")
 
 

@@ -15,11 +15,12 @@ CONFIG = "config.yaml"
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Replace the method's name by the one it is known by, and look for model and data.
+    """Check the range of every number, replace the method's name by the one it is known by, look for model and data.
 
     Raises:
-        ValueError: in one sentence, if one of them is not there.
+        ValueError: in one sentence, if a number is out of its range, or one of them is not there.
     """
+    recipe.check()
     recipe.method = method_called(recipe.method)
     if recipe.method not in OWN_NETWORKS:
         check_model(recipe.model)

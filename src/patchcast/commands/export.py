@@ -1,47 +1,37 @@
-"""`patchcast export`: a run's encoder for timm, transformers, ONNX or torch.export, and a card beside it."""
+"""`patchcast export`: a run's encoder for timm, transformers, ONNX or torch.export, with a model card."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
-from patchcast.backbones.tiled import Tiled
-from patchcast.data.transforms import Normalise
-from patchcast.interop import save_imagegpt, save_mae
 from patchcast.interop.card import write_card
-from patchcast.interop.graph import Difference, save_onnx, save_torch
-from patchcast.interop.timm_weights import save_pretrained
-from patchcast.methods import METHODS
-from patchcast.pretrainer import Pretrainer
-from patchcast.recipe import Resolved
-from patchcast.runs.build import timm_args
-from patchcast.runs.run_folder import open_run
+from patchcast.interop.export_formats import default_format, write_encoder
+from patchcast.runs.results import encoder_of
+from patchcast.runs.run import open_run
 
 
 def export(run: Path, out: Path, *, to: str | None = None) -> None:
-    """Write a run's encoder to a new folder, and a README.md beside it that says what it is and how it is loaded.
+    """Write a run's encoder to a new folder, with a README.md that says what it is and how to load it.
 
     Args:
-        to: one of `FORMATS`; None for the library whose the network is: transformers for an ImageGPT, else timm.
+        to: one of `patchcast.interop.export_formats.EXPORT_FORMATS`; None: the library that the network comes from
+            (transformers for an ImageGPT, else timm).
     Raises:
-        ValueError: if the folder is not empty, or the format has no place for the network; nothing is left then.
+        ValueError: if the folder is not empty, or the format cannot hold the network; nothing is written then.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} is not empty; choose another --out")
     with TemporaryDirectory() as made:
         write_folder(run, Path(made), to=to, where=f"local-dir:{out}")
         shutil.copytree(made, out, dirs_exist_ok=True)
-    print(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}.")
-    print("README.md says what it is, and has the code that loads it. Choose a licence there: none has been.")
+    print(f"{out} holds {', '.join(sorted(file.name for file in out.iterdir()))}.")
+    print("README.md says what it is and how to load it. It names no license yet: choose one there.")
 
 
 def write_folder(run: Path, out: Path, *, to: str | None, where: str) -> None:
+<<<<<<< HEAD
     """Write a run's encoder and its card into an empty folder; the card gives `where` as its place."""
     recipe, pretrainer = open_run(run)
     to = to or default_format(recipe)
@@ -138,3 +128,10 @@ def trial_images(recipe: Resolved) -> list[Tensor]:
     normalise = Normalise(recipe.mean, recipe.std)
     natural = torch.stack([normalise(each) for each in smooth])
     return [noise[:1], noise[1:], natural[:1], natural[1:]]
+=======
+    """Write a run's encoder and its card to an empty folder; the card says to load it from `where`."""
+    encoder = encoder_of(open_run(run))
+    to = to or default_format(encoder.method)
+    write_encoder(encoder, out, to=to)
+    write_card(run, encoder, out, to=to, where=where)
+>>>>>>> main

@@ -19,26 +19,20 @@ from torch import Tensor
 
 from patchcast import __version__
 from patchcast.backbones import Backbone
-from patchcast.commands.again import options
-from patchcast.data import denormalise, open_images
+from patchcast.data import denormalise
 from patchcast.data.images import evenly_spaced
-from patchcast.drawing.completion import complete_pixels
 from patchcast.drawing.figures import Version
-from patchcast.drawing.generation import complete, parts, sample
-from patchcast.drawing.reconstruction import reconstruct
+from patchcast.drawing.versions import completed, completes_pixels, draws_codes, samples, versions
 from patchcast.evaluation.maps import pca_maps
-from patchcast.geometry import upsample
-from patchcast.methods import METHODS
 from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.report import Curve, Html, Section, Tile, commands, definitions, line_chart, page, strips, table
 from patchcast.report.page import folded, side_by_side, subheading
 from patchcast.report.pictures import sheet
-from patchcast.runs.build import evaluation
-from patchcast.runs.network import OURS, UNTRAINED, open_network
-from patchcast.runs.run_folder import CONFIG, METRICS, open_run
-from patchcast.targets import Pixels
+from patchcast.runs.network import OURS, UNTRAINED
+from patchcast.runs.run import Run, open_run
+from patchcast.runs.run_folder import CONFIG, METRICS
 from patchcast.training.log import curve
 from patchcast.views import Attend
 
@@ -50,20 +44,26 @@ NETWORKS = {OURS: "this run"}
 
 @dataclass(frozen=True)
 class Found:
-    """All that lies in a run folder; what was not measured is empty.
+    """A run and its numbers; what was not measured is empty.
 
     Attributes:
         probes: the contents of probe.json and its like, by the name of the file.
     """
 
-    run: Path
-    recipe: Resolved
-    pretrainer: Pretrainer
+    run: Run
     probes: Mapping[str, Any]
+
+    @property
+    def recipe(self) -> Resolved:
+        return self.run.recipe
+
+    @property
+    def pretrainer(self) -> Pretrainer:
+        return self.run.pretrainer
 
     def curve(self, column: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column of metrics.csv; empty if it has none."""
-        file = self.run / METRICS
+        file = self.run.folder / METRICS
         return curve(file, column) if file.exists() else ([], [])
 
 
@@ -76,12 +76,11 @@ def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Pa
     Raises:
         ValueError: if the folder holds no run, or one that has no weights yet.
     """
-    recipe, pretrainer = open_run(run)
+    opened = open_run(run)
     files = {name: run / f"{name}.json" for name in ("probe", "layers", "attentive", "finetune", "dense")}
     probes = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    found = Found(run, recipe, pretrainer, probes)
     with Console().status("Drawing"):
-        text = write(found, data or recipe.data)
+        text = write(Found(opened, probes), data or opened.recipe.data)
     out = out or run / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
@@ -101,7 +100,8 @@ def write(found: Found, data: str) -> str:
     ]
     recipe = found.recipe
     subtitle = (
-        f"{recipe.steps:,} steps of {recipe.batch_size} images of {recipe.data}, without labels. Folder: {found.run}"
+        f"{recipe.steps:,} steps of {recipe.batch_size} images of {recipe.data}, without labels. "
+        f"Folder: {found.run.folder}"
     )
     footer = (
         f"Written on {date.today().isoformat()} by patchcast {__version__} (torch {torch.__version__}, timm "
@@ -153,7 +153,7 @@ def _learning(found: Found) -> Section:
         label = "share of features that differs between images"
         name = "feature variance"
         charts.append(_over_steps([Curve(name, *variance, dots=True)], label, "Variance of features by step"))
-    unit = " The loss is in nats per code." if METHODS[found.recipe.method].codes == "colours" else ""
+    unit = " The loss is in nats per code." if found.run.method.codes == "colours" else ""
     told = (
         f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the task is done, and not what the "
         "features are worth."
@@ -170,7 +170,7 @@ def _accuracy(found: Found) -> list[Section]:
     probe = found.probes.get("probe")
     if not found.probes:
         told = "Nothing was measured with labels yet. This does it, and this page shows it when it is written again:"
-        typed = f"patchcast probe {shlex.quote(str(found.run))} --data LABELLED"
+        typed = f"patchcast probe {shlex.quote(str(found.run.folder))} --data LABELLED"
         return [Section("What the features are worth", told, [commands([typed])])]
     body: list[Html] = []
     if probe:
@@ -252,12 +252,12 @@ def _cost(found: Found) -> Section:
 
 
 def _again(found: Found) -> Section:
-    run = shlex.quote(str(found.run))
+    run = shlex.quote(str(found.run.folder))
     lines = [pretrain_command(found.recipe)]
     lines += [probe["command"] for probe in found.probes.values() if probe.get("command")]
     lines += [f"patchcast report {run}"]
     told = "The commands, with every option that is not the default. config.yaml in the run folder says the same."
-    config = (found.run / CONFIG).read_text()
+    config = (found.run.folder / CONFIG).read_text()
     return Section("How to do it again", told, [commands(lines), folded("config.yaml", config)])
 
 
@@ -267,7 +267,7 @@ def pretrain_command(recipe: Recipe) -> str:
     >>> print(pretrain_command(Recipe("mae", "test_vit", "my photos", Path("runs/a"), steps=5, flip=True)))
     patchcast pretrain --method mae --model test_vit --data 'my photos' --out runs/a --flip true --steps 5
     """
-    words = ["patchcast pretrain", *(f"--{name} {shlex.quote(value)}" for name, value in options(recipe))]
+    words = ["patchcast pretrain", *(f"--{name} {shlex.quote(value)}" for name, value in recipe.given())]
     lines = [words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) < LINE:
@@ -315,112 +315,59 @@ def _interval(accuracy: Mapping[str, Any]) -> str:
 
 
 def _pictures(found: Found, data: str) -> list[Section]:
-    """What it predicts, draws, and makes of images; a sentence in their place where the images are gone."""
-    drawn = _samples(found.pretrainer) if METHODS[found.recipe.method].causal else []
+    """What it predicts, draws, and makes of images; a sentence instead if the images are gone."""
+    drawn = _samples(found.pretrainer) if draws_codes(found.pretrainer) else []
     try:
-        images = some_images(found.recipe, data)
+        part = found.run.shown(data)
+        places = evenly_spaced(len(part.images), PICTURES)
+        images = torch.stack([found.run.evaluation(part.images[place].image) for place in places])
     except (ValueError, OSError) as problem:
         return [*drawn, Section("What it predicts", f"The images cannot be shown: {problem}", [])]
-    return [*_predictions(found, images), *drawn, *_maps(found, images)]
+    return [*_predictions(found, images, part.phrase), *drawn, *_maps(found, images)]
 
 
-def some_images(recipe: Resolved, data: str) -> Tensor:
-    """Images from all over the test split, if there is one, as the run's model sees them."""
-    source = open_images(data, channels=recipe.channels)
-    if "test" in source.splits:
-        source = open_images(data, split="test", channels=recipe.channels)
-    transform = evaluation(recipe)
-    return torch.stack([transform(source[place].image) for place in evenly_spaced(len(source), PICTURES)])
-
-
-def _predictions(found: Found, images: Tensor) -> list[Section]:
-    recipe, pretrainer, target = found.recipe, found.pretrainer, found.pretrainer.target
-    generator = torch.Generator().manual_seed(0)
-    if METHODS[recipe.method].causal:
-        told = "The upper half is given; the lower was drawn, twice, pixel by pixel, in the colours of the palette."
-        return [Section("How it goes on", told, [strips(_drawn_halves(pretrainer, images, generator))])]
+def _predictions(found: Found, images: Tensor, phrase: str) -> list[Section]:
+    pretrainer, target = found.pretrainer, found.pretrainer.target
     if not target.is_drawn:
         return []
-    body: list[Html] = []
-    plan = pretrainer.draw(images, generator)
-    result = reconstruct(pretrainer, images, plan)
-    versions = {
-        "image": Version(_shown(recipe, result.images)),
-        "seen": Version(_shown(recipe, result.seen.nan_to_num()), result.seen.isnan().any(dim=1)),
-        "predicted": Version(_shown(recipe, result.predicted)),
-    }
-    body.append(strips(versions))
+    normalization = (found.recipe.mean, found.recipe.std)
+    body = [strips(versions(pretrainer, images, normalization))]
+    which = f"{phrase[0].upper()}{phrase[1:]}"
+    if draws_codes(pretrainer):
+        told = f"{which}. The upper half is given; the lower was drawn, twice, in the colors of the palette."
+        return [Section("How it goes on", told, body)]
     lends = f" {target.lends[0].upper()}{target.lends[1:]}." if target.lends else ""
-    told = f"Test images, what was seen of each, and what was predicted in the places of the rest.{lends}"
+    told = f"{which}: what was seen of each, and what was predicted in place of the rest.{lends}"
     if isinstance(pretrainer.view, Attend):
-        told = f"Test images, their given units, and every other unit as predicted from all that come before it.{lends}"
-    if isinstance(pretrainer.view, Attend) and isinstance(target, Pixels) and not target.normalize:
-        body += [subheading("Completed from the first half"), strips(_completed(recipe, pretrainer, images, generator))]
+        told = f"{which}: their given units, and every other unit as predicted from all units before it.{lends}"
+    if completes_pixels(pretrainer):
+        body += [subheading("Completed from the first half"), strips(completed(pretrainer, images, normalization))]
     return [Section("What it predicts", told, body)]
 
 
-def _drawn_halves(pretrainer: Pretrainer, images: Tensor, generator: torch.Generator) -> dict[str, Version]:
-    tokenizer: Any = pretrainer.target.tokenizer
-    grid = pretrainer.backbone.grid(images)
-    half = grid.units // 2
-    ids = complete(pretrainer, images, half, copies=2, generator=generator)
-    is_hidden = (torch.arange(grid.units) >= half).view(1, *grid).expand(len(images), -1, -1)
-    whole = tokenizer.decode(tokenizer.encode(images), grid)
-    first, second = (tokenizer.decode(copy, grid) for copy in ids.unbind(dim=1))
-    is_hidden = upsample(is_hidden, (whole.shape[-2], whole.shape[-1]))
-    return {
-        "image": Version(whole),
-        "given": Version(whole, is_hidden),
-        "drawn": Version(first),
-        "again": Version(second),
-    }
-
-
-def _completed(
-    recipe: Resolved, pretrainer: Pretrainer, images: Tensor, generator: torch.Generator
-) -> dict[str, Version]:
-    plan: Any = pretrainer.draw(images, generator)
-    prefix = plan.grid.units // 2
-    completed = complete_pixels(pretrainer, images, prefix, generator=torch.Generator().manual_seed(0))
-    is_hidden = upsample((plan.rank >= prefix).unflatten(1, plan.grid), recipe.image_size)
-    return {
-        "image": Version(_shown(recipe, images)),
-        "given": Version(_shown(recipe, images), is_hidden),
-        "completed": Version(_shown(recipe, completed)),
-    }
-
-
 def _samples(pretrainer: Pretrainer) -> list[Section]:
-    tokenizer: Any = pretrainer.target.tokenizer
-    grid = parts(pretrainer)[0].grid
-    ids = sample(pretrainer, SAMPLES, generator=torch.Generator().manual_seed(0))
-    images = tokenizer.decode(ids, grid)
     told = f"The first {SAMPLES} images that it draws from nothing, none left out."
-    return [Section("What it draws", told, [sheet(list(images), "sample")])]
+    return [Section("What it draws", told, [sheet(list(samples(pretrainer, SAMPLES)), "sample")])]
 
 
 def _maps(found: Found, images: Tensor) -> list[Section]:
-    before = open_network(found.run, untrained=True).backbone
+    shown = denormalise(images, found.recipe.mean, found.recipe.std)
     try:
-        versions = {
-            "image": Version(_shown(found.recipe, images)),
+        maps = {
+            "image": Version(shown),
             "this run": Version(_map(found.pretrainer.backbone, images)),
-            "untrained": Version(_map(before, images)),
+            "untrained": Version(_map(found.run.untrained().backbone, images)),
         }
     except ValueError:
         return []  # too few units or channels for three components
     told = (
         "The first three principal components of the features of all units shown, as red, green and blue: units of one "
-        "colour have like features. The colours themselves mean nothing."
+        "color have similar features. The colors themselves mean nothing."
     )
-    return [Section("What its features look like", told, [strips(versions)])]
+    return [Section("What its features look like", told, [strips(maps)])]
 
 
 def _map(backbone: Backbone, images: Tensor) -> Tensor:
     with evaluating(backbone):
         units = backbone.units(images)
     return pca_maps(units.clone(), backbone.grid(images))
-
-
-def _shown(recipe: Resolved, images: Tensor) -> Tensor:
-    return denormalise(images, recipe.mean, recipe.std)

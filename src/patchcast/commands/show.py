@@ -1,100 +1,60 @@
-"""`patchcast show`: a picture of what a run's model predicts for chosen images."""
+"""`patchcast show`: what a run predicts for images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from patchcast.data import Images, denormalise, open_images
 from patchcast.data.decode import UnreadableImageError, decode
-from patchcast.drawing.figures import Version, draw_versions
-from patchcast.drawing.generation import complete
-from patchcast.drawing.reconstruction import reconstruct
-from patchcast.methods import METHODS
-from patchcast.pretrainer import Pretrainer
-from patchcast.recipe import Resolved
-from patchcast.runs.build import evaluation
-from patchcast.runs.run_folder import open_run
+from patchcast.drawing.figures import draw_versions
+from patchcast.drawing.versions import caption, versions
+from patchcast.ranges import AT_LEAST_1, check_ranges
+from patchcast.runs.results import held_out_images
+from patchcast.runs.run import Run, open_run
 
 
 def show(run: Path, images: Sequence[Path] = (), *, count: int = 8, seed: int = 0, out: Path | None = None) -> Path:
-    """Draw image files, or the first of the run's data, through a run's model; returns where the picture lies."""
-    recipe, pretrainer = open_run(run)
+    """Draw what a run predicts for image files, or for its held-out images; returns the path of the picture.
+
+    Raises:
+        ValueError: if there is no such run or image, or the method's targets are not pixels.
+    """
+    check_ranges({"count": count}, {"count": AT_LEAST_1}, prefix="--")
+    opened = open_run(run)
+    if not opened.pretrainer.target.is_drawn:
+        raise ValueError(f"{opened.recipe.method} predicts no pixels, so there is nothing to draw; probe it instead")
+    shown, phrase = chosen_images(opened, images, count=count)
     out = out or run / "show.png"
-    _draw(recipe, pretrainer, chosen_images(recipe, images, count=count), seed).savefig(out, dpi=120)
+    picture(opened, shown, phrase, seed=seed).savefig(out, dpi=120)
     print(f"Wrote {out}.")
     return out
 
 
-def chosen_images(recipe: Resolved, files: Sequence[Path], *, count: int) -> Tensor:
-    """Image files as the run's model sees them; or, if there are none, the first `count` of the run's test images."""
+def chosen_images(run: Run, files: Sequence[Path], *, count: int) -> tuple[Tensor, str]:
+    """Image files as the run's model sees them, or `count` of its held-out images; and which they are, in words."""
     if files:
-        return torch.stack([evaluation(recipe)(_read(file, recipe)) for file in files])
-    source = open_images(recipe.data, channels=recipe.channels)
-    if "test" in source.splits:
-        source = open_images(recipe.data, split="test", channels=recipe.channels)
-    return _first(recipe, source, count)
+        return torch.stack([run.evaluation(_read(file, run.recipe.channels)) for file in files]), "given images"
+    return held_out_images(run, count)
 
 
-def picture(recipe: Resolved, pretrainer: Pretrainer, source: Images, *, count: int, seed: int = 0) -> Figure:
-    """The first `count` images of a source."""
-    return _draw(recipe, pretrainer, _first(recipe, source, count), seed)
+def picture(run: Run, images: Tensor, phrase: str, *, seed: int = 0) -> Figure:
+    """Images, what is seen of them, and what is predicted."""
+    normalization = (run.recipe.mean, run.recipe.std)
+    drawn = versions(run.pretrainer.cpu(), images, normalization, seed=seed)
+    return draw_versions(drawn, caption=caption(run.pretrainer, phrase))
 
 
-def _first(recipe: Resolved, source: Images, count: int) -> Tensor:
-    transform = evaluation(recipe)
-    return torch.stack([transform(source[i].image) for i in range(min(count, len(source)))])
-
-
-def _draw(recipe: Resolved, pretrainer: Pretrainer, images: Tensor, seed: int) -> Figure:
-    caption = "in the colours of the palette" if METHODS[recipe.method].causal else pretrainer.target.lends
-    return draw_versions(versions(recipe, pretrainer.cpu(), images, seed), caption=caption)
-
-
-def versions(recipe: Resolved, pretrainer: Pretrainer, images: Tensor, seed: int = 0) -> dict[str, Version]:
-    """Images, what a plan shows of them, and what is predicted; where pretrainer and images lie, results on the CPU."""
-    if METHODS[recipe.method].causal:
-        return _completions(pretrainer, images, seed)
-    plan = pretrainer.draw(images, torch.Generator().manual_seed(seed))
-    result = reconstruct(pretrainer, images, plan)
-
-    def drawn(pixels: Tensor) -> Tensor:
-        return denormalise(pixels.cpu(), recipe.mean, recipe.std)
-
-    return {
-        "image": Version(drawn(result.images)),
-        "seen": Version(drawn(result.seen.nan_to_num()), result.seen.isnan().any(dim=1).cpu()),
-        "predicted": Version(drawn(result.predicted)),
-    }
-
-
-def _completions(pretrainer: Pretrainer, images: Tensor, seed: int) -> dict[str, Version]:
-    """What an ImageGPT makes of the upper halves of images, twice."""
-    tokenizer: Any = pretrainer.target.tokenizer
-    grid = pretrainer.backbone.grid(images)
-    half = grid.units // 2
-    ids = complete(pretrainer, images, half, copies=2, generator=torch.Generator().manual_seed(seed))
-    is_hidden = (torch.arange(grid.units) >= half).view(1, *grid).expand(len(images), -1, -1)
-    whole = tokenizer.decode(tokenizer.encode(images), grid).cpu()
-    first, second = (tokenizer.decode(copy, grid).cpu() for copy in ids.unbind(dim=1))
-    return {
-        "image": Version(whole),
-        "seen": Version(whole, is_hidden),
-        "drawn": Version(first),
-        "again": Version(second),
-    }
-
-
-def _read(file: Path, recipe: Resolved) -> Tensor:
+def _read(file: Path, channels: int) -> Tensor:
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; name image files, or leave them out to show the run's own images")
     if not file.exists():
         raise ValueError(f"there is no file {file}")
     try:
         with file.open("rb") as opened:
-            return decode(opened, recipe.channels or 3)
-    except UnreadableImageError as problem:
+            return decode(opened, channels)
+    except (UnreadableImageError, OSError) as problem:
         raise ValueError(f"{file} cannot be read: {problem}") from problem

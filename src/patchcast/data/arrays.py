@@ -8,7 +8,6 @@ deviation, which a run does by default, makes any of these scales fit.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from io import BufferedReader, BytesIO
@@ -20,14 +19,11 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
-NPY, BIG_ENDIAN_BIGTIFF = b"\x93NUMPY", b"MM\0+"
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", BIG_ENDIAN_BIGTIFF)
+NPY = b"\x93NUMPY"
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 """Pillow's greys of more than 8 bits."""
 LARGEST = 2**31
 """Bytes of pixels beyond which a file is taken for a decompression bomb."""
-UNSIGNED = 1
-"""TIFF's SampleFormat of unsigned integers."""
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -53,35 +49,6 @@ class Deep(NamedTuple):
         return self.kind == np.uint8 and self.layout.channels in (1, 3)
 
 
-def find_deep(file: BytesIO | BufferedReader) -> Deep | None:
-    """What a .npy file, or a TIFF file that is too much for Pillow, holds; None for all others.
-
-    Raises:
-        ValueError: if its header says what cannot be read.
-    """
-    file.seek(0)
-    start = file.read(len(NPY))
-    file.seek(0)
-    if start == NPY:
-        return _npy(file)
-    if start[:4] not in TIFF:
-        return None
-    if start[:4] == BIG_ENDIAN_BIGTIFF:
-        return _tiff(file)  # Pillow warns of corruption where there is none
-    try:
-        with Image.open(file, formats=["TIFF"]) as image:
-            tags = image.tag_v2  # type: ignore[attr-defined]
-            bits, samples, format = max(tags.get(258, (1,))), tags.get(277, 1), tags.get(339, (UNSIGNED,))[0]
-            is_exact = bits <= 8 or (image.mode in DEEP_MODES and (bits < 32 or format != UNSIGNED))
-            if is_exact and samples <= len(image.getbands()):
-                return None
-    except Image.UnidentifiedImageError:
-        pass  # more channels than Pillow has a name for
-    finally:
-        file.seek(0)
-    return _tiff(file)
-
-
 def from_pillow(image: Image.Image) -> Deep:
     """An image of one of the `DEEP_MODES`."""
     kind = np.dtype({"I": np.int32, "F": np.float32}.get(image.mode, np.uint16))
@@ -100,7 +67,7 @@ def decode_deep(found: Deep, channels: int) -> UInt8[Tensor, "C H W"] | Float32[
     layout = found.layout
     if layout.channels not in (channels, 1) and (layout.channels, channels) != (3, 1):
         raise ValueError(f"{layout.channels} channels where {channels} are asked for")
-    array = found.read().reshape(_shape(layout))
+    array = found.read().reshape(shape_of(layout))
     pixels = torch.from_numpy(np.ascontiguousarray(_values(array, found)))
     pixels = pixels if layout.is_first else pixels.permute(2, 0, 1)
     if layout.channels == channels:
@@ -122,12 +89,12 @@ def _values(array: np.ndarray, found: Deep) -> np.ndarray:
     return values
 
 
-def _shape(layout: Layout) -> tuple[int, int, int]:
+def shape_of(layout: Layout) -> tuple[int, int, int]:
     channels, height, width, is_first = layout
     return (channels, height, width) if is_first else (height, width, channels)
 
 
-def _checked(layout: Layout, kind: np.dtype) -> Layout:
+def checked(layout: Layout, kind: np.dtype) -> Layout:
     if kind.kind not in "buif":
         raise ValueError(f"numbers of kind {kind} are no pixels")
     pixels = layout.height * layout.width
@@ -139,14 +106,14 @@ def _checked(layout: Layout, kind: np.dtype) -> Layout:
     return layout
 
 
-def _npy(file: BytesIO | BufferedReader) -> Deep:
+def read_npy(file: BytesIO | BufferedReader) -> Deep:
     """Read by its header and bytes alone: nothing in it can run."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_fortran, kind = read_header(file)
     if kind.hasobject:
         raise ValueError("holds Python objects, which are not read")
-    layout = _checked(_layout(shape), kind)
+    layout = checked(_layout(shape), kind)
     start, needed = file.tell(), math.prod(shape) * kind.itemsize
     if file.seek(0, 2) - start < needed:
         raise ValueError("truncated .npy file")
@@ -168,34 +135,3 @@ def _layout(shape: tuple[int, ...]) -> Layout:
     is_first = shape[0] < shape[2]
     channels, height, width = shape if is_first else (shape[2], shape[0], shape[1])
     return Layout(channels, height, width, is_first)
-
-
-def _tiff(file: BytesIO | BufferedReader) -> Deep:
-    """The first page, by tifffile."""
-    try:
-        import tifffile
-    except ModuleNotFoundError as problem:
-        raise ValueError(
-            "TIFF files of many channels or bits need tifffile: pip install 'patchcast[data]'"
-        ) from problem
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would log of broken files is raised here
-
-    with tifffile.TiffFile(file) as opened:
-        page = opened.pages.first
-        if page.dtype is None or page.axes not in ("YX", "YXS", "SYX"):
-            raise ValueError(f"a TIFF page of axes {page.axes} and type {page.dtype} is no image")
-        shape, kind = page.shape, np.dtype(page.dtype).newbyteorder("=")
-        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if max(ends, default=0) > file.seek(0, 2):
-            raise ValueError("truncated TIFF file")
-        is_inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-    size = dict(zip(page.axes, shape, strict=True))
-    layout = Layout(size.get("S", 1), size["Y"], size["X"], is_first=page.axes != "YXS")
-
-    def read() -> np.ndarray:
-        file.seek(0)
-        with tifffile.TiffFile(file) as opened:
-            array = opened.pages.first.asarray().astype(kind)
-        return np.iinfo(kind).max - array if is_inverted and kind.kind == "u" else array
-
-    return Deep(_checked(layout, kind), kind, read)

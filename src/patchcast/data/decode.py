@@ -12,8 +12,9 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from patchcast.data.arrays import DEEP_MODES, Deep, decode_deep, find_deep, from_pillow
+from patchcast.data.arrays import DEEP_MODES, NPY, Deep, decode_deep, from_pillow, read_npy
 from patchcast.data.formats import open_image
+from patchcast.data.tiff import STARTS, find_tiff
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -27,6 +28,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GREYS = ("L", "1", "LA", "La")
 JPEG, START_OF_FRAME, START_OF_SCAN = b"\xff\xd8\xff", (0xC0, 0xC1, 0xC2), 0xDA
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+XMP = ("xmp", "XML:com.adobe.xmp")
+"""Keys of Pillow's `info` under which a file's XMP is, which may tell the orientation as EXIF does."""
 
 
 class UnreadableImageError(ValueError):
@@ -55,20 +58,35 @@ def read_header(file: ImageFile) -> Header:
         UnreadableImageError: with the reason.
     """
     try:
-        deep = find_deep(file)
+        deep = _find_deep(file)
         if deep is not None:
             return _header_of(deep)
         with open_image(file) as image:
+            width, height = image.size[::-1] if _is_sideways(image) else image.size
             if image.mode in DEEP_MODES:
-                return _header_of(from_pillow(image))
-            width, height = image.size
-            # Asked without need, Pillow would decode a whole PNG to look for EXIF behind its pixels; and TIFF, which
-            # has none in `info`, it turns upright by itself.
-            if "exif" in image.info and image.getexif().get(ORIENTATION) in SIDEWAYS:
-                width, height = height, width
+                return _header_of(from_pillow(image))._replace(size=(height, width))
             return Header((height, width), image.mode in GREYS, image.has_transparency_data)
     except Exception as problem:  # a hostile file can raise nearly anything: struct.error, SyntaxError, KeyError ...
         raise UnreadableImageError(_reason(problem, file)) from problem
+
+
+def _is_sideways(image: Image.Image) -> bool:
+    """Whether EXIF or XMP say that height and width are exchanged in an image that is not decoded yet."""
+    if image.format == "TIFF" and ORIENTATION in image.tag_v2:  # type: ignore[attr-defined]
+        return False  # Pillow has turned its size already
+    # Asked without need, Pillow would decode a whole PNG to look for EXIF after its pixels.
+    is_told = "exif" in image.info or any("tiff:Orientation" in str(image.info.get(name, "")) for name in XMP)
+    return is_told and image.getexif().get(ORIENTATION) in SIDEWAYS
+
+
+def _find_deep(file: ImageFile) -> Deep | None:
+    """What a .npy file, or a TIFF file that is too much for Pillow, holds; None for all others."""
+    file.seek(0)
+    start = file.read(len(NPY))
+    file.seek(0)
+    if start == NPY:
+        return read_npy(file)
+    return find_tiff(file) if start[:4] in STARTS else None
 
 
 def _header_of(deep: Deep) -> Header:
@@ -79,7 +97,7 @@ def _header_of(deep: Deep) -> Header:
 def decode(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]:
     """The first frame of an image file as `channels` channels, upright.
 
-    - EXIF orientation is applied.
+    - Orientation is applied, whether EXIF or XMP tell it.
     - Pixels of 8 bits become uint8. All others become float32, white being 1; see `patchcast.data.arrays`.
     - Palette, CMYK, YCbCr and LAB become RGB; colours become grey by ITU-R 601 where one channel is asked for.
     - Transparency is laid onto white, unless 4 channels are asked for.
@@ -95,7 +113,7 @@ def decode(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Float32[T
         jpeg = _decode_jpeg(file, channels)
         if jpeg is not None:
             return jpeg
-        deep = find_deep(file)
+        deep = _find_deep(file)
         if deep is not None:
             return decode_deep(deep, channels)
         with open_image(file) as image:
@@ -131,7 +149,8 @@ def _decode_jpeg(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Non
 
 
 def _plain_jpeg(content: bytearray) -> tuple[int, int, int]:
-    """Height, width and number of colours of a JPEG file; zeros if it has EXIF, or another structure than most."""
+    """Height, width and number of colours of a JPEG file; zeros if it has EXIF, or XMP that turns it, or another
+    structure than most."""
     at, found = 2, (0, 0, 0)
     while content[at : at + 1] == b"\xff":
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
@@ -141,6 +160,8 @@ def _plain_jpeg(content: bytearray) -> tuple[int, int, int]:
         if marker in START_OF_FRAME and len(segment) == 6:
             found = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big"), segment[5]
         if length < 2 or segment.startswith(b"Exif"):
+            break
+        if segment.startswith(b"http:") and content.find(b"tiff:Orientation", at, at + 2 + length) >= 0:
             break
         at += 2 + length
     return 0, 0, 0

@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
+from patchcast.data.seals import is_whole, sample_digest, seal
 from patchcast.data.split_names import ORDER, PURPOSE, by_split_name, split_of
 from patchcast.files import cache_file, write_whole
 
@@ -28,10 +29,19 @@ class SourceFile:
     path: Path
 
     @property
-    def state(self) -> tuple[str, int, int]:
+    def state(self) -> FileState:
         """What changes when the file does."""
         status = self.path.stat()
-        return str(self.path.resolve()), status.st_size, status.st_mtime_ns
+        return FileState(str(self.path.resolve()), status.st_size, status.st_mtime_ns, sample_digest(self.path))
+
+
+class FileState(NamedTuple):
+    """Where a file lies, its size, its time of change in nanoseconds, and a hash of a sample of its bytes."""
+
+    path: str
+    size: int
+    changed: int
+    sample: str
 
 
 def written_out(pattern: str) -> list[str]:
@@ -90,8 +100,9 @@ def fetch(url: str) -> Path:
     try:
         system, path = fsspec.core.url_to_fs(url)
         copy = cache_file(["remote", url, str(system.ukey(path))], Path(path).suffix)
-        if not copy.exists():
+        if not is_whole(copy):
             write_whole(copy, lambda unfinished: system.get_file(path, str(unfinished)))
+            seal(copy)
     except Exception as problem:  # every file system raises its own: botocore's, aiohttp's, a missing package's ...
         reason = str(problem).partition("\n")[0] or type(problem).__name__
         raise ValueError(f"{url} cannot be fetched: {reason}") from problem

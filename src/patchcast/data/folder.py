@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -19,7 +17,7 @@ from patchcast.data.formats import ARRAYS, extensions, is_image
 from patchcast.data.names import Names
 from patchcast.data.split_folders import arrange
 from patchcast.data.stores import Splits, Store
-from patchcast.files import cache_file, write_whole
+from patchcast.files import cache_file, write_cache
 
 INDEX_FROM = 50_000
 """Folders of at least this many files are listed once, and the list is kept in the user's cache folder."""
@@ -64,7 +62,7 @@ def list_files(root: Path) -> list[str]:
     change: one look at each folder instead of one at each file.
     """
     cached = cache_file(["folder", str(root.resolve())], ".index.npz")
-    files = _kept_list(cached, root)
+    files = _read_list(cached, root)
     if files is None:
         began = time.time_ns()
         files, changed, problems = _walk(root)
@@ -75,8 +73,7 @@ def list_files(root: Path) -> list[str]:
             warnings.warn(f"passed over a folder that cannot be listed: {problems[0]}{more}", stacklevel=2)
         is_settled = began - max(changed.values(), default=0) > SETTLED_SECONDS * 10**9
         if len(files) >= INDEX_FROM and is_settled and not problems:
-            with contextlib.suppress(OSError):  # a home that cannot be written to costs the time to list it again
-                write_whole(cached, lambda unfinished: _keep_list(unfinished, files, changed))
+            write_cache(cached, lambda unfinished: _write_list(unfinished, files, changed))
     return files
 
 
@@ -103,19 +100,20 @@ def _walk(root: Path) -> tuple[list[str], dict[str, int], list[str]]:
     return sorted(files), changed, [f"{problem.filename}: {problem.strerror}" for problem in problems]
 
 
-def _keep_list(file: Path, files: list[str], changed: dict[str, int]) -> None:
+def _write_list(file: Path, files: list[str], changed: dict[str, int]) -> None:
     times = np.array(list(changed.values()))
     np.savez(file, files=_joined(files), folders=_joined(list(changed)), changed=times)
 
 
-def _kept_list(file: Path, root: Path) -> list[str] | None:
-    """What was kept, if it is whole and no folder has changed since."""
+def _read_list(file: Path, root: Path) -> list[str] | None:
+    """The cached list, if it is whole and no folder has changed since. Each entry of the file has a checksum, which
+    reading compares."""
     try:
-        with np.load(file) as kept:
-            folders, changed = _split(kept["folders"]), kept["changed"].tolist()
+        with np.load(file) as arrays:
+            folders, changed = _split(arrays["folders"]), arrays["changed"].tolist()
             is_as_it_was = [os.stat(root / folder).st_mtime_ns for folder in folders] == changed
-            return _split(kept["files"]) if is_as_it_was else None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return _split(arrays["files"]) if is_as_it_was else None
+    except Exception:  # a damaged file can raise nearly anything: zipfile's, zlib's, NumPy's ...
         return None
 
 

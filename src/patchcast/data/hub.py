@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchcast.data.columns import ANY, Columns, choose_image, choose_label, number_labels
 from patchcast.data.decode import ImageFile
-from patchcast.data.parquet import IMAGE_COLUMNS, LABEL_COLUMN, number_labels
 from patchcast.data.split_names import declared_splits
 from patchcast.data.stores import Splits, Store
 
@@ -60,7 +60,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def saved_splits(folder: Path) -> Splits:
+def saved_splits(folder: Path, columns: Columns = ANY) -> Splits:
     """The splits of what `save_to_disk` wrote; one without splits is `train`.
 
     Raises:
@@ -71,10 +71,10 @@ def saved_splits(folder: Path) -> Splits:
         found = library.load_from_disk(str(folder))
     except Exception as problem:  # whatever Arrow, JSON or the library raise on broken files
         raise ValueError(f"{folder} cannot be read by datasets: {first_line(problem)}") from problem
-    return splits_of(found if isinstance(found, dict) else {"train": found}, str(folder))
+    return splits_of(found if isinstance(found, dict) else {"train": found}, str(folder), columns)
 
 
-def hub_splits(source: str) -> Splits:
+def hub_splits(source: str, columns: Columns = ANY) -> Splits:
     """The splits of `hf:NAME` or `hf:NAME:CONFIG`, fetched or found in the library's own cache.
 
     The library reads data and runs no code of the data set's (from its version 4 on).
@@ -88,54 +88,62 @@ def hub_splits(source: str) -> Splits:
         found = library.load_dataset(name, config or None)
     except Exception as problem:  # the library's own, the hub's, the network's
         raise ValueError(f"{source} cannot be had: {first_line(problem)}") from problem
-    return splits_of(found, source)
+    return splits_of(found, source, columns)
 
 
-def splits_of(found: Mapping[str, datasets.Dataset], source: str) -> Splits:
+def splits_of(found: Mapping[str, datasets.Dataset], source: str, columns: Columns = ANY) -> Splits:
     """Stores of some splits of one data set, with one numbering of labels for all."""
     told = declared_splits(found)
     found = {told[name]: dataset for name, dataset in found.items()}
     features = next(iter(found.values())).features
-    column, label = image_column(features, source), label_column(features)
+    column, label = image_column(features, source, columns.image), label_column(features, source, columns.label)
     labels: Mapping[str, np.ndarray | None] = dict.fromkeys(found)
     class_names = getattr(features.get(label), "names", None)
     if label is not None:
-        columns = {name: each.select_columns([label]).with_format("arrow")[:][label] for name, each in found.items()}
-        labels, class_names = number_labels(columns, class_names)
+        values = {name: part.select_columns([label]).with_format("arrow")[:][label] for name, part in found.items()}
+        labels, class_names = number_labels(values, class_names)
     return {
-        name: partial(HubStore, each, column, labels[name], class_names, f"{source} {name}")
-        for name, each in found.items()
+        name: partial(HubStore, part, column, labels[name], class_names, f"{source} {name}")
+        for name, part in found.items()
     }
 
 
-def image_column(features: Any, source: str) -> str:
-    """The column `image` or `img`, or the first of the library's type `Image`.
+def image_column(features: Any, source: str, asked: str | None = None) -> str:
+    """The column of images; those of the library's type `Image` come before columns of bytes.
 
     Raises:
-        ValueError: if there is none; names the columns.
+        ValueError: if there is none, or there are several; names the columns.
     """
     from datasets import Image
 
     typed = [name for name, kind in features.items() if isinstance(kind, Image)]
-    for name in [*IMAGE_COLUMNS, *typed]:
-        kind = features.get(name)
-        is_encoded = getattr(kind, "dtype", "") in ("binary", "large_binary") or (
-            isinstance(kind, dict) and "bytes" in kind
-        )
-        if name in typed or is_encoded:
-            return name
-    raise ValueError(f"no image column in {source}: its columns are {', '.join(features) or 'none'}")
+    of_bytes = [name for name, kind in features.items() if _is_encoded(kind)]
+    usual = [name for name in ("image", "img") if name in of_bytes]
+    candidates = (typed or of_bytes) if asked is None and not usual else [*typed, *of_bytes]
+    return choose_image(list(features), candidates, asked, source)
 
 
-def label_column(features: Any) -> str | None:
-    """The column `label`, of whole numbers or text; or the only one of the library's type `ClassLabel`."""
-    from datasets import ClassLabel
+def _is_encoded(kind: Any) -> bool:
+    return getattr(kind, "dtype", "") in ("binary", "large_binary") or (isinstance(kind, dict) and "bytes" in kind)
 
-    kind = getattr(features.get(LABEL_COLUMN), "dtype", "")
-    if kind.startswith(("int", "uint")) or kind in ("string", "large_string"):
-        return LABEL_COLUMN
+
+def label_column(features: Any, source: str, asked: str | None = None) -> str | None:
+    """The column of labels; those of the library's type `ClassLabel` come before all but `label`.
+
+    Raises:
+        ValueError: if the one asked for is not there, or there are several.
+    """
+    from datasets import ClassLabel, Value
+
     typed = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
-    return typed[0] if len(typed) == 1 else None
+    plain = [name for name, kind in features.items() if isinstance(kind, Value) and _is_label(kind.dtype)]
+    if typed and asked is None:  # next to declared classes, fractions are most likely measurements
+        plain = [name for name in plain if not features[name].dtype.startswith("float")]
+    return choose_label(list(features), [*typed, *plain], asked, source, typed)
+
+
+def _is_label(dtype: str) -> bool:
+    return dtype.startswith(("int", "uint", "float", "bool", "string", "large_string", "decimal"))
 
 
 def encoded(dataset: Any, column: str) -> Any:

@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from patchcast.data.columns import ANY, Columns
 from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, read_header
 from patchcast.data.digits import digits_splits
 from patchcast.data.files import SourceFile, find_files, is_url
@@ -36,7 +37,7 @@ VERIFY_UP_TO = 20_000
 """Sources of at most this many images have every header read when they are opened: within a second, on local disk."""
 PATIENCE = 1000
 """Unreadable images in a row after which the source, and not the image, is taken to be broken."""
-TABLES: dict[str, Callable[[list[SourceFile]], Splits]] = {".parquet": parquet_splits, ".tar": tar_splits}
+TABLES: dict[str, Callable[[list[SourceFile], Columns], Splits]] = {".parquet": parquet_splits, ".tar": tar_splits}
 """Files that hold many images, by the end of their names."""
 DECODED_BYTES = 2**30
 """Most memory that `Images.preload` may take."""
@@ -86,7 +87,8 @@ class Images(Dataset[Example]):
         channels: of every image handed out: 1, 3 or 4, or any number where the files hold more than colours.
         typical_size: (height, width) that most of a sample have.
         labels: class of each image, -1 for none; None if the source has no labels.
-        class_names: what the labels mean, if the source says so.
+        class_names: what the labels mean, if the source says so; or the labels themselves, where they are text, truth
+            values, or numbers too large or negative to count classes. They are numbered once, alike in all splits.
         store: where the encoded images lie.
         positions: where in the store each image lies.
     """
@@ -281,7 +283,14 @@ class Images(Dataset[Example]):
         warnings.warn(f"skipped {bad.path}: {reason}", stacklevel=3)
 
 
-def open_images(source: str, *, split: str = "train", channels: int | None = None) -> Images:
+def open_images(
+    source: str,
+    *,
+    split: str = "train",
+    channels: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Images:
     """Open a source of images, whatever it is.
 
     >>> test = open_images("digits", split="test")
@@ -294,10 +303,10 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
             - a folder of images, flat or nested. Sub-folders `train` and `test`, `val` and so on are splits, by all
               their usual names (`patchcast.data.split_names`). First sub-folders are classes, if there are two or more
               and no image lies next to them;
-            - a parquet file, or a folder of them: a column `image` or `img`, as bytes or as a struct of bytes and
-              path, and perhaps a column `label` (integers or text);
+            - a parquet file, or a folder of them: a column of images, as bytes or as a struct of bytes and path, and
+              perhaps a column of labels. `image` and `label` come first; else other usual names are looked for;
             - a tar file, or a folder of them: WebDataset's shards, or any uncompressed tar files of images. Labels are
-              `.cls` files beside the images, or `label` in `.json` files; else first sub-folders, as above.
+              `.cls` files next to the images, or `label` in `.json` files; else first sub-folders, as above.
             - `hf:NAME` or `hf:NAME:CONFIG`, a data set of the Hugging Face hub, or a folder that its `datasets` library
               wrote with `save_to_disk`;
             - `hf-stream:NAME` or `hf-stream:NAME:CONFIG`, the same as a stream, for what is too large to fetch. The
@@ -310,10 +319,13 @@ def open_images(source: str, *, split: str = "train", channels: int | None = Non
         channels: 1 (grey), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
             1 if all are grey, 4 if all have an alpha channel that is used, else 3; where there are files of more than
             8 bits or of other channels, as many as most of these have.
+        image_column, label_column: of tables, where they are not recognized by their names; in tar files, the member
+            that is the image (`jpg`), and the field of `.json` files that is the label.
     Raises:
         ValueError: in one sentence, if the source or the split is not there, or holds no images.
     """
-    return open_split(find_splits(source), source, split=split, channels=channels)
+    splits = find_splits(source, Columns(image_column, label_column))
+    return open_split(splits, source, split=split, channels=channels)
 
 
 def open_split(splits: Splits, source: str, *, split: str = "train", channels: int | None = None) -> Images:
@@ -326,34 +338,42 @@ def open_split(splits: Splits, source: str, *, split: str = "train", channels: i
     return Images(splits[name](), name=_name(source), split=name, splits=list(splits), channels=channels)
 
 
-def find_splits(source: str) -> Splits:
+def find_splits(source: str, columns: Columns = ANY) -> Splits:
     """List a source once: its splits by name, none of them opened yet."""
-    if source == "digits":
-        return digits_splits()
     if source.startswith(HUB):
-        return hub_splits(source)
+        return hub_splits(source, columns)
     if source.startswith("hf-stream:"):
-        return stream_splits(source)
+        return stream_splits(source, columns)
     path = Path(source).expanduser()
-    if not is_url(source) and path.is_dir():
+    if source != "digits" and not is_url(source) and path.is_dir():
         if is_saved_dataset(path):
-            return saved_splits(path)
+            return saved_splits(path, columns)
         files = list_files(path)
-        # Images win: a table or an archive that lies beside them describes or repeats them.
+        # Images win: a table or an archive that lies next to them describes or repeats them.
         if not any(map(is_image, files)):
-            for suffix, find_splits in TABLES.items():
-                found = [path / file for file in files if file.lower().endswith(suffix)]
-                if found:
-                    return find_splits([SourceFile(str(file), file) for file in found])
+            for suffix, open_table in TABLES.items():
+                tables = [path / file for file in files if file.lower().endswith(suffix)]
+                if tables:
+                    return open_table([SourceFile(str(file), file) for file in tables], columns)
+        _refuse_columns(source, columns)
         return folder_splits(path, files)
-    for suffix, find_splits in TABLES.items():
+    if source == "digits":
+        _refuse_columns(source, columns)
+        return digits_splits()
+    for suffix, open_table in TABLES.items():
         if source.lower().endswith(suffix):
-            return find_splits(find_files(source))
+            return open_table(find_files(source), columns)
     problem = "is no folder, parquet or tar file" if path.exists() or is_url(source) else "is not there"
     raise ValueError(
         f"{source} {problem}: a source is 'digits', a folder of images, parquet or tar files, or hf: and the name of a "
         "Hugging Face dataset"
     )
+
+
+def _refuse_columns(source: str, columns: Columns) -> None:
+    name = columns.image or columns.label
+    if name is not None:
+        raise ValueError(f"{source} has no columns, but the column {name!r} is asked for")
 
 
 def _name(source: str) -> str:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchcast.data.columns import ANY, Columns, choose_image, choose_label, is_label_type, joined, number_labels
 from patchcast.data.decode import ImageFile
 from patchcast.data.files import SourceFile, by_split
+from patchcast.data.seals import is_whole, seal
 from patchcast.data.stores import Splits, Store
 from patchcast.files import cache_file, write_whole
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMN = "label"
 IN_MEMORY_BYTES = 2**30
 """Encoded images up to this size are held in memory; larger sources are mapped from an uncompressed copy on disk."""
 
@@ -63,7 +63,7 @@ class ParquetStore(Store):
     def _images(self) -> pa.ChunkedArray:
         import pyarrow as pa
 
-        if sum(_stored_bytes(_open_parquet(file), self.column) for file in self.files) <= IN_MEMORY_BYTES:
+        if sum(_stored_bytes(file, self.column) for file in self.files) <= IN_MEMORY_BYTES:
             chunks = [chunk for file in self.files for chunk in _read_chunks(file, self.column)]
             return pa.chunked_array(chunks, pa.large_binary())
         return pa.ipc.open_file(pa.memory_map(str(self._mapped_copy()))).read_all().column("image")
@@ -80,22 +80,30 @@ class ParquetStore(Store):
                     for chunk in _read_chunks(file, self.column):
                         out.write_batch(pa.record_batch([chunk], schema=schema))
 
-        if not copy.exists():
-            write_whole(copy, write)
+        if not is_whole(copy):
+            size = sum(_stored_bytes(file, self.column) for file in self.files)
+            try:
+                write_whole(copy, write)
+                seal(copy)
+            except OSError as problem:
+                raise ValueError(
+                    f"the cache in {copy.parent} needs about {size / 2**30:.1f} GiB for {self.files[0].name}, and "
+                    f"cannot be written: {problem.strerror or problem}; set XDG_CACHE_HOME to a larger disk"
+                ) from problem
         return copy
 
 
-def parquet_splits(files: list[SourceFile]) -> Splits:
+def parquet_splits(files: list[SourceFile], columns: Columns = ANY) -> Splits:
     """The splits of some parquet files, by their names (`patchcast.data.files.by_split`).
 
     Raises:
         ValueError: if a file is not parquet, or has no column of images; names the columns.
     """
     groups = by_split(files)
-    columns = {name: _image_column(group[0]) for name, group in groups.items()}
-    labels, class_names = _read_labels(groups)
+    images = {name: _image_column(group[0], columns.image) for name, group in groups.items()}
+    labels, class_names = _read_labels(groups, columns.label)
     return {
-        name: partial(ParquetStore, group, columns[name], labels[name], class_names) for name, group in groups.items()
+        name: partial(ParquetStore, group, images[name], labels[name], class_names) for name, group in groups.items()
     }
 
 
@@ -113,37 +121,44 @@ def _broken(file: SourceFile, problem: Exception) -> str:
     return f"{file.name} cannot be read as parquet: {str(problem).partition(chr(10))[0]}"
 
 
-def _image_column(file: SourceFile) -> str:
-    """Its path in the file: `image`, or `img.bytes` where the column is a struct of bytes and path."""
-    import pyarrow as pa
-
+def _image_column(file: SourceFile, asked: str | None) -> str:
     schema = _open_parquet(file).schema_arrow
-    others = [field.name for field in schema if pa.types.is_struct(field.type)]
-    for name in [*IMAGE_COLUMNS, *others]:
-        if name in schema.names:
-            kind = schema.field(name).type
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return name
-            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                return f"{name}.bytes"
-    raise ValueError(
-        f"no image column in {file.name}: looked for {' or '.join(IMAGE_COLUMNS)}, as bytes or as a struct with a "
-        f"field bytes; its columns are {', '.join(schema.names) or 'none'}"
-    )
+    candidates = [field.name for field in schema if _path_of(field) is not None]
+    return choose_image(schema.names, candidates, asked, file.name)
 
 
-def _stored_bytes(parquet: pq.ParquetFile, column: str) -> int:
+def _path_of(field: pa.Field) -> str | None:
+    """The path in the file of a column's images: `image`, or `img.bytes` of a struct of bytes and path."""
+    import pyarrow.types as types
+
+    if types.is_struct(field.type):
+        return f"{field.name}.bytes" if field.type.get_field_index("bytes") >= 0 else None
+    return field.name if types.is_binary(field.type) or types.is_large_binary(field.type) else None
+
+
+def _image_path(file: SourceFile, column: str) -> str:
+    """Of a column in one file: the files of a source may differ in it."""
+    schema = _open_parquet(file).schema_arrow
+    path = _path_of(schema.field(column)) if column in schema.names else None
+    if path is None:
+        raise ValueError(f"{file.name} has no images in a column {column!r}, as the first file has")
+    return path
+
+
+def _stored_bytes(file: SourceFile, column: str) -> int:
+    parquet, path = _open_parquet(file), _image_path(file, column)
     groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
     parts = [group.column(part) for group in groups for part in range(group.num_columns)]
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema == path)
 
 
 def _read_chunks(file: SourceFile, column: str) -> Iterator[pa.Array]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    path = _image_path(file, column)
     try:
-        for batch in _open_parquet(file).iter_batches(batch_size=1024, columns=[column], use_threads=False):
+        for batch in _open_parquet(file).iter_batches(batch_size=1024, columns=[path], use_threads=False):
             images = batch.column(0)
             if pa.types.is_struct(images.type):
                 images = pc.struct_field(images, "bytes")  # keeps the struct's own nulls, which .field() drops
@@ -152,50 +167,36 @@ def _read_chunks(file: SourceFile, column: str) -> Iterator[pa.Array]:
         raise ValueError(_broken(file, problem)) from problem
 
 
-def _read_labels(groups: dict[str, list[SourceFile]]) -> tuple[Mapping[str, np.ndarray | None], list[str] | None]:
+def _read_labels(
+    groups: dict[str, list[SourceFile]], asked: str | None
+) -> tuple[Mapping[str, np.ndarray | None], list[str] | None]:
     """Labels of every split and the class names, one numbering for all."""
     import pyarrow as pa
 
-    schema = _open_parquet(next(iter(groups.values()))[0]).schema_arrow
-    kind = schema.field(LABEL_COLUMN).type if LABEL_COLUMN in schema.names else pa.null()
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+    first = next(iter(groups.values()))[0]
+    schema = _open_parquet(first).schema_arrow
+    candidates = [field.name for field in schema if is_label_type(field.type)]
+    label = choose_label(schema.names, candidates, asked, first.name)
+    if label is None:
         return dict.fromkeys(groups), None
 
     def read(file: SourceFile) -> pa.ChunkedArray:
+        parquet = _open_parquet(file)
+        if label not in parquet.schema_arrow.names:
+            raise ValueError(f"{file.name} has no column {label!r}, as its neighbors have")
         try:
-            return _open_parquet(file).read([LABEL_COLUMN]).column(LABEL_COLUMN)
-        except KeyError as problem:
-            raise ValueError(f"{file.name} has no column {LABEL_COLUMN}, as its neighbours have") from problem
+            return parquet.read([label]).column(label)
         except (pa.ArrowException, OSError) as problem:
             raise ValueError(_broken(file, problem)) from problem
 
-    columns = {
-        name: pa.chunked_array([chunk for file in group for chunk in read(file).chunks], kind)
-        for name, group in groups.items()
-    }
-    return number_labels(columns, _class_names(schema))
+    columns = {name: joined([read(file) for file in group]) for name, group in groups.items()}
+    return number_labels(columns, _class_names(schema, label))
 
 
-def number_labels(
-    columns: Mapping[str, pa.ChunkedArray], class_names: list[str] | None
-) -> tuple[Mapping[str, np.ndarray | None], list[str] | None]:
-    """Labels of every split as numbers, -1 for none; text is numbered in alphabetical order, the same in all splits."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = next(iter(columns.values())).type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        class_names = sorted({text for column in columns.values() for text in column.unique().to_pylist()} - {None})
-        names = pa.array(class_names, kind)
-        columns = {name: pc.index_in(column, value_set=names) for name, column in columns.items()}
-    labels = {name: pc.fill_null(column.cast(pa.int64()), -1).to_numpy() for name, column in columns.items()}
-    return labels, class_names
-
-
-def _class_names(schema: pa.Schema) -> list[str] | None:
+def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
     """As Hugging Face's `datasets` writes them into the file's metadata."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return list(features[LABEL_COLUMN]["names"])
+        return list(features[label]["names"])
     except (KeyError, TypeError, ValueError):
         return None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from patchcast.data.columns import Columns
 from patchcast.data.duplicates import shared_files
 from patchcast.data.images import VERIFY_UP_TO, Images, find_splits, open_split
 from patchcast.data.splits import stratified_split
@@ -94,6 +95,11 @@ class Source:
     def is_stream(self) -> bool:
         """Whether images can only be read in order; `train` is then the beginning of the stream."""
         return isinstance(self._all.store, HeadStore)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the training split has labels."""
+        return _has_labels(self._all)
 
     @cached_property
     def train(self) -> Images:
@@ -187,17 +193,26 @@ class Source:
         return self._opened[split]
 
 
-def open_source(data: str, *, channels: int | None = None, held_out_share: float = 0.0) -> Source:
+def open_source(
+    data: str,
+    *,
+    channels: int | None = None,
+    held_out_share: float = 0.0,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Source:
     """Open a source of images once, with all its splits; `patchcast.data.open_images` opens a single split.
 
     Args:
         data: see `patchcast.data.open_images`.
         channels: to convert every image to; see there.
         held_out_share: of a source without a validation or test split, the share that is held out from training.
+        image_column, label_column: of tables, where they are not recognized by their names.
     Raises:
         ValueError: in one sentence, if the source is not there, or holds no images.
     """
-    return Source(data, find_splits(data), channels=channels, held_out_share=held_out_share)
+    splits = find_splits(data, Columns(image_column, label_column))
+    return Source(data, splits, channels=channels, held_out_share=held_out_share)
 
 
 def _has_labels(images: Images) -> bool:

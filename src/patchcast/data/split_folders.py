@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from patchcast.data.beside import image_folder
 from patchcast.data.split_names import PURPOSE, by_split_name, split_of
 
 
@@ -47,9 +49,12 @@ def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, Part
         folders = dict.fromkeys(name.partition(separator)[0] for name in inside if separator in name)
         has_loose = any(separator not in name for name in inside)
         named = by_split_name(folders, where)
+        photographs = None if named or has_loose else image_folder(folders)
         if named or has_loose or len(folders) != 1:
             break
         around += next(iter(folders)) + separator
+    if photographs is not None:
+        return _without_masks(images, around, photographs, separator, where)
     if not named:
         _refuse_splits_in_classes(inside, separator, where)
         return {"train": Part("", list(images), list(range(len(images))))}
@@ -69,6 +74,22 @@ def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, Part
         counts = (f"{count:,} in {repr(folder) if folder else 'no folder'}" for folder, count in others.items())
         warnings.warn(f"passed over images of {where} that are of no split: {', '.join(counts)}", stacklevel=3)
     return parts if len(parts) > 1 else {"train": next(iter(parts.values()))}
+
+
+def _without_masks(images: Sequence[str], around: str, photographs: str, separator: str, where: str) -> dict[str, Part]:
+    """The splits of the folder of images, without those of masks next to it."""
+    folder = around + photographs + separator
+    places = [place for place, image in enumerate(images) if image.startswith(folder)]
+    counts = Counter(image[len(around) :].partition(separator)[0] for image in images)
+    masks = ", ".join(f"{count:,} in {name!r}" for name, count in sorted(counts.items()) if name != photographs)
+    warnings.warn(f"passed over masks of {where}, next to {photographs!r}: {masks}", stacklevel=4)
+    parts = arrange([images[place][len(folder) :] for place in places], separator, where)
+    return {
+        split: Part(
+            (folder + part.folder).removesuffix(separator), part.names, [places[place] for place in part.places]
+        )
+        for split, part in parts.items()
+    }
 
 
 def _check_readings(

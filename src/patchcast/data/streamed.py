@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from patchcast.data.columns import ANY, Columns
 from patchcast.data.decode import ImageFile, UnreadableImageError, decode
 from patchcast.data.hub import encoded, first_line, image_column, import_datasets, label_column, open_row
 from patchcast.data.journal import Journal
@@ -128,7 +129,7 @@ class HeadStore(Store):
         return f"{self.stream.name}, row {position}"
 
 
-def stream_splits(source: str) -> Splits:
+def stream_splits(source: str, columns: Columns = ANY) -> Splits:
     """The splits of `hf-stream:NAME` or `hf-stream:NAME:CONFIG`; of each the beginning is read when it is opened.
 
     Raises:
@@ -141,7 +142,7 @@ def stream_splits(source: str) -> Splits:
         features = next(iter(found.values())).features or {}
     except Exception as problem:  # the library's own, the hub's, the network's
         raise ValueError(f"{source} cannot be had: {first_line(problem)}") from problem
-    column, label = image_column(features, source), label_column(features)
+    column, label = image_column(features, source, columns.image), label_column(features, source, columns.label)
     class_names = getattr(features.get(label), "names", None)
     told = declared_splits(found)
     return {

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 import tarfile
 import time
-import zipfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from patchcast.data.beside import sample_of, second_images
+from patchcast.data.columns import ANY, COARSER, LABEL_COLUMNS, Columns, Value, number_classes
 from patchcast.data.decode import ImageFile
 from patchcast.data.files import SourceFile, by_split
 from patchcast.data.folder import SETTLED_SECONDS, class_names_of, pick_images
 from patchcast.data.names import Names
 from patchcast.data.split_folders import arrange
 from patchcast.data.stores import Splits, Store
-from patchcast.files import cache_file, write_whole
+from patchcast.files import cache_file, write_cache
 
 BROKEN = -1
 """Offset of the entry that stands for what a broken shard has lost; its name is the reason."""
 LONGEST_NOTE = 2**20
 """Bytes of a .cls or .json member; a longer one is no label."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-SAMPLE_NAME = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]*)$")
 
 
 @dataclass
@@ -37,13 +37,14 @@ class Index:
     """Where each image of some shards lies.
 
     Attributes:
+        labels: as they are written, None where there is none.
         folder: inside the shards, that holds all of the split; its name is no class.
     """
 
     shards: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    labels: list[Value] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     folder: str = ""
 
@@ -58,14 +59,15 @@ class TarStore(Store):
     What a broken shard has lost is one unreadable image at its end.
     """
 
-    def __init__(self, files: list[SourceFile], index: Index, class_names: list[str] | None) -> None:
+    def __init__(
+        self, files: list[SourceFile], index: Index, labels: np.ndarray, class_names: list[str] | None
+    ) -> None:
         self.files = files
         self.shards, self.offsets, self.sizes = (
             np.array(each, dtype=np.int64) for each in (index.shards, index.offsets, index.sizes)
         )
         self.names = Names(index.names)
         self.class_names = class_names
-        labels = np.array(index.labels, dtype=np.int64)
         self.labels = labels if (labels >= 0).any() else None
 
     def __len__(self) -> int:
@@ -83,17 +85,20 @@ class TarStore(Store):
         return shard if self.offsets[position] == BROKEN else f"{shard}, {self.names[position]}"
 
 
-def tar_splits(files: list[SourceFile]) -> Splits:
+def tar_splits(files: list[SourceFile], columns: Columns = ANY) -> Splits:
     """The splits of some tar files, by their names (`patchcast.data.files.by_split`).
 
-    Labels are WebDataset's `.cls` beside an image, or the `label` of its `.json`, if these are whole numbers; or else
-    the first folders inside, as in a folder of images.
+    Labels are WebDataset's `.cls` of an image's sample, or the `label` of its `.json`; or else the first folders, as in
+    a folder of images.
 
     Raises:
         ValueError: if a file is no tar file, or is compressed; or none holds an image.
     """
     groups = by_split(files)
-    indices = {name: find_index(group) for name, group in groups.items()}
+    indices = {
+        name: _without_masks(find_index(group, columns.label), group[0].name, columns.image)
+        for name, group in groups.items()
+    }
     for name, index in indices.items():
         if all(offset == BROKEN for offset in index.offsets):
             reason = f"; {index.names[0]}" if index.names else ""
@@ -102,10 +107,37 @@ def tar_splits(files: list[SourceFile]) -> Splits:
         ((_, files), index) = next(iter(groups.items())), next(iter(indices.values()))
         indices = _by_folder(index, files[0].name)
         groups = dict.fromkeys(indices, files)
-    class_names = None
-    if all(label < 0 for index in indices.values() for label in index.labels):
-        class_names = _label_by_folders(indices)
-    return {name: partial(TarStore, groups[name], indices[name], class_names) for name in groups}
+    if all(label is None for index in indices.values() for label in index.labels):
+        if columns.label is not None:
+            raise ValueError(f"no sample of {files[0].name} has a label called {columns.label!r}")
+        _label_by_folders(indices)
+    numbers, class_names = number_classes({label for index in indices.values() for label in index.labels})
+    labels = {
+        name: np.array([numbers[label] for label in index.labels], dtype=np.int64) for name, index in indices.items()
+    }
+    return {name: partial(TarStore, groups[name], indices[name], labels[name], class_names) for name in groups}
+
+
+def _without_masks(index: Index, where: str, asked: str | None) -> Index:
+    """Without images that belong to another one of their sample, such as `0001.seg.png` to `0001.png`.
+
+    Args:
+        asked: the kind of file (`seg.png`) that is the image, if it was named.
+    """
+    if asked is not None:
+        kinds = [sample_of(name)[1] for name in index.names]
+        chosen = [place for place, kind in enumerate(kinds) if kind == asked.lower() or index.offsets[place] == BROKEN]
+        if not chosen:
+            raise ValueError(f"{where} has no images called {asked!r}: it has {', '.join(sorted(set(kinds)))}")
+        return _take(index, chosen)
+    second = second_images(index.names)
+    if not second:
+        return index
+    warnings.warn(
+        f"passed over {len(second):,} images of {where}, each one of several in its sample: {index.names[second[0]]}",
+        stacklevel=3,
+    )
+    return _take(index, np.setdiff1d(np.arange(len(index.names)), second).tolist())
 
 
 def _by_folder(index: Index, where: str) -> dict[str, Index]:
@@ -119,7 +151,7 @@ def _by_folder(index: Index, where: str) -> dict[str, Index]:
     broken = _take(index, [place for place, offset in enumerate(index.offsets) if offset == BROKEN])
     first = next(iter(splits.values()))
     for place in range(len(broken.names)):
-        _append(first, broken.shards[place], broken.names[place], BROKEN, 0, -1)
+        _append(first, broken.shards[place], broken.names[place], BROKEN, 0, None)
     if len(parts) == 1 and len(first.names) == len(index.names):
         index.folder = first.folder
         return dict.fromkeys(splits, index)  # in its own order
@@ -131,25 +163,24 @@ def _take(index: Index, places: list[int]) -> Index:
     return Index(*([column[place] for place in places] for column in columns))  # type: ignore[arg-type]
 
 
-def find_index(files: list[SourceFile]) -> Index:
+def find_index(files: list[SourceFile], asked: str | None = None) -> Index:
     """The index of some shards, from the user's cache folder if it is there and no shard has changed."""
     states = [file.state for file in files]
-    kept = cache_file(["tar", *states], ".index.npz")
-    index = _kept_index(kept)
+    cached = cache_file(["tar, labels as written", asked, *states], ".index.npz")
+    index = _read_index(cached)
     if index is None:
         index = Index()
         for number, file in enumerate(files):
-            _add_shard(index, number, file)
-        newest = max(changed for _, _, changed in states)
+            _add_shard(index, number, file, asked)
+        newest = max(state.changed for state in states)
         if time.time_ns() - newest > SETTLED_SECONDS * 10**9:
-            with contextlib.suppress(OSError):  # a home that cannot be written to costs the time to index again
-                write_whole(kept, lambda unfinished: _keep_index(unfinished, index))
+            write_cache(cached, lambda unfinished: _write_index(unfinished, index))
     return index
 
 
-def _add_shard(index: Index, number: int, file: SourceFile) -> None:
+def _add_shard(index: Index, number: int, file: SourceFile, asked: str | None) -> None:
     images: list[tuple[str, int, int]] = []
-    notes: dict[str, int] = {}
+    notes: dict[str, Value] = {}
     broken = ""
     with open(file.path, "rb") as raw:
         if raw.read(6).startswith(COMPRESSED):
@@ -160,10 +191,10 @@ def _add_shard(index: Index, number: int, file: SourceFile) -> None:
             with tarfile.open(fileobj=raw, mode="r:") as shard:
                 for member in shard:
                     if member.size < 0 or member.offset_data + member.size > end:
-                        raise tarfile.ReadError(f"{member.name} ends behind the file's end")
+                        raise tarfile.ReadError(f"{member.name} ends after the file's end")
                     if member.isreg() and not member.issparse() and not _is_hidden(member.name):
                         images.append((member.name, member.offset_data, member.size))
-                        _note(notes, shard, member)
+                        _note(notes, shard, member, asked)
                 raw.seek(shard.offset)
                 if raw.read(512).strip(b"\0") or shard.offset >= end:  # tarfile ends in silence at either
                     raise tarfile.ReadError(f"no tar header at byte {shard.offset}")
@@ -174,9 +205,9 @@ def _add_shard(index: Index, number: int, file: SourceFile) -> None:
     chosen = set(pick_images([name for name, _, _ in images]))
     for name, offset, size in images:
         if name in chosen:
-            _append(index, number, name, offset, size, notes.get(_sample_of(name)[0], -1))
+            _append(index, number, name, offset, size, notes.get(sample_of(name)[0]))
     if broken:
-        _append(index, number, broken, BROKEN, 0, -1)
+        _append(index, number, broken, BROKEN, 0, None)
 
 
 def _reason(problem: Exception) -> str:
@@ -187,7 +218,7 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part != "." for part in name.split("/"))
 
 
-def _append(index: Index, shard: int, name: str, offset: int, size: int, label: int) -> None:
+def _append(index: Index, shard: int, name: str, offset: int, size: int, label: Value) -> None:
     index.shards.append(shard)
     index.names.append(name)
     index.offsets.append(offset)
@@ -195,30 +226,37 @@ def _append(index: Index, shard: int, name: str, offset: int, size: int, label: 
     index.labels.append(label)
 
 
-def _sample_of(name: str) -> tuple[str, str]:
-    """WebDataset's parts of a name: the sample, up to the first point of its last part, and what this file is of it.
-
-    >>> _sample_of("train/0001.seg.png")
-    ('train/0001', 'seg.png')
-    """
-    match = SAMPLE_NAME.match(name)
-    return (match[1], match[2].lower()) if match else (name, "")
-
-
-def _note(notes: dict[str, int], shard: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    sample, kind = _sample_of(member.name)
-    if kind not in ("cls", "json") or member.size > LONGEST_NOTE:
+def _note(notes: dict[str, Value], shard: tarfile.TarFile, member: tarfile.TarInfo, asked: str | None) -> None:
+    """Write down the label that a member gives its sample; one of its own comes before a field of `.json`."""
+    sample, kind = sample_of(member.name)
+    own = ("cls", "class", "label") if asked is None else (asked.lower(),)
+    if kind not in (*own, "json") or member.size > LONGEST_NOTE:
         return
     opened = shard.extractfile(member)  # a file object on the member's bytes; nothing is unpacked
     assert opened is not None
-    with contextlib.suppress(ValueError):  # text that is no number is no label
-        value = json.loads(opened.read())
-        label = value.get("label") if isinstance(value, dict) else value
-        if type(label) is int and (kind == "cls" or sample not in notes):
-            notes[sample] = label
+    text = opened.read().decode(errors="replace").strip()
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text or None  # `007`, `cat`
+    if kind == "json" and kind not in own:
+        value = _field(value, asked)
+    is_label = value is not None and isinstance(value, (int, float, bool, str))
+    if is_label and (kind in own or sample not in notes):
+        notes[sample] = value
 
 
-def _label_by_folders(indices: Mapping[str, Index]) -> list[str] | None:
+def _field(value: Any, asked: str | None) -> Any:
+    if not isinstance(value, dict):
+        return None
+    if asked is not None:
+        return value.get(asked)
+    names = [name for name in value if name in (*LABEL_COLUMNS, *COARSER)]
+    order = [*LABEL_COLUMNS, *COARSER]
+    return value[min(names, key=order.index)] if names else None
+
+
+def _label_by_folders(indices: Mapping[str, Index]) -> None:
     def inside(index: Index, name: str) -> str:
         return name.removeprefix("./").removeprefix(f"{index.folder}/" if index.folder else "")
 
@@ -228,23 +266,30 @@ def _label_by_folders(indices: Mapping[str, Index]) -> list[str] | None:
         for name, offset in zip(index.names, index.offsets, strict=True)
         if offset != BROKEN
     ]
-    class_names = class_names_of(real, "/")
-    number = {name: label for label, name in enumerate(class_names or [])}
+    if class_names_of(real, "/") is None:
+        return
     for index in indices.values():
-        index.labels = [number.get(inside(index, name).partition("/")[0], -1) for name in index.names]
-    return class_names
+        index.labels = [
+            None if offset == BROKEN else inside(index, name).partition("/")[0]
+            for name, offset in zip(index.names, index.offsets, strict=True)
+        ]
 
 
-def _keep_index(file: Path, index: Index) -> None:
-    names = np.frombuffer(json.dumps(index.names).encode(), dtype=np.uint8)
-    numbers = np.array([index.shards, index.offsets, index.sizes, index.labels], dtype=np.int64)
-    np.savez(file, names=names, numbers=numbers)
+def _write_index(file: Path, index: Index) -> None:
+    names, labels = (
+        np.frombuffer(json.dumps(column).encode(), dtype=np.uint8) for column in (index.names, index.labels)
+    )
+    numbers = np.array([index.shards, index.offsets, index.sizes], dtype=np.int64)
+    np.savez(file, names=names, labels=labels, numbers=numbers)
 
 
-def _kept_index(file: Path) -> Index | None:
+def _read_index(file: Path) -> Index | None:
+    """The cached index, if it is there and whole: each entry of the file has a checksum, which reading compares."""
     try:
-        with np.load(file) as kept:
-            shards, offsets, sizes, labels = kept["numbers"].tolist()
-            return Index(shards, offsets, sizes, labels, json.loads(kept["names"].tobytes()))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        with np.load(file) as arrays:
+            shards, offsets, sizes = arrays["numbers"].tolist()
+            labels, names = (json.loads(arrays[name].tobytes()) for name in ("labels", "names"))
+    except Exception:  # a damaged file can raise nearly anything: zipfile's, zlib's, NumPy's ...
         return None
+    columns = (shards, offsets, sizes, labels, names)
+    return Index(*columns) if len({len(column) for column in columns}) == 1 else None

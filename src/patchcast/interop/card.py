@@ -16,18 +16,13 @@ import yaml
 from patchcast import __version__
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
-from patchcast.commands.again import options
 from patchcast.geometry import to_rows
-from patchcast.methods import METHODS
+from patchcast.interop.export_formats import Exported
+from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
-from patchcast.recipe import Recipe, Resolved
+from patchcast.recipe import NOT_LEARNED, Recipe, Resolved
 
 LIBRARIES = {"timm": "timm", "transformers": "transformers", "onnx": "onnx", "torch": "pytorch"}
-INDIFFERENT = (
-    *("epochs", "device", "workers", "log_every", "eval_every", "checkpoint_every"),
-    *("tensorboard", "wandb", "pictures", "probe_data"),
-)
-"""Options that make no difference to what is learnt; epochs, because the number of steps is given."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's names of images with so many channels."""
 
@@ -68,6 +63,7 @@ write it here, and in the place of `license: other` at the top of this file.
 """
 
 
+<<<<<<< HEAD
 FIT = {
     "center": "Images are resized until they just cover it\n(bicubic, with antialiasing), and their center is cut out.",
     "squash": "Images of other sizes are resized to it, whatever\ntheir shape (bicubic, with antialiasing).",
@@ -75,13 +71,17 @@ FIT = {
 
 
 def write_card(run: Path, recipe: Resolved, pretrainer: Pretrainer, out: Path, *, to: str, where: str) -> None:
+=======
+def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) -> None:
+>>>>>>> main
     """Write README.md, with a head as the Hugging Face hub reads it.
 
     Args:
         run: the run's folder, in which what it reached is looked up.
-        to: the format that was written; see `patchcast.commands.export`.
+        to: the format that was written; one of `patchcast.interop.export_formats.EXPORT_FORMATS`.
         where: `local-dir:FOLDER` or `hf-hub:USER/NAME`, as timm has it.
     """
+    recipe, pretrainer = encoder.recipe, encoder.pretrainer
     height, width = _image_size(recipe, to)
     down, right = pretrainer.backbone.stride
     text = CARD.format(
@@ -93,7 +93,7 @@ def write_card(run: Path, recipe: Resolved, pretrainer: Pretrainer, out: Path, *
         was=_table(_was(recipe, pretrainer)),
         command=command(recipe),
         reached=_table(list(_reached(run))),
-        code=loading(recipe, pretrainer.backbone, to=to, where=where),
+        code=loading(recipe, encoder.method, pretrainer.backbone, to=to, where=where),
         size=f"{height}x{width}",
         channels="1 channel" if recipe.channels == 1 else f"{recipe.channels} channels",
         mean=list(recipe.mean),
@@ -111,19 +111,23 @@ def command(recipe: Recipe) -> str:
     patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip true --steps 9
     """
     words = ["patchcast", "pretrain"]
+<<<<<<< HEAD
     recipe = dataclasses.replace(recipe, model_args=_placeless(recipe.model_args))
     for name, value in options(recipe):
+=======
+    for name, value in recipe.given():
+>>>>>>> main
         if name == "out":
             words += ["--out", "RUN"]
-        elif name not in INDIFFERENT:
+        elif name not in NOT_LEARNED and name != "epochs":  # the number of steps is given
             words += [f"--{name}", _without_place(value) if name in ("data", "tokenizer") else value]
     return shlex.join(words)
 
 
-def loading(recipe: Resolved, backbone: Backbone, *, to: str, where: str) -> str:
+def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, where: str) -> str:
     """Python that loads the exported weights and computes the embedding of an image file, `photo.jpg`."""
     place, name = where.split(":", 1)
-    code = LOADING["imagegpt" if to == "transformers" and METHODS[recipe.method].codes == "colours" else to]
+    code = LOADING["imagegpt" if to == "transformers" and method.codes == "colours" else to]
     file = repr(f"{name}/{FILES[to]}") if to in FILES else ""
     if place == "hf-hub" and file:
         file = f"hf_hub_download({name!r}, {FILES[to]!r})"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from patchcast.backbones.sequence import ViT
 from patchcast.backbones.tiled import ClassProjection, Tiled
 from patchcast.geometry import Grid
+from patchcast.interop.torchtune_modules import check_out_indices
 
 State = Mapping[str, Tensor]
 
@@ -86,9 +87,7 @@ class TorchtuneViT(nn.Module):
             raise ValueError(f"tile_size must be divisible by patch_size; got {tile_size} and {patch_size}")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim must be divisible by num_heads; got {embed_dim} and {num_heads}")
-        self.depths, self.class_last = list(out_indices or ()), append_cls_token
-        if any(not 0 <= depth <= num_layers for depth in self.depths):
-            raise ValueError(f"out_indices must lie in 0..{num_layers}; got {self.depths}")
+        self.depths, self.class_last = check_out_indices(out_indices, num_layers), append_cls_token
         vit = VisionTransformer(
             img_size=tile_size,
             patch_size=patch_size,

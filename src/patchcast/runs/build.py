@@ -14,11 +14,10 @@ from patchcast.backbones import Backbone, wrap
 from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
-from patchcast.data import Augment, Evaluate, Images, channel_statistics
-from patchcast.data.streamed import HeadStore
+from patchcast.data import Augment, Evaluate, Images, Source, channel_statistics
 from patchcast.methods import METHODS, Method
 from patchcast.pretrainer import Pretrainer
-from patchcast.recipe import CropMode, Recipe, Resolved
+from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.run import default_precision, default_workers
@@ -28,7 +27,11 @@ SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalise by
 
 
 def find_method(name: str) -> Method:
-    """The method of this name, or an error that names what is near."""
+    """The method of this name.
+
+    Raises:
+        ValueError: if there is none; names a similar one.
+    """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
@@ -36,73 +39,80 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def resolve(recipe: Recipe, images: Images) -> Resolved:
-    """The recipe with nothing left open, so that its config runs the same again.
+def resolve(recipe: Recipe, method: Method, source: Source) -> Resolved:
+    """The recipe with a value for every option, so that its config runs the same again.
 
     Raises:
-        ValueError: if the method, one of its options, or the model is not known, or the sizes do not fit.
+        ValueError: if one of the method's options or the model is unknown, or the sizes do not fit.
     """
-    method = find_method(recipe.method)
     _check_options(recipe.method, method, recipe.method_args)
     pieces = recipe.devices * recipe.nodes * recipe.accumulate
-    if min(recipe.devices, recipe.nodes, recipe.accumulate) < 1 or recipe.batch_size % pieces:
+    if recipe.batch_size % pieces:
         raise ValueError(
             f"a batch of {recipe.batch_size} images cannot be shared evenly by devices={recipe.devices} x "
             f"nodes={recipe.nodes} in accumulate={recipe.accumulate} pieces each; give a multiple of their product"
         )
-    is_stream = isinstance(images.store, HeadStore)
-    if is_stream:
+    if source.is_stream:
         _check_stream(recipe, method)
+    images = source.train
     recipe = with_codes(recipe, method, images)
     size, patch = _size_and_patch(recipe, method, images)
+    mean, std = _normalization(recipe, images)
+    steps = recipe.steps
+    if steps is None:
+        steps = max(1, round(recipe.epochs * len(images) / recipe.batch_size))
+    often = max(1, steps // 10)
+    given = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    resolved = {
+        "image_size": size,
+        "patch_size": patch,
+        "channels": images.channels,
+        "mean": mean,
+        "std": std,
+        "steps": steps,
+        "epochs": recipe.epochs if source.is_stream else round(steps * recipe.batch_size / len(images), 2),
+        "held_out": source.held_out_share,
+    }
+    defaults: dict[str, Any] = {
+        "crop_scale": method.crop_scale,
+        "crop_mode": "squash" if method.codes == "colours" else "center",
+        "flip": method.flip and recipe.data != "digits",
+        "lr": method.lr_per_256 * recipe.batch_size / 256,
+        "betas": method.betas,
+        "weight_decay": method.weight_decay,
+        "clip": method.clip or 0.0,
+        "precision": default_precision(),
+        "workers": default_workers(recipe.device),
+        "eval_every": often,
+        "checkpoint_every": often,
+    }
+    filled = {name: default if given[name] is None else given[name] for name, default in defaults.items()}
+    return Resolved(**{**given, **resolved, **filled})
+
+
+def _normalization(recipe: Recipe, images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: given, the pretrained model's, or measured."""
     mean, std = recipe.mean, recipe.std
     if recipe.pretrained and mean is None and std is None:
         mean, std = _pretrained_cfg(recipe.model).mean, _pretrained_cfg(recipe.model).std
     if mean is None or std is None:
         measured = channel_statistics(images)
         mean, std = mean or measured[0], std or measured[1]
-    steps = recipe.steps or max(1, round(recipe.epochs * len(images) / recipe.batch_size))
-    flip = recipe.flip if recipe.flip is not None else method.flip and recipe.data != "digits"
-    given = {each.name: getattr(recipe, each.name) for each in dataclasses.fields(recipe)}
-    found = {
-        "image_size": size,
-        "patch_size": patch,
-        "channels": images.channels,
-        # Four digits that count: 12 bits in a 16-bit file have deviations of a few thousandths of white.
-        "mean": tuple(float(f"{each:.4g}") for each in mean),
-        "std": tuple(float(f"{each:.4g}") for each in std),
-        "crop_scale": recipe.crop_scale or method.crop_scale,
-        "crop_mode": recipe.crop_mode or _crop_mode(recipe, method),
-        "flip": flip,
-        "steps": steps,
-        "epochs": recipe.epochs if is_stream else round(steps * recipe.batch_size / len(images), 2),
-        "lr": recipe.lr or method.lr_per_256 * recipe.batch_size / 256,
-        "betas": recipe.betas or method.betas,
-        "weight_decay": recipe.weight_decay if recipe.weight_decay is not None else method.weight_decay,
-        "clip": recipe.clip if recipe.clip is not None else (method.clip or 0.0),
-        "precision": recipe.precision or default_precision(),
-        "workers": recipe.workers if recipe.workers is not None else default_workers(recipe.device),
-        "eval_every": recipe.eval_every or max(1, steps // 10),
-        "checkpoint_every": recipe.checkpoint_every or max(1, steps // 10),
-    }
-    return Resolved(**{**given, **found})
-
-
-def _crop_mode(recipe: Recipe, method: Method) -> CropMode:
-    """Of a recipe that names none. One that leaves nothing else open is the config of an older version, of which all
-    images were cut to their center."""
-    is_older = all(getattr(recipe, name) is not None for name in Resolved.__annotations__ if name != "crop_mode")
-    return "squash" if method.codes == "colours" and not is_older else "center"
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, images.channels):
+            raise ValueError(f"{name} has {len(values)} numbers, and the images have {images.channels} channels")
+    # Four significant digits: 12 bits in a 16-bit file have deviations of a few thousandths of white.
+    return tuple(float(f"{value:.4g}") for value in mean), tuple(float(f"{value:.4g}") for value in std)
 
 
 def _check_stream(recipe: Recipe, method: Method) -> None:
     if recipe.steps is None:
-        raise ValueError(f"{recipe.data} is a stream, whose length is not known: give --steps")
+        raise ValueError(f"{recipe.data} is a stream of unknown length: give --steps")
     if method.codes == "colours":
-        raise ValueError(f"{recipe.method} encodes its images once, before training, which a stream cannot be: use hf:")
+        raise ValueError(f"{recipe.method} encodes all images before training, which a stream does not allow: use hf:")
 
 
-def build(recipe: Resolved, tokenizer: Tokenizer | None = None) -> Pretrainer:
+def build(recipe: Resolved, method: Method, tokenizer: Tokenizer | None = None) -> Pretrainer:
     """The method over its backbone, with the initial weights of a resolved recipe's seed.
 
     Args:
@@ -111,7 +121,6 @@ def build(recipe: Resolved, tokenizer: Tokenizer | None = None) -> Pretrainer:
         ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
     """
     torch.manual_seed(recipe.seed)
-    method = find_method(recipe.method)
     if method.codes == "colours":
         assert tokenizer is not None
         return method.build(imagegpt_backbone(recipe, tokenizer, causal=method.causal), **recipe.method_args)

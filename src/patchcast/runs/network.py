@@ -1,4 +1,4 @@
-"""What a command looks at: a run's network or one of timm's, and how images are prepared for it."""
+"""The network that a command looks at: a run's or a timm model, and how images are prepared for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.data import Augment, Evaluate
+from patchcast.data import Augment, Evaluate, Source, open_source
 from patchcast.evaluation.protocol import OURS, UNTRAINED
 from patchcast.recipe import Device, Resolved
-from patchcast.runs.build import augmentation, build, evaluation
-from patchcast.runs.run_folder import CONFIG, open_run
-from patchcast.runs.tokenizer import kept_tokenizer
+from patchcast.runs.run import Run, open_run
+from patchcast.runs.run_folder import CONFIG
 
 CROP_SCALE = (0.2, 1.0)
 """Of random crops for a network that no run of ours trained: MAE's."""
@@ -28,8 +27,8 @@ class Network:
         name: the run folder or the timm model, as it was given.
         size: (height, width) of what it sees.
         mean, std: of each channel, white being 1.
-        recipe: of the run; None for a timm model.
-        is_trained: False for the weights of before training.
+        run: that trained it; None for a timm model.
+        is_trained: False for the weights before training.
     """
 
     name: str
@@ -37,36 +36,39 @@ class Network:
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    recipe: Resolved | None = None
+    run: Run | None = None
     is_trained: bool = True
+
+    @property
+    def recipe(self) -> Resolved | None:
+        """Of the run; None for a timm model."""
+        return None if self.run is None else self.run.recipe
 
     @property
     def evaluate(self) -> Evaluate:
         """All of an image, and nothing random."""
-        return Evaluate(self.size, self.mean, self.std) if self.recipe is None else evaluation(self.recipe)
+        return Evaluate(self.size, self.mean, self.std) if self.run is None else self.run.evaluation
 
     @property
     def augment(self) -> Augment:
         """What the run's training saw of an image; for timm's models, MAE's augmentation."""
-        return (
-            Augment(self.size, CROP_SCALE, True, self.mean, self.std)
-            if self.recipe is None
-            else augmentation(self.recipe)
-        )
+        return Augment(self.size, CROP_SCALE, True, self.mean, self.std) if self.run is None else self.run.augmentation
+
+    def open_data(self, data: str) -> Source:
+        """A source with the network's channels; of a run's own data, with the run's held-out images."""
+        return open_source(data, channels=self.backbone.channels) if self.run is None else self.run.open_data(data)
 
     def before(self) -> Backbone:
-        """The same network as it was before training: the run's own start, or timm's random weights."""
-        if self.recipe is not None:
-            return build(self.recipe, kept_tokenizer(Path(self.name))).backbone
-        return _of_timm(self.name, pretrained=False)
+        """The same network before training: the run's initial weights, or timm's random ones."""
+        return _of_timm(self.name, pretrained=False) if self.run is None else self.run.untrained().backbone
 
     def beside_its_start(self) -> dict[str, Backbone]:
-        """The network, and what training has to beat: itself before; only that if it is not trained."""
+        """The network and its start, which training has to beat; only the start if the network is not trained."""
         return {OURS: self.backbone, UNTRAINED: self.before()} if self.is_trained else {UNTRAINED: self.backbone}
 
     def own_file(self, name: str) -> Path | None:
-        """Where what is found of a trained run is kept; None for what is not in a run's folder."""
-        return Path(self.name) / name if self.recipe is not None and self.is_trained else None
+        """A file in the folder of a trained run; None for a network without a folder."""
+        return self.run.folder / name if self.run is not None and self.is_trained else None
 
 
 def is_run(source: str | Path) -> bool:
@@ -75,7 +77,7 @@ def is_run(source: str | Path) -> bool:
 
 
 def open_network(source: str | Path, *, untrained: bool = False, **model_args: Any) -> Network:
-    """A run's network by its folder, or one of timm's by its name.
+    """A run's network by its folder, or a timm model by its name.
 
     Args:
         untrained: with the weights of before training.
@@ -84,9 +86,10 @@ def open_network(source: str | Path, *, untrained: bool = False, **model_args: A
         ValueError: if there is no such run or model, or its weights cannot be had.
     """
     if is_run(source):
-        recipe, pretrainer = open_run(Path(source))
-        found = Network(str(source), pretrainer.backbone, recipe.image_size, recipe.mean, recipe.std, recipe)
-        return replace(found, backbone=found.before(), is_trained=False) if untrained else found
+        run = open_run(Path(source))
+        recipe = run.recipe
+        network = Network(str(source), run.pretrainer.backbone, recipe.image_size, recipe.mean, recipe.std, run)
+        return replace(network, backbone=network.before(), is_trained=False) if untrained else network
     if Path(source).is_dir():
         raise ValueError(f"{source} holds no run of patchcast: it has no {CONFIG}")
     name = str(source)
@@ -94,12 +97,12 @@ def open_network(source: str | Path, *, untrained: bool = False, **model_args: A
     config: Any = backbone.model.pretrained_cfg
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if backbone.channels != len(mean):
-        raise ValueError(f"{name} takes {backbone.channels} channels, and its normalisation has {len(mean)}")
+        raise ValueError(f"{name} takes {backbone.channels} channels, and its normalization has {len(mean)}")
     return Network(name, backbone, backbone.image_size, mean, std, is_trained=not untrained)
 
 
 def _of_timm(name: str, *, pretrained: bool, **model_args: Any) -> Backbone:
-    torch.manual_seed(0)  # random weights are to be the same ones at the next call
+    torch.manual_seed(0)  # the same random weights at every call
     try:
         return wrap(name, pretrained=pretrained, **model_args)
     except (OSError, RuntimeError) as problem:

@@ -1,4 +1,4 @@
-"""A run's folder: where its config, weights, log and pictures lie, and whether it may be used."""
+"""A run's folder: names of the files in it, and whether a run may use it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchcast.files import read_weights
-from patchcast.pretrainer import Pretrainer
-from patchcast.recipe import Recipe, Resolved
-from patchcast.runs.build import build
-from patchcast.runs.tokenizer import kept_tokenizer
+from patchcast.recipe import EARLIER, Recipe, Resolved
 from patchcast.training.checkpoints import latest_checkpoint
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
@@ -22,7 +18,7 @@ ENCODER, EVERYTHING = "model.safetensors", "pretrainer.safetensors"
 
 
 def claim(recipe: Resolved) -> bool:
-    """Make the folder of a resolved recipe; True if it holds an unfinished run of the same recipe, to go on with.
+    """Make the folder of a resolved recipe; True if it holds an unfinished run of the same recipe, to resume.
 
     Raises:
         ValueError: if the folder holds a finished run, another run, or something else.
@@ -46,35 +42,17 @@ def claim(recipe: Resolved) -> bool:
 
 
 def as_begun(recipe: Recipe) -> Recipe:
-    """The recipe, with the crop mode of the run in its folder if it names none: the default was another once, and the
-    command that began a run resumes it."""
-    config = recipe.out / CONFIG
-    if recipe.crop_mode is not None or not config.exists():
-        return recipe
-    return replace(recipe, crop_mode=Resolved.load(config).crop_mode)
+    """The recipe, with options that earlier versions did not have as they were then: if an earlier version began the
+    run in its folder, or wrote the recipe (a config with a value for every other option)."""
+    left = [name for name in EARLIER if getattr(recipe, name) is None]
+    if left and (recipe.out / CONFIG).is_file():
+        begun = Resolved.load(recipe.out / CONFIG)
+        return replace(recipe, **{name: getattr(begun, name) for name in left})
+    if all(getattr(recipe, name) is not None for name in Resolved.__annotations__ if name not in EARLIER):
+        return replace(recipe, **{name: EARLIER[name] for name in left})
+    return recipe
 
 
 def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
-    """All of a pretrainer's weights, for `show` and for going on; `export` writes the encoder alone."""
-    save_file({name: each.contiguous() for name, each in state.items()}, out / EVERYTHING)
-
-
-def open_run(out: Path) -> tuple[Resolved, Pretrainer]:
-    """A run's recipe, and its pretrainer with the weights it has reached.
-
-    Raises:
-        ValueError: if the folder holds no run, or one that has no weights yet.
-    """
-    if not (out / CONFIG).exists():
-        raise ValueError(f"{out} holds no run of patchcast: it has no {CONFIG}")
-    recipe = Resolved.load(out / CONFIG)
-    pretrainer = build(recipe, kept_tokenizer(out))
-    checkpoint = latest_checkpoint(out)
-    if (out / EVERYTHING).exists():
-        pretrainer.load_state_dict(read_weights(out / EVERYTHING))
-    elif checkpoint is not None:
-        state = read_weights(checkpoint)["state_dict"]
-        pretrainer.load_state_dict({name.removeprefix("pretrainer."): each for name, each in state.items()})
-    else:
-        raise ValueError(f"the run in {out} has no weights yet")
-    return recipe, pretrainer.eval()
+    """Save all of a pretrainer's weights, from which a run is opened; `export` writes the encoder alone."""
+    save_file({name: weight.contiguous() for name, weight in state.items()}, out / EVERYTHING)

@@ -1,4 +1,4 @@
-"""A run's tokenizer, found in the data and kept in the run's folder; and its images as codes, made once."""
+"""A run's tokenizer, fitted to the data and saved in the run's folder; and its images as codes, encoded once."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from patchcast.data import EpochSampler, Evaluate, Images, TrainSet, loader
 from patchcast.data.images import evenly_spaced
 from patchcast.evaluation.ngrams import Floors, floors
 from patchcast.geometry import Grid
+from patchcast.methods import Method
 from patchcast.recipe import Resolved
-from patchcast.runs.build import augmentation, evaluation, find_method, timm_args
+from patchcast.runs.build import augmentation, evaluation, timm_args
 from patchcast.tokenizers.encoded import AsItIs, CodeSet, Mirror, encode_images
 from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette, Source, fit_palette, to_levels
 from patchcast.tokenizers.patches import PatchCodebook
 
+AnyTokenizer = Palette | PatchCodebook
 TOKENIZER = "tokenizer.safetensors"
 COUNTED = 10_000
-"""Most training images that codes are counted in, for the floors."""
+"""Maximum number of training images whose codes are counted for the floors."""
 JUDGED = 1000
-"""Most images on which the palette is judged."""
+"""Maximum number of images on which the palette is judged."""
 
 
-def find_tokenizer(recipe: Resolved, images: Images) -> Palette | PatchCodebook | None:
-    """What a run predicts the codes of: the recipe's file, or found by k-means in the data; None if it predicts none.
+def find_tokenizer(recipe: Resolved, method: Method, images: Images) -> AnyTokenizer | None:
+    """The tokenizer of the codes that a run predicts: from the recipe's file, or by k-means; None if it predicts none.
 
-    A palette is found in the images' pixels at the size at which they become codes, and a codebook in the patches that
+    A palette is fitted to the images' pixels at the size at which they become codes, a codebook to the patches that
     training sees.
     """
-    kind = find_method(recipe.method).codes
+    kind = method.codes
     if kind is None:
         return None
     if recipe.tokenizer is not None:
@@ -53,13 +55,13 @@ def find_tokenizer(recipe: Resolved, images: Images) -> Palette | PatchCodebook 
     )
 
 
-def keep_tokenizer(tokenizer: Palette | PatchCodebook | None, out: Path) -> None:
-    """Write it into a run's folder, unless it lies there already."""
+def keep_tokenizer(tokenizer: AnyTokenizer | None, out: Path) -> None:
+    """Save it in a run's folder, unless it is there already."""
     if tokenizer is not None and not (out / TOKENIZER).exists():
         tokenizer.save(out / TOKENIZER)
 
 
-def kept_tokenizer(out: Path) -> Palette | PatchCodebook | None:
+def kept_tokenizer(out: Path) -> AnyTokenizer | None:
     """The tokenizer in a run's folder, if there is one."""
     return load_tokenizer(out / TOKENIZER) if (out / TOKENIZER).exists() else None
 
@@ -84,10 +86,10 @@ class CodeData:
     """A run's images as codes of a palette.
 
     Attributes:
-        train: those to train on, half of them mirrored if the recipe says so.
-        held_out: those to evaluate the loss on, if there are any.
-        floors: what counting alone reaches on the held-out ones, or on the training images if there are none.
-        psnr: how much of those the palette keeps, in dB; infinite if all.
+        train: the training images, half of them mirrored if the recipe says so.
+        held_out: the images for the evaluation loss, if there are any.
+        floors: the loss that counting codes reaches on the held-out images (the training images if there are none).
+        psnr: of those images quantized by the palette, in dB; infinite if nothing is lost.
     """
 
     train: TrainSet
@@ -96,12 +98,12 @@ class CodeData:
     psnr: float
 
     def __str__(self) -> str:
-        kept = "all" if self.psnr == float("inf") else f"{self.psnr:.1f} dB"
-        return f"The palette keeps {kept} of the images. What counting codes alone reaches: {self.floors}."
+        quality = "keeps the images as they are" if self.psnr == float("inf") else f"has a PSNR of {self.psnr:.1f} dB"
+        return f"The palette {quality}. The loss of counting codes alone: {self.floors}."
 
 
 def encode(recipe: Resolved, palette: Palette, images: Images, held_out: Source | None) -> CodeData:
-    """Encode a run's images, or find their codes in the user's cache folder."""
+    """Encode a run's images, or load their codes from the user's cache folder."""
     grid = Grid(*recipe.image_size)
 
     def codes(source: Source) -> CodeSet:
@@ -109,12 +111,12 @@ def encode(recipe: Resolved, palette: Palette, images: Images, held_out: Source 
 
     train = codes(images)
     judged = train if held_out is None else codes(held_out)
-    some = evenly_spaced(len(train), COUNTED)
+    counted = evenly_spaced(len(train), COUNTED)
     source = images if held_out is None else held_out
-    pixels = [to_levels(evaluation(recipe)(source[i][0])) for i in evenly_spaced(len(source), JUDGED)]
+    pixels = [to_levels(evaluation(recipe)(source[place][0])) for place in evenly_spaced(len(source), JUDGED)]
     return CodeData(
         TrainSet(train, Mirror() if recipe.flip else AsItIs(), recipe.seed),
         None if held_out is None else DataLoader(judged, batch_size=recipe.batch_size),  # type: ignore[arg-type]
-        floors(train.ids(some), judged.ids(), palette.vocabulary),
+        floors(train.ids(counted), judged.ids(), palette.vocabulary),
         palette.psnr(torch.stack(pixels)),
     )

@@ -1,0 +1,219 @@
+"""Columns of tables: which one holds images, which one labels, and the numbers of classes that labels name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+IMAGE_COLUMNS = (
+    "image", "img", "images", "jpg", "jpeg", "png", "webp", "image_bytes", "img_bytes", "image_data", "bytes",
+    "picture", "photo", "content", "data",
+)  # fmt: skip
+LABEL_COLUMNS = (
+    "label", "labels", "class", "classes", "fine_label", "target", "targets", "category", "cls", "y", "class_id",
+    "label_id", "category_id", "target_id", "class_name", "label_name", "class_label",
+)  # fmt: skip
+COARSER = {"coarse_label": "fine_label"}
+"""Columns that are no labels next to a finer one."""
+LARGEST_OWN = 10_000
+"""Whole numbers below this are the classes' own numbers; larger or negative ones are names, such as ids."""
+Value = int | float | bool | str | None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that were asked for; None where the source's own are to be looked for."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+ANY = Columns()
+
+
+def choose_image(names: Collection[str], candidates: Collection[str], asked: str | None, where: str) -> str:
+    """The column of images: the one asked for; else `image` or `img`, else the only candidate by its name or kind.
+
+    Args:
+        names: of all columns.
+        candidates: those that can hold encoded images.
+    Raises:
+        ValueError: if there is none, or there are several.
+    """
+    listed = ", ".join(names) or "none"
+    if asked is not None:
+        if asked not in names:
+            raise ValueError(f"{where} has no column {asked!r}: its columns are {listed}")
+        if asked not in candidates:
+            raise ValueError(f"the column {asked!r} of {where} holds no encoded images: bytes, or a struct of them")
+        return asked
+    for usual in IMAGE_COLUMNS[:2]:
+        if usual in candidates:
+            return usual
+    by_name = [name for name in candidates if name.casefold() in IMAGE_COLUMNS]
+    chosen = by_name or list(candidates)
+    if len(chosen) > 1:
+        raise ValueError(
+            f"{where} has several columns that may hold images: {', '.join(chosen)}; name one with --image_column "
+            f"(image_column in Python)"
+        )
+    if not chosen:
+        raise ValueError(
+            f"no image column in {where}: looked for one of bytes, or a struct of them; its columns are {listed}"
+        )
+    return chosen[0]
+
+
+def choose_label(
+    names: Collection[str], candidates: Collection[str], asked: str | None, where: str, typed: Collection[str] = ()
+) -> str | None:
+    """The column of labels: the one asked for; else `label`, else the only candidate with a usual name.
+
+    Args:
+        names: of all columns.
+        candidates: those of a type that labels can have.
+        typed: those that the data set declares to be class labels.
+    Raises:
+        ValueError: if the one asked for is not there, or there are several with a usual name.
+    """
+    if asked is not None:
+        if asked not in names:
+            raise ValueError(f"{where} has no column {asked!r}: its columns are {', '.join(names) or 'none'}")
+        if asked not in candidates:
+            raise ValueError(f"the column {asked!r} of {where} holds no labels (numbers, truth values or text)")
+        return asked
+    if "label" in candidates:
+        return "label"
+    chosen = list(typed) or [name for name in candidates if name.casefold() in (*LABEL_COLUMNS, *COARSER)]
+    chosen = [name for name in chosen if COARSER.get(name.casefold()) not in {other.casefold() for other in chosen}]
+    if len(chosen) > 1:
+        raise ValueError(
+            f"{where} has several columns that may hold labels: {', '.join(chosen)}; name one with --label_column "
+            f"(label_column in Python)"
+        )
+    return chosen[0] if chosen else None
+
+
+def number_classes(values: Iterable[Value]) -> tuple[dict[Value, int], list[str] | None]:
+    """A number for each label, -1 for None and NaN, and the names of the classes in the order of their numbers.
+
+    Whole numbers from 0 on are kept, and have no other names. All else is a name: text, truth values, and numbers that
+    are ids. Names are numbered in alphabetical order, and numbers that are names by size.
+
+    >>> number_classes([2, 0, None]), number_classes([True, False])
+    (({None: -1, 2: 2, 0: 0}, None), ({True: 1, False: 0}, ['False', 'True']))
+    >>> number_classes(["007", "042"]), number_classes([2_000_000_000, 1_000_000_000])[1]
+    (({'007': 0, '042': 1}, ['007', '042']), ['1000000000', '2000000000'])
+    """
+    values = list(values)
+    numbers: dict[Value, int] = {value: -1 for value in values if value is None or value != value}
+    given = {value: _plain(value) for value in values if value not in numbers}
+    whole = [value for value in given.values() if type(value) is int]
+    if whole and len(whole) == len(given):
+        smallest, largest = min(whole), max(whole)
+        if smallest >= -1 and largest < max(LARGEST_OWN, 2 * len(whole)):
+            return {**numbers, **dict(zip(given, whole, strict=True))}, None
+        names = [str(number) for number in sorted(set(whole)) if number != -1 or smallest < -1]
+    else:
+        names = sorted({str(value) for value in given.values()})
+    place = {name: number for number, name in enumerate(names)}
+    return {**numbers, **{value: place.get(str(own), -1) for value, own in given.items()}}, names or None
+
+
+def _plain(value: Value) -> Value:
+    """Whole floating-point numbers as integers: a column of integers with gaps is often written so."""
+    return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
+
+
+def number_labels(
+    columns: Mapping[str, pa.ChunkedArray], class_names: list[str] | None
+) -> tuple[Mapping[str, np.ndarray | None], list[str] | None]:
+    """Labels of every split as numbers, -1 for none, with one numbering for all splits.
+
+    Fractions of which hardly any two are equal are measurements, and no classes: there are then no labels.
+
+    Args:
+        columns: of each split.
+        class_names: where the data set says what its numbers mean.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = {split: _unified(column) for split, column in columns.items()}
+    kind = _common({column.type for column in columns.values()})
+    columns = {split: column.cast(kind) for split, column in columns.items()}
+    if class_names is not None and all(pa.types.is_integer(column.type) for column in columns.values()):
+        return {
+            split: pc.fill_null(column, -1).cast(pa.int64()).to_numpy() for split, column in columns.items()
+        }, class_names
+    distinct = {value for column in columns.values() for value in column.unique().to_pylist()}
+    count = sum(len(column) for column in columns.values())
+    has_fractions = any(isinstance(value, float) and value == value and value != int(value) for value in distinct)
+    if has_fractions and 2 * len(distinct) > count:
+        return dict.fromkeys(columns), None
+    numbers, names = number_classes(distinct)
+    labels = {split: _numbered(column, numbers) for split, column in columns.items()}
+    if all((column < 0).all() for column in labels.values()):
+        return dict.fromkeys(columns), None
+    return labels, names
+
+
+def is_label_type(kind: pa.DataType) -> bool:
+    """Whether labels can be of this type: numbers, truth values, text, and dictionaries of these."""
+    import pyarrow.types as types
+
+    if types.is_dictionary(kind):
+        return is_label_type(kind.value_type)
+    checks = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string,
+              types.is_string_view, types.is_decimal)  # fmt: skip
+    return any(check(kind) for check in checks)
+
+
+def _unified(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Without dictionaries, and in one of four types: int64, float64, bool or string."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    kind = column.type
+    if types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+        kind = kind.value_type
+    if types.is_boolean(kind) or types.is_null(kind):
+        return column
+    if types.is_uint64(kind) or types.is_decimal(kind):
+        return column.cast(pa.string())
+    return column.cast(
+        pa.int64() if types.is_integer(kind) else pa.float64() if types.is_floating(kind) else pa.string()
+    )
+
+
+def _numbered(column: pa.ChunkedArray, numbers: Mapping[Value, int]) -> np.ndarray:
+    encoded = column.combine_chunks().dictionary_encode()
+    table = np.array([numbers[value] if value == value else -1 for value in encoded.dictionary.to_pylist()] or [-1])
+    index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return np.where(index < 0, -1, table[index]).astype(np.int64)
+
+
+def joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """One column of those of several files, whose types may differ: int32 in one and int64 in another."""
+    import pyarrow as pa
+
+    parts = [_unified(column) for column in columns]
+    kind = _common({part.type for part in parts})
+    return pa.chunked_array([chunk for part in parts for chunk in part.cast(kind).chunks], kind)
+
+
+def _common(kinds: set[pa.DataType]) -> pa.DataType:
+    import pyarrow as pa
+
+    kinds = {kind for kind in kinds if not pa.types.is_null(kind)} or kinds
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return pa.float64() if kinds <= {pa.int64(), pa.float64()} else pa.string()

@@ -1,0 +1,144 @@
+"""Versions of images side by side: what a pretrainer sees of them, predicts in place of the rest, or completes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from patchcast.backbones.imagegpt_network import ImageGPTBackbone
+from patchcast.data import denormalise
+from patchcast.drawing.completion import complete_pixels
+from patchcast.drawing.figures import Version
+from patchcast.drawing.generation import complete, parts, sample
+from patchcast.drawing.reconstruction import reconstruct
+from patchcast.drawing.sheets import GREY, sheet
+from patchcast.geometry import upsample
+from patchcast.pretrainer import Pretrainer
+from patchcast.targets import Pixels
+from patchcast.views import Attend
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, where white is 1."""
+
+
+def draws_codes(pretrainer: Pretrainer) -> bool:
+    """Whether it draws images code by code, as a causal ImageGPT does."""
+    backbone = pretrainer.backbone
+    return isinstance(backbone, ImageGPTBackbone) and bool(backbone.model.causal)
+
+
+def completes_pixels(pretrainer: Pretrainer) -> bool:
+    """Whether it can complete images patch by patch, as AIM does on raw pixels."""
+    target = pretrainer.target
+    return isinstance(pretrainer.view, Attend) and isinstance(target, Pixels) and not target.normalize
+
+
+def caption(pretrainer: Pretrainer, phrase: str) -> str:
+    """What a figure of `versions` says below: which images they are, and what of them was not predicted."""
+    lent = "in the colors of the palette" if draws_codes(pretrainer) else pretrainer.target.lends
+    return f"{phrase}; {lent}" if lent else phrase
+
+
+def versions(
+    pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], normalization: Normalization, *, seed: int = 0
+) -> dict[str, Version]:
+    """Images, what a plan shows of them, and what is predicted; of an ImageGPT, two completions of their upper halves.
+
+    Pretrainer and images are on the same device; results are on the CPU.
+
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.methods import mae
+    >>> pretrainer = mae(wrap("test_vit", img_size=32), decoder_depth=1)
+    >>> list(versions(pretrainer, torch.rand(2, 3, 32, 32), ((0.5,) * 3, (0.5,) * 3)))
+    ['image', 'seen', 'predicted']
+
+    Raises:
+        ValueError: if the method's targets are not pixels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if draws_codes(pretrainer):
+        return _completed_halves(pretrainer, images, generator)
+    result = reconstruct(pretrainer, images, pretrainer.draw(images, generator))
+    return {
+        "image": Version(_drawn(result.images, normalization)),
+        "seen": Version(_drawn(result.seen.nan_to_num(), normalization), result.seen.isnan().any(dim=1).cpu()),
+        "predicted": Version(_drawn(result.predicted, normalization)),
+    }
+
+
+def completed(
+    pretrainer: Pretrainer,
+    images: Float[Tensor, "B C H W"],
+    normalization: Normalization,
+    *,
+    prefix: int | None = None,
+    seed: int = 0,
+) -> dict[str, Version]:
+    """AIM on raw pixels: images, their first units, and those completed patch by patch.
+
+    Args:
+        prefix: number of units that are given; half of them if None.
+    Raises:
+        CannotError, ValueError: see `complete_pixels`.
+    """
+    plan: Any = pretrainer.draw(images, torch.Generator().manual_seed(seed))
+    prefix = plan.grid.units // 2 if prefix is None else prefix
+    result = complete_pixels(pretrainer, images, prefix, generator=torch.Generator().manual_seed(seed))
+    size = (images.shape[-2], images.shape[-1])
+    is_hidden = upsample((plan.rank >= prefix).unflatten(1, plan.grid), size).cpu()
+    return {
+        "image": Version(_drawn(images, normalization)),
+        "given": Version(_drawn(images, normalization), is_hidden),
+        "completed": Version(_drawn(result, normalization)),
+    }
+
+
+def samples(pretrainer: Pretrainer, count: int, *, seed: int = 0) -> UInt8[Tensor, "count C H W"]:
+    """Images that an ImageGPT draws from nothing."""
+    tokenizer: Any = pretrainer.target.tokenizer
+    ids = sample(pretrainer, count, generator=torch.Generator().manual_seed(seed))
+    return tokenizer.decode(ids, parts(pretrainer)[0].grid).cpu()
+
+
+def progress_sheet(
+    pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], normalization: Normalization
+) -> Image.Image:
+    """One picture of the pretrainer as it is: a row per version, and of an ImageGPT a row of samples."""
+    rows = [_as_png(version) for version in versions(pretrainer, images, normalization).values()]
+    if draws_codes(pretrainer):
+        rows.append(samples(pretrainer, len(images)))
+    return sheet(torch.cat(rows), columns=len(images))
+
+
+def _completed_halves(
+    pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], generator: torch.Generator
+) -> dict[str, Version]:
+    tokenizer: Any = pretrainer.target.tokenizer
+    grid = pretrainer.backbone.grid(images)
+    half = grid.units // 2
+    ids = complete(pretrainer, images, half, copies=2, generator=generator)
+    whole = tokenizer.decode(tokenizer.encode(images), grid).cpu()
+    is_hidden = (torch.arange(grid.units) >= half).view(1, *grid).expand(len(images), -1, -1)
+    is_hidden = upsample(is_hidden, (whole.shape[-2], whole.shape[-1]))
+    first, second = (tokenizer.decode(copy, grid).cpu() for copy in ids.unbind(dim=1))
+    return {
+        "image": Version(whole),
+        "given": Version(whole, is_hidden),
+        "drawn": Version(first),
+        "again": Version(second),
+    }
+
+
+def _drawn(images: Float[Tensor, "B C H W"], normalization: Normalization) -> UInt8[Tensor, "B C H W"]:
+    return denormalise(images.cpu(), *normalization)
+
+
+def _as_png(version: Version) -> UInt8[Tensor, "B C H W"]:
+    """As a PNG can hold it: the first three channels, or one; gray where there is nothing to show."""
+    images, hidden = version
+    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
+    return shown if hidden is None else shown.masked_fill(hidden[:, None], GREY)

@@ -1,0 +1,130 @@
+"""A run's encoder in the formats of other libraries: timm, transformers, ONNX and torch.export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from patchcast.backbones.tiled import Tiled
+from patchcast.data.transforms import Normalise
+from patchcast.interop import save_imagegpt, save_mae
+from patchcast.interop.graph import Difference, save_onnx, save_torch
+from patchcast.interop.timm_weights import save_pretrained
+from patchcast.methods import Method
+from patchcast.pretrainer import Pretrainer
+from patchcast.recipe import Resolved
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is exported: a run's pretrainer, and how it was trained."""
+
+    recipe: Resolved
+    method: Method
+    pretrainer: Pretrainer
+    model_args: dict[str, Any]
+
+
+def default_format(method: Method) -> str:
+    """The library that a method's networks come from."""
+    return "transformers" if method.codes == "colours" else "timm"
+
+
+def is_exported(method: Method) -> bool:
+    """Whether another library can hold the network: none has a masked ImageGPT."""
+    return method.codes != "colours" or method.causal
+
+
+def exported_as(method: Method) -> str:
+    """Which file of a finished run holds its weights, in words."""
+    if not is_exported(method):
+        return "the weights (pretrainer.safetensors)"
+    return f"the weights for {default_format(method)} (model.safetensors, config.json)"
+
+
+def write_encoder(encoder: Exported, out: Path, *, to: str | None = None) -> None:
+    """Write an encoder; of a tiled network the encoder of one tile, and the positions of tiles in a file of their own.
+
+    Args:
+        to: one of `EXPORT_FORMATS`; None: the library that the network comes from.
+    Raises:
+        ValueError: if the format cannot hold the network.
+    """
+    EXPORT_FORMATS[to or default_format(encoder.method)](encoder, out)
+
+
+def _for_timm(source: Exported, out: Path) -> None:
+    recipe = source.recipe
+    if source.method.codes == "colours":
+        raise ValueError(
+            "timm has no ImageGPT; leave out --to, which writes it for transformers, or take onnx or torch"
+        )
+    encoder = source.pretrainer.backbone
+    if isinstance(encoder, Tiled):
+        positions = {
+            name: weight for name, weight in encoder.model.state_dict().items() if not name.startswith("tile.")
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(positions, out / "tiles.safetensors")
+        encoder = encoder.tile
+    save_pretrained(
+        encoder.model,
+        out,
+        architecture=recipe.model,
+        model_args=source.model_args,
+        mean=recipe.mean,
+        std=recipe.std,
+        crop_mode=recipe.crop_mode,
+    )
+
+
+def _for_transformers(source: Exported, out: Path) -> None:
+    if source.method.codes == "colours":
+        save_imagegpt(source.pretrainer, out, squash=source.recipe.crop_mode == "squash")
+    elif source.recipe.method == "mae":
+        save_mae(source.pretrainer, out)
+    else:
+        raise ValueError(f"transformers has MAE and ImageGPT only; for {source.recipe.method} take --to timm")
+
+
+def _for_torch(source: Exported, out: Path) -> None:
+    _say(save_torch(source.pretrainer.backbone, out / "model.pt2", trial_images(source.recipe)))
+
+
+def _for_onnx(source: Exported, out: Path) -> None:
+    _say(save_onnx(source.pretrainer.backbone, out / "model.onnx", trial_images(source.recipe)))
+
+
+def _say(difference: Difference) -> None:
+    print(f"Compared with the run's own network on 8 images: the largest difference is {difference}.")
+
+
+EXPORT_FORMATS: dict[str, Callable[[Exported, Path], None]] = {
+    "timm": _for_timm,
+    "transformers": _for_transformers,
+    "onnx": _for_onnx,
+    "torch": _for_torch,
+}
+
+
+def trial_images(recipe: Resolved) -> list[Tensor]:
+    """Batches of 1 and 3 images of noise, and of 1 and 3 with the spectrum of photographs, normalised as the run's.
+
+    Photographs have amplitudes that fall as one over the frequency (Field 1987): large smooth parts, and edges of all
+    sizes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    height, width = recipe.image_size
+    noise = torch.randn(4, recipe.channels, height, width, generator=generator)
+    frequency = (torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width).square()).sqrt()
+    smooth = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency.clamp_min(1 / max(height, width)), (height, width))
+    smooth = (0.5 + 0.2 * smooth / smooth.std(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
+    normalise = Normalise(recipe.mean, recipe.std)
+    natural = torch.stack([normalise(image) for image in smooth])
+    return [noise[:1], noise[1:], natural[:1], natural[1:]]

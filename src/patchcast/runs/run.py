@@ -1,0 +1,120 @@
+"""`Run`: one run, opened once and handed through: its folder, recipe, method, pretrainer and data source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from patchcast.data import Augment, Evaluate, Source, open_source
+from patchcast.data.source import Part
+from patchcast.files import read_weights
+from patchcast.methods import Method
+from patchcast.pretrainer import Pretrainer
+from patchcast.recipe import HELD_OUT, Recipe, Resolved
+from patchcast.runs.build import augmentation, build, evaluation, find_method, resolve
+from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
+from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, kept_tokenizer
+from patchcast.training.checkpoints import latest_checkpoint
+
+
+@dataclass
+class Run:
+    """A run: about to start, or opened from its folder.
+
+    Attributes:
+        folder: of the run.
+        recipe: with a value for every option.
+        method: that the recipe names.
+        pretrainer: with the initial weights of a run that starts, or the trained ones of a run that was opened.
+        tokenizer: of methods that predict codes, else None.
+        opened: its data source, if it is open already; see `source`.
+    """
+
+    folder: Path
+    recipe: Resolved
+    method: Method
+    pretrainer: Pretrainer
+    tokenizer: AnyTokenizer | None = None
+    opened: Source | None = None
+
+    @property
+    def source(self) -> Source:
+        """The run's data, opened when it is first asked for: many commands need the network only."""
+        if self.opened is None:
+            self.opened = self.open_data(self.recipe.data)
+        return self.opened
+
+    def open_data(self, data: str) -> Source:
+        """A source with the run's channels; of the run's own data, with the run's held-out images."""
+        share = self.recipe.held_out if data == self.recipe.data else 0.0
+        return open_source(data, channels=self.recipe.channels, held_out_share=share)
+
+    def shown(self, data: str | None = None) -> Part:
+        """The images that pictures show: the run's held-out ones, or those of another source."""
+        if data is None or data == self.recipe.data:
+            return self.source.shown
+        source = self.open_data(data)
+        return source.held_out or Part(source.train, f"images of {data}")
+
+    @property
+    def evaluation(self) -> Evaluate:
+        """What probes and pictures see of an image: all of it, and nothing random."""
+        return evaluation(self.recipe)
+
+    @property
+    def augmentation(self) -> Augment:
+        """What training sees of an image."""
+        return augmentation(self.recipe)
+
+    def untrained(self) -> Pretrainer:
+        """The pretrainer as it was before training, built again."""
+        return build(self.recipe, self.method, self.tokenizer)
+
+
+def start_run(recipe: Recipe) -> Run:
+    """Resolve and build a recipe. Nothing is written, so a refused recipe leaves nothing behind.
+
+    Raises:
+        ValueError: for anything that the user can fix, in one sentence.
+    """
+    recipe.check()
+    recipe, method = as_begun(recipe), find_method(recipe.method)
+    share = HELD_OUT if recipe.held_out is None else recipe.held_out
+    source = open_source(recipe.data, channels=recipe.channels, held_out_share=share)
+    resolved = resolve(recipe, method, source)
+    tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
+    return Run(resolved.out, resolved, method, build(resolved, method, tokenizer), tokenizer, source)
+
+
+def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
+    """A run from its folder, with its initial weights.
+
+    Raises:
+        ValueError: if the folder holds no run.
+    """
+    if not (folder / CONFIG).exists():
+        raise ValueError(f"{folder} holds no run of patchcast: it has no {CONFIG}")
+    recipe = Resolved.load(folder / CONFIG)
+    method, tokenizer = find_method(recipe.method), kept_tokenizer(folder)
+    return Run(folder, recipe, method, build(recipe, method, tokenizer), tokenizer, source)
+
+
+def open_run(folder: Path, *, source: Source | None = None) -> Run:
+    """A run from its folder, with the weights it has reached.
+
+    Args:
+        source: its data, if it is open already.
+    Raises:
+        ValueError: if the folder holds no run, or a run without weights.
+    """
+    run = untrained_run(folder, source=source)
+    checkpoint = latest_checkpoint(folder)
+    if (folder / EVERYTHING).exists():
+        run.pretrainer.load_state_dict(read_weights(folder / EVERYTHING))
+    elif checkpoint is not None:
+        state = read_weights(checkpoint)["state_dict"]
+        run.pretrainer.load_state_dict({name.removeprefix("pretrainer."): value for name, value in state.items()})
+    else:
+        raise ValueError(f"the run in {folder} has no weights yet")
+    run.pretrainer.eval()
+    return run

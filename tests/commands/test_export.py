@@ -144,10 +144,10 @@ def test_timms_model_gives_the_embedding_that_probes_measure(tmp_path: Path) -> 
     """And says nothing of weights that are not these: timm's tag and licence."""
     run = a_run(tmp_path / "run")
     assert main(["export", str(run), "--out", str(tmp_path / "weights")]) == 0
-    recipe, pretrainer = open_run(run)
-    images = trial_images(recipe)[3]
+    opened = open_run(run)
+    images = trial_images(opened.recipe)[3]
     model = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True, num_classes=0).eval()
-    torch.testing.assert_close(model(images), pretrainer.backbone.pool(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(images), opened.pretrainer.backbone.pool(images), rtol=1e-4, atol=1e-5)
     assert timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True, num_classes=5)(images).shape == (
         3,
         5,
@@ -166,7 +166,7 @@ def test_a_run_that_started_from_a_file_is_exported_without_it(tmp_path: Path) -
     assert main(["export", str(run), "--out", str(tmp_path / "weights")]) == 0
     images = trial_images(Resolved.load(run / CONFIG))[0]
     model = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True, num_classes=0).eval()
-    own = open_run(run)[1].backbone
+    own = open_run(run).pretrainer.backbone
     with torch.no_grad():
         torch.testing.assert_close(model(images), own.pool(images), rtol=1e-4, atol=1e-5)
     for file in ("README.md", "config.json"):
@@ -181,7 +181,7 @@ def test_transformers_processor_prepares_images_as_evaluation_does(tmp_path: Pat
     for rows, cols in ((8, 8), (30, 30), (20, 30), (60, 40)):  # whose longer side is a whole number
         pixels = torch.randint(0, 256, (3, rows, cols), dtype=torch.uint8)
         theirs = processor(Image.fromarray(pixels.permute(1, 2, 0).numpy()), return_tensors="pt")["pixel_values"][0]
-        torch.testing.assert_close(theirs, evaluation(Resolved.load(run / CONFIG))(pixels), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(theirs, open_run(run).evaluation(pixels), rtol=1e-4, atol=1e-5)
 
 
 def test_a_tiled_run(tmp_path: Path, photo: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.cli import main
-from patchcast.data import Evaluate
+from patchcast.data import Evaluate, open_images
 from patchcast.data.decode import decode
 from patchcast.data.transforms import denormalise
 from patchcast.geometry import Grid

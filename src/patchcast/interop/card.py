@@ -63,17 +63,13 @@ write it here, and in the place of `license: other` at the top of this file.
 """
 
 
-<<<<<<< HEAD
 FIT = {
     "center": "Images are resized until they just cover it\n(bicubic, with antialiasing), and their center is cut out.",
     "squash": "Images of other sizes are resized to it, whatever\ntheir shape (bicubic, with antialiasing).",
 }
 
 
-def write_card(run: Path, recipe: Resolved, pretrainer: Pretrainer, out: Path, *, to: str, where: str) -> None:
-=======
 def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) -> None:
->>>>>>> main
     """Write README.md, with a head as the Hugging Face hub reads it.
 
     Args:
@@ -111,12 +107,8 @@ def command(recipe: Recipe) -> str:
     patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip true --steps 9
     """
     words = ["patchcast", "pretrain"]
-<<<<<<< HEAD
     recipe = dataclasses.replace(recipe, model_args=_placeless(recipe.model_args))
-    for name, value in options(recipe):
-=======
     for name, value in recipe.given():
->>>>>>> main
         if name == "out":
             words += ["--out", "RUN"]
         elif name not in NOT_LEARNED and name != "epochs":  # the number of steps is given

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchcast.backbones import wrap
 from patchcast.drawing.figures import draw_dependencies
-from patchcast.honesty import awake, dependencies
+from patchcast.honesty import dependencies, perturbed
 from patchcast.methods import aim
 from patchcast.plans import OrderPlan
 
@@ -34,7 +34,7 @@ PLANS = {"honest": OrderPlan, "inverted-mask": InvertedMask, "unshifted": Unshif
 
 def main() -> None:
     torch.manual_seed(0)
-    pretrainer = awake(aim(wrap("test_vit", img_size=48, patch_size=8), head_depth=1))
+    pretrainer = perturbed(aim(wrap("test_vit", img_size=48, patch_size=8), head_depth=1))
     grid = pretrainer.backbone.grid((48, 48))
     order, prefix = torch.arange(grid.units)[None], torch.tensor([9])
     for name, plan in PLANS.items():

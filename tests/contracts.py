@@ -12,7 +12,7 @@ from patchcast.honesty import no_leak, noise_floor
 from patchcast.pretrainer import Pretrainer
 
 
-def awake(pretrainer: Pretrainer, seed: int = 0) -> Pretrainer:
+def perturbed(pretrainer: Pretrainer, seed: int = 0) -> Pretrainer:
     """Every parameter moved off its initial value: a table of zeros would hide that it is added in the wrong place."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -29,7 +29,7 @@ def images_for(pretrainer: Pretrainer, batch: int = 2, seed: int = 0) -> Tensor:
 
 def check_no_leak(pretrainer: Pretrainer) -> None:
     images = images_for(pretrainer)
-    leak = no_leak(awake(pretrainer), images, pretrainer.draw(images, torch.Generator().manual_seed(1)))
+    leak = no_leak(perturbed(pretrainer), images, pretrainer.draw(images, torch.Generator().manual_seed(1)))
     assert leak.worst == 0.0, f"predictions moved by {leak.worst} when pixels changed that they may not use"
     assert leak.allowed > 0.0, "predictions do not move with pixels that they may use"
 
@@ -42,7 +42,7 @@ def check_noise_floor(pretrainer: Pretrainer) -> None:
 def check_gradients(pretrainer: Pretrainer) -> None:
     """Every parameter that is on the path gets a gradient, and those declared unused get none."""
     images = images_for(pretrainer)
-    awake(pretrainer)(images).loss.backward()
+    perturbed(pretrainer)(images).loss.backward()
     unused = {id(each) for each in pretrainer.idle_parameters()}
     for name, parameter in pretrainer.named_parameters():
         if not parameter.requires_grad:
@@ -59,7 +59,7 @@ def check_gradients(pretrainer: Pretrainer) -> None:
 def check_save_and_load(pretrainer: Pretrainer, fresh: Pretrainer) -> None:
     """Weights go through a file into a fresh pretrainer, which then gives the same numbers."""
     images = images_for(pretrainer)
-    awake(pretrainer).eval()
+    perturbed(pretrainer).eval()
     plan = pretrainer.draw(images)
     file = io.BytesIO()
     torch.save(pretrainer.state_dict(), file)
@@ -73,7 +73,7 @@ def check_save_and_load(pretrainer: Pretrainer, fresh: Pretrainer) -> None:
 def check_modes(pretrainer: Pretrainer) -> None:
     """The embedding is one feature in both modes, the evaluation loss is the loss, and no mode is changed."""
     images = images_for(pretrainer)
-    awake(pretrainer)
+    perturbed(pretrainer)
     plan = pretrainer.draw(images)
     pretrainer.train()
     training = pretrainer(images, plan)
@@ -87,7 +87,7 @@ def check_modes(pretrainer: Pretrainer) -> None:
 
 def check_gradient_checkpointing(pretrainer: Pretrainer) -> None:
     """Checkpointing changes memory, not numbers, plan and mask included."""
-    pretrainer = awake(pretrainer)
+    pretrainer = perturbed(pretrainer)
     other = copy.deepcopy(pretrainer)
     other.backbone.model.set_grad_checkpointing(True)
     images = images_for(pretrainer)
@@ -103,7 +103,7 @@ def check_gradient_checkpointing(pretrainer: Pretrainer) -> None:
 
 def golden(pretrainer: Pretrainer) -> float:
     """The loss of fixed weights on fixed images under a fixed plan: only a change of meaning can change it."""
-    images = images_for(awake(pretrainer))
+    images = images_for(perturbed(pretrainer))
     pretrainer.eval()
     with torch.no_grad():
         return pretrainer(images, pretrainer.draw(images, torch.Generator().manual_seed(2))).loss.item()

@@ -35,9 +35,9 @@ LAYERS: list[list[str]] = [
     ["pretrainer"],
     ["tokenizers"],
     ["methods"],
-    ["honesty", "joint", "drawing"],
+    ["honesty", "joint"],
     ["evaluation"],
-    ["collapse", "interop"],
+    ["collapse", "drawing", "interop"],
     ["training"],
     ["report", "runs"],
     ["commands"],
@@ -48,10 +48,10 @@ LAYERS: list[list[str]] = [
 UPWARD: set[tuple[str, str]] = set()
 FILES_TWICE: set[str] = {"check", "files", "run", "watch"}
 NAMES_TWICE = {
-    "BATCH", "COLUMNS", "Curve", "Cut", "Decoder", "Dense", "Device", "Examples", "Features", "LARGEST", "Layout",
-    "MODES", "Method", "NEIGHBOURS", "NETWORKS", "NORMS", "PIXELS_A_SIDE", "Part", "Pixels", "Planner", "Probe",
-    "Report", "Row", "Run", "SAMPLE", "SECONDS", "STRENGTHS", "Size", "Source", "assemble", "check", "check_data",
-    "choose", "heads", "page", "picture", "sheet", "table", "write_parquet",
+    "BATCH", "Curve", "Cut", "Decoder", "Dense", "Device", "Examples", "FORMATS", "Features", "LARGEST",
+    "LIBRARIES", "Layout", "MODES", "Method", "NEIGHBOURS", "NETWORKS", "NORMS", "Output", "PIXELS_A_SIDE", "Part",
+    "Pixels", "Probe", "Report", "Row", "SAMPLE", "SECONDS", "Size", "Source", "assemble", "check", "check_data",
+    "choose", "picture", "sheet", "table", "write_parquet",
 }  # fmt: skip
 
 

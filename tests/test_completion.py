@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchcast import completion
 from patchcast.backbones import Backbone, CannotError, wrap
 from patchcast.backbones.aim_network import aim_vit
 from patchcast.backbones.cached_blocks import can_cache
+from patchcast.drawing import completion
 from patchcast.drawing.completion import complete_pixels
 from patchcast.methods import ORDERS, aim, aim_codes, aim_features, mae
 from patchcast.plans import OrderPlan, RandomOrder, RasterOrder
@@ -32,7 +32,7 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 
 def raw(backbone: str, order: str = "raster", seed: int = 0) -> Pretrainer:
     torch.manual_seed(seed)
-    return contracts.awake(aim(BACKBONES[backbone](), plan=ORDERS[order], head_depth=1, normalize=False)).eval()
+    return contracts.perturbed(aim(BACKBONES[backbone](), plan=ORDERS[order], head_depth=1, normalize=False)).eval()
 
 
 def plan_of(pretrainer: Pretrainer, images: Tensor, prefix: int) -> OrderPlan:

@@ -43,11 +43,7 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-# `test_coming_from.py` runs what compares with other libraries.
-RUN = [page for page in PAGES if blocks(page, "python") and page.name != "coming-from.md"]
-
-
-@pytest.mark.parametrize("page", RUN, ids=named)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=named)
 def test_the_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From top to bottom, in one namespace and an empty folder."""
     monkeypatch.chdir(tmp_path)

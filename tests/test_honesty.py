@@ -18,7 +18,7 @@ from tests.test_contracts import InvertedMask, Unshifted
 
 def small_aim() -> Pretrainer:
     torch.manual_seed(0)
-    return contracts.awake(aim(wrap("test_vit", img_size=16, patch_size=4, in_chans=1), head_depth=1))
+    return contracts.perturbed(aim(wrap("test_vit", img_size=16, patch_size=4, in_chans=1), head_depth=1))
 
 
 @pytest.mark.parametrize("bug", [InvertedMask, Unshifted])

@@ -109,9 +109,9 @@ def test_collapse_is_seen() -> None:
             warn_of_collapse(features)
     healthy = warn_of_collapse(torch.randn(64, 32))
     assert healthy.variance > 0.9
-    assert 25 < healthy.rank <= 32
+    assert 25 < healthy.effective_rank <= 32
     three = torch.randn(256, 3) @ torch.linalg.qr(torch.randn(32, 3)).Q.T
-    assert diversity(three).rank == pytest.approx(3, abs=0.05)
+    assert diversity(three).effective_rank == pytest.approx(3, abs=0.05)
     with pytest.raises(ValueError, match="two at least; got 1"):
         diversity(torch.randn(1, 4))
 

@@ -93,6 +93,8 @@ if TYPE_CHECKING:
         save_mae,
     )
     from patchcast.interop.graph import save_onnx, save_torch
+    from patchcast.interop.stable_pretraining import iGPT
+    from patchcast.interop.torchtune_modules import TorchtuneVisionTransformer
     from patchcast.interop.torchtune_weights import TorchtuneViT, load_torchtune, to_torchtune
     from patchcast.joint import JointClassifier
     from patchcast.losses import absolute, cross_entropy, smooth_l1, squared
@@ -111,6 +113,7 @@ if TYPE_CHECKING:
         on_codes,
         simmim,
     )
+    from patchcast.mim import MaskedImageModelingWrapper, patch_model_for_mim
     from patchcast.modes import eval_mode, evaluating
     from patchcast.plans import (
         BlockMask,
@@ -207,6 +210,8 @@ _HOMES = {
         "save_mae",
     ),
     "interop.graph": ("save_onnx", "save_torch"),
+    "interop.stable_pretraining": ("iGPT",),
+    "interop.torchtune_modules": ("TorchtuneVisionTransformer",),
     "interop.torchtune_weights": ("TorchtuneViT", "load_torchtune", "to_torchtune"),
     "joint": ("JointClassifier",),
     "losses": ("absolute", "cross_entropy", "smooth_l1", "squared"),
@@ -226,6 +231,7 @@ _HOMES = {
         "simmim",
     ),
     "modes": ("eval_mode", "evaluating"),
+    "mim": ("MaskedImageModelingWrapper", "patch_model_for_mim"),
     "plans": (
         "BlockMask",
         "FixedOrder",

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patchcast.evaluation.label_free import effective_rank
+
 
 class CollapseWarning(UserWarning):
     """Features carry next to nothing: a method with a teacher has found the trivial solution."""
@@ -21,17 +23,18 @@ class Diversity:
     Attributes:
         variance: the share of their mean square that is not the same for all: 0 where all are alike, 1 where their mean
             is zero.
-        rank: the exponential of the entropy of the singular values of the centred features (Garrido et al. 2023,
-            RankMe): the number of directions that they use, 1 to their width.
+        effective_rank: exp of the entropy of the singular values of the centered features (Roy and Vetterli 2007): the
+            number of directions in which they differ, 1 to their width. RankMe is that of features as they are, not
+            centered: `patchcast.rankme`. In metrics.csv the column is `feature_rank`.
     """
 
     variance: float
-    rank: float
+    effective_rank: float
 
     @property
     def collapsed(self) -> bool:
         """Less than 1 % differs, or all that differs lies in fewer than two directions."""
-        return self.variance < 0.01 or self.rank < 2.0
+        return self.variance < 0.01 or self.effective_rank < 2.0
 
     def collapsed_since(self, start: Diversity) -> bool:
         """Collapsed, and less than half as different as at the start: some images are alike to any network.
@@ -42,20 +45,21 @@ class Diversity:
         True
         """
         flat = self.variance < 0.01 and self.variance < start.variance / 2
-        narrow = self.rank < 2.0 and self.rank - 1 < (start.rank - 1) / 2
+        narrow = self.effective_rank < 2.0 and self.effective_rank - 1 < (start.effective_rank - 1) / 2
         return flat or narrow
 
     @property
     def advice(self) -> str:
         return (
-            f"features have collapsed: {self.variance:.1%} of them differs between images, in {self.rank:.1f} "
-            "directions; lower the learning rate, raise the teacher's momentum, or check the plan's target sizes"
+            f"features have collapsed: {self.variance:.1%} of them differs between images, in "
+            f"{self.effective_rank:.1f} directions; lower the learning rate, raise the teacher's momentum, or check "
+            "the plan's target sizes"
         )
 
 
 @torch.no_grad()
 def diversity(features: Float[Tensor, "N D"]) -> Diversity:
-    """Variance and rank of features, one row an image (or a unit): a few hundred rows tell.
+    """Variance and effective rank of features, one row an image (or a unit): a few hundred rows are enough.
 
     >>> diversity(torch.ones(64, 8)).collapsed, diversity(torch.randn(64, 8)).collapsed
     (True, False)
@@ -66,23 +70,22 @@ def diversity(features: Float[Tensor, "N D"]) -> Diversity:
     if len(features) < 2:
         raise ValueError(f"whether features differ takes two at least; got {len(features)}")
     x = features.double()
-    centred = x - x.mean(dim=0)
+    centered = x - x.mean(dim=0)
     total = x.square().sum()
-    variance = float(centred.square().sum() / total) if total > 0 else 0.0
-    singular = torch.linalg.svdvals(centred)
+    variance = float(centered.square().sum() / total) if total > 0 else 0.0
+    singular = torch.linalg.svdvals(centered)
     if singular.sum() <= 1e-12 * total.sqrt():
         return Diversity(variance, 1.0)
-    share = singular / singular.sum()
-    return Diversity(variance, float(torch.special.entr(share).sum().exp()))
+    return Diversity(variance, effective_rank(singular))
 
 
 def warn_of_collapse(features: Float[Tensor, "N D"]) -> Diversity:
     """`diversity`, with a `CollapseWarning` where the features have collapsed.
 
-    >>> warn_of_collapse(torch.eye(64)).rank > 60
+    >>> warn_of_collapse(torch.eye(64)).effective_rank > 60
     True
     """
-    found = diversity(features)
-    if found.collapsed:
-        warnings.warn(found.advice, CollapseWarning, stacklevel=2)
-    return found
+    result = diversity(features)
+    if result.collapsed:
+        warnings.warn(result.advice, CollapseWarning, stacklevel=2)
+    return result

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import fcntl
 import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,9 @@ from uuid import uuid4
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+UNFINISHED = re.compile(r"^\..*\.[0-9a-f]{12}(\.[^.]*)?$")
+"""Names of the temporary files of `write_whole`."""
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -106,9 +112,28 @@ def write_text(file: str | Path, text: str) -> None:
 def write_cache(file: Path, write: Callable[[Path], object]) -> None:
     """`write_whole` for a file that can be made again: a full or read-only disk gives one warning, and no error."""
     try:
-        write_whole(file, write)
+        with writing_cache(file.parent):
+            write_whole(file, write)
     except OSError as problem:
         _warn_once(f"the cache {file.parent} cannot be written ({problem.strerror or problem}): nothing is cached")
+
+
+@contextmanager
+def writing_cache(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder of caches while a file is written there; any number of processes can.
+
+    Who comes while nobody writes removes the temporary files that killed processes left there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        with suppress(OSError):  # another process writes, or the file system has no locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.iterdir():
+                if UNFINISHED.search(left.name):
+                    left.unlink(missing_ok=True)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 def cache_folder() -> Path:

@@ -79,8 +79,8 @@ def _alike(allowed: Bool[Tensor, "B P N"]) -> list[Judged]:
     """Predictions grouped by what they may use: (what, which)."""
     if bool((allowed == allowed[:, :1]).all()):
         return [(allowed[:, 0], torch.ones(allowed.shape[:2], dtype=torch.bool))]
-    each = torch.eye(allowed.shape[1], dtype=torch.bool)
-    return [(allowed[:, p], each[p].expand(len(allowed), -1)) for p in range(allowed.shape[1])]
+    one = torch.eye(allowed.shape[1], dtype=torch.bool)
+    return [(allowed[:, p], one[p].expand(len(allowed), -1)) for p in range(allowed.shape[1])]
 
 
 def _spread(groups: list[Judged], limit: int | None) -> list[Judged]:
@@ -128,14 +128,14 @@ class Verdict:
     def __str__(self) -> str:
         lines = []
         for name, leak in self.leaks.items():
-            told = "no prediction moved" if leak.worst == 0 else f"LEAK: predictions moved by {leak.worst:.2g}"
+            outcome = "no prediction moved" if leak.worst == 0 else f"LEAK: predictions moved by {leak.worst:.2g}"
             alive = "" if leak.allowed > 0 else "; DEAD: none moves with what it may use either"
-            lines.append(f"hidden pixels changed, {name}: {told}{alive}")
+            lines.append(f"hidden pixels changed, {name}: {outcome}{alive}")
         if self.floor is None:
             lines.append("noise: not tried, because the target is learnt along; a loss near 0 would be a collapse")
         else:
-            told = "stayed at" if self.floor > FLOOR else "LEAK: it fell to"
-            lines.append(f"{self.steps} steps of training on noise, the loss: {told} {self.floor:.2f} of the floor")
+            outcome = "stayed at" if self.floor > FLOOR else "LEAK: it fell to"
+            lines.append(f"{self.steps} steps of training on noise, the loss: {outcome} {self.floor:.2f} of the floor")
         return "\n".join([*lines, "Honest." if self.honest else "Not honest: the method is shown its answers."])
 
 
@@ -156,7 +156,7 @@ def examine(pretrainer: Pretrainer, *, limit: int | None = 24, seconds: float = 
         limit: predictions to look at as it is, as in `no_leak`; a third of them in the other ways.
         seconds: of training on noise, at least twenty steps.
     """
-    moved = awake(copy.deepcopy(pretrainer))
+    moved = perturbed(copy.deepcopy(pretrainer))
     backbone = moved.backbone
     generator = torch.Generator().manual_seed(0)
     device = next(moved.parameters()).device
@@ -190,7 +190,7 @@ def _ways(pretrainer: Pretrainer) -> Iterator[tuple[str, Pretrainer, AbstractCon
 
 
 @torch.no_grad()
-def awake(pretrainer: Pretrainer, seed: int = 0) -> Pretrainer:
+def perturbed(pretrainer: Pretrainer, seed: int = 0) -> Pretrainer:
     """Every parameter moved off its value, in place: scales, heads and tables that start at zero hide what would pass
     through them."""
     generator = torch.Generator().manual_seed(seed)
@@ -217,7 +217,7 @@ def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr
     backbone = pretrainer.backbone
     (down, right), grid = backbone.stride, backbone.grid(backbone.image_size)
     patterns = torch.randn(4, down * right * backbone.channels, generator=generator)
-    parameters = [each for each in pretrainer.parameters() if each.requires_grad]
+    parameters = [parameter for parameter in pretrainer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     ratios = []
     pretrainer.train()
@@ -249,28 +249,28 @@ def dependencies(
     first = plan.first()
     image = images[:1].float().clone().requires_grad_()
     predictions = pretrainer(image, first).predictions[0].flatten(0, 1)
-    asked = first.predict[0].flatten().tolist()
-    counts = [True] * len(asked) if first.weight is None else (first.weight[0].flatten() > 0).tolist()
+    predicted = first.predict[0].flatten().tolist()
+    counts = [True] * len(predicted) if first.weight is None else (first.weight[0].flatten() > 0).tolist()
     units = plan.grid.units
-    found = torch.full((units, units), torch.nan)
+    strength = torch.full((units, units), torch.nan)
     allowed = torch.zeros(units, units, dtype=torch.bool)
     may_use = first.may_use()[0].flatten(0, 1).cpu()
     direction = torch.randn(predictions.shape[-1], generator=torch.Generator().manual_seed(0)).to(predictions)
     along = predictions @ direction
     has_gradients = torch.autograd.grad(along.sum(), image, retain_graph=True, allow_unused=True)[0] is not None
     moved = None if has_gradients else _moved(pretrainer, image.detach(), first, direction, along.detach())
-    for row, (unit, counted) in enumerate(zip(asked, counts, strict=True)):
+    for row, (unit, counted) in enumerate(zip(predicted, counts, strict=True)):
         if counted:
             if moved is None:
                 (slope,) = torch.autograd.grad(along[row], image, retain_graph=True)
-                each = patchify(slope, pretrainer.backbone.stride)[0].abs().amax(dim=-1).cpu()
+                column = patchify(slope, pretrainer.backbone.stride)[0].abs().amax(dim=-1).cpu()
             else:
-                each = moved[row]
-            found[unit] = each / each.max().clamp_min(1e-30)
+                column = moved[row]
+            strength[unit] = column / column.max().clamp_min(1e-30)
             allowed[unit] = may_use[row]
             allowed[unit, unit] = False
     pretrainer.train(was_training)
-    return found, allowed
+    return strength, allowed
 
 
 @torch.no_grad()

@@ -165,7 +165,7 @@ class Pretrainer(nn.Module):
         """Parameters that no prediction depends on. Freeze them, or DDP waits for their gradients."""
         for_prefix = [] if self.predictor.reads_prefix else self.backbone.prefix_only()
         backbone = self.backbone
-        return backbone.parameters_in([*backbone.unused(), *backbone.beside_units(), *for_prefix])
+        return backbone.parameters_in([*backbone.unused(), *backbone.not_in_features(), *for_prefix])
 
     @torch.compiler.disable  # dynamo fails where chance is drawn for a batch of any size
     def draw(self, images: ImageBatch, generator: torch.Generator | None = None) -> Plan:

@@ -22,13 +22,13 @@ class Target(nn.Module):
         outputs: values to predict for a unit.
         has_noise_floor: whether the loss on noise has a floor; not if the target is learnt along, and can collapse.
         is_drawn: whether predictions can be drawn: `to_pixels`.
-        lends: what `to_pixels` takes from the image itself, in words; for the caption of a picture.
+        from_image: what `to_pixels` takes from the image itself, in words, for the caption of a picture.
     """
 
     outputs: int
     has_noise_floor: bool = True
     is_drawn: bool = False
-    lends: str = ""
+    from_image: str = ""
 
     def forward(self, images: ImageBatch) -> Num[Tensor, "B N T"]:
         """Targets of every unit, row by row: vectors, or a code each."""
@@ -37,7 +37,7 @@ class Target(nn.Module):
     def to_pixels(
         self, predictions: Float[Tensor, "B N T"], images: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"]:
-        """Predictions of every unit, drawn; `images` lends what the target leaves out (a unit's mean and spread)."""
+        """Predictions of every unit as pixels; what the target leaves out (mean and spread) is taken from `images`."""
         raise ValueError(f"{type(self).__name__} are no pixels: their predictions cannot be drawn")
 
     def blind(self, targets: Num[Tensor, "B G P T"]) -> Float[Tensor, "B G P K"]:
@@ -69,9 +69,10 @@ class Pixels(Target):
         super().__init__()
         self.stride, self.channels, self.normalize = stride, channels, normalize
         self.outputs = stride[0] * stride[1] * channels
-        self.lends = "normalised targets: the mean and contrast of each unit are the image's own" if normalize else ""
+        if normalize:
+            self.from_image = "normalized targets: the mean and contrast of each unit are the image's own"
         if normalize and self.outputs < 2:
-            raise ValueError("a unit of one pixel and one channel has no spread to normalise by; use normalize=False")
+            raise ValueError("a unit of one pixel and one channel has no spread to normalize by; use normalize=False")
 
     def forward(self, images: ImageBatch) -> Float[Tensor, "B N T"]:
         units = patchify(pixels_of(images), self.stride)
@@ -108,7 +109,7 @@ class Codes(Target):
         super().__init__()
         self.tokenizer, self.outputs = tokenizer, tokenizer.vocabulary
         self.is_drawn = isinstance(tokenizer, Draws)
-        self.lends = tokenizer.lends if isinstance(tokenizer, Draws) else ""
+        self.from_image = tokenizer.from_image if isinstance(tokenizer, Draws) else ""
         if isinstance(tokenizer, nn.Module):
             tokenizer.requires_grad_(False).eval()
 

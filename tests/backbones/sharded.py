@@ -35,7 +35,7 @@ class Units(nn.Module):
 def check(name: str, rank: int) -> None:
     drops = name in able("drop")
     backbone = deepcopy(small(name))
-    for parameter in backbone.parameters_in([*backbone.unused(), *backbone.beside_units(), *backbone.prefix_only()]):
+    for parameter in backbone.parameters_in([*backbone.unused(), *backbone.not_in_features(), *backbone.prefix_only()]):
         parameter.requires_grad_(False)
     alone = Units(deepcopy(backbone), drops)
     images = images_for(backbone, batch=2, seed=rank)

@@ -58,7 +58,7 @@ def test_contract(row: Support) -> None:
             assert misplaced < 1e-5
         if "attend" in backbone.can:
             attends(backbone, images)
-    idle = {id(each) for each in backbone.parameters_in([*backbone.unused(), *backbone.beside_units()])}
+    idle = {id(each) for each in backbone.parameters_in([*backbone.unused(), *backbone.not_in_features()])}
     for_prefix = {id(each) for each in backbone.parameters_in(backbone.prefix_only())}
     in_training = backbone.train().units(images)  # in evaluation LeViT keeps its biases, and recomputes none
     unreached = {id(each) for each in backbone.parameters()} - reached(in_training)

@@ -43,7 +43,7 @@ def test_what_is_declared_to_be_idle_gets_no_gradient(name: str) -> None:
     assert without_gradient(backbone) == names_in(backbone, backbone.unused())
     backbone.zero_grad()
     learn(backbone.split(features, tokens)[1])
-    certain = names_in(backbone, [*backbone.unused(), *backbone.beside_units()])
+    certain = names_in(backbone, [*backbone.unused(), *backbone.not_in_features()])
     idle = certain | names_in(backbone, backbone.prefix_only())
     assert certain <= without_gradient(backbone) <= idle
     # Zeros where units are cut off behind a concatenation with class tokens (or a block was dropped in training).

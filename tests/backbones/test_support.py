@@ -11,7 +11,7 @@ import timm
 import torch
 
 from patchcast.backbones import wrap
-from patchcast.backbones.support import made_for, measure, page, support, table
+from patchcast.backbones.support import docs_page, made_for, measure, support, table
 from tests.backbones.zoo import FAST, NAMES, assert_same, flat, images_for
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -70,7 +70,7 @@ def test_support_selects_by_pattern_and_need() -> None:
 
 
 def test_the_page_is_current() -> None:
-    assert (DOCS / "backbones.md").read_text() == "\n".join(page()) + "\n", (
+    assert (DOCS / "backbones.md").read_text() == "\n".join(docs_page()) + "\n", (
         "run: python -m patchcast.backbones.support page > docs/backbones.md"
     )
 

@@ -231,7 +231,7 @@ def test_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| loss on held-out images | 0.625 |" in after
     assert "| probe: pretrained, linear | 75.0 % (95 % interval 70.0 to 80.0) |" in after
     assert "| probe: ahead of untrained | 10.0 points (95 % interval 5.0 to 15.0) |" in after
-    assert "| probe: pretrained, few labels, 5 a class | 50.0 % (mean of 20 draws, spread 1.0) |" in after
+    assert "| probe: pretrained, few labels, 5 per class | 50.0 % (mean of 20 draws, spread 1.0) |" in after
 
 
 def test_the_cards_command_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

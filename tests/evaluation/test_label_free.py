@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from patchcast.collapse import diversity
 from patchcast.evaluation import alpha_req, lidar, rankme
 
 
@@ -104,3 +105,13 @@ def test_alpha_weighs_ranks_by_their_inverse():
 def test_alpha_of_too_few_directions_is_refused():
     with pytest.raises(ValueError, match="fits eigenvalues 4 to 100; these features have 5"):
         alpha_req(with_spectrum([5.0, 4.0, 3.0, 2.0, 1.0], centred=True))
+
+
+def test_rankme_and_the_watch_measure_different_things_under_different_names() -> None:
+    """RankMe (Garrido et al. 2023) takes features as they are; what a run watches is how images differ."""
+    x = torch.randn(256, 8, generator=torch.Generator().manual_seed(0)) + 20.0
+    singular = torch.linalg.svdvals(x.double())
+    p = singular / singular.sum() + 1e-7
+    assert rankme(x) == pytest.approx(float(torch.exp(-(p * p.log()).sum())), rel=1e-9)
+    assert rankme(x) < 2.5  # the mean's direction outweighs all others
+    assert diversity(x).effective_rank > 7  # without the mean, all eight are used

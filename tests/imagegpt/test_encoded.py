@@ -76,7 +76,7 @@ def test_codes_are_encoded_once_and_anew_for_another_palette(
     assert not np.array_equal(first.codes, other.codes)
     many = Palette(torch.linspace(-1, 1, 300)[:, None])
     assert encode_images(digits, many, EVALUATE, GRID, folder=tmp_path).codes.dtype == np.uint16
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.glob("*.npy"))) == 6
 
 
 def batches(codes: CodeSet, steps: int, *, size: int = 32, start: int = 0, flip: bool = False) -> list[list[Tensor]]:
@@ -188,7 +188,7 @@ def test_layers_are_the_papers_features_and_can_be_probed(
 
 
 def test_the_joint_loss_is_the_sum_of_both_and_trains_everything(palette: Palette) -> None:
-    pretrainer = contracts.awake(causal(GRID, 16))
+    pretrainer = contracts.perturbed(causal(GRID, 16))
     model = JointClassifier(pretrainer, classes=10)
     torch.nn.init.normal_(model.head.weight)
     images, labels = contracts.images_for(pretrainer, batch=6), torch.arange(6)
@@ -226,7 +226,7 @@ def test_a_palette_first_used_for_probing_can_train_afterwards() -> None:
     images = contracts.images_for(pretrainer)
     with torch.inference_mode():
         pretrainer(images)
-    contracts.awake(pretrainer)(images).loss.backward()
+    contracts.perturbed(pretrainer)(images).loss.backward()
     assert pretrainer.backbone.model.codes.weight.grad.abs().max() > 0
 
 

@@ -29,7 +29,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 @pytest.fixture
 def drawer() -> Pretrainer:
     """A network whose probabilities are far from even."""
-    pretrainer = contracts.awake(causal())
+    pretrainer = contracts.perturbed(causal())
     with torch.no_grad():
         pretrainer.predictor.project.weight.mul_(5)
     return pretrainer.eval()
@@ -161,7 +161,7 @@ def test_any_tokenizers_codes_can_be_drawn() -> None:
             return (ids * 36).to(torch.uint8).view(-1, 1, *grid).repeat_interleave(2, 2).repeat_interleave(2, 3)
 
     backbone = ImageGPTBackbone(network(), Brightness(), channels=3, stride=(2, 2))
-    pretrainer = contracts.awake(imagegpt(backbone))
+    pretrainer = contracts.perturbed(imagegpt(backbone))
     contracts.check_no_leak(pretrainer)
     assert backbone.image_size == (8, 8)
     images = contracts.images_for(pretrainer)
@@ -219,7 +219,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(drawer: Pretrainer) -> 
 def test_drawing_drops_nothing() -> None:
     """In whatever mode the pretrainer is; and leaves the mode as it was."""
     model = ImageGPT(SQUARE, 8, depth=2, width=32, heads=4, embed_drop=0.5, attn_drop=0.5, proj_drop=0.5)
-    pretrainer = contracts.awake(imagegpt(ImageGPTBackbone(model, greys(), channels=1)))
+    pretrainer = contracts.perturbed(imagegpt(ImageGPTBackbone(model, greys(), channels=1)))
     drawn = []
     for mode in (True, False):
         pretrainer.train(mode)

@@ -76,9 +76,9 @@ def test_logits_hidden_states_and_cache_are_those_of_transformers() -> None:
 
     cache = Cache(network, 3)
     network.extend(ids[:, :-1], cache)
-    for kept, other in zip(cache.kept, expected.past_key_values.layers, strict=True):
-        torch.testing.assert_close(kept[0], other.keys, rtol=0, atol=1e-5)
-        torch.testing.assert_close(kept[1], other.values, rtol=0, atol=1e-5)
+    for memory, other in zip(cache.memory, expected.past_key_values.layers, strict=True):
+        torch.testing.assert_close(memory[0], other.keys, rtol=0, atol=1e-5)
+        torch.testing.assert_close(memory[1], other.values, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ def test_a_folder_of_transformers_goes_in_and_out_exactly(tmp_path: Path, inner:
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [False, True])
 def test_our_weights_go_out_and_in_exactly(tmp_path: Path, bias: bool) -> None:
-    pretrainer = contracts.awake(causal(bias=bias)).eval()
+    pretrainer = contracts.perturbed(causal(bias=bias)).eval()
     save_imagegpt(pretrainer, tmp_path)
     back = load_imagegpt(tmp_path).eval()
     assert back.backbone.channels == 1
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_a_classifier_goes_to_transformers(tmp_path: Path) -> None:
-    model = JointClassifier(contracts.awake(causal()), classes=5).eval()
+    model = JointClassifier(contracts.perturbed(causal()), classes=5).eval()
     torch.nn.init.normal_(model.head.weight)
     save_imagegpt_classifier(model, tmp_path)
     other, told = transformers.ImageGPTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)

@@ -91,7 +91,7 @@ def test_a_network_that_does_not_shift_is_condemned() -> None:
 
 @pytest.mark.parametrize("method", ["causal", "masked"])
 def test_dependencies_are_found_through_codes(method: str) -> None:
-    pretrainer = contracts.awake(METHODS[method]())
+    pretrainer = contracts.perturbed(METHODS[method]())
     images = contracts.images_for(pretrainer)
     found, allowed = dependencies(pretrainer, images, pretrainer.draw(images, torch.Generator().manual_seed(0)))
     predicted = ~found.isnan().any(dim=1)
@@ -101,7 +101,7 @@ def test_dependencies_are_found_through_codes(method: str) -> None:
 
 
 def test_every_pixel_is_predicted_and_the_last_is_never_fed() -> None:
-    pretrainer = contracts.awake(causal())
+    pretrainer = contracts.perturbed(causal())
     images = contracts.images_for(pretrainer)
     output = pretrainer(images)
     assert output.predictions.shape == (2, 1, 16, 8)
@@ -118,7 +118,7 @@ def test_the_loss_starts_at_the_logarithm_of_the_vocabulary() -> None:
 
 def test_masked_pixels_are_zeros_and_nothing_else_is() -> None:
     """The published code multiplies the embeddings by the mask, before positions are added."""
-    pretrainer = contracts.awake(masked())
+    pretrainer = contracts.perturbed(masked())
     backbone, images = pretrainer.backbone, contracts.images_for(pretrainer)
     plan = pretrainer.draw(images, torch.Generator().manual_seed(0))
     embedded = backbone.model.codes(backbone.tokenizer.encode(images))
@@ -170,7 +170,7 @@ print("compiled")
 
 
 def test_layers_are_the_inputs_of_attention() -> None:
-    model = contracts.awake(network())
+    model = contracts.perturbed(network())
     ids = torch.randint(8, (2, 16))
     seen: list[Tensor] = []
     for block in model.blocks:
@@ -184,7 +184,7 @@ def test_layers_are_the_inputs_of_attention() -> None:
 @pytest.mark.parametrize("pieces", [[0] + [1] * 15, [15], [4, 1, 10], [0, 7, 8]])
 def test_a_cache_gives_the_features_of_the_whole(pieces: list[int]) -> None:
     """In double precision, where rounding cannot hide a wrong mask or a wrong position."""
-    model = contracts.awake(network()).double().eval()
+    model = contracts.perturbed(network()).double().eval()
     ids = torch.randint(8, (3, 16))
     cache, features, at = Cache(model, 3), [], 0
     for piece in pieces:
@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
 
 
 def test_codes_of_integer_images_train_the_same_network() -> None:
-    pretrainer = contracts.awake(causal())
+    pretrainer = contracts.perturbed(causal())
     images = contracts.images_for(pretrainer)
     encoded = imagegpt(ImageGPTBackbone(pretrainer.backbone.model, Encoded(8), channels=1))
     encoded.load_state_dict(pretrainer.state_dict())

@@ -102,7 +102,7 @@ def test_gradient_checkpointing(method: str) -> None:
 @every_method
 def test_images_of_different_sizes_do_not_leak(method: str) -> None:
     """Padding is among what no prediction may use: changed with the rest, it moves none."""
-    pretrainer, images = contracts.awake(build(method)), ragged()
+    pretrainer, images = contracts.perturbed(build(method)), ragged()
     plan = pretrainer.draw(images, torch.Generator().manual_seed(1))
     valid = pretrainer.backbone.embed(images).is_valid
     assert valid is not None
@@ -117,7 +117,7 @@ def test_images_of_different_sizes_do_not_leak(method: str) -> None:
 
 @every_method
 def test_what_lies_beside_an_image_changes_no_loss_and_no_gradient(method: str) -> None:
-    one = contracts.awake(build(method)).eval()
+    one = contracts.perturbed(build(method)).eval()
     two = copy.deepcopy(one)
     images = ragged()
     images["size"][3, 1] = 48
@@ -138,7 +138,7 @@ def test_what_lies_beside_an_image_changes_no_loss_and_no_gradient(method: str) 
 @pytest.mark.parametrize("method", PAPERS)
 def test_an_image_among_others_is_predicted_as_if_it_were_alone(method: str) -> None:
     """The same plan for the image by itself, on a canvas of its own: the same predictions."""
-    pretrainer, images = contracts.awake(build(method)).eval(), ragged()
+    pretrainer, images = contracts.perturbed(build(method)).eval(), ragged()
     if isinstance(pretrainer.predictor, Decoder) or method == "aim":
         pretrainer.predictor.positions.grid = Grid(0, 0)  # positions of each grid anew: those of the canvas are others
     plan = pretrainer.draw(images, torch.Generator().manual_seed(1))
@@ -146,13 +146,13 @@ def test_an_image_among_others_is_predicted_as_if_it_were_alone(method: str) -> 
     alone = images["canvas"][1:2, :, :16, :48]
     if isinstance(plan, MaskPlan):
         assert plan.is_seen is not None
-        assert plan.is_asked is not None
+        assert plan.is_predicted is not None
         seen, asked = (
             plan.visible[1, plan.is_seen[1]],
-            [u[m] for u, m in zip(plan.hidden[1], plan.is_asked[1], strict=True)],
+            [u[m] for u, m in zip(plan.hidden[1], plan.is_predicted[1], strict=True)],
         )
         own = MaskPlan(Grid(2, 6), seen[None], torch.stack(asked)[None])
-        found = torch.stack([each[mask] for each, mask in zip(found, plan.is_asked[1], strict=True)])
+        found = torch.stack([each[mask] for each, mask in zip(found, plan.is_predicted[1], strict=True)])
     else:
         own = OrderPlan(Grid(2, 6), plan.order[1:2, :12], plan.prefix[1:2])
         found = found[:, :11]
@@ -164,11 +164,11 @@ def test_plans_are_drawn_by_each_images_own_size() -> None:
     plan = draw_each(RandomMask(0.75), grids, canvas, torch.Generator().manual_seed(0))
     assert isinstance(plan, MaskPlan)
     assert plan.is_seen is not None
-    assert plan.is_asked is not None
+    assert plan.is_predicted is not None
     assert plan.is_seen.sum(dim=1).tolist() == [6, 1, 6, 4]
-    assert plan.is_asked.sum(dim=(1, 2)).tolist() == [18, 3, 18, 14]
+    assert plan.is_predicted.sum(dim=(1, 2)).tolist() == [18, 3, 18, 14]
     for image, grid in enumerate(grids):
-        seen, asked = plan.visible[image, plan.is_seen[image]], plan.hidden[image][plan.is_asked[image]]
+        seen, asked = plan.visible[image, plan.is_seen[image]], plan.hidden[image][plan.is_predicted[image]]
         every = {row * 6 + col for row in range(grid.rows) for col in range(grid.cols)}
         assert {*seen.tolist(), *asked.tolist()} == every
     order = draw_each(RasterOrder(), grids, canvas, torch.Generator().manual_seed(0))

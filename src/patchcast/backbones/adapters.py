@@ -115,10 +115,10 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
 
 def adapter_for(cls: type[nn.Module]) -> type[Backbone]:
     """The adapter of a model's class, or of the nearest class that it derives from."""
-    for each in cls.__mro__:
-        known = ADAPTERS.get(each.__module__.split(".")[0], {})
-        if each.__name__ in known:
-            return known[each.__name__]
+    for base in cls.__mro__:
+        known = ADAPTERS.get(base.__module__.split(".")[0], {})
+        if base.__name__ in known:
+            return known[base.__name__]
     if hasattr(cls, "forward_features"):
         warnings.warn(
             f'no adapter knows {cls.__name__}, so all it can do is "paint"; docs/add-a-backbone.md', stacklevel=3

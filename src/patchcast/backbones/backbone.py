@@ -112,7 +112,9 @@ class Backbone(nn.Module, ABC):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        if any(isinstance(each, PatchDropout | PatchDropoutWithIndices) and each.prob for each in model.modules()):
+        if any(
+            isinstance(module, PatchDropout | PatchDropoutWithIndices) and module.prob for module in model.modules()
+        ):
             raise ValueError(
                 f"{self.name} drops patches of its own (patch_drop_rate): build it without, and use `keep`"
             )
@@ -138,8 +140,8 @@ class Backbone(nn.Module, ABC):
         """`keep`, for those with "drop"."""
         raise NotImplementedError
 
-    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
-        """The tokens with a mask among their `block_kwargs`, the causal one for None, for those with "attend"."""
+    def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+        """The tokens with an attention mask in their `block_kwargs` (None: the causal one), for those with "attend"."""
         raise NotImplementedError
 
     def length(self, tokens: Tokens) -> int:
@@ -154,7 +156,7 @@ class Backbone(nn.Module, ABC):
         """Names of `model`'s submodules and parameters that `forward_stages` never reaches (heads)."""
         return ["head", "head_dist", "fc_norm", "attn_pool"]
 
-    def beside_units(self) -> list[str]:
+    def not_in_features(self) -> list[str]:
         """Names of those it reaches, but which no feature of a unit or a prefix token depends on (other scales)."""
         return []
 
@@ -212,7 +214,7 @@ class Backbone(nn.Module, ABC):
         if "attend" not in self.can:
             raise CannotError(self.cannot("attend"))
         if can_see is None:
-            return self.run_stages(self.obey(tokens, None))
+            return self.run_stages(self.mask_attention(tokens, None))
         if is_causal:
             raise ValueError("give can_see or is_causal, not both: timm drops one of them silently")
         if can_see.ndim not in (2, 4):
@@ -224,7 +226,7 @@ class Backbone(nn.Module, ABC):
             )
         if not torch.compiler.is_compiling() and not can_see.any(dim=-1).all():
             raise ValueError("a row of can_see has no True: every token must see at least one, itself for example")
-        return self.run_stages(self.obey(tokens, can_see))
+        return self.run_stages(self.mask_attention(tokens, can_see))
 
     def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         """The tokens of the given units only, in the given order, each with its own position. Needs "drop".
@@ -357,7 +359,7 @@ class Backbone(nn.Module, ABC):
 
     def cannot(self, wish: Capability) -> str:
         """One sentence: what it cannot do, and what it can."""
-        known = "; ".join(CAPABILITIES[each] for each in CAPABILITIES if each in self.can)
+        known = "; ".join(CAPABILITIES[capability] for capability in CAPABILITIES if capability in self.can)
         return f"{self.name} cannot {CAPABILITIES[wish]} ({wish!r}); it can {known} ({', '.join(sorted(self.can))})"
 
     def unused_parameters(self) -> list[nn.Parameter]:

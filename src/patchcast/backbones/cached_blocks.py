@@ -1,4 +1,4 @@
-"""timm's plain transformer blocks run piece by piece, with the keys and values of earlier pieces kept."""
+"""timm's plain transformer blocks run piece by piece, with cached keys and values of earlier pieces."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def can_cache(backbone: Backbone) -> bool:
 def _is_plain(attn: nn.Module) -> bool:
     # Gates and norms of the output came with later versions of timm; none of its models of this class has them.
     beside = [getattr(attn, "gate", None), getattr(attn, "norm", None)]
-    return type(attn) is Attention and all(each is None or isinstance(each, nn.Identity) for each in beside)
+    return type(attn) is Attention and all(part is None or isinstance(part, nn.Identity) for part in beside)
 
 
 class CachedBlocks:
@@ -67,18 +67,18 @@ class CachedBlocks:
         """
         at, end = self.cache.length, self.cache.length + x.shape[1]
         for layer, block in enumerate(self.model.blocks):
-            kept = self.cache.kept[layer]
-            x = x + block.ls1(_attend(block.attn, block.norm1(x), kept, at, is_causal))
+            memory = self.cache.memory[layer]
+            x = x + block.ls1(_attend(block.attn, block.norm1(x), memory, at, is_causal))
             x = x + block.ls2(block.mlp(block.norm2(x)))
         self.cache.length = end
         return self.model.norm(x)
 
 
 def _attend(
-    attn: Any, x: Float[Tensor, "B P D"], kept: Float[Tensor, "2 B heads places d"], at: int, is_causal: bool
+    attn: Any, x: Float[Tensor, "B P D"], memory: Float[Tensor, "2 B heads places d"], at: int, is_causal: bool
 ) -> Float[Tensor, "B P D"]:
     q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
-    kept.narrow(3, at, x.shape[1]).copy_(torch.stack([attn.k_norm(k), v]))
-    keys, values = kept.narrow(3, 0, at + x.shape[1])
+    memory.narrow(3, at, x.shape[1]).copy_(torch.stack([attn.k_norm(k), v]))
+    keys, values = memory.narrow(3, 0, at + x.shape[1])
     x = F.scaled_dot_product_attention(attn.q_norm(q), keys, values, is_causal=is_causal, scale=attn.scale)
     return attn.proj(x.transpose(1, 2).flatten(2))

@@ -38,7 +38,7 @@ class CaiT(Sequence):
             x = torch.cat([cls_token, x], dim=1)
         return self.model.norm(x)
 
-    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+    def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         can_see = lower_triangle(tokens) if can_see is None else can_see
         return tokens.with_(block_kwargs={"can_see": can_see})
 
@@ -103,7 +103,7 @@ class XCiT(TimmBackbone):
         parts = ["cls_token"]
         for index, block in enumerate(self.model.cls_attn_blocks or ()):
             own = ["attn", "gamma2", "mlp"] if block.tokens_norm else ["attn", "gamma2", "mlp", "norm2"]
-            parts += [f"cls_attn_blocks.{index}.{each}" for each in own]
+            parts += [f"cls_attn_blocks.{index}.{name}" for name in own]
         return parts
 
 

@@ -50,7 +50,7 @@ class CoaT(TimmBackbone):
     ) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
         return super().split(features[-1] if isinstance(features, list) else features, tokens)
 
-    def beside_units(self) -> list[str]:
+    def not_in_features(self) -> list[str]:
         if self.model.parallel_blocks is None:
             return []
         last = f"parallel_blocks.{len(self.model.parallel_blocks) - 1}"

@@ -94,7 +94,7 @@ def channels_of(model: Any) -> int:
     """Channels of the images: timm's own field, or where an older timm has none, what the first convolution takes."""
     if hasattr(model, "in_chans"):
         return model.in_chans
-    return next(each.in_channels for each in model.modules() if isinstance(each, nn.Conv2d))
+    return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
 def width_after(stem: nn.Module, channels: int, size: tuple[int, int], dim: int) -> int:
@@ -110,6 +110,6 @@ def on_meta(
     Args:
         parameters: on the meta device, to take the place of its own.
     """
-    own = {name: each.detach().to("meta") for name, each in [*module.named_parameters(), *module.named_buffers()]}
+    own = {name: tensor.detach().to("meta") for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
     images = torch.empty(2, channels, *size, device="meta")
     return torch.func.functional_call(module, {**own, **(parameters or {})}, (images,))

@@ -28,11 +28,11 @@ class CrossViT(TimmBackbone):
 
     def __init__(self, model: Any, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size, reduction=model.patch_embed[0].patch_size[0])
-        self.widths = [each.shape[-1] for each in (self.model.pos_embed_0, self.model.pos_embed_1)]
+        self.widths = [table.shape[-1] for table in (self.model.pos_embed_0, self.model.pos_embed_1)]
         self.width = self.embed_width = sum(self.widths)
         self.grids = [
-            Grid(each.img_size[0] // each.patch_size[0], each.img_size[1] // each.patch_size[1])
-            for each in self.model.patch_embed
+            Grid(embed.img_size[0] // embed.patch_size[0], embed.img_size[1] // embed.patch_size[1])
+            for embed in self.model.patch_embed
         ]
         self.stride = (self.image_size[0] // self.grids[0].rows, self.image_size[1] // self.grids[0].cols)
 
@@ -72,4 +72,4 @@ class CrossViT(TimmBackbone):
     def prefix_only(self) -> list[str]:
         # Streams exchange their class tokens behind the blocks of a stage: behind those of the last, no unit sees them.
         last = f"blocks.{len(self.model.blocks) - 1}"
-        return [f"{last}.{each}" for each in ("projs", "fusion", "revert_projs")]
+        return [f"{last}.{part}" for part in ("projs", "fusion", "revert_projs")]

@@ -55,7 +55,7 @@ class Gemma4(Sequence):
     def positions_of(self, visible: Int[Tensor, "B V"], tokens: Tokens) -> dict[str, Any]:
         return {name: take(rotation, visible) for name, rotation in tokens.block_kwargs.items()}
 
-    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+    def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         can_see = lower_triangle(tokens) if can_see is None else can_see
         return tokens.with_(block_kwargs={**tokens.block_kwargs, "attn_mask": additive(can_see, tokens.x)})
 

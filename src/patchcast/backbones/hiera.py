@@ -44,8 +44,8 @@ class Hiera(TimmBackbone):
         # Unrolled tokens stand as (place inside the unit, unit).
         inside = tokens.x.unflatten(1, (self.model.mu_size, -1))
         flat = inside.transpose(1, 2).flatten(2)
-        kept = take(flat, visible).unflatten(2, (self.model.mu_size, -1)).transpose(1, 2)
-        return tokens.with_(x=kept.flatten(1, 2), visible=visible)
+        rows = take(flat, visible).unflatten(2, (self.model.mu_size, -1)).transpose(1, 2)
+        return tokens.with_(x=rows.flatten(1, 2), visible=visible)
 
 
 class HieraDet(TimmBackbone):

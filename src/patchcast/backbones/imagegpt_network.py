@@ -127,14 +127,14 @@ class Attention(nn.Module):
         *,
         can_see: Bool[Tensor, "*B L S"] | None = None,
         is_causal: bool = False,
-        kept: Float[Tensor, "2 B heads P d"] | None = None,
+        memory: Float[Tensor, "2 B heads P d"] | None = None,
         at: int = 0,
     ) -> Float[Tensor, "B L D"]:
         qkv = self.split(x)
         q, kv = qkv[0], qkv[1:]
-        if kept is not None:
-            kept.narrow(3, at, x.shape[1]).copy_(kv)
-            kv = kept.narrow(3, 0, at + x.shape[1])
+        if memory is not None:
+            memory.narrow(3, at, x.shape[1]).copy_(kv)
+            kv = memory.narrow(3, 0, at + x.shape[1])
         return self.merge(self.attend(q, kv[0], kv[1], can_see, is_causal=is_causal))
 
     def split(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "3 B heads L d"]:
@@ -214,10 +214,10 @@ class Block(nn.Module):
         *,
         can_see: Bool[Tensor, "*B L S"] | None = None,
         is_causal: bool = False,
-        kept: Float[Tensor, "2 B heads P d"] | None = None,
+        memory: Float[Tensor, "2 B heads P d"] | None = None,
         at: int = 0,
     ) -> Float[Tensor, "B L D"]:
-        x = x + self.attn(self.norm1(x), can_see=can_see, is_causal=is_causal, kept=kept, at=at)
+        x = x + self.attn(self.norm1(x), can_see=can_see, is_causal=is_causal, memory=memory, at=at)
         return x + self.mlp(self.norm2(x))
 
 
@@ -368,7 +368,7 @@ class ImageGPT(nn.Module):
         is_first, is_piece = at == 0 and end > 1, at > 0 and end - at > 1
         can_see = torch.ones(end - at, end, dtype=torch.bool, device=x.device).tril(at) if is_piece else None
         for layer, block in enumerate(self.blocks):
-            x = block(x, can_see=can_see, is_causal=is_first, kept=cache.kept[layer], at=at)
+            x = block(x, can_see=can_see, is_causal=is_first, memory=cache.memory[layer], at=at)
         cache.length = end
         return self.norm(x)
 
@@ -433,7 +433,7 @@ class ImageGPTBackbone(Backbone):
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         return tokens.with_(x=take(tokens.x, visible), visible=visible)
 
-    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+    def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         return tokens.with_(block_kwargs={"is_causal": True} if can_see is None else {"can_see": can_see})
 
     def layers(self, images: ImageBatch) -> Iterator[Float[Tensor, "B N D"]]:

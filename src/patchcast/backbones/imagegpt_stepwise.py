@@ -46,8 +46,8 @@ class Stepwise:
     def __call__(self, latest: Int[Tensor, "B 1"], cache: KeyValues) -> Float[Tensor, "B K"]:
         at = cache.length
         x = self.codes[latest[:, 0]] + self.positions[at]
-        for step, kept in zip(self.blocks, cache.kept, strict=True):
-            x = step(x, kept, at)
+        for step, memory in zip(self.blocks, cache.memory, strict=True):
+            x = step(x, memory, at)
         cache.length = at + 1
         return self.head(self.norm(x))
 
@@ -66,10 +66,12 @@ class StepwiseBlock:
         self.fc1 = FoldedLinear(block.mlp.fc1, before=self.norm2.weight, after=factor)
         self.fc2 = FoldedLinear(block.mlp.fc2, before=1 / factor)
 
-    def __call__(self, x: Float[Tensor, "B D"], kept: Float[Tensor, "2 B heads P d"], at: int) -> Float[Tensor, "B D"]:
+    def __call__(
+        self, x: Float[Tensor, "B D"], memory: Float[Tensor, "2 B heads P d"], at: int
+    ) -> Float[Tensor, "B D"]:
         qkv = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, 1, -1)
-        kept[:, :, :, at : at + 1] = qkv[:, 1:].transpose(0, 1)
-        keys, values = kept[:, :, :, : at + 1]
+        memory[:, :, :, at : at + 1] = qkv[:, 1:].transpose(0, 1)
+        keys, values = memory[:, :, :, : at + 1]
         mixed = self.attend(qkv[:, 0], keys, values)
         x = x + self.proj(mixed.flatten(1))
         return x + self.fc2(self.act(self.fc1(self.norm2(x))))

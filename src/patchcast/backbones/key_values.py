@@ -12,10 +12,10 @@ class KeyValues:
     """Keys and values of every block, in memory that is taken once.
 
     Attributes:
-        kept: (depth, 2, batch, heads, places, channels of a head): keys and values.
+        memory: (depth, 2, batch, heads, places, channels of a head): keys and values.
         length: places filled.
     """
 
     def __init__(self, *, depth: int, heads: int, channels: int, batch: int, places: int, like: Tensor) -> None:
-        self.kept = torch.empty(depth, 2, batch, heads, places, channels, device=like.device, dtype=precision(like))
+        self.memory = torch.empty(depth, 2, batch, heads, places, channels, device=like.device, dtype=precision(like))
         self.length = 0

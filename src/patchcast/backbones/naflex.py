@@ -75,7 +75,9 @@ class NaFlex(RoPE):
         model, coord = self.model, patches.block_kwargs.get("coord")
         x = self.add_table(patches.x.clone(), patches.grid, coord)
         prefix = [
-            each.expand(len(x), -1, -1) for each in (model.embeds.cls_token, model.embeds.reg_token) if each is not None
+            token.expand(len(x), -1, -1)
+            for token in (model.embeds.cls_token, model.embeds.reg_token)
+            if token is not None
         ]
         x = model.embeds.pos_drop(torch.cat([*prefix, x], dim=1))
         rope = None
@@ -105,16 +107,16 @@ class NaFlex(RoPE):
         mask = create_attention_mask(
             tokens.is_valid, tokens.prefix, symmetric=not by_key, q_len=1 if by_key else None, dtype=tokens.x.dtype
         )
-        asked = tokens.block_kwargs.get("attn_mask")
-        if asked is not None:
-            mask = mask.masked_fill(asked < 0, torch.finfo(mask.dtype).min)
+        given = tokens.block_kwargs.get("attn_mask")
+        if given is not None:
+            mask = mask.masked_fill(given < 0, torch.finfo(mask.dtype).min)
         x = super().run_stages(tokens.with_(block_kwargs={**tokens.block_kwargs, "attn_mask": mask}))
         return {"patches": x, "patch_valid": tokens.is_valid}
 
-    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+    def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         if can_see is None and tokens.is_valid is not None:  # to be joined with the mask of padding
             can_see = lower_triangle(tokens)
-        return super().obey(tokens, can_see)
+        return super().mask_attention(tokens, can_see)
 
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         valid = None if tokens.is_valid is None else tokens.is_valid.gather(1, visible)

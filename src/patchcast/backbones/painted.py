@@ -70,18 +70,18 @@ class Painted(Backbone):
     def unused(self) -> list[str]:
         """Found by differentiating: every class calls its head something else."""
         parameters = {
-            name: torch.empty_like(each, device="meta", requires_grad=True)
-            for name, each in self.model.named_parameters()
+            name: torch.empty_like(parameter, device="meta", requires_grad=True)
+            for name, parameter in self.model.named_parameters()
         }
         with torch.enable_grad():
             units = last(self.features_of(self.image_size, parameters))
         gradients = torch.autograd.grad(units.sum(), list(parameters.values()), allow_unused=True)
-        return [name for name, each in zip(parameters, gradients, strict=True) if each is None]
+        return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
     def features_of(self, size: tuple[int, int], parameters: Mapping[str, Tensor] | None = None) -> Any:
         """Features of images of this size, on the meta device."""
-        inside = {f"model.{name}": each for name, each in (parameters or {}).items()}
-        return on_meta(Features(self.model), self.channels, size, inside)
+        inside = {f"model.{name}": parameter for name, parameter in (parameters or {}).items()}
+        return on_meta(FeatureMap(self.model), self.channels, size, inside)
 
     def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
         x = last(features)
@@ -90,7 +90,7 @@ class Painted(Backbone):
         return super().split(x, tokens)
 
 
-class Features(nn.Module):
+class FeatureMap(nn.Module):
     """A model whose `forward` is its `forward_features`."""
 
     def __init__(self, model: nn.Module) -> None:

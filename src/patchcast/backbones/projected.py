@@ -82,16 +82,16 @@ class Projected(Sequence):
     def length(self, tokens: Tokens) -> int:
         return tokens.x.shape[1] // self.merged**2
 
-    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+    def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         if self.merged == 1:
-            return super().obey(tokens, can_see)
+            return super().mask_attention(tokens, can_see)
         unit = torch.arange(self.length(tokens), device=tokens.x.device)
         if can_see is None:
             can_see = unit[:, None] >= unit
         rows = unit.repeat_interleave(self.merged**2)  # the unit of each token, where they stand unit by unit
         if tokens.visible is None:
             rows = torch.empty_like(rows).scatter_(0, self.tokens_of(unit[None], tokens.grid)[0], rows)
-        return super().obey(tokens, can_see[..., rows[:, None], rows])
+        return super().mask_attention(tokens, can_see[..., rows[:, None], rows])
 
     def unused(self) -> list[str]:
         if self.encoder is self.model:

@@ -67,7 +67,7 @@ class Relative(Sequence):
     def positions_like(self, kwargs: Mapping[str, Any], own: Int[Tensor, "b L"]) -> dict[str, Any]:
         return {self.argument: replace(kwargs[self.argument], present=own)}
 
-    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+    def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         can_see = lower_triangle(tokens) if can_see is None else can_see
         bias = replace(tokens.block_kwargs[self.argument], can_see=can_see)
         return tokens.with_(block_kwargs={self.argument: bias})
@@ -128,7 +128,7 @@ class BeitAttention(beit.Attention):
         if not isinstance(shared_rel_pos_bias, Bias):
             return super().forward(x, shared_rel_pos_bias)
         bias = None if self.q_bias is None else torch.cat([self.q_bias, self.k_bias, self.v_bias])
-        q, k, v = heads(F.linear(x, self.qkv.weight, bias), self.num_heads)
+        q, k, v = split_heads(F.linear(x, self.qkv.weight, bias), self.num_heads)
         own = None if self.relative_position_bias_table is None else self._get_rel_pos_bias()
         return attend(self, q, k, v, shared_rel_pos_bias.added_to(own))
 
@@ -143,7 +143,7 @@ class RelPosAttention(vision_transformer_relpos.RelPosAttention):
     def forward(self, x: Float[Tensor, "B L D"], shared_rel_pos: Bias | Tensor | None = None) -> Float[Tensor, "B L D"]:
         if not isinstance(shared_rel_pos, Bias):
             return super().forward(x, shared_rel_pos)
-        q, k, v = heads(self.qkv(x), self.num_heads)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         if self.rel_pos is None:
             bias = shared_rel_pos.added_to(None)
         else:  # timm ignores the shared bias where a block has its own
@@ -151,7 +151,7 @@ class RelPosAttention(vision_transformer_relpos.RelPosAttention):
         return attend(self, self.q_norm(q), self.k_norm(k), v, bias)
 
 
-def heads(qkv: Float[Tensor, "B L E"], count: int) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(qkv: Float[Tensor, "B L E"], count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as (B, heads, L, head width) each."""
     q, k, v = qkv.unflatten(-1, (3, count, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v

@@ -70,7 +70,7 @@ class Sequence(TimmBackbone):
         """The `block_kwargs` that fit the visible units; as they are where positions were added to the tokens."""
         return dict(tokens.block_kwargs)
 
-    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+    def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         # Only a mask that is given is passed on: the unmasked call is then timm's own, to the bit.
         mask = {"is_causal": True} if can_see is None else {"attn_mask": additive(can_see, tokens.x)}
         return tokens.with_(block_kwargs={**tokens.block_kwargs, **mask})

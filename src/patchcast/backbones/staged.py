@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone, on_meta, width_after
-from patchcast.backbones.painted import Features
+from patchcast.backbones.painted import FeatureMap
 from patchcast.geometry import Grid, Layout
 
 
-class Row(NamedTuple):
+class StageRow(NamedTuple):
     """Where a class of timm keeps its parts.
 
     Attributes:
@@ -41,34 +41,34 @@ class Row(NamedTuple):
     overlaps: bool = True
 
 
-ROWS: dict[str, Row] = {
-    "ByobNet": Row(tail=("final_conv",)),
-    "CPUBone": Row(),
-    "CSATv2": Row("stem_dct", overlaps=False),
-    "DaVit": Row(tail=("norm_pre",)),
-    "EdgeNeXt": Row(tail=("norm_pre",), overlaps=False),
-    "EfficientFormer": Row(tail=("norm",), features_layout="NLC", any_size=False),
-    "EfficientFormerV2": Row(tail=("norm",), any_size=False),
-    "EfficientVit": Row(),
-    "EfficientVitLarge": Row(),
-    "EfficientVitMsra": Row("patch_embed", any_size=False),  # before timm 1.0.31
-    "FastVit": Row(tail=("final_conv",)),
-    "FocalNet": Row(stages="layers", tail=("norm",), overlaps=False),
-    "GlobalContextVit": Row(any_size=False),
-    "IFormer": Row(),
-    "Levit": Row(any_size=False),
-    "LowFormer": Row(),
-    "MaxxVit": Row(tail=("norm",), any_size=False),
-    "MetaFormer": Row(),
-    "Nest": Row("patch_embed", "levels", any_size=False, overlaps=False),
-    "NextViT": Row(tail=("norm",)),
-    "PyramidVisionTransformerV2": Row("patch_embed", layout="NHWC"),
-    "SHViT": Row("patch_embed"),
-    "SwiftFormer": Row(tail=("norm",)),
-    "SwinTransformer": Row("patch_embed", "layers", ("norm",), "NHWC", "NHWC", overlaps=False),
-    "SwinTransformerV2": Row("patch_embed", "layers", ("norm",), "NHWC", "NHWC", overlaps=False),
-    "SwinTransformerV2Cr": Row("patch_embed", overlaps=False),
-    "TinyVit": Row("patch_embed"),
+ROWS: dict[str, StageRow] = {
+    "ByobNet": StageRow(tail=("final_conv",)),
+    "CPUBone": StageRow(),
+    "CSATv2": StageRow("stem_dct", overlaps=False),
+    "DaVit": StageRow(tail=("norm_pre",)),
+    "EdgeNeXt": StageRow(tail=("norm_pre",), overlaps=False),
+    "EfficientFormer": StageRow(tail=("norm",), features_layout="NLC", any_size=False),
+    "EfficientFormerV2": StageRow(tail=("norm",), any_size=False),
+    "EfficientVit": StageRow(),
+    "EfficientVitLarge": StageRow(),
+    "EfficientVitMsra": StageRow("patch_embed", any_size=False),  # before timm 1.0.31
+    "FastVit": StageRow(tail=("final_conv",)),
+    "FocalNet": StageRow(stages="layers", tail=("norm",), overlaps=False),
+    "GlobalContextVit": StageRow(any_size=False),
+    "IFormer": StageRow(),
+    "Levit": StageRow(any_size=False),
+    "LowFormer": StageRow(),
+    "MaxxVit": StageRow(tail=("norm",), any_size=False),
+    "MetaFormer": StageRow(),
+    "Nest": StageRow("patch_embed", "levels", any_size=False, overlaps=False),
+    "NextViT": StageRow(tail=("norm",)),
+    "PyramidVisionTransformerV2": StageRow("patch_embed", layout="NHWC"),
+    "SHViT": StageRow("patch_embed"),
+    "SwiftFormer": StageRow(tail=("norm",)),
+    "SwinTransformer": StageRow("patch_embed", "layers", ("norm",), "NHWC", "NHWC", overlaps=False),
+    "SwinTransformerV2": StageRow("patch_embed", "layers", ("norm",), "NHWC", "NHWC", overlaps=False),
+    "SwinTransformerV2Cr": StageRow("patch_embed", overlaps=False),
+    "TinyVit": StageRow("patch_embed"),
 }
 
 
@@ -155,7 +155,7 @@ class Byob(Staged):
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         self.passed: dict[tuple[int, int], bool] = {}
         super().__init__(model, image_size)
-        self.has_attention = any(isinstance(each, ATTENTION) for each in model.modules())
+        self.has_attention = any(isinstance(module, ATTENTION) for module in model.modules())
         if not self.has_attention:
             return
         if not self.passes(self.image_size):
@@ -177,7 +177,7 @@ class Byob(Staged):
         if size not in self.passed:
             units = (size[0] // self.stride[0], size[1] // self.stride[1])
             try:
-                self.passed[size] = tuple(on_meta(Features(self.model), self.channels, size).shape[2:]) == units
+                self.passed[size] = tuple(on_meta(FeatureMap(self.model), self.channels, size).shape[2:]) == units
             except (AssertionError, RuntimeError, ValueError):
                 self.passed[size] = False
         return self.passed[size]

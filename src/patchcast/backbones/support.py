@@ -17,9 +17,9 @@ from pathlib import Path
 
 from patchcast.backbones.capabilities import CAPABILITIES, NEEDS, Capability
 
-IN_TIMM = [each for each in CAPABILITIES if each != "shift"]  # that is ImageGPT, which is our own
+IN_TIMM = [capability for capability in CAPABILITIES if capability != "shift"]  # that is ImageGPT, which is our own
 TABLE = Path(__file__).with_name("support.csv")
-COLUMNS = ["name", "model_class", "can", "pixels_stay_in_unit", "takes_any_size", "image_size", "stride", "width"]
+TABLE_COLUMNS = ["name", "model_class", "can", "pixels_stay_in_unit", "takes_any_size", "image_size", "stride", "width"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _from_text(row: Mapping[str, str]) -> Support:
     return Support(
         name=row["name"],
         model_class=row["model_class"],
-        can=frozenset(each for each in CAPABILITIES if each in row["can"].split()),
+        can=frozenset(capability for capability in CAPABILITIES if capability in row["can"].split()),
         pixels_stay_in_unit=row["pixels_stay_in_unit"] == "yes",
         takes_any_size=row["takes_any_size"] == "yes",
         image_size=pair(row["image_size"]),
@@ -123,7 +123,7 @@ def _to_text(row: Support) -> dict[str, str]:
     return {
         "name": row.name,
         "model_class": row.model_class,
-        "can": " ".join(each for each in CAPABILITIES if each in row.can),
+        "can": " ".join(capability for capability in CAPABILITIES if capability in row.can),
         "pixels_stay_in_unit": "yes" if row.pixels_stay_in_unit else "no",
         "takes_any_size": "yes" if row.takes_any_size else "no",
         "image_size": "{}x{}".format(*row.image_size),
@@ -138,7 +138,7 @@ def write_table() -> None:
 
     TABLE.with_name("support_version.txt").write_text(timm.__version__ + "\n")
     with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, TABLE_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for name in timm.list_models():
             try:
@@ -171,7 +171,7 @@ stem makes YCbCr of RGB.
 
 ```python
 import torch
-from patchcast.backbones import wrap
+from patchcast import wrap
 
 backbone = wrap("vit_small_patch16_dinov3", img_size=64)  # and pretrained=True, for timm's weights
 images, visible = torch.randn(2, 3, 64, 64), torch.tensor([[0, 5, 9], [1, 2, 3]])
@@ -190,14 +190,18 @@ replace and paint, at any size. A class that is not listed can be added: see [ad
 """
 
 
-def page() -> list[str]:
+def docs_page() -> list[str]:
     """The lines of docs/backbones.md: one row for each class of timm, and for each of its kinds where they differ."""
-    asked = {each: asked_by(each) for each in IN_TIMM}
-    capabilities = [f"| `{each}` | {what} | {asked[each]} |" for each in IN_TIMM for what in [CAPABILITIES[each]]]
+    methods = {capability: asked_by(capability) for capability in IN_TIMM}
+    capabilities = [
+        f"| `{capability}` | {what} | {methods[capability]} |"
+        for capability in IN_TIMM
+        for what in [CAPABILITIES[capability]]
+    ]
     lines = [*INTRODUCTION.format(version=made_for(), capabilities="\n".join(capabilities)).splitlines(), ""]
     entered = [row for row in table() if row.can > {"paint"}]
     painted = [row for row in table() if row.can == {"paint"}]
-    counts = ", ".join(f"{sum(each in row.can for row in table())} `{each}`" for each in IN_TIMM)
+    counts = ", ".join(f"{sum(capability in row.can for row in table())} `{capability}`" for capability in IN_TIMM)
     lines += [f"{len(table())} architectures in all: {counts}.", "", "## Entered between embedding and blocks", ""]
     lines += ["| class | architectures | drop | attend | causal for pixels | replace | any size | for example |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
@@ -208,7 +212,7 @@ def page() -> list[str]:
         lines.append(f"| {first.model_class} | {len(rows)} | {cells} | `{first.name}` |")
     lines += ["", "## Painted only", "", "Everything else in timm: hidden units are painted over in the image.", ""]
     classes = sorted({row.model_class for row in painted}, key=str.lower)
-    per_class = [f"{each} {sum(row.model_class == each for row in painted)}" for each in classes]
+    per_class = [f"{name} {sum(row.model_class == name for row in painted)}" for name in classes]
     lines.append(", ".join(per_class) + ".")
     return lines
 
@@ -246,6 +250,6 @@ if __name__ == "__main__":
         case ["measure"]:
             write_table()
         case ["page"]:
-            print("\n".join(page()))
+            print("\n".join(docs_page()))
         case _:
             sys.exit(__doc__)

@@ -150,8 +150,8 @@ class Tiled(Backbone):
     def unused(self) -> list[str]:
         return [f"tile.model.{each}" for each in self.tile.unused()]
 
-    def beside_units(self) -> list[str]:
-        return [f"tile.model.{each}" for each in self.tile.beside_units()]
+    def not_in_features(self) -> list[str]:
+        return [f"tile.model.{each}" for each in self.tile.not_in_features()]
 
     def prefix_only(self) -> list[str]:
         return [f"tile.model.{each}" for each in self.tile.prefix_only()]
@@ -291,7 +291,7 @@ class Tiled(Backbone):
             block_kwargs={"cut": replace(cut, own=own, tile=tile)},
         )
 
-    def obey(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
+    def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         cut = replace(tokens.block_kwargs["cut"], can_see="earlier" if can_see is None else can_see)
         return tokens.with_(block_kwargs={"cut": cut})
 
@@ -313,7 +313,7 @@ class Tiled(Backbone):
         is_valid, can_see = None if self.sees_padding else self.validity(tokens), cut.can_see
         if is_valid is not None:
             can_see = without_padding(is_valid, can_see)
-        return alone if can_see is None else self.tile.obey(alone, None if can_see == "earlier" else can_see)
+        return alone if can_see is None else self.tile.mask_attention(alone, None if can_see == "earlier" else can_see)
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         return self.placed_after(self.tile.run_stages(self.sequence(tokens)), tokens)

@@ -49,5 +49,5 @@ class TNT(TimmBackbone):
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         pixels, x = tokens.x
         by_patch = pixels.reshape(len(x), -1, pixels.shape[1] * pixels.shape[2])
-        kept = take(by_patch, visible).reshape(-1, *pixels.shape[1:])
-        return tokens.with_(x=(kept, torch.cat([x[:, :1], take(x[:, 1:], visible)], dim=1)), visible=visible)
+        inner = take(by_patch, visible).reshape(-1, *pixels.shape[1:])
+        return tokens.with_(x=(inner, torch.cat([x[:, :1], take(x[:, 1:], visible)], dim=1)), visible=visible)

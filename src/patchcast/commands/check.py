@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
 from patchcast.drawing.figures import draw_dependencies
-from patchcast.honesty import Leak, awake, dependencies, examine, no_leak
+from patchcast.honesty import Leak, dependencies, examine, no_leak, perturbed
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import build
@@ -64,7 +64,7 @@ def _open(source: Path) -> Run:
 
 def _at_full_size(pretrainer: Pretrainer) -> Leak:
     """At the recipe's own size, as many predictions as there is time for, two at least."""
-    backbone = awake(pretrainer).backbone
+    backbone = perturbed(pretrainer).backbone
     images = torch.randn(2, backbone.channels, *backbone.image_size, generator=torch.Generator().manual_seed(0))
     plan = pretrainer.draw(images, torch.Generator().manual_seed(1))
     began = time.perf_counter()

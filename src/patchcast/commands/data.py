@@ -15,6 +15,7 @@ from rich.table import Table
 from patchcast.data import Images, Report, open_images
 from patchcast.data import check as check_images
 from patchcast.data.duplicates import Shared, shared_files
+from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 
 LISTED = 50
 """Unreadable images named in the terminal."""
@@ -39,6 +40,8 @@ def check_data(
     Raises:
         ValueError: if there is no such source or split, or nothing in it can be read.
     """
+    ranges = {"limit": AT_LEAST_1, "workers": NOT_NEGATIVE}
+    check_ranges({"limit": limit, "workers": workers}, ranges, prefix="--")
     console = Console(highlight=False)
     reports, opened = [], []
     with warnings.catch_warnings():

@@ -26,6 +26,7 @@ from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
 from patchcast.evaluation.features import fingerprint
 from patchcast.modes import evaluating
+from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import is_run, open_network
 
 Kind = Literal["pooled", "tokens", "maps"]
@@ -60,6 +61,8 @@ def embed(
     Raises:
         ValueError: for anything that the user can put right, in one sentence.
     """
+    values = {"batch_size": batch_size, "max_tiles": max_tiles, "tile_size": tile_size}
+    check_ranges(values, dict.fromkeys(values, AT_LEAST_1), prefix="--")
     if out.suffix not in WRITERS:
         raise ValueError(f"--out must end in {' or '.join(WRITERS)}; got {out}")
     if out.exists():

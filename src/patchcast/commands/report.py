@@ -147,7 +147,7 @@ def _learning(found: Found) -> Section:
         charts.append(_over_steps(shown, "probes during the run, %", "Accuracy of probes by optimiser step"))
     rank, variance = found.curve("feature_rank"), found.curve("feature_variance")
     if rank[0]:
-        label = "directions that features use (RankMe)"
+        label = "directions in which features differ"
         charts.append(_over_steps([Curve("feature rank", *rank, dots=True)], label, "Rank of features by step"))
     if variance[0]:
         label = "share of features that differs between images"
@@ -336,10 +336,10 @@ def _predictions(found: Found, images: Tensor, phrase: str) -> list[Section]:
     if draws_codes(pretrainer):
         told = f"{which}. The upper half is given; the lower was drawn, twice, in the colors of the palette."
         return [Section("How it goes on", told, body)]
-    lends = f" {target.lends[0].upper()}{target.lends[1:]}." if target.lends else ""
-    told = f"{which}: what was seen of each, and what was predicted in place of the rest.{lends}"
+    note = f" {target.from_image[0].upper()}{target.from_image[1:]}." if target.from_image else ""
+    told = f"{which}: what was seen of each, and what was predicted in place of the rest.{note}"
     if isinstance(pretrainer.view, Attend):
-        told = f"{which}: their given units, and every other unit as predicted from all units before it.{lends}"
+        told = f"{which}: their given units, and every other unit as predicted from all units before it.{note}"
     if completes_pixels(pretrainer):
         body += [subheading("Completed from the first half"), strips(completed(pretrainer, images, normalization))]
     return [Section("What it predicts", told, body)]

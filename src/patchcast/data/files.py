@@ -15,7 +15,7 @@ from rich.progress import track
 
 from patchcast.data.seals import is_whole, sample_digest, seal
 from patchcast.data.split_names import ORDER, PURPOSE, by_split_name, split_of
-from patchcast.files import cache_file, write_whole
+from patchcast.files import cache_file, write_whole, writing_cache
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -101,8 +101,9 @@ def fetch(url: str) -> Path:
         system, path = fsspec.core.url_to_fs(url)
         copy = cache_file(["remote", url, str(system.ukey(path))], Path(path).suffix)
         if not is_whole(copy):
-            write_whole(copy, lambda unfinished: system.get_file(path, str(unfinished)))
-            seal(copy)
+            with writing_cache(copy.parent):
+                write_whole(copy, lambda unfinished: system.get_file(path, str(unfinished)))
+                seal(copy)
     except Exception as problem:  # every file system raises its own: botocore's, aiohttp's, a missing package's ...
         reason = str(problem).partition("\n")[0] or type(problem).__name__
         raise ValueError(f"{url} cannot be fetched: {reason}") from problem

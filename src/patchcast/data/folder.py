@@ -14,7 +14,7 @@ import numpy as np
 
 from patchcast.data.decode import ImageFile
 from patchcast.data.formats import ARRAYS, extensions, is_image
-from patchcast.data.names import Names
+from patchcast.data.names import Names, printable
 from patchcast.data.split_folders import arrange
 from patchcast.data.stores import Splits, Store
 from patchcast.files import cache_file, write_cache
@@ -37,7 +37,7 @@ class FolderStore(Store):
     def __init__(self, root: Path, files: list[str], class_names: list[str] | None) -> None:
         self.root = root
         self.files = Names(files)  # relative to the root, with the system's separator
-        self.class_names = class_names
+        self.class_names = None if class_names is None else [printable(name) for name in class_names]
         if class_names is not None:
             number = {name: label for label, name in enumerate(class_names)}
             self.labels = np.array([number[file.partition(os.sep)[0]] for file in files], dtype=np.int64)
@@ -49,7 +49,7 @@ class FolderStore(Store):
         return open(self.root / self.files[position], "rb")
 
     def path(self, position: int) -> str:
-        return str(self.root / self.files[position])
+        return printable(str(self.root / self.files[position]))
 
 
 def list_files(root: Path) -> list[str]:

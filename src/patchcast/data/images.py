@@ -25,6 +25,7 @@ from patchcast.data.folder import folder_splits, list_files
 from patchcast.data.formats import is_image
 from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
 from patchcast.data.journal import Journal
+from patchcast.data.names import printable
 from patchcast.data.parquet import parquet_splits
 from patchcast.data.split_names import match_split
 from patchcast.data.stores import Splits, Store
@@ -378,7 +379,7 @@ def _refuse_columns(source: str, columns: Columns) -> None:
 
 def _name(source: str) -> str:
     is_file = source != "digits" and not is_url(source)
-    return Path(source).expanduser().resolve().name if is_file else source.rpartition("/")[2]
+    return printable(Path(source).expanduser().resolve().name if is_file else source.rpartition("/")[2])
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:

@@ -31,3 +31,12 @@ class Names:
             raise IndexError(f"name {index} of {len(self)}")
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.text[start : self.ends[index]].tobytes())
+
+
+def printable(name: str) -> str:
+    """A file's name as text that any terminal, file and table takes: bytes that are no UTF-8 are written as `\\xff`.
+
+    >>> printable(os.fsdecode(b"caf\\xe9.png"))
+    'caf\\\\xe9.png'
+    """
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -14,9 +14,10 @@ import numpy as np
 from patchcast.data.columns import ANY, Columns, choose_image, choose_label, is_label_type, joined, number_labels
 from patchcast.data.decode import ImageFile
 from patchcast.data.files import SourceFile, by_split
+from patchcast.data.names import printable
 from patchcast.data.seals import is_whole, seal
 from patchcast.data.stores import Splits, Store
-from patchcast.files import cache_file, write_whole
+from patchcast.files import cache_file, write_whole, writing_cache
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,7 +58,7 @@ class ParquetStore(Store):
 
     def path(self, position: int) -> str:
         file = int(np.searchsorted(self.ends, position, side="right"))
-        return f"{self.files[file].name}, row {position - (self.ends[file - 1] if file else 0)}"
+        return printable(f"{self.files[file].name}, row {position - (self.ends[file - 1] if file else 0)}")
 
     @cached_property
     def _images(self) -> pa.ChunkedArray:
@@ -83,8 +84,9 @@ class ParquetStore(Store):
         if not is_whole(copy):
             size = sum(_stored_bytes(file, self.column) for file in self.files)
             try:
-                write_whole(copy, write)
-                seal(copy)
+                with writing_cache(copy.parent):
+                    write_whole(copy, write)
+                    seal(copy)
             except OSError as problem:
                 raise ValueError(
                     f"the cache in {copy.parent} needs about {size / 2**30:.1f} GiB for {self.files[0].name}, and "
@@ -112,7 +114,8 @@ def _open_parquet(file: SourceFile) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(file.path)
+        is_text = printable(str(file.path)) == str(file.path)  # pyarrow opens no other names
+        return pq.ParquetFile(file.path if is_text else open(file.path, "rb"))
     except (pa.ArrowException, OSError) as problem:
         raise ValueError(_broken(file, problem)) from problem
 

@@ -18,6 +18,7 @@ from patchcast.data.batched import collate
 from patchcast.data.images import Images, Unreadable
 from patchcast.data.seeds import mix_seed
 from patchcast.data.transforms import Cut
+from patchcast.data.waiting import PatientLoader
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -202,7 +203,7 @@ class EvalLoader:
 
     def __init__(self, eval_set: EvalSet, batch_size: int, workers: int = 0) -> None:
         self.eval_set = eval_set
-        self._loader: DataLoader[Any] = DataLoader(
+        self._loader = PatientLoader(
             _Attempts(eval_set), batch_size, num_workers=workers, collate_fn=_collate_readable,
             generator=torch.Generator(),
         )  # fmt: skip
@@ -250,12 +251,13 @@ def loader(train_set: TrainSet | Dataset[Any], sampler: Sampler[Any], workers: i
     >>> [images.shape for images, labels in batches]
     [torch.Size([32, 1, 16, 16]), torch.Size([32, 1, 16, 16])]
 
-    Small sources are decoded into memory first (`Images.preload`), if every image will be read twice or more.
+    If the workers give no batch for a minute, a line on stderr says which processes are waited for. Small sources are
+    decoded into memory first (`Images.preload`), if every image will be read twice or more.
     """
     is_read_again = isinstance(sampler, EpochSampler) and sampler.images >= 2 * sampler.length
     if is_read_again and isinstance(train_set, TrainSet):
         train_set.images.preload()
-    return DataLoader(
+    return PatientLoader(
         train_set,
         batch_sampler=sampler,
         num_workers=workers,

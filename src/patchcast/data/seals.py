@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from patchcast.files import write_text
+
 WHOLE = 2**30
 """Bytes up to which the whole file is hashed; of a larger one a sample, so that it opens in a second."""
 BLOCK, BLOCKS = 4096, 4096
@@ -25,7 +27,7 @@ def sample_digest(file: Path, blocks: int = FEW_BLOCKS) -> str:
 
 def seal(file: Path) -> None:
     """Write next to a finished file what `is_whole` compares it with."""
-    seal_of(file).write_text(json.dumps(_content(file)))
+    write_text(seal_of(file), json.dumps(_content(file)))
 
 
 def is_whole(file: Path) -> bool:

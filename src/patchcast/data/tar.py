@@ -20,7 +20,7 @@ from patchcast.data.columns import ANY, COARSER, LABEL_COLUMNS, Columns, Value, 
 from patchcast.data.decode import ImageFile
 from patchcast.data.files import SourceFile, by_split
 from patchcast.data.folder import SETTLED_SECONDS, class_names_of, pick_images
-from patchcast.data.names import Names
+from patchcast.data.names import Names, printable
 from patchcast.data.split_folders import arrange
 from patchcast.data.stores import Splits, Store
 from patchcast.files import cache_file, write_cache
@@ -67,7 +67,7 @@ class TarStore(Store):
             np.array(each, dtype=np.int64) for each in (index.shards, index.offsets, index.sizes)
         )
         self.names = Names(index.names)
-        self.class_names = class_names
+        self.class_names = None if class_names is None else [printable(name) for name in class_names]
         self.labels = labels if (labels >= 0).any() else None
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class TarStore(Store):
 
     def path(self, position: int) -> str:
         shard = self.files[self.shards[position]].name
-        return shard if self.offsets[position] == BROKEN else f"{shard}, {self.names[position]}"
+        return printable(shard if self.offsets[position] == BROKEN else f"{shard}, {self.names[position]}")
 
 
 def tar_splits(files: list[SourceFile], columns: Columns = ANY) -> Splits:

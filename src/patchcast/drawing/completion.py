@@ -68,7 +68,7 @@ def complete_pixels(
 
     was_training = pretrainer.training
     pretrainer.eval()
-    follow: Follow = (Kept if can_cache(pretrainer.backbone) else Anew)(pretrainer, plan)
+    follow: NextUnit = (CachedForward if can_cache(pretrainer.backbone) else FullForward)(pretrainer, plan)
     units = patchify(images, target.stride)
     to_come = plan.order[:, prefix:]
     units = units.scatter(1, _rows(to_come, units), 0.0)
@@ -79,7 +79,7 @@ def complete_pixels(
     return unpatchify(units, plan.grid, target.stride)
 
 
-class Follow(Protocol):
+class NextUnit(Protocol):
     """Predicts the unit `order[place]` of each image from those before it."""
 
     def __init__(self, pretrainer: Pretrainer, plan: OrderPlan) -> None: ...
@@ -87,7 +87,7 @@ class Follow(Protocol):
     def __call__(self, images: Float[Tensor, "B C H W"], place: int) -> Float[Tensor, "B 1 T"]: ...
 
 
-class Anew:
+class FullForward:
     """By the whole forward pass, of which one prediction is taken: any backbone that can attend."""
 
     def __init__(self, pretrainer: Pretrainer, plan: OrderPlan) -> None:
@@ -99,7 +99,7 @@ class Anew:
         return predictions[:, 0, place - 1 : place]
 
 
-class Kept:
+class CachedForward:
     """By running the units that are new, with keys and values of the others kept.
 
     The given units see one another and prefix tokens, and each later one all before it: no piece needs a mask, but the

@@ -39,7 +39,7 @@ def completes_pixels(pretrainer: Pretrainer) -> bool:
 
 def caption(pretrainer: Pretrainer, phrase: str) -> str:
     """What a figure of `versions` says below: which images they are, and what of them was not predicted."""
-    lent = "in the colors of the palette" if draws_codes(pretrainer) else pretrainer.target.lends
+    lent = "in the colors of the palette" if draws_codes(pretrainer) else pretrainer.target.from_image
     return f"{phrase}; {lent}" if lent else phrase
 
 

@@ -127,9 +127,9 @@ def attentive_probe(
     validation: dict[float, float] = {}
     best = lrs[0]
     if len(lrs) > 1:
-        kept, held = stratified_split(train.labels, held_out, generator=torch.Generator().manual_seed(seed))
+        fitted, held = stratified_split(train.labels, held_out, generator=torch.Generator().manual_seed(seed))
         judged = train.take(held)
-        validation = {lr: float(judge(fit(kept, lr), judged).double().mean()) for lr in lrs}
+        validation = {lr: float(judge(fit(fitted, lr), judged).double().mean()) for lr in lrs}
         best = max(validation, key=lambda lr: (validation[lr], -lr))
     probe = fit(torch.arange(len(train)), best)
     correct = judge(probe, test)

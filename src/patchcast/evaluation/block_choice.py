@@ -13,7 +13,7 @@ from patchcast.evaluation.linear import logistic_path
 SIX = 6
 """How many blocks AIM's probe averages (El-Nouby et al. 2024, section 5)."""
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+BLOCK_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def last_blocks(depth: int, size: int = SIX) -> tuple[int, ...]:
@@ -51,10 +51,10 @@ def best_blocks(
         raise ValueError(f"blocks of one width can be averaged; these have {', '.join(map(str, sorted(widths)))}")
     labels = next(iter(layers.values())).labels
     fit, held = stratified_split(labels, held_out, generator=torch.Generator().manual_seed(seed))
-    found = {}
+    accuracies = {}
     for first in range(max(1, len(layers) - size + 1)):
         blocks = tuple(range(first, min(first + size, len(layers))))
         mean = Features(torch.stack([layers[block].x for block in blocks]).mean(dim=0), labels)
         judge = mean.take(held)
-        found[blocks] = max(probe.accuracy(judge) for probe in logistic_path(mean.take(fit), STRENGTHS))
-    return max(found, key=lambda blocks: (found[blocks], blocks)), found
+        accuracies[blocks] = max(probe.accuracy(judge) for probe in logistic_path(mean.take(fit), BLOCK_STRENGTHS))
+    return max(accuracies, key=lambda blocks: (accuracies[blocks], blocks)), accuracies

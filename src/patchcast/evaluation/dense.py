@@ -20,8 +20,8 @@ from patchcast.modes import evaluating
 
 UNITS = 20_000
 """Most units that a probe is fitted on."""
-NEIGHBOURS = 20
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+DENSE_NEIGHBORS = 20
+DENSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 RESAMPLES = 1000
 PIXELS_A_SIDE = 8  # of a unit, as raw pixels
 
@@ -118,16 +118,17 @@ def _probe(extract: Extract, train: Batches, test: Batches, device: str, seed: i
         few = fitted.take(_some(len(fitted), seed))
     classes = fitted.labels.unique()
     neighbours = _neighbours(few, classes)
-    found: dict[str, list[Tensor]] = {"linear": [], "knn": []}
+    confusions: dict[str, list[Tensor]] = {"linear": [], "knn": []}
     for images, masks in test:
         features = extract(images.to(device)).float().cpu()
         for name, score in (("linear", linear), ("knn", neighbours)):
             scores = score(features.flatten(0, 2)).unflatten(0, features.shape[:3]).permute(0, 3, 1, 2)
             large = F.interpolate(scores.float(), tuple(masks.shape[1:]), mode="bilinear")
-            found[name].append(confusion(masks, classes[large.argmax(dim=1)]))
-    width = max(each.shape[-1] for parts in found.values() for each in parts)
+            confusions[name].append(confusion(masks, classes[large.argmax(dim=1)]))
+    width = max(matrix.shape[-1] for parts in confusions.values() for matrix in parts)
     linear_found, knn_found = (
-        torch.cat([F.pad(each, (0, width - each.shape[-1]) * 2) for each in found[name]]) for name in ("linear", "knn")
+        torch.cat([F.pad(matrix, (0, width - matrix.shape[-1]) * 2) for matrix in confusions[name]])
+        for name in ("linear", "knn")
     )
     return DenseResult(Dense(linear_found), Dense(knn_found), strength)
 
@@ -180,11 +181,11 @@ def _fit(units: Features, of_image: Int64[Tensor, " N"], seed: int) -> tuple[Sco
     if len(order) < 2:
         raise ValueError("one training image is not enough: some are held out to choose the strength on")
     held = torch.isin(of_image, order[: max(1, len(order) // 5)]).nonzero().flatten()
-    kept = (~torch.isin(of_image, order[: max(1, len(order) // 5)])).nonzero().flatten()
-    fit = units.take(kept[_some(len(kept), seed)])
+    rest = (~torch.isin(of_image, order[: max(1, len(order) // 5)])).nonzero().flatten()
+    fit = units.take(rest[_some(len(rest), seed)])
     judge = units.take(held[_some(len(held), seed)])
     check_probe(fit, judge)
-    validation = {probe.strength: _likelihood(probe, judge) for probe in logistic_path(fit, STRENGTHS)}
+    validation = {probe.strength: _likelihood(probe, judge) for probe in logistic_path(fit, DENSE_STRENGTHS)}
     best = max(validation, key=lambda strength: (validation[strength], -strength))
     every = units.labels.unique()
     probe = next(logistic_path(units.take(_some(len(units), seed)), [best]))
@@ -209,7 +210,7 @@ def _likelihood(probe: LogisticProbe, judge: Features) -> float:
 def _neighbours(units: Features, classes: Int64[Tensor, " K"]) -> Score:
     reference = F.normalize(units.x, dim=1).T
     votes = F.one_hot(torch.searchsorted(classes, units.labels), len(classes)).float()
-    count = min(NEIGHBOURS, len(units))
+    count = min(DENSE_NEIGHBORS, len(units))
 
     def score(x: Float[Tensor, "M D"]) -> Float[Tensor, "M K"]:
         rows = []

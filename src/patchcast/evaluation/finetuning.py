@@ -21,7 +21,7 @@ from patchcast.schedules import warmup_cosine
 
 
 @runtime_checkable
-class Run(Protocol):
+class SizedLoader(Protocol):
     """Batches of (images, labels), of which it is known how many there will be: a `DataLoader`, or a list."""
 
     def __iter__(self) -> Iterator[Sequence[Tensor]]: ...
@@ -113,7 +113,7 @@ def layer_decay_groups(
 
 def finetune(
     backbone: Backbone,
-    train: Run,
+    train: SizedLoader,
     test: Loader,
     *,
     classes: int,

@@ -11,12 +11,12 @@ def rankme(x: Float[Tensor, "N D"], *, epsilon: float = 1e-7) -> float:
     """RankMe: how many directions the embeddings use, from 1 to min(N, D) (Garrido et al. 2023, equations 1 and 2).
 
     exp of the entropy of p_k = sigma_k / sum(sigma) + epsilon, where sigma are the singular values of the embeddings
-    as they are, not centred. The paper uses 25,600 images, and shows that fewer give less.
+    as they are, not centered. The paper uses 25,600 images, and shows that fewer give less.
 
     >>> round(rankme(torch.eye(8)), 3)
     8.0
     """
-    return _effective_rank(torch.linalg.svdvals(x.double()), epsilon)
+    return effective_rank(torch.linalg.svdvals(x.double()), epsilon)
 
 
 def lidar(x: Float[Tensor, "N Q D"], *, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
@@ -50,7 +50,7 @@ def lidar(x: Float[Tensor, "N Q D"], *, delta: float = 1e-4, epsilon: float = 1e
     factor = torch.linalg.cholesky(s_within)
     half = torch.linalg.solve_triangular(factor, s_between, upper=False)
     whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
-    return _effective_rank(torch.linalg.eigvalsh((whitened + whitened.T) / 2).clamp(min=0), epsilon)
+    return effective_rank(torch.linalg.eigvalsh((whitened + whitened.T) / 2).clamp(min=0), epsilon)
 
 
 def alpha_req(x: Float[Tensor, "N D"], *, ranks: tuple[int, int] = (4, 100)) -> float:
@@ -82,7 +82,10 @@ def alpha_req(x: Float[Tensor, "N D"], *, ranks: tuple[int, int] = (4, 100)) -> 
     return -float((weight * log_index * log_value).sum() / (weight * log_index.square()).sum())
 
 
-def _effective_rank(spectrum: Float[Tensor, " K"], epsilon: float) -> float:
-    """exp of the entropy of the normalised spectrum (Roy and Vetterli 2007)."""
-    p = spectrum / spectrum.sum() + epsilon
-    return float((-(p * p.log()).sum()).exp())
+def effective_rank(spectrum: Float[Tensor, " K"], epsilon: float = 0.0) -> float:
+    """exp of the entropy of the spectrum divided by its sum (Roy and Vetterli 2007).
+
+    >>> round(effective_rank(torch.tensor([2.0, 2.0, 0.0])), 6)
+    2.0
+    """
+    return float(torch.special.entr(spectrum / spectrum.sum() + epsilon).sum().exp())

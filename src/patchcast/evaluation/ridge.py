@@ -32,7 +32,7 @@ def ridge_accuracy(train: Features, test: Features) -> float:
     one_hot = F.one_hot(targets, len(classes)).to(x)
     y = one_hot - one_hot.mean(dim=0)
     z, axes, variance = principal_axes(x)
-    penalty = min(PENALTIES, key=lambda each: _left_out_error(z, y, variance, each * x.shape[1])) * x.shape[1]
+    penalty = min(PENALTIES, key=lambda candidate: _left_out_error(z, y, variance, candidate * x.shape[1])) * x.shape[1]
     weight = axes @ (z.T @ y / (variance + penalty)[:, None])
     scores = (test.x.to(x) - mean) / scale @ weight + one_hot.mean(dim=0)
     return float((classes[scores.argmax(dim=1)] == test.labels).double().mean())

@@ -71,8 +71,8 @@ def load_aim_probe(path: str | Path, *, heads: int) -> AttentiveProbe:
     Raises:
         ValueError: if the file holds no probe.
     """
-    found: dict[str, Tensor] = without_module(read_weights(path))
-    state = {PROBE.get(name, name): value for name, value in _heads(found).items()}
+    weights: dict[str, Tensor] = without_module(read_weights(path))
+    state = {PROBE.get(name, name): value for name, value in _heads(weights).items()}
     if not {"query", "classify.weight"} <= state.keys():
         raise ValueError(f"{path} holds no probe: it lacks head.cls_token or head.linear.weight")
     state["query"] = state["query"].flatten(0, -2)

@@ -19,7 +19,7 @@ from patchcast.backbones.backbone import Backbone
 
 TOLERANCE = 1e-4
 """Of the largest value of a feature; float32 in another order of summation differs by about a hundredth of it."""
-Run = Callable[[Tensor], Sequence[Tensor]]
+Forward = Callable[[Tensor], Sequence[Tensor]]
 T = TypeVar("T")
 
 
@@ -95,7 +95,7 @@ def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ 
         session = _first_of(lambda: session_of(program), lambda: session_of(program.run_decompositions()))
 
     def run(batch: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(each) for each in session.run(None, {"images": batch.numpy()})]
+        return [torch.from_numpy(output) for output in session.run(None, {"images": batch.numpy()})]
 
     return _checked(file, run, backbone, images)
 
@@ -130,16 +130,16 @@ def _name(graph: Any, *, inputs: list[str], outputs: list[str]) -> None:
 
 
 @torch.no_grad()
-def _checked(file: Path, run: Run, backbone: Backbone, images: Sequence[Tensor]) -> Difference:
+def _checked(file: Path, run: Forward, backbone: Backbone, images: Sequence[Tensor]) -> Difference:
     greatest = largest = 0.0
     for batch in images:
-        for found, own in zip(run(batch), (backbone.pool(batch), backbone.units(batch)), strict=True):
-            greatest = max(greatest, float((found - own).abs().max()))
+        for theirs, own in zip(run(batch), (backbone.pool(batch), backbone.units(batch)), strict=True):
+            greatest = max(greatest, float((theirs - own).abs().max()))
             largest = max(largest, float(own.abs().max()))
     difference = Difference(greatest, largest)
     if not greatest <= TOLERANCE * largest:  # also where it is no number
-        for each in (file, file.with_name(f"{file.name}.data")):
-            each.unlink(missing_ok=True)
+        for part in (file, file.with_name(f"{file.name}.data")):
+            part.unlink(missing_ok=True)
         raise ValueError(f"{file.name} does not give what {backbone.name} gives: it differs by {difference}")
     return difference
 

@@ -31,16 +31,16 @@ def load_ijepa(pretrainer: Pretrainer, path: str | Path) -> None:
     """
     if not (isinstance(pretrainer.predictor, Decoder) and isinstance(pretrainer.target, EMAFeatures)):
         raise ValueError("an I-JEPA checkpoint needs a Decoder and EMAFeatures; see patchcast.methods.ijepa")
-    found = read_weights(path)
-    missing = {"encoder", "predictor", "target_encoder"} - found.keys()
+    content = read_weights(path)
+    missing = {"encoder", "predictor", "target_encoder"} - content.keys()
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; an I-JEPA checkpoint has all three parts")
     state = {}
     for part, prefix in (("encoder", "backbone.model"), ("target_encoder", "target.teacher.model")):
-        encoder = without_module(found[part])
+        encoder = without_module(content[part])
         fit_positions(encoder, pretrainer.backbone)
         state.update({f"{prefix}.{name}": value for name, value in encoder.items()})
-    predictor = without_module(found["predictor"])
+    predictor = without_module(content["predictor"])
     check_positions(predictor.pop("predictor_pos_embed", None), str(path))
     for name, value in predictor.items():
         first, dot, rest = name.partition(".")

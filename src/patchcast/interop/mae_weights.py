@@ -104,8 +104,8 @@ def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
         ValueError: if the checkpoint does not fit, or its decoder has other positions than sine-cosine ones.
     """
     path = Path(path)
-    found: dict[str, Any] = read_folder(path) if path.is_dir() else read_weights(path)
-    state = paper_names(without_module(found.get("model", found)))
+    content: dict[str, Any] = read_folder(path) if path.is_dir() else read_weights(path)
+    state = paper_names(without_module(content.get("model", content)))
     check_positions(state.pop("decoder_pos_embed", None), str(path))
     fit_positions(state, pretrainer.backbone)
     has_decoder = "mask_token" in state
@@ -255,7 +255,7 @@ def join_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     joined = {name: value for name, value in state.items() if not re.search(r"\.attn\.[qkv]\.", name)}
     for name in state:
         if ".attn.q." in name:
-            parts = [state[name.replace(".attn.q.", f".attn.{each}.")] for each in "qkv"]
+            parts = [state[name.replace(".attn.q.", f".attn.{letter}.")] for letter in "qkv"]
             joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
     return joined
 
@@ -264,6 +264,6 @@ def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     split = {name: value for name, value in state.items() if ".attn.qkv." not in name}
     for name, value in state.items():
         if ".attn.qkv." in name:
-            for each, part in zip("qkv", value.chunk(3), strict=True):
-                split[name.replace(".attn.qkv.", f".attn.{each}.")] = part
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                split[name.replace(".attn.qkv.", f".attn.{letter}.")] = part
     return split

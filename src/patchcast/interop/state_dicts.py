@@ -74,13 +74,13 @@ def _few(names: list[str]) -> str:
 
 def fit_positions(state: dict[str, Tensor], backbone: Backbone) -> None:
     """Resample a timm encoder's `pos_embed` in place, from a square, where the backbone's grid is another."""
-    own, found = backbone.model.state_dict().get("pos_embed"), state.get("pos_embed")
-    if own is None or found is None or own.shape == found.shape:
+    own, given = backbone.model.state_dict().get("pos_embed"), state.get("pos_embed")
+    if own is None or given is None or own.shape == given.shape:
         return
     grid = backbone.grid(backbone.image_size)
     prefix = own.shape[1] - grid.units
-    if isqrt(found.shape[1] - prefix) ** 2 == found.shape[1] - prefix:  # otherwise it has other prefix tokens
-        state["pos_embed"] = resample_abs_pos_embed(found, list(grid), num_prefix_tokens=prefix)
+    if isqrt(given.shape[1] - prefix) ** 2 == given.shape[1] - prefix:  # otherwise it has other prefix tokens
+        state["pos_embed"] = resample_abs_pos_embed(given, list(grid), num_prefix_tokens=prefix)
 
 
 def check_positions(table: Tensor | None, source: str) -> None:

@@ -24,10 +24,10 @@ ORDERS: dict[str, Planner] = {
 METHODS: dict[str, Method] = {
     "aim": Method(aim, lr_per_256=6.25e-5, crop_scale=(0.4, 1.0), clip=1.0, named={"plan": ORDERS}),
     "aim_features": Method(
-        aim_features, lr_per_256=6.25e-5, crop_scale=(0.4, 1.0), clip=1.0, knows_steps=True, named={"plan": ORDERS}
+        aim_features, lr_per_256=6.25e-5, crop_scale=(0.4, 1.0), clip=1.0, takes_steps=True, named={"plan": ORDERS}
     ),
     "beit": Method(beit, lr_per_256=1.875e-4, crop_scale=(0.08, 1.0), clip=3.0, betas=(0.9, 0.999), codes="patches"),
-    "ijepa": Method(ijepa, lr_per_256=1.25e-4, crop_scale=(0.3, 1.0), flip=False, betas=(0.9, 0.999), knows_steps=True),
+    "ijepa": Method(ijepa, lr_per_256=1.25e-4, crop_scale=(0.3, 1.0), flip=False, betas=(0.9, 0.999), takes_steps=True),
     "imagegpt": Method(
         imagegpt, lr_per_256=2e-3, crop_scale=(1.0, 1.0), weight_decay=0.0, codes="colours", causal=True
     ),

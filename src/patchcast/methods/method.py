@@ -22,7 +22,7 @@ class Method:
         flip: whether half of the images are mirrored.
         betas: of AdamW.
         weight_decay: of matrices.
-        knows_steps: whether `build` takes the number of optimiser steps, for a schedule of its own.
+        takes_steps: whether `build` takes the number of optimiser steps, for a schedule of its own.
         codes: what it predicts codes of: "patches" of any backbone, or the "colours" of pixels, on an ImageGPT network.
         causal: whether that network sees of each image only what came before.
         named: for options that take a part, the parts that the command line knows by name.
@@ -35,7 +35,7 @@ class Method:
     flip: bool = True
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
-    knows_steps: bool = False
+    takes_steps: bool = False
     codes: Literal["patches", "colours"] | None = None
     causal: bool = False
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

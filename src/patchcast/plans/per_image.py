@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from patchcast.geometry import Grid
-from patchcast.plans.plan import MaskPlan, OrderPlan, Plan
-
-Planner = Callable[[Grid, int, torch.Generator | None], Plan]
+from patchcast.plans.plan import MaskPlan, OrderPlan, Plan, Planner
 
 
 def draw_each(planner: Planner, grids: Sequence[Grid], canvas: Grid, generator: torch.Generator | None = None) -> Plan:
@@ -21,7 +19,7 @@ def draw_each(planner: Planner, grids: Sequence[Grid], canvas: Grid, generator: 
 
     >>> from patchcast.plans import RandomMask
     >>> plan = draw_each(RandomMask(0.5), [Grid(1, 2), Grid(2, 2)], Grid(2, 2), torch.Generator().manual_seed(0))
-    >>> plan.is_asked.tolist(), sorted([*plan.visible[0, :1].tolist(), *plan.hidden[0, 0, :1].tolist()])
+    >>> plan.is_predicted.tolist(), sorted([*plan.visible[0, :1].tolist(), *plan.hidden[0, 0, :1].tolist()])
     ([[[True, False]], [[True, True]]], [0, 1])
 
     Args:
@@ -48,8 +46,8 @@ def draw_each(planner: Planner, grids: Sequence[Grid], canvas: Grid, generator: 
             _join([(i, _move(plan.hidden[:, g], grid, canvas)) for i, grid, plan in masks])
             for g in range(masks[0][2].hidden.shape[1])
         ]
-        hidden, is_asked = (torch.stack(each, dim=1) for each in zip(*groups, strict=True))
-        return MaskPlan(canvas, seen, hidden, is_seen, is_asked)
+        hidden, is_predicted = (torch.stack(parts, dim=1) for parts in zip(*groups, strict=True))
+        return MaskPlan(canvas, seen, hidden, is_seen, is_predicted)
     if len(orders) == len(drawn):
         order, _ = _join([(images, _all(_move(plan.order, grid, canvas), canvas)) for images, grid, plan in orders])
         prefix, _ = _join([(images, plan.prefix[:, None]) for images, _, plan in orders])

@@ -54,7 +54,7 @@ class Plan:
     def _map(self: PlanT, change: Callable[[Tensor], Tensor]) -> PlanT:
         """The same plan with every tensor changed."""
         changed: dict[str, Any] = {
-            each.name: change(value) for each in fields(self) if isinstance(value := getattr(self, each.name), Tensor)
+            one.name: change(value) for one in fields(self) if isinstance(value := getattr(self, one.name), Tensor)
         }
         return replace(self, **changed)
 
@@ -72,13 +72,13 @@ class MaskPlan(Plan):
 
     Attributes:
         is_seen: False where an entry of `visible` only fills up its row; None if none does.
-        is_asked: False where an entry of `hidden` only fills up its row; None if none does.
+        is_predicted: False where an entry of `hidden` only fills up its row; None if none does.
     """
 
     visible: Int[Tensor, "B V"]
     hidden: Int[Tensor, "B G P"]
     is_seen: Bool[Tensor, "B V"] | None = None
-    is_asked: Bool[Tensor, "B G P"] | None = None
+    is_predicted: Bool[Tensor, "B G P"] | None = None
 
     @property
     def predict(self) -> Int[Tensor, "B G P"]:
@@ -90,7 +90,7 @@ class MaskPlan(Plan):
 
     @property
     def weight(self) -> Float[Tensor, "B G P"] | None:
-        return None if self.is_asked is None else self.is_asked.to(torch.float32)
+        return None if self.is_predicted is None else self.is_predicted.to(torch.float32)
 
     @property
     def is_hidden(self) -> Bool[Tensor, "B rows cols"]:

@@ -131,7 +131,7 @@ def build(recipe: Resolved, method: Method, tokenizer: Tokenizer | None = None) 
     backbone.grid(recipe.image_size)
     if not recipe.pretrained:
         start_from_sincos(backbone)
-    given: dict[str, Any] = {"steps": recipe.steps} if method.knows_steps else {}
+    given: dict[str, Any] = {"steps": recipe.steps} if method.takes_steps else {}
     if method.codes == "patches":
         assert tokenizer is not None
         given["tokenizer"] = of_units(tokenizer, backbone)

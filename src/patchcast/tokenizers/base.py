@@ -29,10 +29,10 @@ class Draws(Protocol):
     """A tokenizer whose codes stand for pixels, so that predictions of them can be drawn: a palette, a codebook.
 
     Attributes:
-        lends: what `draw` takes from the images themselves, in words; for the caption of a picture.
+        from_image: what `draw` takes from the images themselves, in words; for the caption of a picture.
     """
 
-    lends: str
+    from_image: str
 
     def draw(self, ids: Int[Tensor, "B N"], images: Real[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The pixels that codes of every unit stand for, in the scale of floating-point images."""

@@ -1,9 +1,11 @@
-"""Images that are codes already: kept on disk once encoded, and fed to a network without their pixels."""
+"""Images that are codes already: cached on disk once encoded, and fed to a network without their pixels."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,14 +15,17 @@ from jaxtyping import Int, Int64, Real
 from rich.progress import track
 from torch import Tensor, nn
 
+from patchcast.data.fingerprint import fingerprint_images
 from patchcast.data.images import DECODED_BYTES
+from patchcast.data.seals import is_whole, seal
+from patchcast.files import cache_folder, write_whole, writing_cache
 from patchcast.geometry import Grid
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.tokenizers.palette import Source
 
 BATCH = 256
 SAMPLE = 64
-"""Images that are encoded again to see whether codes kept on disk are still those of this source."""
+"""Images that are encoded at each call: their codes are a part of the key of the cached ones."""
 
 
 class Encoded(nn.Module):
@@ -81,10 +86,10 @@ def encode_images(
     folder: Path | None = None,
     progress: bool = False,
 ) -> CodeSet:
-    """Encode a whole source once, and keep the codes on disk.
+    """Encode a whole source once, and cache the codes on disk.
 
-    Kept codes are found again by what they are: a sample of the images is encoded at each call, so that another
-    palette, size or source gets codes of its own.
+    Cached codes belong to the content of the images, not to their names; another palette or size gets codes of its own.
+    A damaged file is made again.
 
     >>> from patchcast.data import Evaluate, open_images
     >>> from patchcast.tokenizers.palette import fit_palette
@@ -98,10 +103,11 @@ def encode_images(
         images: a source, such as `patchcast.data.open_images` gives.
         transform: from an image to what the tokenizer takes: `Evaluate(size, (0.5,) * 3, (0.5,) * 3)` for a palette.
         grid: rows and columns of codes.
-        folder: where to keep them; the user's cache folder if None.
+        folder: of the cache; the user's cache folder if None.
         progress: show a bar.
     Raises:
-        ValueError: if there are no images, or the tokenizer gives another number of codes than the grid has.
+        ValueError: if there are no images, the tokenizer gives another number of codes than the grid has, or the codes
+            cannot be written.
     """
     if not len(images):
         raise ValueError("there are no images to encode")
@@ -109,22 +115,61 @@ def encode_images(
     codes, labels = _encode(images, sample, tokenizer, transform)
     if codes.shape[1] != grid.units:
         raise ValueError(f"the tokenizer gives {codes.shape[1]} codes for an image; a {grid} grid has {grid.units}")
-    content = f"{len(images)} {tokenizer.vocabulary} {grid}".encode() + codes.tobytes() + labels.tobytes()
-    name = hashlib.blake2b(content, digest_size=16).hexdigest()
-    folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchcast"
+    name = _key(images, tokenizer, grid, codes, labels)
+    folder = folder or cache_folder()
     file, labels_file = folder / f"codes-{name}.npy", folder / f"codes-{name}-labels.npy"
-    if not (file.exists() and labels_file.exists()):
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.npy")
-        out = np.lib.format.open_memmap(unfinished, "w+", codes.dtype, (len(images), grid.units))
-        every = np.empty(len(images), dtype=np.int64)
-        for start in track(range(0, len(images), BATCH), "encoding", disable=not progress):
-            index = range(start, min(start + BATCH, len(images)))
-            out[start : index.stop], every[start : index.stop] = _encode(images, index, tokenizer, transform)
-        out.flush()
-        np.save(labels_file, every)
-        unfinished.replace(file)  # last, so that an interrupted run leaves nothing that looks finished
+    if not (is_whole(file) and is_whole(labels_file)):
+        _write(file, labels_file, images, tokenizer, transform, codes.dtype, grid, progress)
     return CodeSet(np.load(file, mmap_mode="r"), np.load(labels_file), grid, tokenizer.vocabulary)
+
+
+def _key(images: Source, tokenizer: Tokenizer, grid: Grid, codes: np.ndarray, labels: np.ndarray) -> str:
+    """Of all that the codes depend on: the images' content, the tokenizer's weights, and the transform by what becomes
+    of a sample."""
+    content = f"{len(images)} {tokenizer.vocabulary} {grid} {codes.dtype}".encode() + codes.tobytes() + labels.tobytes()
+    digest = hashlib.blake2b(content + fingerprint_images(images), digest_size=16)
+    if isinstance(tokenizer, nn.Module):
+        for name, tensor in tokenizer.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write(
+    file: Path, labels_file: Path, images: Source, tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor],
+    kind: np.dtype, grid: Grid, progress: bool,
+) -> None:  # fmt: skip
+    """Encode the images in batches, and write the codes as they come."""
+    labels = np.empty(len(images), dtype=np.int64)
+    size = len(images) * grid.units * kind.itemsize
+
+    def write_codes(unfinished: Path) -> None:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(kind),
+            "fortran_order": False,
+            "shape": (len(images), grid.units),
+        }
+        # Not through a memory map: where the disk is full, that ends the process with a signal.
+        with unfinished.open("wb") as out:
+            np.lib.format.write_array_header_1_0(out, header)
+            os.posix_fallocate(out.fileno(), 0, out.tell() + size)
+            for start in track(range(0, len(images), BATCH), "encoding", disable=not progress):
+                index = range(start, min(start + BATCH, len(images)))
+                codes, labels[start : index.stop] = _encode(images, index, tokenizer, transform)
+                out.write(codes.tobytes())
+
+    try:
+        with writing_cache(file.parent):
+            if shutil.disk_usage(file.parent).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before hours of encoding, and not after them
+            write_whole(file, write_codes)
+            write_whole(labels_file, lambda unfinished: np.save(unfinished, labels))
+            seal(file)
+            seal(labels_file)
+    except OSError as problem:
+        raise ValueError(
+            f"the codes of {len(images):,} images need {size / 2**20:,.0f} MiB in {file.parent}, which cannot be "
+            f"written: {problem.strerror or problem}; set XDG_CACHE_HOME to a larger disk"
+        ) from problem
 
 
 class Mirror:

@@ -53,7 +53,7 @@ class Palette(nn.Module):
 
     colours: Tensor
     _table: Tensor | None
-    lends = ""
+    from_image = ""
 
     def __init__(self, colours: Float[Tensor, "K C"]) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ class PatchCodebook(nn.Module):
         if rest or not channels:
             raise ValueError(f"a centre of {centres.shape[1]} values is no unit of {stride[0]}x{stride[1]} pixels")
         self.pixels = Pixels(stride, channels=channels, normalize=normalize)
-        self.lends = self.pixels.lends
+        self.from_image = self.pixels.from_image
         self.register_buffer("centres", centres)
 
     @property
@@ -136,7 +136,7 @@ class PerUnit(nn.Module):
         stride: pixels per side of a unit, (rows, cols): the backbone's.
     """
 
-    lends = ""
+    from_image = ""
 
     def __init__(self, pixels: Tokenizer, stride: tuple[int, int]) -> None:
         super().__init__()

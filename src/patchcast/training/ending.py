@@ -29,7 +29,7 @@ class EndWhenAsked(L.Callback):
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
-        self.is_asked = False
+        self.is_predicted = False
         self.group: dist.ProcessGroup | None = None
 
     @contextmanager
@@ -63,8 +63,8 @@ class EndWhenAsked(L.Callback):
 
     def _is_any_asked(self) -> bool:
         if self.group is None:
-            return self.is_asked
-        asked = torch.tensor(int(self.is_asked))
+            return self.is_predicted
+        asked = torch.tensor(int(self.is_predicted))
         dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
         return bool(asked)
 
@@ -75,4 +75,4 @@ class EndWhenAsked(L.Callback):
         return signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.is_asked = True
+        self.is_predicted = True

@@ -46,13 +46,13 @@ class FeatureWatch(Look):
         if self.warns and not self.warned and self.start is not None and found.collapsed_since(self.start):
             self.warned = True
             warnings.warn(f"step {trainer.global_step}: {found.advice}", CollapseWarning, stacklevel=2)
-        return {"feature_variance": found.variance, "feature_rank": found.rank}
+        return {"feature_variance": found.variance, "feature_rank": found.effective_rank}
 
     def features(self, module: Any) -> Diversity:
         return diversity(embedding_of(self.backbone, self.images.to(module.device)))
 
     def state_dict(self) -> dict[str, Any]:
-        start = None if self.start is None else [self.start.variance, self.start.rank]
+        start = None if self.start is None else [self.start.variance, self.start.effective_rank]
         return {"start": start, "warned": self.warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

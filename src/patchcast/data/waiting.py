@@ -1,0 +1,89 @@
+"""Say what a run waits for, when its workers give no batch for long: a stopped process, a network disk that is gone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+PATIENCE = 60.0
+"""Seconds without a batch after which it is said; the time to the next message doubles."""
+STATES = {"T": "stopped", "t": "stopped", "D": "waits for a disk", "Z": "dead"}
+Batch = TypeVar("Batch")
+
+
+class PatientLoader(DataLoader[Any]):
+    """A `DataLoader` that says on stderr, after a minute without a batch, which worker processes it waits for."""
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        return batches if self.num_workers == 0 else watch(batches)
+
+
+def watch(batches: Iterator[Batch], patience: float | None = None) -> Iterator[Batch]:
+    """The same batches; a thread of this process tells, if one is long in coming, what is waited for.
+
+    >>> list(watch(iter([1, 2])))
+    [1, 2]
+
+    Args:
+        patience: in seconds; `PATIENCE` if None.
+    """
+    patience = PATIENCE if patience is None else patience
+    state = threading.Condition()
+    count, is_waiting, is_done = 0, False, False
+
+    def look() -> None:
+        waited, told = 0, patience
+        while True:
+            with state:
+                before = count
+                state.wait_for(lambda: is_done, timeout=patience)
+                if is_done:
+                    return
+                waited = waited + 1 if is_waiting and count == before else 0
+            if not waited:
+                told = patience
+            elif waited * patience >= told:
+                print(_message(waited * patience), file=sys.stderr, flush=True)
+                told *= 2
+
+    watcher = threading.Thread(target=look, name="waiting for batches", daemon=True)
+    watcher.start()
+    try:
+        while True:
+            is_waiting = True
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                is_waiting, count = False, count + 1
+            yield batch
+    finally:
+        with state:
+            is_done = True
+            state.notify_all()
+
+
+def _message(seconds: float) -> str:
+    workers = [process for process in multiprocessing.active_children() if process.pid is not None]
+    each = ", ".join(f"{process.pid}{_state(process.pid)}" for process in workers) or "none alive"
+    return (
+        f"no batch for {seconds:.0f} s: waiting for the workers that read images (processes {each}); a disk that does "
+        "not answer, or a stopped process, holds them up. Ctrl-C ends the run."
+    )
+
+
+def _state(pid: int | None) -> str:
+    """What Linux says of a process that does not run; nothing elsewhere."""
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+    return f" {STATES[letter]}" if letter in STATES else ""

@@ -35,7 +35,7 @@ LAYERS: list[list[str]] = [
     ["pretrainer"],
     ["tokenizers"],
     ["methods"],
-    ["honesty", "joint"],
+    ["honesty", "joint", "mim"],
     ["evaluation"],
     ["collapse", "drawing", "interop"],
     ["training"],
@@ -48,10 +48,10 @@ LAYERS: list[list[str]] = [
 UPWARD: set[tuple[str, str]] = set()
 FILES_TWICE: set[str] = {"check", "files", "run", "watch"}
 NAMES_TWICE = {
-    "BATCH", "Curve", "Cut", "Decoder", "Dense", "Device", "Examples", "FORMATS", "Features", "LARGEST",
-    "LIBRARIES", "Layout", "MODES", "Method", "NEIGHBOURS", "NETWORKS", "NORMS", "Output", "PIXELS_A_SIDE", "Part",
-    "Pixels", "Probe", "Report", "Row", "SAMPLE", "SECONDS", "Size", "Source", "assemble", "check", "check_data",
-    "choose", "picture", "sheet", "table", "write_parquet",
+    "ANY", "BATCH", "Curve", "Cut", "Decoder", "Dense", "Device", "Examples", "Features", "LARGEST", "LIBRARIES",
+    "Layout", "MODES", "Method", "NEIGHBOURS", "NETWORKS", "NORMS", "Output", "PIXELS_A_SIDE", "Part", "Pixels",
+    "Probe", "Report", "Row", "SAMPLE", "SECONDS", "Size", "Source", "assemble", "check", "check_data", "choose",
+    "embed", "is_whole", "picture", "sheet", "table", "write_parquet",
 }  # fmt: skip
 
 

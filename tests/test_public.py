@@ -164,6 +164,12 @@ def test_no_warning_where_nothing_is_forgotten() -> None:
     assert steps(patchcast.simmim(patchcast.wrap("test_vit", img_size=32)), 4, call=False) == []  # nothing to follow
 
 
+def test_no_warning_for_a_loop_that_updates_the_target_itself() -> None:
+    pretrainer = ijepa()
+    pretrainer.after_step = lambda: pretrainer.target.update(pretrainer.backbone)  # as loops did before there was one
+    assert steps(pretrainer, 6, call=True, fused=True) == []
+
+
 def test_no_warning_in_evaluation_and_honesty_checks() -> None:
     pretrainer, images = ijepa(), torch.randn(2, 3, 32, 32)
     with warnings.catch_warnings():

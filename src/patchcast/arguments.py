@@ -16,7 +16,7 @@ import difflib
 import json
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -215,6 +215,28 @@ def normalize(
 def help_text(command: str, description: str, groups: Mapping[str, Sequence[Field]], *, from_file: bool = False) -> str:
     """The help of a command, its options in groups, with plain defaults and no types of Python."""
     return str(_parser(command, groups, from_file, description=description).format_help())
+
+
+def words_of(given: Any) -> Iterator[tuple[str, list[str]]]:
+    """What has to be typed to get an instance of a dataclass again: the words of each option that is not the default.
+
+    >>> from patchcast.recipe import Recipe
+    >>> dict(words_of(Recipe("mae", "test_vit", "my photos", Path("runs/a"), flip=True, image_size=(96, 128))))["flip"]
+    ['--flip']
+    >>> [words] = [words for name, words in words_of(Recipe("mae", "m", "d", Path("o"), image_size=(96, 128)))][4:]
+    >>> words
+    ['--image_size', '96', '128']
+    """
+    for name, field in fields_of(type(given)).items():
+        value = getattr(given, name)
+        if value is None or value == field.default:
+            continue
+        if field.is_flag:
+            yield name, [f"--{name}" if value else f"--no_{name}"]
+        elif field.is_many:
+            yield name, [f"--{name}", *map(str, value)]
+        else:
+            yield name, [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------

@@ -201,6 +201,7 @@ class Embed:
         data: a folder of images, parquet or tar files, hf:NAME, or digits.
         out: a new file.parquet or file.safetensors.
         features: pooled gives one vector per image; tokens and maps one per unit.
+        readout: how the units of an image become one vector, with --features pooled.
         split: of the data.
         tile_size: cut images into tiles of this many pixels per side and run each tile by itself. Default: no tiles.
         max_tiles: maximum number of tiles per image, with --tile_size.
@@ -212,6 +213,7 @@ class Embed:
     data: str
     out: Path
     features: Literal["pooled", "tokens", "maps"] = "pooled"
+    readout: Readout = DEFAULT_READOUT
     split: str = "train"
     tile_size: int | None = None
     max_tiles: int = 6

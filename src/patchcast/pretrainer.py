@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -106,7 +106,8 @@ class Pretrainer(nn.Module):
             )
         self.backbone, self.plan, self.view = backbone, plan, view
         self.predictor, self.target, self.loss = predictor, target, loss
-        self._weight_version, self._has_gradient, self._forgotten = 0, False, 0  # for `_check_after_step`
+        self._weight_version, self._target_version = 0, 0  # for `_check_after_step`, as the two below
+        self._has_gradient, self._forgotten = False, 0
 
     def forward(
         self, images: ImageBatch, plan: Plan | None = None, *, generator: torch.Generator | None = None
@@ -136,7 +137,10 @@ class Pretrainer(nn.Module):
         if type(self.target).update is Target.update or self._forgotten > 1:
             return
         weights = [weight for weight in self.backbone.parameters() if weight.requires_grad]
-        version = sum(weight._version for weight in weights if not weight.is_inference())
+        version = _version_of(weights)
+        followed = _version_of([*self.target.parameters(), *self.target.buffers()])
+        if followed != self._target_version:  # a loop that calls `target.update` itself
+            self._target_version, self._has_gradient, self._forgotten = followed, False, 0
         if self._has_gradient and (version != self._weight_version or all(weight.grad is None for weight in weights)):
             self._has_gradient = False
             self._forgotten += 1
@@ -193,6 +197,11 @@ class Pretrainer(nn.Module):
         if plan.weight is not None and whole.weight is not None:
             share = float(plan.weight.sum() / whole.weight.sum() * pieces)
         return plan.to(pixels.device), share
+
+
+def _version_of(tensors: Sequence[Tensor]) -> int:
+    """A number that grows when a tensor is changed in place; the sum of what torch counts for each."""
+    return sum(tensor._version for tensor in tensors if not tensor.is_inference())
 
 
 def weighted_mean(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"] | None) -> Float[Tensor, ""]:

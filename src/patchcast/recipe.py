@@ -6,8 +6,6 @@ It imports neither torch nor timm, so that wrong options are found at once.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -178,19 +176,6 @@ class Recipe:
         mine, theirs = self.to_dict(), other.to_dict()
         differing = [name for name in mine if name not in NOT_LEARNED and mine[name] != theirs[name]]
         return ", ".join(f"{name} is {theirs[name]} there and {mine[name]} here" for name in differing)
-
-    def given(self) -> Iterator[tuple[str, str]]:
-        """Name and value of every option that is not the default, as they are typed, in the recipe's order.
-
-        >>> dict(Recipe("mae", "test_vit", "my photos", Path("runs/a"), steps=5, flip=True).given())
-        {'method': 'mae', 'model': 'test_vit', 'data': 'my photos', 'out': 'runs/a', 'flip': 'true', 'steps': '5'}
-        """
-        values = self.to_dict()
-        for each in dataclasses.fields(Recipe):
-            default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
-            value = values[each.name]
-            if value is not None and value != default:
-                yield each.name, value if isinstance(value, str) else json.dumps(value)
 
     def save(self, file: Path) -> None:
         import yaml

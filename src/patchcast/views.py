@@ -55,16 +55,27 @@ class Drop(View[MaskPlan]):
     """The backbone runs on the visible units alone (MAE, I-JEPA).
 
     Where stems overlap (Hiera), the pixels of the others are blanked first: visible tokens would hold some of them.
+
+    Args:
+        prefix: keep class and register tokens; False drops them too, where the backbone can do without (`keep_rows`).
     """
 
     needs = "drop"
     plans = MaskPlan
     holds_hidden = False
 
+    def __init__(self, *, prefix: bool = True) -> None:
+        super().__init__()
+        self.prefix = prefix
+
     def forward(self, backbone: Backbone, images: ImageBatch, plan: MaskPlan) -> Context:
         if not backbone.pixels_stay_in_unit:
             images = backbone.blank(images, plan.is_hidden)
-        tokens = backbone.keep(backbone.embed(images), plan.visible)
+        tokens = backbone.embed(images)
+        if self.prefix or not backbone.features_prefix:
+            tokens = backbone.keep(tokens, plan.visible)
+        else:
+            tokens = backbone.keep_rows(tokens, plan.visible + tokens.prefix).with_(visible=plan.visible)
         if plan.is_seen is not None:
             tokens = tokens.with_(is_valid=plan.is_seen)
         prefix, units = backbone.split(backbone.forward_stages(tokens), tokens)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from patchcast import options
-from patchcast.arguments import UsageError, fields_of, normalize, parse
+from patchcast.arguments import UsageError, fields_of, normalize, parse, words_of
 from patchcast.cli import COMMANDS, main, read_probe
 from patchcast.evaluation.protocols import PROTOCOLS
 from patchcast.recipe import Recipe
@@ -157,6 +157,16 @@ def test_the_protocols_and_their_options() -> None:
     )
     assert found.typed == "patchcast probe run --layers 0 3 --limit 5 --no_cache"
     assert read_probe(["run"]).chosen == options.Features()
+
+
+def test_what_was_typed_can_be_typed_again() -> None:
+    found = recipe("--flip", "--no_pictures", "--image_size", "96", "128", "--mean", "0.5", "0.25", "0.5")
+    found = dataclasses.replace(found, method_args={"mask_ratio": 0.5}, wandb="a b", lr=1e-05, out=Path("some where"))
+    words = [word for _, typed in words_of(found) for word in typed]
+    assert "--flip" in words
+    assert "--no_pictures" in words
+    [again] = parse("pretrain", words, [Recipe])
+    assert again == found
 
 
 def test_methods_by_any_spelling() -> None:

@@ -95,7 +95,7 @@ def test_what_users_write_is_escaped(written: str) -> None:
 
 
 def test_it_says_what_was_measured(written: str) -> None:
-    for told in ("90.0 [85.0, 93.0]", "50.0 ± 2.0", "Pretraining helps: +3.1 points", "probes during the run"):
+    for told in ("90.0 [85.0, 93.0]", "50.0 ± 2.0", "This run vs untrained: +3.1 points", "probes during the run"):
         assert told in written
     assert written.count("<polyline") >= 5
     assert "patchcast pretrain --method mae --model test_vit --data digits" in written

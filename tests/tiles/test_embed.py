@@ -183,3 +183,33 @@ def test_mistakes_get_one_sentence(
     out = ("--out", str(tmp_path / "f.parquet"))
     assert "did you mean test_vit" in fails("test_vot", "--untrained", *data, *out)
     assert "has tiles of 32 pixels already" in fails(str(run), *data, *out, "--tile_size", "32")
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_readouts(photographs: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The pooled feature is that of `Backbone.pool`; over tiles, the same function of the units of all tiles."""
+    out, data = tmp_path / "f.safetensors", ["--data", str(photographs)]
+    assert main(["embed", str(run), *data, "--readout", "mean_std", "--out", str(out)]) == 0
+    recipe, pretrainer = open_run(run)
+    image = open_images(str(photographs))[0].image
+    with torch.no_grad():
+        seen = Evaluate(recipe.image_size, recipe.mean, recipe.std)(image)[None]
+        wanted = pretrainer.backbone.pool(seen, "mean_std")[0]
+    torch.testing.assert_close(load_file(out)["features"][0], wanted, atol=1e-5, rtol=1e-4)
+    files = {kind: tmp_path / f"{kind}.safetensors" for kind in ("tokens", "pooled")}
+    for kind, file in files.items():
+        readout = ["--readout", "mean_std"] if kind == "pooled" else []
+        assert (
+            main(["embed", *MODEL, *data, "--tile_size", "32", "--features", kind, *readout, "--out", str(file)]) == 0
+        )
+    with safe_open(files["pooled"], "pt") as pooled, safe_open(files["tokens"], "pt") as tokens:
+        for place, path in enumerate(json.loads(pooled.metadata()["paths"])):
+            units = tokens.get_tensor(path)
+            wanted = torch.cat([units.mean(dim=0), units.std(dim=0, correction=0)])
+            torch.testing.assert_close(pooled.get_tensor("features")[place], wanted, atol=1e-5, rtol=1e-4)
+    capsys.readouterr()
+    new = ["--out", str(tmp_path / "new.parquet")]
+    assert main(["embed", *MODEL, *data, "--tile_size", "32", "--readout", "class", *new]) == 2
+    assert "with --tile_size it is one of mean, mean_std" in capsys.readouterr().err
+    assert main(["embed", *MODEL, *data, "--features", "maps", "--readout", "class", *new]) == 2
+    assert "--features maps one of each unit" in capsys.readouterr().err

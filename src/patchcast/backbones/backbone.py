@@ -39,6 +39,7 @@ class Tokens:
             not state of the model, so that gradient checkpointing replays them.
         visible: units that were kept, in the order in which they stand in `x`; None for all, row by row.
         is_valid: False where a unit is padding (batches of images of different sizes); None if none is.
+        rows: the rows of the sequence that were kept, prefix tokens among them: see `Backbone.keep_rows`.
     """
 
     x: Any
@@ -48,6 +49,7 @@ class Tokens:
     block_kwargs: Mapping[str, Any] = field(default_factory=dict)
     visible: Int[Tensor, "B V"] | None = None
     is_valid: Bool[Tensor, "B V"] | None = None
+    rows: Int[Tensor, "B V"] | None = None
 
     def with_(self, **changes: Any) -> Tokens:
         return replace(self, **changes)
@@ -172,6 +174,7 @@ class Backbone(nn.Module, ABC):
         *,
         is_hidden: Bool[Tensor, "B rows cols"] | None = None,
         mask_token: Float[Tensor, " E"] | None = None,
+        is_hidden_prefix: Bool[Tensor, "B R"] | None = None,
     ) -> Tokens:
         """Images to tokens, with hidden units replaced before positions are added (Xie et al. 2022, section 3.2).
 
@@ -181,19 +184,24 @@ class Backbone(nn.Module, ABC):
         Args:
             is_hidden: True where a unit is hidden, on the grid of units.
             mask_token: stands for a hidden token; zeros if None. Needs "replace" where `is_hidden` is given.
+            is_hidden_prefix: True where a class or register token is to be replaced by the mask token as well.
         Raises:
+            CannotError: if the backbone has no place for mask tokens, or none among its class tokens.
             ValueError: if the image does not fit the model, or the mask not the grid.
         """
         self.check_dtype(images)
         grid = self.grid(images)
         if is_hidden is None:
-            return self.add_positions(self.to_patches(images))
-        if "replace" not in self.can:
-            raise CannotError(self.cannot("replace"))
-        if tuple(is_hidden.shape[1:]) != grid:
-            raise ValueError(f"is_hidden is {tuple(is_hidden.shape[1:])}, but these images have {grid} units")
-        patches = self.to_patches(self.blank(images, is_hidden))
-        return self.add_positions(self.fill(patches, is_hidden, mask_token))
+            patches = self.to_patches(images)
+        else:
+            if "replace" not in self.can:
+                raise CannotError(self.cannot("replace"))
+            if tuple(is_hidden.shape[1:]) != grid:
+                raise ValueError(f"is_hidden is {tuple(is_hidden.shape[1:])}, but these images have {grid} units")
+            patches = self.fill(self.to_patches(self.blank(images, is_hidden)), is_hidden, mask_token)
+        if is_hidden_prefix is None:
+            return self.add_positions(patches)
+        return self.add_positions_hiding(patches, is_hidden_prefix, mask_token)
 
     def forward_stages(
         self, tokens: Tokens, *, can_see: Bool[Tensor, "*B L L"] | None = None, is_causal: bool = False
@@ -244,10 +252,29 @@ class Backbone(nn.Module, ABC):
             raise ValueError("units were dropped before; give all that shall stay in one call")
         return self.select(tokens, visible)
 
+    def keep_rows(self, tokens: Tokens, rows: Int[Tensor, "B K"]) -> Tokens:
+        """The tokens of the given rows of the whole sequence, in which class and register tokens come first.
+
+        Other than by `keep`, those are dropped too where their row is not given, which only models can do whose
+        positions are added to the tokens or looked up by pair. `split` then calls all rows units.
+
+        Raises:
+            CannotError: if the backbone cannot do without its class tokens.
+            ValueError: if tokens were dropped before.
+        """
+        raise CannotError(f"{self.name} cannot do without its class and register tokens")
+
+    def add_positions_hiding(
+        self, patches: Tokens, is_hidden_prefix: Bool[Tensor, "B R"], mask_token: Float[Tensor, " E"] | None
+    ) -> Tokens:
+        """`add_positions`, with the mask token in the place of some prefix tokens."""
+        raise CannotError(f"{self.name} has no place for a mask token among its class and register tokens")
+
     def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
         """The features as (prefix tokens, units): units row by row, or in the order of `tokens.visible`."""
         rows = to_rows(features, self.features_layout)
-        return rows[:, : self.features_prefix], rows[:, self.features_prefix :]
+        prefix = self.features_prefix if tokens.rows is None else 0
+        return rows[:, :prefix], rows[:, prefix:]
 
     def validity(self, tokens: Tokens) -> Bool[Tensor, "B L"] | None:
         """False where a row of the features (prefix tokens in front) is padding, and nothing; None if none is."""

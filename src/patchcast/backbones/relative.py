@@ -64,6 +64,9 @@ class Relative(Sequence):
         present = torch.cat([prefix, visible + tokens.prefix], dim=1)
         return {self.argument: replace(tokens.block_kwargs[self.argument], present=present)}
 
+    def kwargs_of(self, rows: Int[Tensor, "B K"], tokens: Tokens) -> dict[str, Any]:
+        return {self.argument: replace(tokens.block_kwargs[self.argument], present=rows)}
+
     def positions_like(self, kwargs: Mapping[str, Any], own: Int[Tensor, "b L"]) -> dict[str, Any]:
         return {self.argument: replace(kwargs[self.argument], present=own)}
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from timm.layers import HybridEmbed
 from torch import Tensor, nn
 
-from patchcast.backbones.backbone import ImageBatch, Tokens, additive, apply_blocks
+from patchcast.backbones.backbone import CannotError, ImageBatch, Tokens, additive, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone
 from patchcast.geometry import Grid, take
 
@@ -38,6 +38,45 @@ class Sequence(TimmBackbone):
     def add_positions(self, patches: Tokens) -> Tokens:
         tokens = self.place(patches)
         return tokens.with_(x=self.pre_norm(tokens.x))
+
+    def add_positions_hiding(
+        self, patches: Tokens, is_hidden_prefix: Bool[Tensor, "B R"], mask_token: Float[Tensor, " E"] | None
+    ) -> Tokens:
+        tokens, own = self.place(patches), self.prefix_tokens()
+        if not tokens.prefix or own.shape != (tokens.prefix, tokens.x.shape[-1]):
+            return super().add_positions_hiding(patches, is_hidden_prefix, mask_token)
+        if is_hidden_prefix.shape[1] != tokens.prefix:
+            raise ValueError(
+                f"is_hidden_prefix is for {is_hidden_prefix.shape[1]} prefix tokens; {self.name} has {tokens.prefix}"
+            )
+        dropout = getattr(self.model, "pos_drop", None)
+        if isinstance(dropout, nn.Dropout) and dropout.p and self.training:
+            raise ValueError("class tokens are replaced after dropout (pos_drop_rate), which must be 0")
+        # Positions were added to the tokens: the difference takes one for the other.
+        change = -own if mask_token is None else mask_token - own
+        prefix = tokens.x[:, : tokens.prefix] + change * is_hidden_prefix[..., None]
+        x = torch.cat([prefix, tokens.x[:, tokens.prefix :]], dim=1)
+        return tokens.with_(x=self.pre_norm(x))
+
+    def prefix_tokens(self) -> Float[Tensor, "R D"]:
+        """Class, distillation and register tokens as parameters, in the order of the sequence."""
+        holder = getattr(self.model, "embeds", self.model)
+        names = ("cls_token", "dist_token", "reg_token")
+        found = [each[0] for name in names if (each := getattr(holder, name, None)) is not None]
+        return torch.cat(found) if found else torch.empty(0, self.embed_width)
+
+    def keep_rows(self, tokens: Tokens, rows: Int[Tensor, "B K"]) -> Tokens:
+        if tokens.visible is not None or tokens.rows is not None:
+            raise ValueError("tokens were dropped before; give all that shall stay in one call")
+        if "drop" not in self.can or not tokens.prefix or tokens.is_valid is not None:
+            return super().keep_rows(tokens, rows)
+        return tokens.with_(x=take(tokens.x, rows), prefix=0, rows=rows, block_kwargs=self.kwargs_of(rows, tokens))
+
+    def kwargs_of(self, rows: Int[Tensor, "B K"], tokens: Tokens) -> dict[str, Any]:
+        """The `block_kwargs` that fit the rows of the sequence."""
+        if tokens.block_kwargs:  # rotations, which the attention applies to all but the first tokens
+            raise CannotError(f"{self.name} cannot do without its class tokens: its rotary positions count on them")
+        return {}
 
     def place(self, patches: Tokens) -> Tokens:
         """Positions and prefix tokens: all of `add_positions` but the norm behind them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.models import SwinTransformer, VisionTransformer
 
@@ -43,12 +43,26 @@ class TorchvisionViT(Backbone):
         return Tokens(self.model._process_input(images), self.grid(images))
 
     def add_positions(self, patches: Tokens) -> Tokens:
-        model = self.model
-        x = torch.cat([model.class_token.expand(len(patches.x), -1, -1), patches.x], dim=1)
-        return patches.with_(x=model.encoder.dropout(x + model.encoder.pos_embedding), prefix=1)
+        return self.with_class_token(patches, self.model.class_token.expand(len(patches.x), -1, -1))
+
+    def add_positions_hiding(
+        self, patches: Tokens, is_hidden_prefix: Bool[Tensor, "B R"], mask_token: Float[Tensor, " E"] | None
+    ) -> Tokens:
+        token = torch.zeros_like(self.model.class_token) if mask_token is None else mask_token
+        return self.with_class_token(patches, torch.where(is_hidden_prefix[..., None], token, self.model.class_token))
+
+    def with_class_token(self, patches: Tokens, class_token: Float[Tensor, "B 1 D"]) -> Tokens:
+        encoder = self.model.encoder
+        x = torch.cat([class_token, patches.x], dim=1)
+        return patches.with_(x=encoder.dropout(x + encoder.pos_embedding), prefix=1)
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         return self.model.encoder.ln(self.model.encoder.layers(tokens.x))
+
+    def keep_rows(self, tokens: Tokens, rows: Int[Tensor, "B K"]) -> Tokens:
+        if tokens.visible is not None or tokens.rows is not None:
+            raise ValueError("tokens were dropped before; give all that shall stay in one call")
+        return tokens.with_(x=take(tokens.x, rows), prefix=0, rows=rows)
 
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         x = torch.cat([tokens.x[:, :1], take(tokens.x[:, 1:], visible)], dim=1)

@@ -104,6 +104,7 @@ def compare(
             limit=limit,
             device=torch_device(device),
             cache=feature_cache(),
+            held_out_share=network.held_out_share(data or network.recipe.data),
         )
         protocol = FeatureProtocol(chosen, request, subject_of(network))
         ours, others = _rows(Measure(network, network.recipe, protocol, console), shared, supervised, against)

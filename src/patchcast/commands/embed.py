@@ -7,6 +7,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcast.backbones import Backbone, Grid
+from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+from patchcast.backbones.readout import mean, mean_std
 from patchcast.backbones.tile_geometry import assemble, tile_crop, tiles_of
 from patchcast.backbones.tiled import Tiled
 from patchcast.data import Images, open_images
@@ -42,6 +45,7 @@ class Method:
     fit: Callable[[Tensor], Fitted]
     compute: Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B rows cols D"]]
     told: str
+    pool: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B P"]] = mean
 
 
 def embed(
@@ -55,9 +59,12 @@ def embed(
     max_tiles: int,
     batch_size: int,
     untrained: bool,
+    readout: Readout = DEFAULT_READOUT,
 ) -> None:
     """Write the features of every image that can be read.
 
+    Args:
+        readout: how units become one feature, where `kind` is "pooled"; see `Backbone.pool`.
     Raises:
         ValueError: for anything that the user can put right, in one sentence.
     """
@@ -67,7 +74,7 @@ def embed(
         raise ValueError(f"--out must end in {' or '.join(WRITERS)}; got {out}")
     if out.exists():
         raise ValueError(f"{out} is there already; choose another --out, or delete it to write it again")
-    method, channels = _method(source, tile_size, max_tiles, untrained)
+    method, channels = _method(source, tile_size, max_tiles, untrained, readout, kind)
     images = open_images(data, split=split, channels=channels)
     method.backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     parts = out.with_name(out.name + ".parts")
@@ -94,7 +101,14 @@ def embed(
 # ---- how images become features -------------------------------------------------------------------------------------
 
 
-def _method(source: str, tile_size: int | None, max_tiles: int, untrained: bool) -> tuple[Method, int]:
+def _method(
+    source: str, tile_size: int | None, max_tiles: int, untrained: bool, readout: Readout, kind: Kind
+) -> tuple[Method, int]:
+    if readout != DEFAULT_READOUT and kind != "pooled":
+        raise ValueError(f"--readout {readout} makes one feature of an image, and --features {kind} one of each unit")
+    of_units = {"mean": mean, "mean_std": mean_std}
+    if tile_size is not None and readout not in of_units:
+        raise ValueError(f"--readout {readout} reads whole images; with --tile_size it is one of {', '.join(of_units)}")
     # A run knows its size; a timm model is built for whole images, or for tiles.
     size_given = {} if tile_size is None or is_run(source) else {"img_size": tile_size}
     network = open_network(source, untrained=untrained, **size_given)
@@ -113,16 +127,20 @@ def _method(source: str, tile_size: int | None, max_tiles: int, untrained: bool)
         told = f"at {size[0]}x{size[1]}, {grid} units"
         if isinstance(backbone, Tiled):
             told += f", in tiles of {backbone.tile_size[0]}x{backbone.tile_size[1]} as one sequence"
-        return Method(
-            backbone,
-            lambda image: Fitted(evaluate(image), size),
-            lambda images: backbone.units(images).unflatten(1, grid),
-            told,
-        ), backbone.channels
+
+        def units_of(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B rows cols D"]:
+            if kind == "pooled":  # a map of one unit, the pooled feature
+                return backbone.pool(images, readout)[:, None, None]
+            return backbone.units(images).unflatten(1, grid)
+
+        told += "" if readout == "mean" else f", readout {readout}"
+        return Method(backbone, lambda image: Fitted(evaluate(image), size), units_of, told), backbone.channels
     tile = (tile_size, tile_size)
     told = f"each of up to {max_tiles} tiles of {tile_size}x{tile_size} by itself"
     fit = FitTiles(tile, max_tiles, mean=network.mean, std=network.std)
-    return Method(backbone, fit, lambda images: units_apart(backbone, images, tile), told), backbone.channels
+    told += "" if readout == "mean" else f", readout {readout}"
+    compute = partial(units_apart, backbone, tile=tile)
+    return Method(backbone, fit, compute, told, of_units[readout]), backbone.channels
 
 
 def units_apart(
@@ -158,7 +176,7 @@ def _write_part(parts: Path, start: int, method: Method, images: Images, kind: K
             batch = indices[first : first + batch_size]
             units = method.compute(torch.stack([fitted[index].canvas for index in batch]).to(device)).float().cpu()
             for index, each in zip(batch, units, strict=True):
-                found[f"{index:010d}"] = _shaped(each, fitted[index].size, method.backbone.stride, kind)
+                found[f"{index:010d}"] = _shaped(each, fitted[index].size, method, kind)
     labels, paths = images.labels, [images.store.path(int(images.positions[index])) for index in fitted]
     rows = {"paths": paths, "labels": None if labels is None else [int(labels[index]) for index in fitted]}
     file = parts / f"{start:010d}.safetensors"
@@ -169,12 +187,13 @@ def _write_part(parts: Path, start: int, method: Method, images: Images, kind: K
 
 
 def _shaped(
-    units: Float[Tensor, "rows cols D"], size: tuple[int, int], stride: tuple[int, int], kind: Kind
+    units: Float[Tensor, "rows cols D"], size: tuple[int, int], method: Method, kind: Kind
 ) -> Float[Tensor, "..."]:
     """The units that hold pixels of the image, as they were asked for."""
+    stride = method.backbone.stride
     real = units[: -(-size[0] // stride[0]), : -(-size[1] // stride[1])]
     if kind == "pooled":
-        return real.mean(dim=(0, 1))
+        return method.pool(real.flatten(0, 1)[None])[0]
     return (real.flatten(0, 1) if kind == "tokens" else real.permute(2, 0, 1)).contiguous()
 
 

@@ -39,6 +39,7 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
         limit=given.limit,
         device=torch_device(given.device),
         cache=feature_cache(),
+        held_out_share=network.held_out_share(data),
     )
     subject = subject_of(network)
     measuring = PROTOCOLS[protocol](chosen, request, subject)

@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from patchcast import __version__
+from patchcast.arguments import words_of
 from patchcast.backbones import Backbone
 from patchcast.data import denormalise
 from patchcast.data.images import evenly_spaced
@@ -265,9 +266,9 @@ def pretrain_command(recipe: Recipe) -> str:
     """The command that runs a recipe again: every option that is not the default.
 
     >>> print(pretrain_command(Recipe("mae", "test_vit", "my photos", Path("runs/a"), steps=5, flip=True)))
-    patchcast pretrain --method mae --model test_vit --data 'my photos' --out runs/a --flip true --steps 5
+    patchcast pretrain --method mae --model test_vit --data 'my photos' --out runs/a --flip --steps 5
     """
-    words = ["patchcast pretrain", *(f"--{name} {shlex.quote(value)}" for name, value in recipe.given())]
+    words = ["patchcast pretrain", *(shlex.join(typed) for _, typed in words_of(recipe))]
     lines = [words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) < LINE:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float
-from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 
@@ -34,12 +33,15 @@ def mean_interval(samples: Float[Tensor, " N"]) -> Interval:
     Raises:
         ValueError: if there is one sample only: its spread is unknown.
     """
-    count = len(samples)
-    if count < 2:
-        raise ValueError(f"an interval needs at least 2 samples; got {count}")
-    mean = float(samples.double().mean())
-    half = float(stdtrit(count - 1, 0.975)) * float(samples.double().std()) / count**0.5
-    return Interval(mean, mean - half, mean + half)
+    from scipy.stats import ttest_1samp  # here, because it takes as long to import as torch
+
+    if len(samples) < 2:
+        raise ValueError(f"an interval needs at least 2 samples; got {len(samples)}")
+    values = samples.double().cpu().numpy()
+    if values.min() == values.max():
+        return Interval(*[float(values.mean())] * 3)  # scipy divides by the spread
+    low, high = ttest_1samp(values, popmean=0.0).confidence_interval(0.95)
+    return Interval(float(values.mean()), float(low), float(high))
 
 
 def accuracy_interval(correct: Bool[Tensor, " N"]) -> Interval:
@@ -49,11 +51,11 @@ def accuracy_interval(correct: Bool[Tensor, " N"]) -> Interval:
     >>> print(accuracy_interval(torch.arange(100) < 90))
     0.900 [0.826, 0.945]
     """
-    count, z = len(correct), float(ndtri(0.975))
-    share = float(correct.double().mean())
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
-    return Interval(share, centre - half, centre + half)
+    from scipy.stats import binomtest
+
+    right, count = int(correct.sum()), len(correct)
+    low, high = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return Interval(right / count, float(low), float(high))
 
 
 def paired_accuracy_difference(ours: Bool[Tensor, " N"], theirs: Bool[Tensor, " N"]) -> Interval:

@@ -52,6 +52,7 @@ class Request:
         limit: maximum number of training images.
         device: where networks run.
         cache: folder for features, of protocols that keep them.
+        held_out_share: share of the data that the run held out, if it is the run's own.
     """
 
     data: str
@@ -60,6 +61,7 @@ class Request:
     limit: int | None = None
     device: str = "cpu"
     cache: Path | None = None
+    held_out_share: float = 0.0
 
     def labeled(self) -> Labeled:
         """The labeled images.
@@ -67,7 +69,7 @@ class Request:
         Raises:
             ValueError: if they have no labels.
         """
-        return open_labeled(self.data, channels=self.channels, limit=self.limit)
+        return open_labeled(self.data, channels=self.channels, limit=self.limit, held_out_share=self.held_out_share)
 
 
 class Protocol(ABC, Generic[Result]):

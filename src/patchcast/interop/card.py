@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from patchcast import __version__
+from patchcast.arguments import words_of
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
 from patchcast.geometry import to_rows
@@ -100,15 +101,17 @@ def command(recipe: Recipe) -> str:
 
     >>> recipe = Recipe("mae", "test_vit", "/home/me/photos", Path("runs/first"), steps=9, flip=True)
     >>> print(command(recipe))
-    patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip true --steps 9
+    patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip --steps 9
     """
     words = ["patchcast", "pretrain"]
     recipe = dataclasses.replace(recipe, model_args=_placeless(recipe.model_args))
-    for name, value in recipe.given():
+    for name, typed in words_of(recipe):
         if name == "out":
             words += ["--out", "RUN"]
+        elif name in ("data", "tokenizer"):
+            words += [typed[0], _without_place(typed[1])]
         elif name not in NOT_LEARNED and name != "epochs":  # the number of steps is given
-            words += [f"--{name}", _without_place(value) if name in ("data", "tokenizer") else value]
+            words += typed
     return shlex.join(words)
 
 

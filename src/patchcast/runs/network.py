@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.data import Augment, Evaluate, Source, open_source
+from patchcast.data import Augment, Evaluate
 from patchcast.evaluation.protocol import OURS, UNTRAINED
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.run import Run, open_run
@@ -54,9 +54,9 @@ class Network:
         """What the run's training saw of an image; for timm's models, MAE's augmentation."""
         return Augment(self.size, CROP_SCALE, True, self.mean, self.std) if self.run is None else self.run.augmentation
 
-    def open_data(self, data: str) -> Source:
-        """A source with the network's channels; of a run's own data, with the run's held-out images."""
-        return open_source(data, channels=self.backbone.channels) if self.run is None else self.run.open_data(data)
+    def held_out_share(self, data: str) -> float:
+        """The share of a source that the network's run held out from training."""
+        return self.recipe.held_out if self.recipe is not None and data == self.recipe.data else 0.0
 
     def before(self) -> Backbone:
         """The same network before training: the run's initial weights, or timm's random ones."""

@@ -261,8 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except InterruptedError as end:
         return _fail(str(end), code=143)
-    except KeyboardInterrupt:
-        return _fail("stopped; if this was a run, the same command resumes it from the last checkpoint", code=130)
+    except KeyboardInterrupt as end:
+        return _fail(
+            str(end) or "stopped; if this was a run, the same command resumes it from the last checkpoint", code=130
+        )
 
 
 def read_probe(words: Sequence[str]) -> ProbeCommand:

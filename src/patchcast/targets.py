@@ -169,13 +169,15 @@ class EMAFeatures(Target):
         self.teacher = copy.deepcopy(backbone).requires_grad_(False).eval()
         self.start, self.steps, self.outputs = momentum, steps, backbone.width
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self._done = 0  # the same, where reading it makes no GPU wait
+        self.register_load_state_dict_post_hook(_count_again)
 
     @property
     def momentum(self) -> float:
         """The teacher's share in its next value."""
         if self.steps is None:
             return self.start
-        return self.start + (1 - self.start) * min(1.0, int(self.step) / self.steps)
+        return self.start + (1 - self.start) * min(1.0, self._done / self.steps)
 
     def train(self, mode: bool = True) -> EMAFeatures:
         super().train(mode)
@@ -194,6 +196,11 @@ class EMAFeatures(Target):
         for mine, theirs in zip(self.teacher.buffers(), backbone.buffers(), strict=True):
             mine.copy_(theirs)
         self.step += 1
+        self._done += 1
+
+
+def _count_again(target: EMAFeatures, _: object) -> None:
+    target._done = int(target.step)
 
 
 def _spread(units: Float[Tensor, "B N T"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:

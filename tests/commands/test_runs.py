@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from patchcast.cli import main
 from patchcast.data import images as listing
 from patchcast.data import source as sources
+from patchcast.drawing.figures import Version, draw_versions
 from patchcast.pretrainer import Pretrainer
 from patchcast.ranges import Range
 from patchcast.recipe import NOT_LEARNED, RANGES, Recipe, Resolved
@@ -240,3 +241,24 @@ def test_a_run_is_opened_with_its_own_parts(tmp_path: Path) -> None:
     assert run.recipe.held_out == 0.05
     weights, again = run.pretrainer.state_dict(), run.untrained().state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in again.items())
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_a_caption_fits_its_figure(count: int) -> None:
+    images = torch.zeros(count, 1, 8, 8, dtype=torch.uint8)
+    words = "images held out from training; normalized targets: the mean and contrast of each hidden patch are its own"
+    figure = draw_versions({"image": Version(images), "seen": Version(images)}, caption=words)
+    figure.canvas.draw()
+    (text,) = [text for text in figure.texts if "held out" in text.get_text()]
+    box, frame = text.get_window_extent(), figure.bbox
+    assert frame.x0 <= box.x0
+    assert box.x1 <= frame.x1
+    assert text.get_text().split() == words.split()
+
+
+def test_a_folder_is_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, data = tmp_path / "run", write_images(tmp_path / "images", {"": 12})
+    assert main([*MAE, *SHORT, "--data", str(data), "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["show", str(run), str(data)]) == 2
+    assert "is a folder; name image files" in capsys.readouterr().err

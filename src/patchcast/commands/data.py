@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patchcast.data import Images, Report, open_images
+from patchcast.data import Images, Report
 from patchcast.data import check as check_images
 from patchcast.data.duplicates import Shared, shared_files
+from patchcast.data.images import find_splits, open_split
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 
 LISTED = 50
@@ -46,9 +47,11 @@ def check_data(
     reports, opened = [], []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="skipped ")  # they are listed below
-        first = open_images(source, split=splits[0] if splits else "train")
+        listed = find_splits(source)
+        first = open_split(listed, source, split=splits[0] if splits else "train")
         for split in splits or first.splits:
-            images = first if split == first.split else open_images(source, split=split, channels=first.channels)
+            is_first = split == first.split
+            images = first if is_first else open_split(listed, source, split=split, channels=first.channels)
             opened.append(images)
             few = min(len(images.store), limit or len(images.store)) <= FEW
             processes = workers if workers is not None else 0 if few else os.cpu_count() or 0

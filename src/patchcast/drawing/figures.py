@@ -1,7 +1,8 @@
-"""Figures: reconstructions and curves, drawn without pyplot: no display and no global state are needed."""
+"""Figures of reconstructions, losses and dependencies, without pyplot: they need no display and no global state."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,15 +23,22 @@ class Version(NamedTuple):
     hidden: Bool[Tensor, "B H W"] | None = None
 
 
-HIDDEN = 0.85  # the grey that stands for what was not seen
+HIDDEN = 0.85  # the gray level of what was not seen
+LETTER = 0.062  # inches, of a caption
 
 
 def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
-    """Images side by side, and below each its other versions: a row for each version, a column for each image."""
+    """Images side by side, and below each its other versions: a row per version, a column per image.
+
+    Args:
+        caption: below all of them, in as many lines as it needs.
+    """
     images = next(iter(versions.values())).images
     height, width = images.shape[-2:]
     side = 1.2
-    size = (side * len(images) * width / height + 0.3, (side + 0.1) * len(versions) + 0.3)
+    across = side * len(images) * width / height + 0.3
+    caption = textwrap.fill(caption, max(20, int(across / LETTER)))
+    size = (max(across, 20 * LETTER), (side + 0.1) * len(versions) + 0.2 + 0.12 * len(caption.splitlines()))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(versions), len(images), squeeze=False)
     for row, (title, version) in zip(axes, versions.items(), strict=True):
@@ -54,13 +62,13 @@ def _pixels(image: UInt8[Tensor, "C H W"]) -> np.ndarray:
 
 
 def draw_loss(training: Curve, held_out: Curve, *, title: str) -> Figure:
-    """The loss against optimiser steps, on training and on held-out images."""
+    """The loss against optimizer steps, on training and on held-out images."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axis = figure.subplots()
     axis.plot(*training, linewidth=1, alpha=0.8, label="training images")
     if held_out[0]:
         axis.plot(*held_out, marker="o", markersize=3, label="held-out images")
-    axis.set_xlabel("optimiser step")
+    axis.set_xlabel("optimizer step")
     axis.set_ylabel("loss")
     axis.set_title(title)
     axis.spines[["top", "right"]].set_visible(False)
@@ -69,7 +77,7 @@ def draw_loss(training: Curve, held_out: Curve, *, title: str) -> Figure:
 
 
 def draw_dependencies(found: Float[Tensor, "N N"], allowed: Bool[Tensor, "N N"], *, title: str) -> Figure:
-    """Which units' pixels each unit's prediction depends on, beside what its plan allows; forbidden ones in red.
+    """Which units' pixels each unit's prediction depends on, and which ones its plan allows; forbidden ones in red.
 
     Args:
         found: dependence of the row's prediction on the column's pixels, relative to the row's largest; NaN in rows

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm.models import save_for_hf
+from timm.models import VisionTransformer, save_for_hf
 from torch import nn
+
+from patchcast.files import write_text
 
 
 def save_pretrained(
@@ -30,7 +33,12 @@ def save_pretrained(
     which makes a new head, and knows the image size, channels and normalisation. `timm.data.create_transform` shows
     it what evaluation does here: the center of an image that just covers that size, or with `crop_mode="squash"` the
     whole image.
+
+    A vision transformer that pools its class token is written as one that takes the mean over the units, after the same
+    norm: `model(images)` without a head is then the embedding that probes measure. What says where other weights came
+    from is left out: timm's tag and licence, and arguments that name a file of weights.
     """
+    model_args = {name: value for name, value in model_args.items() if name not in STARTS}
     out.mkdir(parents=True, exist_ok=True)
     cfg: Any = model.pretrained_cfg
     size = tuple(model_args.get("img_size") or cfg["input_size"][1:])
@@ -47,7 +55,17 @@ def save_pretrained(
     }
     arguments = {"model_args": model_args, "model_config": {"pretrained_cfg": config}}
     save_for_hf(model, str(out), safe_serialization=True, **arguments)
+    # timm adds what it knows of its own weights, and refuses arguments that its instance was not built with.
+    written = json.loads((out / "config.json").read_text())
+    for name in SOURCE:
+        written["pretrained_cfg"].pop(name, None)
+    if type(model) is VisionTransformer and model.global_pool == "token":
+        written["global_pool"] = "avg"
+        written["model_args"] |= {"global_pool": "avg", "fc_norm": False}
+    write_text(out / "config.json", json.dumps(written, indent=2) + "\n")
 
 
 SOURCE = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "tag", "license", "origin_url"}
 """Entries of timm's configuration that say where its own weights came from: these are not those."""
+STARTS = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+"""Arguments of `timm.create_model` that say where a run's own start came from; they are not the model's."""

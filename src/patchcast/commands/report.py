@@ -25,6 +25,7 @@ from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
 from patchcast.drawing.versions import completed, completes_pixels, draws_codes, samples, versions
 from patchcast.evaluation.maps import pca_maps
+from patchcast.files import write_text
 from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
@@ -83,8 +84,7 @@ def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Pa
     with Console().status("Drawing"):
         text = write(Found(opened, probes), data or opened.recipe.data)
     out = out or run / "report.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
     print(f"Wrote {out}.")
     return out
 

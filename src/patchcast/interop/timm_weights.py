@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm.models import save_for_hf
+from timm.models import save_config_for_hf
 from torch import nn
+
+from patchcast.files import write_weights, write_whole
 
 
 def save_pretrained(
@@ -31,7 +33,6 @@ def save_pretrained(
     it what evaluation does here: the center of an image that just covers that size, or with `crop_mode="squash"` the
     whole image.
     """
-    out.mkdir(parents=True, exist_ok=True)
     cfg: Any = model.pretrained_cfg
     size = tuple(model_args.get("img_size") or cfg["input_size"][1:])
     config = {
@@ -46,7 +47,8 @@ def save_pretrained(
         "num_classes": model.num_classes,
     }
     arguments = {"model_args": model_args, "model_config": {"pretrained_cfg": config}}
-    save_for_hf(model, str(out), safe_serialization=True, **arguments)
+    write_weights(model.state_dict(), out / "model.safetensors")
+    write_whole(out / "config.json", lambda unfinished: save_config_for_hf(model, str(unfinished), **arguments))
 
 
 SOURCE = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "tag", "license", "origin_url"}

@@ -50,8 +50,8 @@ FILES_TWICE: set[str] = {"check", "files", "run", "watch"}
 NAMES_TWICE = {
     "ANY", "BATCH", "Curve", "Cut", "Decoder", "Dense", "Device", "Examples", "Features", "LARGEST", "Layout", "MODES",
     "Method", "NEIGHBOURS", "NETWORKS", "NORMS", "Output", "PATIENCE", "PIXELS_A_SIDE", "Part", "Pixels", "Probe",
-    "Report", "Row", "SAMPLE", "SECONDS", "Size", "Source", "WHOLE", "assemble", "check", "check_data", "choose", "embed",
-    "is_whole", "picture", "sheet", "table", "write_parquet",
+    "Report", "Row", "SAMPLE", "SECONDS", "Size", "Source", "WHOLE", "assemble", "check", "check_data", "choose",
+    "embed", "is_whole", "picture", "sheet", "table", "write_parquet",
 }  # fmt: skip
 
 

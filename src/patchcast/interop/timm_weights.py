@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm.models import save_config_for_hf
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from patchcast.files import write_weights, write_whole

@@ -11,9 +11,11 @@ import torch
 from patchcast.data import Augment, Cutter, EpochSampler, TrainSet, finish, loader, open_images
 from patchcast.data.batched import collate, resampling
 from patchcast.data.transforms import resize
+from patchcast.training.engine import Engine
 from patchcast.training.log import curve
+from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization
-from patchcast.training.run import Engine, Stream, train
+from patchcast.training.stream import Stream
 from tests.training.test_run import tiny
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

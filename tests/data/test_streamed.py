@@ -11,7 +11,7 @@ import torch
 from patchcast.cli import main
 from patchcast.data import Augment, StreamSet, open_images, streamed
 from patchcast.data.sampling import loader
-from patchcast.training.run import Stream
+from patchcast.training.stream import Stream
 from tests.data.test_sources import values
 from tests.data.test_tar import png
 

@@ -12,7 +12,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from patchcast.cli import main
-from patchcast.commands import pretrain as pretraining
 from patchcast.data import EvalSet, TrainSet, open_images
 from patchcast.evaluation import linear_probe
 from patchcast.evaluation.layer_probe import extract_imagegpt_layers
@@ -26,7 +25,7 @@ from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
 from patchcast.training.log import curve
-from tests.training.test_run import KillAt, Killed
+from tests.training.test_run import killed_at
 
 SMALL = {"depth": 2, "width": 32, "heads": 4}
 DIGITS = ["--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
@@ -99,11 +98,8 @@ def test_a_killed_run_goes_on_to_the_bit(method: str, tmp_path: Path, monkeypatc
     command = ["--method", method, *NETWORK, *DIGITS] if method == "imagegpt" else BEIT
     command = ["pretrain", *command, "--steps", "8", "--checkpoint_every", "3", "--flip", "true"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
-    train = pretraining.train
-    with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "train", lambda *a, **k: train(*a, **{**k, "extra_callbacks": [KillAt(5)]}))
-        with pytest.raises(Killed):
-            main([*command, "--out", str(tmp_path / "broken")])
+    with killed_at(5):
+        main([*command, "--out", str(tmp_path / "broken")])
     with monkeypatch.context() as patch:
         patch.setattr(opening, "find_tokenizer", lambda *_: pytest.fail("it is in the folder"))
         assert main([*command, "--out", str(tmp_path / "broken")]) == 0

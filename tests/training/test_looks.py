@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -19,10 +18,9 @@ from patchcast.evaluation import extract, knn_accuracy, ridge_accuracy
 from patchcast.evaluation.labeled import open_labeled
 from patchcast.runs.run import open_run
 from patchcast.training.log import curve, read_metrics
-from patchcast.training.looks import Look
-from patchcast.training.picturing import Pictures
+from patchcast.training.looks import Pictures
 from patchcast.training.probing import OnlineProbe
-from tests.training.test_run import KillAt, Killed, run, tiny
+from tests.training.test_run import before_updates, killed_at, run, tiny
 
 EVALUATE = Evaluate((8, 8), (0.3,), (0.4,))
 
@@ -32,23 +30,7 @@ def digits(split: str, count: int) -> Dataset[Any]:
 
 
 def probe(pretrainer: Any) -> OnlineProbe:
-    return OnlineProbe(pretrainer.backbone, digits("train", 90), digits("test", 50), every=3, batch_size=32)
-
-
-class RandomState(Look):
-    """Between looks: what state chance is in, and which modules train."""
-
-    def look(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
-        return {}
-
-    def __init__(self) -> None:
-        super().__init__(every=1)
-        self.states: list[torch.Tensor] = []
-        self.modes: list[list[bool]] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        self.states.append(torch.get_rng_state())
-        self.modes.append([each.training for each in module.modules()])
+    return OnlineProbe(pretrainer.backbone, digits("train", 90), digits("test", 50), batch_size=32)
 
 
 def draw(_: torch.device) -> Image.Image:
@@ -59,16 +41,23 @@ def draw(_: torch.device) -> Image.Image:
 def test_looking_changes_nothing(tmp_path: Path) -> None:
     """Neither weights, nor chance, nor modes."""
     alone, watched = tiny("mae"), tiny("mae")
-    before, after = RandomState(), RandomState()
-    run(alone, tmp_path / "alone", extra_callbacks=[before])
-    looks = [probe(watched), Pictures(draw, tmp_path / "images", every=3), after]
-    run(watched, tmp_path / "watched", extra_callbacks=looks)
+    chance: dict[str, list[torch.Tensor]] = {"alone": [], "watched": []}
+    modes: dict[str, list[list[bool]]] = {"alone": [], "watched": []}
+    looks = {"alone": [], "watched": [probe(watched), Pictures(draw, tmp_path / "images")]}
+    for name, pretrainer in {"alone": alone, "watched": watched}.items():
+
+        def note(*_: Any, name: str = name, pretrainer: Any = pretrainer) -> None:
+            chance[name].append(torch.get_rng_state())
+            modes[name].append([module.training for module in pretrainer.modules()])
+
+        with before_updates(note):
+            run(pretrainer, tmp_path / name, eval_every=3, looks=looks[name])
     for one, two in zip(alone.parameters(), watched.parameters(), strict=True):
         assert torch.equal(one, two)
-    assert len(before.states) == len(after.states) == 12
-    assert all(torch.equal(one, two) for one, two in zip(before.states, after.states, strict=True))
-    assert before.modes == after.modes
-    assert before.modes[0].count(True) > 10
+    assert len(chance["alone"]) == len(chance["watched"]) == 12
+    assert all(torch.equal(one, two) for one, two in zip(chance["alone"], chance["watched"], strict=True))
+    assert modes["alone"] == modes["watched"]
+    assert modes["alone"][0].count(True) > 10
     assert sorted(each.name for each in (tmp_path / "images").iterdir()) == [
         "step=12.png", "step=3.png", "step=6.png", "step=9.png",
     ]  # fmt: skip
@@ -86,14 +75,14 @@ def test_the_features_are_those_of_probes(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_on_logs_what_it_would_have(tmp_path: Path) -> None:
     whole, broken, resumed = tiny("aim"), tiny("aim"), tiny("aim")
-    run(whole, tmp_path / "whole", extra_callbacks=[probe(whole)])
-    with pytest.raises(Killed):
-        run(broken, tmp_path / "broken", extra_callbacks=[probe(broken), KillAt(7)])
-    run(resumed, tmp_path / "broken", extra_callbacks=[probe(resumed)])
+    run(whole, tmp_path / "whole", eval_every=3, looks=[probe(whole)])
+    with killed_at(7):
+        run(broken, tmp_path / "broken", eval_every=3, looks=[probe(broken)])
+    run(resumed, tmp_path / "broken", eval_every=3, looks=[probe(resumed)])
     for metric in ("knn_accuracy", "linear_accuracy"):
         steps, values = curve(tmp_path / "whole" / "metrics.csv", metric)
         assert (steps, values) == curve(tmp_path / "broken" / "metrics.csv", metric)
-        assert steps == [2, 5, 8, 11]
+        assert steps == [3, 6, 9, 12]
         assert all(0.1 < value < 1 for value in values), "better than chance, on digits"
 
 
@@ -137,8 +126,8 @@ def test_from_the_command_line(method: str, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(watched / "tensorboard")).Reload()
-    assert [each.step for each in events.Images("pictures")] == [2, 5]
-    assert [each.step for each in events.Scalars("knn_accuracy")] == [2, 5]
+    assert [each.step for each in events.Images("pictures")] == [3, 6]
+    assert [each.step for each in events.Scalars("knn_accuracy")] == [3, 6]
 
 
 def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +158,7 @@ def test_what_cannot_be_watched_is_said_before_anything_is_written(
     command = [*TINY, "--method", "mae", *MODELS["mae"], "--out", str(out)]
     assert main([*command, "--probe_data", str(photos)]) == 2
     assert "has no labels, which a probe needs" in capsys.readouterr().err
-    monkeypatch.setattr("patchcast.training.loggers.find_spec", lambda package: None)
+    monkeypatch.setattr("patchcast.training.log.find_spec", lambda package: None)
     assert main([*command, "--wandb", "trials"]) == 2
     assert "--wandb needs a package that is not here: pip install 'patchcast[wandb]'" in capsys.readouterr().err
     assert not out.exists()

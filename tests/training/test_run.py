@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import pytest
 import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from patchcast.backbones import wrap
 from patchcast.data import Augment, EvalSet, Evaluate, TrainSet, open_images
 from patchcast.methods import aim, mae
 from patchcast.pretrainer import Pretrainer
+from patchcast.training.engine import Engine
 from patchcast.training.log import curve
+from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization, parameter_groups
-from patchcast.training.run import Engine, Stream, train
+from patchcast.training.stream import Stream
 
 METHODS = {
     "mae": lambda backbone: mae(backbone, decoder_width=32, decoder_depth=1),
@@ -39,6 +44,7 @@ def run(
     workers: int = 0,
     accumulate: int = 1,
     precision: Literal["fp32", "bf16"] = "fp32",
+    eval_every: int = 6,
     **how: Any,
 ) -> None:
     images = open_images("digits")
@@ -52,7 +58,7 @@ def run(
     )
     held_out = DataLoader(EvalSet(images, Evaluate((8, 8), (0.3,), (0.4,))), batch_size=512)
     how.setdefault("optimization", Optimization(lr=1e-3, clip=1.0))
-    engine = Engine(precision=precision, device="cpu", log_every=2, eval_every=6, checkpoint_every=5)
+    engine = Engine(precision=precision, device="cpu", log_every=2, eval_every=eval_every, checkpoint_every=5)
     train(pretrainer, stream, held_out, engine=engine, out=out, title="test", **how)
 
 
@@ -60,15 +66,27 @@ class Killed(RuntimeError):
     pass
 
 
-class KillAt(L.Callback):
-    """Ends the process's work in the middle of a step, between two checkpoints."""
+@contextmanager
+def before_updates(action: Callable[[int, Optimizer], None]) -> Iterator[None]:
+    """Inside, `action` is called before every optimizer step, with the number of those before it."""
+    numbers = count()
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: action(next(numbers), optimizer))
+    try:
+        yield
+    finally:
+        handle.remove()
 
-    def __init__(self, step: int) -> None:
-        self.step = step
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
+@contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """The work inside must end in the middle of a step, between two checkpoints."""
+
+    def kill(number: int, _: Optimizer) -> None:
+        if number == step:
             raise Killed
+
+    with pytest.raises(Killed), before_updates(kill):
+        yield
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -77,8 +95,8 @@ def test_a_killed_run_goes_on_to_the_bit(method: str, kill_at: int, tmp_path: Pa
     """Drop path, dropout, augmentation, masks, optimiser and schedule included; also with worker processes."""
     whole, broken, resumed = tiny(method), tiny(method), tiny(method)
     run(whole, tmp_path / "whole")
-    with pytest.raises(Killed):
-        run(broken, tmp_path / "broken", extra_callbacks=[KillAt(kill_at)])
+    with killed_at(kill_at):
+        run(broken, tmp_path / "broken")
     run(resumed, tmp_path / "broken", workers=1 if kill_at == 7 else 0)
     for (name, one), two in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
@@ -89,9 +107,9 @@ def test_a_killed_run_goes_on_to_the_bit(method: str, kill_at: int, tmp_path: Pa
 def test_the_log_has_every_loss(tmp_path: Path) -> None:
     run(tiny("mae"), tmp_path)
     steps, losses = curve(tmp_path / "metrics.csv", "loss")
-    assert steps == [1, 3, 5, 7, 9, 11]
+    assert steps == [2, 4, 6, 8, 10, 12]
     assert all(loss > 0 for loss in losses)
-    assert curve(tmp_path / "metrics.csv", "eval_loss")[0] == [5, 11]
+    assert curve(tmp_path / "metrics.csv", "eval_loss")[0] == [6, 12]
     assert curve(tmp_path / "metrics.csv", "lr")[1][0] > curve(tmp_path / "metrics.csv", "lr")[1][-1]
 
 
@@ -130,14 +148,3 @@ def test_norms_biases_positions_and_tokens_are_not_decayed() -> None:
     for spare in ("cls_token", "reg_token", "pos_embed", "blocks.0.ls1.gamma", "blocks.0.norm1.weight"):
         assert f"backbone.model.{spare}" not in decayed_names
     assert "predictor.mask_token" not in decayed_names
-
-
-class Stranger(L.Callback):
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        raise AssertionError("a callback of another package was run")
-
-
-def test_callbacks_of_other_packages_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    connector = "lightning.pytorch.trainer.connectors.callback_connector._load_external_callbacks"
-    monkeypatch.setattr(connector, lambda group: [Stranger()])
-    run(tiny("mae"), tmp_path, steps=2)

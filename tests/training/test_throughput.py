@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from patchcast.data import Augment, EvalSet, Evaluate, TrainSet, open_images
+from patchcast.training.engine import Engine
 from patchcast.training.log import read_metrics
+from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization
-from patchcast.training.progress import ProgressLine
-from patchcast.training.run import Engine, Stream, train
-from patchcast.training.throughput import Throughput
-from tests.training.test_run import tiny
+from patchcast.training.progress import Throughput
+from patchcast.training.stream import Stream
+from tests.training.test_run import before_updates, tiny
 
 
 class Clock:
@@ -30,15 +30,14 @@ class Clock:
         return AUGMENT(image, seed)
 
 
-class Work(L.Callback):
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+class Slow(DataLoader[Any]):
+    """Held-out images that take long."""
 
-    def on_before_optimizer_step(self, *_: Any) -> None:
-        self.clock.now += self.clock.per_step
+    clock: Clock
 
-    def on_validation_start(self, *_: Any) -> None:
+    def __iter__(self) -> Any:
         self.clock.now += 1000.0
+        return super().__iter__()
 
 
 AUGMENT = Augment((8, 8), (0.4, 1.0), False, (0.3,), (0.4,))
@@ -55,12 +54,17 @@ def test_the_log_says_how_fast_and_what_it_waits_for(
     stream = Stream(
         TrainSet(images, clock.augment, 0), batch_size=16, steps=9, seed=0, workers=0, accumulate=accumulate
     )
-    held_out = DataLoader(EvalSet(images, Evaluate((8, 8), (0.3,), (0.4,))), batch_size=512)
+    held_out = Slow(EvalSet(images, Evaluate((8, 8), (0.3,), (0.4,))), batch_size=512)
+    held_out.clock = clock
     engine = Engine(precision="fp32", device="cpu", log_every=1, eval_every=3, checkpoint_every=9)
-    train(
-        tiny("mae"), stream, held_out, optimization=Optimization(lr=1e-3), engine=engine, out=tmp_path, title="test",
-        extra_callbacks=[Work(clock)],
-    )  # fmt: skip
+
+    def work(*_: Any) -> None:
+        clock.now += clock.per_step
+
+    with before_updates(work):
+        train(
+            tiny("mae"), stream, held_out, optimization=Optimization(lr=1e-3), engine=engine, out=tmp_path, title="test"
+        )  # fmt: skip
     rows = read_metrics(tmp_path / "metrics.csv")
     # The first batch comes before the clock starts, and so does each after an evaluation.
     measured = [(float(row["images_per_second"]), float(row["data_wait"])) for row in rows if row["images_per_second"]]
@@ -72,8 +76,8 @@ def test_the_log_says_how_fast_and_what_it_waits_for(
 
 def test_the_line_says_so_where_it_matters() -> None:
     stream = Stream(TrainSet(open_images("digits"), AUGMENT, 0), batch_size=16, steps=1, seed=0, workers=0)
-    throughput = Throughput(stream, log_every=1)
+    throughput = Throughput(stream)
     throughput.rate, throughput.waiting = 16.0, 0.4
-    assert ProgressLine("mae", throughput).speed == "16 images/s, 40% of the time waiting for data"
+    assert str(throughput) == "16 images/s, 40% of the time waiting for data"
     throughput.waiting = 0.05
-    assert ProgressLine("mae", throughput).speed == "16 images/s"
+    assert str(throughput) == "16 images/s"

@@ -6,15 +6,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 
 from patchcast.collapse import CollapseWarning
 from patchcast.data import Evaluate, open_images
 from patchcast.training.log import curve
-from patchcast.training.watch import FeatureWatch
-from tests.training.test_run import KillAt, Killed, run, tiny
+from patchcast.training.looks import FeatureWatch, Look
+from tests.training.test_run import killed_at, run, tiny
 
 EVALUATE = Evaluate((8, 8), (0.3,), (0.4,))
 
@@ -22,29 +21,29 @@ EVALUATE = Evaluate((8, 8), (0.3,), (0.4,))
 def watch(pretrainer: Any) -> FeatureWatch:
     digits = open_images("digits")
     images = torch.stack([EVALUATE(digits[index].image) for index in range(64)])
-    return FeatureWatch(pretrainer.backbone, images, every=3)
+    return FeatureWatch(pretrainer.backbone, images)
 
 
-class Flatten(L.Callback):
+class Flatten(Look):
     """From a step on, features are the same for every image."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, pretrainer: Any, step: int) -> None:
+        self.norm, self.step = pretrainer.backbone.model.norm, step
 
-    @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        if trainer.global_step >= self.step:
-            module.pretrainer.backbone.model.norm.weight.zero_()
-            module.pretrainer.backbone.model.norm.bias.fill_(1.0)
+    def look(self, step: int, device: torch.device) -> dict[str, float]:
+        if step >= self.step:
+            self.norm.weight.zero_()
+            self.norm.bias.fill_(1.0)
+        return {}
 
 
 def test_features_are_logged_and_healthy_ones_warn_of_nothing(tmp_path: Path) -> None:
     pretrainer = tiny("mae")
     with warnings.catch_warnings():
         warnings.simplefilter("error", CollapseWarning)
-        run(pretrainer, tmp_path, extra_callbacks=[watch(pretrainer)])
+        run(pretrainer, tmp_path, eval_every=3, looks=[watch(pretrainer)])
     steps, ranks = curve(tmp_path / "metrics.csv", "feature_rank")
-    assert steps == [2, 5, 8, 11]
+    assert steps == [3, 6, 9, 12]
     assert min(ranks) > 1
     assert len(curve(tmp_path / "metrics.csv", "feature_variance")[0]) == 4
 
@@ -52,22 +51,22 @@ def test_features_are_logged_and_healthy_ones_warn_of_nothing(tmp_path: Path) ->
 def test_a_collapse_is_warned_of_once(tmp_path: Path) -> None:
     pretrainer = tiny("mae")
     with pytest.warns(CollapseWarning, match=r"step 6: features have collapsed: 0\.0%") as told:
-        run(pretrainer, tmp_path, extra_callbacks=[Flatten(4), watch(pretrainer)])
+        run(pretrainer, tmp_path, eval_every=3, looks=[Flatten(pretrainer, 4), watch(pretrainer)])
     assert len([each for each in told if each.category is CollapseWarning]) == 1
 
 
 def test_a_run_that_goes_on_is_judged_by_its_first_start(tmp_path: Path) -> None:
     first, second = tiny("mae"), tiny("mae")
     begun, resumed = watch(first), watch(second)
-    with pytest.raises(Killed):
-        run(first, tmp_path, extra_callbacks=[begun, KillAt(7)])
-    run(second, tmp_path, extra_callbacks=[resumed])
-    assert resumed.start == begun.start is not None
+    with killed_at(7):
+        run(first, tmp_path, looks=[begun])
+    run(second, tmp_path, looks=[resumed])
+    assert resumed.begun == begun.begun is not None
 
 
 def test_watching_changes_nothing(tmp_path: Path) -> None:
     alone, watched = tiny("mae"), tiny("mae")
     run(alone, tmp_path / "alone")
-    run(watched, tmp_path / "watched", extra_callbacks=[watch(watched)])
+    run(watched, tmp_path / "watched", looks=[watch(watched)])
     for one, two in zip(alone.parameters(), watched.parameters(), strict=True):
         assert torch.equal(one, two)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import shlex
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
-from lightning import Callback
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
 from torch.utils.data import DataLoader
@@ -28,10 +28,13 @@ from patchcast.runs.run_folder import BAD_IMAGES, claim, save_weights
 from patchcast.runs.tokenizer import CodeData, encode, keep_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
 from patchcast.tokenizers.palette import Palette
-from patchcast.training.loggers import closing
+from patchcast.training.engine import Engine, uses_cuda, whole_state
+from patchcast.training.lock import locked
+from patchcast.training.log import closing
+from patchcast.training.looks import Look
+from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization
-from patchcast.training.run import Engine, Stream, train, uses_cuda
-from patchcast.training.sharding import whole_state
+from patchcast.training.stream import Stream
 
 EVALUATED = 2000
 """Maximum number of images on which the loss is evaluated during a run."""
@@ -49,12 +52,17 @@ def pretrain(recipe: Recipe) -> Resolved:
     run = start_run(recipe)
     check_loggers(run.recipe)
     looks = watches(run)
-    if is_first:
-        resumes = claim(run.recipe)
-        keep_tokenizer(run.tokenizer, run.folder)
-        console.print(_summary(run))
+    resumes = is_first and claim(run.recipe)
+    with locked(run.folder) if is_first else nullcontext():
+        if is_first:
+            keep_tokenizer(run.tokenizer, run.folder)
+            console.print(_summary(run))
         if resumes:
             console.print(f"Resuming the run in {escape(str(run.folder))}.")
+        return _carry_out(run, looks, console, is_first=is_first)
+
+
+def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool) -> Resolved:
     journal = Journal(run.folder / BAD_IMAGES)
     trained, train_set, judged, codes = _feed(run, journal)
     if codes is not None:
@@ -119,7 +127,7 @@ def _train(
     pretrainer: Pretrainer,
     train_set: TrainSet | StreamSet,
     judged: DataLoader[Any] | None,
-    callbacks: list[Callback],
+    looks: list[Look],
 ) -> None:
     stream = Stream(
         train_set,
@@ -155,8 +163,8 @@ def _train(
             ),
             out=recipe.out,
             title=recipe.method,
-            extra_loggers=loggers,
-            extra_callbacks=callbacks,
+            loggers=loggers,
+            looks=looks,
             finish=partial(finish, augmentation(recipe)),
         )
 

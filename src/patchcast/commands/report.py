@@ -106,7 +106,7 @@ def write(found: Found, data: str) -> str:
     )
     footer = (
         f"Written on {date.today().isoformat()} by patchcast {__version__} (torch {torch.__version__}, timm "
-        f"{timm.__version__}). This file fetches nothing."
+        f"{timm.__version__}). This file loads nothing from the network."
     )
     return page(f"{recipe.method} on {recipe.model}", subtitle, _headline(found), sections, footer)
 
@@ -117,7 +117,7 @@ def write(found: Found, data: str) -> str:
 def _headline(found: Found) -> list[Tile]:
     tiles: list[Tile] = []
     probe = found.probes.get("probe", {})
-    for name, told in (("linear", "linear probe"), ("knn", "nearest neighbours")):
+    for name, told in (("linear", "linear probe"), ("knn", "nearest neighbors")):
         ours, other = (probe.get(which, {}).get(name) for which in (OURS, UNTRAINED))
         if ours:
             tiles.append(Tile(_percent(ours), told, f"untrained: {_percent(other)}" if other else ""))
@@ -128,7 +128,7 @@ def _headline(found: Found) -> list[Tile]:
         tiles.append(Tile(f"{losses[-1]:.3g}", "loss", f"at the start: {losses[0]:.3g}"))
     if speed := _speed(found):
         seen = found.recipe.steps * found.recipe.batch_size
-        tiles.append(Tile(f"{speed:,.0f}", "images a second", f"{seen:,} images in about {_time(_seconds(found))}"))
+        tiles.append(Tile(f"{speed:,.0f}", "images per second", f"{seen:,} images in about {_time(_seconds(found))}"))
     millions = sum(each.numel() for each in found.pretrainer.backbone.parameters()) / 1e6
     height, width = found.recipe.image_size
     tiles.append(Tile(f"{millions:.1f} M", "parameters", f"in the encoder, for {height}x{width} pixels"))
@@ -140,12 +140,12 @@ def _learning(found: Found) -> Section:
     loss, held = found.curve("loss"), found.curve("eval_loss")
     if loss[0] or held[0]:
         curves = [Curve("training images", *loss), Curve("held-out images", *held, dots=True)]
-        charts.append(_over_steps(curves, "loss", "Loss by optimiser step"))
-    online = {"linear probe": "linear_accuracy", "nearest neighbours": "knn_accuracy"}
+        charts.append(_over_steps(curves, "loss", "Loss by optimizer step"))
+    online = {"linear probe": "linear_accuracy", "nearest neighbors": "knn_accuracy"}
     probes = {name: found.curve(column) for name, column in online.items()}
     shown = [Curve(name, x, [100 * y for y in ys], dots=True) for name, (x, ys) in probes.items() if x]
     if shown:
-        charts.append(_over_steps(shown, "probes during the run, %", "Accuracy of probes by optimiser step"))
+        charts.append(_over_steps(shown, "probes during the run, %", "Accuracy of probes by optimizer step"))
     rank, variance = found.curve("feature_rank"), found.curve("feature_variance")
     if rank[0]:
         label = "directions in which features differ"
@@ -156,14 +156,14 @@ def _learning(found: Found) -> Section:
         charts.append(_over_steps([Curve(name, *variance, dots=True)], label, "Variance of features by step"))
     unit = " The loss is in nats per code." if found.run.method.codes == "colours" else ""
     told = (
-        f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the task is done, and not what the "
-        "features are worth."
+        f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, "
+        "not how good the features are."
     )
-    return Section("How it learnt", told if charts else "There is no log of this run.", [side_by_side(charts)])
+    return Section("Learning curves", told if charts else "There is no log of this run.", [side_by_side(charts)])
 
 
 def _over_steps(curves: Sequence[Curve], label: str, told: str) -> Html:
-    return line_chart(curves, x_label="optimiser step", y_label=label, told=told)
+    return line_chart(curves, x_label="optimizer step", y_label=label, told=told)
 
 
 def _accuracy(found: Found) -> list[Section]:
@@ -238,16 +238,18 @@ def _cost(found: Found) -> Section:
     recipe, speed, seconds = found.recipe, _speed(found), _seconds(found)
     seen = recipe.steps * recipe.batch_size
     values = {
-        "optimiser steps": f"{recipe.steps:,}",
-        "images a step": f"{recipe.batch_size:,}",
+        "optimizer steps": f"{recipe.steps:,}",
+        "images per step": f"{recipe.batch_size:,}",
         "images seen": f"{seen:,}",
-        "images a second": f"{speed:,.0f} (median)" if speed else "not logged",
+        "images per second": f"{speed:,.0f} (median)" if speed else "not logged",
         "time in training": f"about {_time(seconds)}" if seconds else "not logged",
         "devices": f"{recipe.devices * recipe.nodes} ({recipe.device})",
         "precision": recipe.precision,
     }
     steps, speeds = found.curve("images_per_second")
-    charts = [_over_steps([Curve("images a second", steps, speeds)], "images a second", "Throughput")] if steps else []
+    charts = (
+        [_over_steps([Curve("images per second", steps, speeds)], "images per second", "Throughput")] if steps else []
+    )
     told = "The time is that of the logged speed over all steps; evaluations and starting up come on top."
     return Section("What it cost", told, [side_by_side([definitions(values), *charts])])
 

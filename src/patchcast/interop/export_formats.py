@@ -87,7 +87,8 @@ def _for_transformers(source: Exported, out: Path) -> None:
     if source.method.codes == "colours":
         save_imagegpt(source.pretrainer, out, squash=source.recipe.crop_mode == "squash")
     elif source.recipe.method == "mae":
-        save_mae(source.pretrainer, out)
+        recipe = source.recipe
+        save_mae(source.pretrainer, out, mean=recipe.mean, std=recipe.std, squash=recipe.crop_mode == "squash")
     else:
         raise ValueError(f"transformers has MAE and ImageGPT only; for {source.recipe.method} take --to timm")
 

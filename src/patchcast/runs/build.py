@@ -20,7 +20,7 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.tokenizers.base import Tokenizer
-from patchcast.training.run import default_precision, default_workers
+from patchcast.training.engine import default_precision, default_workers
 
 FEWEST_UNITS = 7  # a side; with fewer there is little to predict a patch from
 SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalise by

@@ -1,10 +1,9 @@
-"""What is looked at during a run, and where its numbers go: from a run to callbacks and loggers."""
+"""What is looked at during a run, and where its numbers go: from a run to looks and loggers."""
 
 from __future__ import annotations
 
 import torch
-from lightning import Callback
-from lightning.pytorch.loggers import Logger
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 
 from patchcast.data import EvalSet
@@ -13,10 +12,9 @@ from patchcast.drawing.versions import progress_sheet
 from patchcast.evaluation.labeled import Prepared, open_labeled, some_of
 from patchcast.recipe import Resolved
 from patchcast.runs.run import Run
-from patchcast.training import loggers
-from patchcast.training.picturing import Pictures
+from patchcast.training.log import Logger, TensorBoard, Wandb, check_installed
+from patchcast.training.looks import FeatureWatch, Look, Pictures
 from patchcast.training.probing import OnlineProbe
-from patchcast.training.watch import FeatureWatch
 
 WATCHED = 256
 """Images whose features are looked at during a run."""
@@ -26,13 +24,13 @@ PROBED, PROBED_A_CLASS = 2000, 10
 """Maximum number of images that probes are fitted on and judged on; for many classes, this many per class."""
 
 
-def watches(run: Run) -> list[Callback]:
+def watches(run: Run) -> list[Look]:
     """What looks at the network at every evaluation.
 
     Raises:
         ValueError: if the recipe's `probe_data` is not there, or has no labels.
     """
-    looks: list[Callback] = []
+    looks: list[Look] = []
     if len(run.source.train) >= 2:
         looks.append(_feature_watch(run))
     if run.recipe.probe_data is not None:
@@ -43,21 +41,23 @@ def watches(run: Run) -> list[Callback]:
 
 
 def make_loggers(recipe: Resolved) -> list[Logger]:
-    """Where the recipe logs, apart from metrics.csv."""
-    found = []
+    """Where the recipe logs, apart from metrics.csv; nowhere for processes other than the first."""
+    found: list[Logger] = []
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return found
     if recipe.tensorboard:
-        found.append(loggers.tensorboard(recipe.out))
+        found.append(TensorBoard(recipe.out))
     if recipe.wandb is not None:
-        found.append(loggers.wandb(recipe.wandb, recipe.out, recipe.to_dict()))
+        found.append(Wandb(recipe.wandb, recipe.out, recipe.to_dict()))
     return found
 
 
 def check_loggers(recipe: Resolved) -> None:
     """Refuse loggers that are not installed, before anything is written."""
     if recipe.tensorboard:
-        loggers.check_installed("tensorboard")
+        check_installed("tensorboard")
     if recipe.wandb is not None:
-        loggers.check_installed("wandb")
+        check_installed("wandb")
 
 
 def _feature_watch(run: Run) -> FeatureWatch:
@@ -65,7 +65,7 @@ def _feature_watch(run: Run) -> FeatureWatch:
     images = EvalSet(run.source.train, run.evaluation)
     watched = torch.stack([images[place][0] for place in evenly_spaced(len(images), WATCHED)])
     can_collapse = not run.pretrainer.target.has_noise_floor
-    return FeatureWatch(run.pretrainer.backbone, watched, every=run.recipe.eval_every, warns=can_collapse)
+    return FeatureWatch(run.pretrainer.backbone, watched, warns=can_collapse)
 
 
 def _probe(run: Run, data: str) -> OnlineProbe:
@@ -78,7 +78,6 @@ def _probe(run: Run, data: str) -> OnlineProbe:
         run.pretrainer.backbone,
         fitted,
         judged,
-        every=recipe.eval_every,
         batch_size=min(256, recipe.batch_size),
         workers=recipe.workers,
     )
@@ -94,4 +93,4 @@ def _pictures(run: Run) -> Pictures:
         pretrainer.target.to(device)
         return progress_sheet(pretrainer, shown.to(device), normalization)
 
-    return Pictures(draw, run.folder / "images", every=run.recipe.eval_every)
+    return Pictures(draw, run.folder / "images")

@@ -1,1 +1,1 @@
-"""The training engine: a `Pretrainer` under Lightning."""
+"""The training engine: `loop.train` reads from top to bottom what happens to a batch."""

@@ -3,93 +3,187 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 import warnings
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-import lightning as L
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
 
-from patchcast.training.log import MetricsFile
+from patchcast.training.engine import shared_like, whole
 
 KEPT = 2
+NAME = re.compile(r"step=(\d+)\.ckpt")
+PLANS = "2026-12"
+"""Which rules plans are drawn by: see `patchcast.plans.earlier`."""
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Writes beside the file and renames, so that no process, killed at any moment, leaves half a checkpoint.
+@dataclass
+class Checkpoint:
+    """What a run needs to resume.
 
-    Lightning's own goes through the folder for temporary files, which may be on another disk, where a move is a copy.
+    Attributes:
+        step: optimizer steps done.
+        model: the state dict of an `Objective`, whole, on the CPU: the pretrainer's names after `pretrainer.`.
+        optimizer: Adam's state of each parameter, by the parameter's name (Lightning: by its number).
+        stream: the place in the stream of batches.
+        looks: the state of what looks at the network during the run, by the names of classes.
+        plans: which rules plans are drawn by (`PLANS`); None for those of before December 2026.
+        is_seen: whether the evaluation of this step has been made.
+        is_lightnings: written by a version of patchcast that trained with Lightning's Trainer.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        whole = Path(path)
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        partial = whole.with_suffix(".partial")
+    step: int
+    model: dict[str, Any]
+    optimizer: Mapping[str | int, dict[str, Any]]
+    stream: dict[str, Any]
+    looks: dict[str, dict[str, Any]]
+    plans: str | None = PLANS
+    is_seen: bool = True
+    is_lightnings: bool = False
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write `step=N.ckpt`, and remove all but the latest two.
+
+    Raises:
+        OSError: if the disk is full; what was written so far is removed, because the disk needs the room.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"step={checkpoint.step}.ckpt"
+    partial = file.with_suffix(".partial")
+    state = {
+        "state_dict": checkpoint.model,
+        **{name: value for name, value in vars(checkpoint).items() if name != "model"},
+    }
+    try:
+        with partial.open("wb") as out:
+            told = _Told(out)
+            try:
+                torch.save(state, cast(BinaryIO, told))
+            except RuntimeError as problem:  # torch's writer hides what the operating system has said
+                raise told.problem or problem from problem
+            out.flush()
+            os.fsync(out.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(file)
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink()
+
+
+class _Told:
+    """A file that remembers the error of a write."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self.out = out
+        self.problem: OSError | None = None
+
+    def write(self, data: Any) -> int:
         try:
-            with partial.open("wb") as out:
-                torch.save(checkpoint, out)
-                out.flush()
-                os.fsync(out.fileno())
-        except BaseException:
-            partial.unlink(missing_ok=True)  # a full disk needs the room
+            return self.out.write(data)
+        except OSError as problem:
+            self.problem = problem
             raise
-        partial.replace(whole)
+
+    def flush(self) -> None:
+        self.out.flush()
 
 
-class Checkpoints(Checkpoint):
-    """Saves every so many optimiser steps, and at the last one.
+def load_latest(out: Path) -> Checkpoint | None:
+    """The latest checkpoint under a run's folder that can be read; damaged ones are warned of and passed over."""
+    for file in reversed(checkpoints(out / "checkpoints")):
+        if is_whole(file):
+            try:
+                return load(file)
+            except (OSError, MemoryError):
+                raise
+            except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
+                pass  # checksums do not cover the zip archive's own directory
+        warnings.warn(f"{file} is damaged and passed over", stacklevel=2)
+    return None
 
-    Args:
-        folder: they are `step=N.ckpt` there; the two latest are kept.
-        every: optimiser steps between two.
-        metrics: written before each, so that a run which goes on from one has all rows up to it.
-        metrics_every: optimiser steps between two rows.
+
+def load(file: Path) -> Checkpoint:
+    """A checkpoint, also of versions that trained with Lightning's Trainer.
+
+    Raises:
+        RuntimeError, ValueError, KeyError: or another error of torch's reader, if the file is damaged.
     """
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if "pytorch-lightning_version" not in state:
+        names = Checkpoint.__dataclass_fields__.keys() - {"model"}
+        return Checkpoint(model=state["state_dict"], **{name: state[name] for name in names})
+    step = state["global_step"]
+    optimizer = state["optimizer_states"][0]
+    numbered = [name for group in optimizer["param_groups"] for name in group["params"]]
+    place = state["loops"]["fit_loop"]["state_dict"]["combined_loader"][0].get("place")
+    return Checkpoint(
+        step,
+        state["state_dict"],
+        {name: optimizer["state"][name] for name in numbered if name in optimizer["state"]},
+        {"step": step, "place": place},
+        state["callbacks"],
+        state.get("plans"),
+        is_lightnings=True,
+    )
 
-    def __init__(self, folder: Path, *, every: int, metrics: MetricsFile, metrics_every: int) -> None:
-        self.folder, self.every = folder, every
-        self.metrics, self.metrics_every = metrics, metrics_every
-        self.saved = -1
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.saved = trainer.global_step
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str | int, dict[str, Any]]:
+    """Whole, on the CPU, by the names of parameters: for any number of devices. Every rank must ask."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[parameter]: {key: whole(value) for key, value in state.items()}
+        for parameter, state in optimizer.state.items()
+    }
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step % self.every == 0 or step == trainer.max_steps:
-            self.save_new(trainer)
 
-    def save_new(self, trainer: L.Trainer) -> None:
-        """Unless this step is saved already, as it is while gradients of the next are gathered."""
-        if trainer.global_step != self.saved:
-            self.save(trainer)
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str | int, dict[str, Any]]
+) -> None:
+    """Put back what `optimizer_state` gave, or what Lightning saved: by number, in the order of the optimizer.
 
-    def save(self, trainer: L.Trainer) -> None:
-        step = self.saved = trainer.global_step
-        if step % self.metrics_every == 0 and "loss" in trainer.callback_metrics:
-            # Lightning hands this step's row to the log only after its callbacks.
-            row = {name: float(value) for name, value in trainer.callback_metrics.items() if name in ("loss", "lr")}
-            self.metrics.log_metrics(row, step - 1)
-        self.metrics.write()
-        trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
-        if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step=*.ckpt"), key=step_of)[:-KEPT]:
-                old.unlink()
+    Raises:
+        KeyError: if it is of another model.
+    """
+    parameters = dict(model.named_parameters())
+    names = {parameter: name for name, parameter in parameters.items()}
+    numbered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    by_name = {numbered[key] if isinstance(key, int) else key: value for key, value in state.items()}
+    own = optimizer.state_dict()
+    own["state"] = {
+        numbered.index(name): {key: shared_like(value, parameters[name]) for key, value in values.items()}
+        for name, values in by_name.items()
+    }
+    optimizer.load_state_dict(own)
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.metrics.write()
+
+def load_model_state(model: nn.Module, state: dict[str, Any]) -> None:
+    """Put back whole tensors, shared out as the model's are."""
+    own = model.state_dict()
+    model.load_state_dict(
+        {name: shared_like(value, own[name]) if name in own else value for name, value in state.items()}
+    )
 
 
 def latest_checkpoint(out: Path) -> Path | None:
     """The latest sound checkpoint under a run's folder; damaged ones are warned of and passed over."""
-    for checkpoint in sorted((out / "checkpoints").glob("step=*.ckpt"), key=step_of, reverse=True):
-        if is_whole(checkpoint):
-            return checkpoint
-        warnings.warn(f"{checkpoint} is damaged and passed over", stacklevel=2)
+    for file in reversed(checkpoints(out / "checkpoints")):
+        if is_whole(file):
+            return file
+        warnings.warn(f"{file} is damaged and passed over", stacklevel=2)
     return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The files of a folder that are called as checkpoints are, the latest last; copies have other names."""
+    return sorted((file for file in folder.glob("step=*.ckpt") if NAME.fullmatch(file.name)), key=step_of)
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -97,9 +191,11 @@ def is_whole(checkpoint: Path) -> bool:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError):
+    except Exception:  # a flipped bit may look like anything: encryption, another compression, a size beyond memory
         return False
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("step="))
+    match = NAME.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match[1])

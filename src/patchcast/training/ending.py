@@ -1,4 +1,4 @@
-"""Ends a run between two steps when a process of it is asked to (SIGTERM)."""
+"""Asks a run to end between two steps: SIGTERM and Ctrl-C, whichever process gets them."""
 
 from __future__ import annotations
 
@@ -7,72 +7,61 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
-import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from patchcast.training.checkpoints import Checkpoints
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class EndWhenAsked(L.Callback):
-    """Notes SIGTERM, and ends the run in all processes, behind a checkpoint, at the next moment between two steps.
-
-    Lightning's own handler broadcasts from within the signal, amid whatever its process is just sending, and stops
-    amid a batch that is taken in pieces.
+class Ending:
+    """Notes the signals, so that the loop can end after a checkpoint, in all processes at the same step.
 
     Args:
-        checkpoints: saves before the end.
+        group: of all ranks, on the CPU, so that agreeing on it at every step does not wait for a GPU; None for one.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
-        self.is_predicted = False
-        self.group: dist.ProcessGroup | None = None
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.asked = 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Until the end of the block SIGTERM is noted, and does nothing else."""
-        before = self._listen()
+        """Inside, signals are noted, and do nothing else; a second Ctrl-C stops at once.
+
+        Outside of the main thread Python allows no handlers, and nothing is noted.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
         finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._listen()  # again: Lightning has put its own handler over ours
-        if trainer.world_size > 1:
-            # Of the CPU, so that agreeing on it at every step does not wait for a GPU.
-            self.group = dist.new_group(backend="gloo")  # type: ignore[assignment]  # every rank is in it
+    def agreed(self) -> int:
+        """The signal that any process has got so far, or 0; every rank must ask."""
+        if self.group is not None:
+            asked = torch.tensor(self.asked)
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
+            self.asked = int(asked)
+        return self.asked
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
-        is_between_steps = (index + 1) % trainer.accumulate_grad_batches == 0
-        if is_between_steps and trainer.global_step < trainer.max_steps and self._is_any_asked():
-            self.checkpoints.save_new(trainer)
-            raise SIGTERMException
+    def raise_at(self, step: int) -> None:
+        """End the run, after a checkpoint of this step.
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        # Held-out images may take longer than is left. If they do not, their loss is not lost either.
-        if self._is_any_asked():
-            self.checkpoints.save_new(trainer)
-
-    def _is_any_asked(self) -> bool:
-        if self.group is None:
-            return self.is_predicted
-        asked = torch.tensor(int(self.is_predicted))
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
-        return bool(asked)
-
-    def _listen(self) -> Any:
-        """The handler before, or None outside of the main thread, where Python allows none."""
-        if threading.current_thread() is not threading.main_thread():
-            return None
-        return signal.signal(signal.SIGTERM, self._note)
+        Raises:
+            InterruptedError: for SIGTERM.
+            KeyboardInterrupt: for Ctrl-C.
+        """
+        place = f"at step {step:,}, and saved; the same command resumes there"
+        if self.asked == signal.SIGINT:
+            raise KeyboardInterrupt(f"stopped (Ctrl-C) {place}")
+        raise InterruptedError(f"asked to end (SIGTERM) {place}")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.is_predicted = True
+        if self.asked == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number

@@ -1,63 +1,87 @@
-"""Ends a run whose loss is no number any more, before it can be saved over a good checkpoint."""
+"""Ends a run whose loss is NaN or infinite, before it can be saved over a good checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import lightning as L
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 BAD_BATCH = "bad-batch.safetensors"
 ADVICE = "try a lower lr, more warmup, a smaller clip, or fp32"
 
 
 class NotFinite(ValueError):
-    """The loss has become NaN or infinite."""
+    """A loss, a feature or a parameter has become NaN or infinite."""
 
 
-class FiniteLoss(L.Callback):
-    """Raises `NotFinite` at the step at which the loss is no number, and keeps that step's images.
+class Guard:
+    """Notes the first loss that is not finite, and the images it came from.
 
-    The loss of a step is looked at when the next one has been queued, or before a checkpoint: looking at once would
-    make a GPU wait for each step. No checkpoint is ever written of a network that such a loss has reached.
+    Noting reads nothing from the device, so that a GPU never waits for it: the step, its loss and its images are chosen
+    by `torch.where`. They are read by `check`, at every row of the log and before anything is made of the weights. No
+    checkpoint is ever written of a network that such a loss has reached.
 
     Args:
         out: the run's folder, where the images go.
+        group: of all ranks, on the CPU; None for one process.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.pending: tuple[int, Tensor, Any] | None = None
+    def __init__(self, out: Path, group: dist.ProcessGroup | None = None) -> None:
+        self.out, self.group = out, group
+        self.is_fine: Tensor | None = None
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        self.look()
-        self.pending = (trainer.global_step, outputs["loss"].detach(), batch[0])
-
-    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.look()
-        # A gradient may overflow behind a loss that does not.
-        bad = [name for name, each in module.named_parameters() if not torch.isfinite(each.detach()).all()]
-        if bad:
-            raise NotFinite(
-                f"after step {trainer.global_step}, {len(bad)} parameters are no numbers any more ({bad[0]} first); "
-                f"the last good checkpoint is kept: {ADVICE}"
-            )
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.look()
-
-    def look(self) -> None:
-        pending, self.pending = self.pending, None
-        if pending is None or torch.isfinite(pending[1]):
+    def note(self, step: int, loss: Tensor, images: Any) -> None:
+        """Take in the loss of a step, or of a piece of it."""
+        loss, images = loss.detach(), images if isinstance(images, Tensor) else None
+        if self.is_fine is None:
+            self.is_fine = torch.isfinite(loss)
+            self.step, self.loss, self.images = torch.full_like(loss, step, dtype=torch.long), loss, images
             return
-        step, loss, images = pending
-        kept = ""
-        if isinstance(images, Tensor):
-            save_file({"images": images.contiguous().cpu()}, self.out / BAD_BATCH)
-            kept = f" its images are in {self.out / BAD_BATCH};"
-        raise NotFinite(f"the loss of step {step} is {loss.item()};{kept} the last good checkpoint is kept: {ADVICE}")
+        was_fine = self.is_fine
+        self.is_fine = was_fine & torch.isfinite(loss)
+        self.step, self.loss = torch.where(was_fine, step, self.step), torch.where(was_fine, loss, self.loss)
+        if images is None or self.images is None or images.shape != self.images.shape:
+            self.images = images
+        else:
+            self.images = torch.where(was_fine, images, self.images)
+
+    def check(self, step: int, parameters: Iterable[tuple[str, nn.Parameter]] = ()) -> None:
+        """Raise `NotFinite` on all ranks if a loss so far, or one of these parameters after `step`, is not finite.
+
+        A gradient may overflow in a step whose loss is finite.
+        """
+        problem = None
+        named = [(name, _local(parameter)) for name, parameter in parameters]
+        if self.is_fine is not None and not self.is_fine:
+            problem = f"the loss of step {int(self.step)} is {float(self.loss)}"
+        elif named and not torch.stack([torch.isfinite(value).all() for _, value in named]).all():
+            bad = [name for name, value in named if not torch.isfinite(value).all()]
+            problem = f"after step {step}, {len(bad)} parameters are NaN or infinite ({bad[0]} first)"
+        problems = [problem]
+        if self.group is not None:
+            problems = [None] * dist.get_world_size()
+            dist.all_gather_object(problems, problem, group=self.group)
+        first = next((rank for rank, found in enumerate(problems) if found is not None), None)
+        if first is not None:
+            self.fail(str(problems[first]), has_images=first == (dist.get_rank() if self.group is not None else 0))
+
+    def fail(self, problem: str, *, has_images: bool = True) -> NoReturn:
+        """Save the images and raise."""
+        saved = ""
+        images = None if self.is_fine is None else self.images
+        if images is not None:
+            saved = f" its images are in {self.out / BAD_BATCH};"
+            if has_images:
+                save_file({"images": images.contiguous().cpu()}, self.out / BAD_BATCH)
+        raise NotFinite(f"{problem};{saved} the last good checkpoint is kept: {ADVICE}")
+
+
+def _local(parameter: nn.Parameter) -> Tensor:
+    value = parameter.detach()
+    return value.to_local() if isinstance(value, DTensor) else value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-import lightning as L
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
@@ -16,7 +15,8 @@ from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_accuracy
 from patchcast.evaluation.ridge import ridge_accuracy
 from patchcast.pretrainer import embedding_of
-from patchcast.training.looks import Look
+from patchcast.training.log import Found
+from patchcast.training.looks import Look, finite
 
 NEIGHBOURS = 20
 
@@ -41,7 +41,6 @@ class OnlineProbe(Look):
         backbone: the one that is trained.
         fitted: labelled images, not augmented, to fit on.
         judged: others, to judge by.
-        every: optimiser steps between two looks.
         batch_size: images at a time on each rank.
         workers: processes that read them.
     """
@@ -52,17 +51,15 @@ class OnlineProbe(Look):
         fitted: Examples,
         judged: Examples,
         *,
-        every: int,
         batch_size: int = 256,
         workers: int = 0,
     ) -> None:
-        super().__init__(every=every)
         self.backbone, self.fitted, self.judged = backbone, fitted, judged
         self.batch_size, self.workers = batch_size, workers
 
-    def look(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
-        fitted, judged = self.features(self.fitted, module.device), self.features(self.judged, module.device)
-        if not trainer.is_global_zero:
+    def look(self, step: int, device: torch.device) -> Found:
+        fitted, judged = self.features(self.fitted, device), self.features(self.judged, device)
+        if dist.is_initialized() and dist.get_rank():
             return {}
         neighbours = min(NEIGHBOURS, len(fitted))
         return {
@@ -85,7 +82,7 @@ class OnlineProbe(Look):
         width = self.backbone.width
         x = torch.cat([each for each, _ in found]) if found else torch.zeros(0, width, device=device)
         labels = torch.cat([each for _, each in found]) if found else torch.zeros(0, dtype=torch.long)
-        return Features(_share(x, mine, total), _share(labels.to(device), mine, total))
+        return Features(finite(_share(x, mine, total)), _share(labels.to(device), mine, total))
 
 
 def _share(rows: Float[Tensor, "M D"] | Int[Tensor, " M"], places: Int[Tensor, " M"], total: int) -> Tensor:

@@ -1,0 +1,169 @@
+"""Where and how a run is carried out: devices, precision, and weights that devices share, by Lightning Fabric."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies import ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from patchcast.backbones.backbone import ImageBatch
+from patchcast.plans import Plan
+from patchcast.pretrainer import Pretrainer
+from patchcast.recipe import Device, Precision
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a run is carried out, none of which changes what is learnt (but for rounding, and which units drop out).
+
+    Attributes:
+        precision: of matrix products; weights stay fp32.
+        device: where.
+        log_every: steps between two rows of the log.
+        eval_every: steps between two evaluations: the loss on held-out images, features, probes, pictures.
+        checkpoint_every: steps between two checkpoints; the last two are kept.
+        devices: of each node.
+        nodes: machines that share a batch.
+        sharded: whether devices share out the weights (FSDP2) instead of each holding all (DDP).
+        compiled: whether torch.compile makes kernels for the model.
+        checkpointing: whether activations of blocks are computed again instead of stored.
+    """
+
+    precision: Precision
+    device: Device
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    devices: int = 1
+    nodes: int = 1
+    sharded: bool = False
+    compiled: bool = False
+    checkpointing: bool = False
+
+    def fabric(self) -> Fabric:
+        """Fabric for these devices, not launched yet.
+
+        Fabric's own precision stays at fp32: its conversion of inputs refuses frozen dataclasses, which plans are.
+        `Objective` casts instead.
+        """
+        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+        ranks = self.devices * self.nodes
+        strategy: str | Strategy = "ddp" if ranks > 1 else "auto"
+        if self.sharded:
+            strategy = ModelParallelStrategy(shard, data_parallel_size=ranks, tensor_parallel_size=1)
+        return Fabric(
+            accelerator=self.device,
+            devices=self.devices,
+            num_nodes=self.nodes,
+            strategy=strategy,
+            precision="32-true",
+        )
+
+
+class Objective(nn.Module):
+    """The loss as a module of its own, whose forward pass DDP and FSDP2 wrap.
+
+    Args:
+        precision: of matrix products (autocast).
+    """
+
+    def __init__(self, pretrainer: Pretrainer, precision: Precision) -> None:
+        super().__init__()
+        self.pretrainer, self.precision = pretrainer, precision
+
+    def forward(self, images: ImageBatch, plan: Plan) -> Tensor:
+        device = plan.predict.device.type
+        # Without the cache of casts, gradients of a weight that is used twice are summed in fp32.
+        bf16 = (
+            torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.precision == "bf16" else nullcontext()
+        )
+        with bf16:
+            loss: Tensor = self.pretrainer(images, plan).loss
+        return loss
+
+
+def shard(objective: Objective, mesh: DeviceMesh) -> Objective:
+    """Share out weights, gradients and the optimizer's state over the mesh.
+
+    All weights are gathered for a step at once: adapters call parts of blocks, which gathering block by block would
+    miss. The optimizer's state, which is twice as large, is never gathered.
+    """
+    fully_shard(objective.pretrainer, mesh=mesh["data_parallel"])
+    return objective
+
+
+@contextmanager
+def gathered(pretrainer: Pretrainer) -> Iterator[None]:
+    """Weights are whole inside, so that parts of a pretrainer may be called by themselves; every rank must enter."""
+    if not isinstance(pretrainer, FSDPModule):
+        yield
+        return
+    pretrainer.unshard()
+    try:
+        yield
+    finally:
+        pretrainer.reshard()
+
+
+def whole(value: Any) -> Any:
+    """A tensor of all ranks together, on the CPU; anything else as it is. Every rank must ask."""
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def shared_like(value: Any, model: Tensor) -> Any:
+    """A whole tensor shared out as `model` is, if that is shared and has this shape."""
+    if isinstance(model, DTensor) and isinstance(value, Tensor) and value.shape == model.shape:
+        return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)
+    return value
+
+
+def whole_state(pretrainer: Pretrainer) -> dict[str, Tensor]:
+    """The state dict with whole tensors on the CPU, at the end of a run: ranks part after it, and each must ask."""
+    state = {name: whole(value) for name, value in pretrainer.state_dict().items()}
+    if dist.is_initialized():
+        dist.destroy_process_group()  # a process that ends with its group open may wait for the others for ever
+    return state
+
+
+@contextmanager
+def one_voice(fabric: Fabric) -> Iterator[None]:
+    """Errors that all ranks raise are reported once: processes that this program started end in silence."""
+    try:
+        yield
+    except (ValueError, InterruptedError, KeyboardInterrupt) as end:
+        environment = getattr(fabric.strategy, "cluster_environment", None)
+        if fabric.local_rank and isinstance(environment, LightningEnvironment):
+            raise SystemExit from end
+        raise
+
+
+def uses_cuda(device: Device) -> bool:
+    """Whether a run trains on a GPU of NVIDIA's or AMD's."""
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def default_workers(device: Device) -> int:
+    """None where the CPU trains; one for each core, up to 8, where a GPU does."""
+    return min(8, os.cpu_count() or 1) if uses_cuda(device) else 0
+
+
+def default_precision() -> Precision:
+    """bf16 where there is hardware for it, fp32 elsewhere."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "fp32"

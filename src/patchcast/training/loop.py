@@ -1,0 +1,203 @@
+"""`train`: what happens to a batch, from top to bottom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
+
+from patchcast.data import Cuts
+from patchcast.data.seeds import mix_seed
+from patchcast.modes import evaluating
+from patchcast.plans.earlier import as_before
+from patchcast.pretrainer import Pretrainer
+from patchcast.schedules import warmup_cosine
+from patchcast.training import checkpoints
+from patchcast.training.checkpoints import Checkpoint
+from patchcast.training.ending import Ending
+from patchcast.training.engine import Engine, Objective, one_voice, whole
+from patchcast.training.guard import Guard, NotFinite
+from patchcast.training.log import Log, Logger
+from patchcast.training.looks import Look, looking
+from patchcast.training.optimization import Optimization, make_optimizer
+from patchcast.training.progress import ProgressLine, Throughput
+from patchcast.training.stream import Stream
+
+
+def train(
+    pretrainer: Pretrainer,
+    stream: Stream,
+    held_out: DataLoader[Any] | None,
+    *,
+    optimization: Optimization,
+    engine: Engine,
+    out: Path,
+    title: str,
+    loggers: Sequence[Logger] = (),
+    looks: Sequence[Look] = (),
+    finish: Callable[[Cuts], Tensor] | None = None,
+) -> None:
+    """Train in place to the stream's last step, from the last checkpoint under `out` if there is one.
+
+    All chance in a step comes from (seed, step, piece), so that a run that resumes draws what it would have drawn, and
+    nothing random needs saving. A plan is drawn for the batch of all devices, and each takes its rows: what is learnt
+    does not depend on how many devices share a batch, or in how many pieces they take it.
+
+    Args:
+        held_out: batches on which the loss is evaluated, under the same plans each time.
+        loggers: get the rows of `metrics.csv`, too.
+        looks: at the network, at every evaluation and at the end.
+        finish: makes images of what the stream gives, on the device, if it gives crops (`patchcast.data.Cutter`).
+
+    Raises:
+        InterruptedError: for SIGTERM, after a checkpoint of the step it was at; KeyboardInterrupt for Ctrl-C.
+        NotFinite: if a loss, a feature or a parameter is NaN or infinite.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for parameter in pretrainer.idle_parameters():
+        parameter.requires_grad_(False)  # no gradient ever reaches a classifier head; DDP would wait for it
+    if engine.checkpointing:
+        pretrainer.backbone.model.set_grad_checkpointing(True)
+    if engine.compiled:
+        pretrainer.compile()
+    fabric = engine.fabric()
+    fabric.launch()
+    device, first, steps, pieces = fabric.device, fabric.is_global_zero, stream.steps, stream.accumulate
+    objective = Objective(pretrainer, engine.precision)
+    network = fabric.setup_module(objective)
+    optimizer = make_optimizer(pretrainer, optimization)
+    clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    group: Any = dist.new_group(backend="gloo") if fabric.world_size > 1 else None  # of the CPU: no GPU waits for it
+    ending, guard = Ending(group), Guard(out, group)
+    log = Log(out / "metrics.csv", loggers, is_written=first)
+
+    def save() -> None:
+        state = {name: whole(value) for name, value in objective.state_dict().items()}
+        moments = checkpoints.optimizer_state(optimizer, objective)
+        seen_by = {type(look).__name__: look.state_dict() for look in looks}
+        if first:
+            log.write()
+            checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, plans, is_seen)
+            checkpoints.save(checkpoint, out / "checkpoints")
+
+    plans: str | None = checkpoints.PLANS
+    step, is_seen = 0, True  # optimizer steps done, and whether the evaluation that is due after them has been made
+    resumed = checkpoints.load_latest(out)
+    if resumed is not None:
+        step, is_seen, plans = resumed.step, resumed.is_seen, resumed.plans
+        if plans is None:
+            pretrainer.plan = as_before(pretrainer.plan)
+        checkpoints.load_model_state(objective, resumed.model)
+        checkpoints.load_optimizer_state(optimizer, objective, resumed.optimizer)
+        stream.load_state_dict(resumed.stream)
+        log.resume(step, counted_from_zero=resumed.is_lightnings)
+    with looking(pretrainer):
+        for look in looks:
+            if resumed is not None and type(look).__name__ in resumed.looks:
+                look.load_state_dict(resumed.looks[type(look).__name__])
+            else:
+                look.start(device)
+    if resumed is not None and resumed.is_lightnings:
+        save()  # from here on the rows of the log are counted as checkpoints are
+
+    speed = Throughput(stream)
+    line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first)
+    with one_voice(fabric), ending.listening(), line:
+        batches = iter(stream)
+        pretrainer.train()
+        while step < steps or not is_seen:
+            saves = False
+            if is_seen:
+                optimizer.zero_grad()
+                lr = optimization.lr * warmup_cosine(step, steps=steps, warmup=optimization.warmup)
+                for settings in optimizer.param_groups:
+                    settings["lr"] = lr
+                loss = torch.zeros((), device=device)
+                for index in range(pieces):
+                    images = fabric.to_device(next(batches)[0])
+                    speed.begin(step)
+                    if finish is not None and isinstance(images, Cuts):
+                        images = finish(images)
+                    piece = index * fabric.world_size + fabric.global_rank
+                    torch.manual_seed(mix_seed(stream.seed, step, 0))
+                    plan, share = pretrainer.draw_piece(images, piece, fabric.world_size * pieces)
+                    if piece:
+                        torch.manual_seed(mix_seed(stream.seed, step, piece))
+                    with fabric.no_backward_sync(network, enabled=index < pieces - 1):
+                        part = network(images, plan) * share
+                        fabric.backward(part / pieces)
+                    guard.note(step + 1, part, images)
+                    loss = loss + part.detach()
+                if optimization.clip:
+                    clip_grad_norm_(clipped, optimization.clip)
+                optimizer.step()
+                pretrainer.after_step()
+                step += 1
+
+                is_logged = step % min(engine.log_every, steps) == 0
+                is_seen = step % engine.eval_every != 0 and step < steps
+                saves = step % engine.checkpoint_every == 0 or step == steps
+                read = None
+                if is_logged or saves or not is_seen or line.is_due(step) or device.type == "cpu":
+                    guard.check(step)  # reading a loss makes a GPU wait, so there it is not read at every step
+                    mean: Any = fabric.all_reduce(loss / pieces)
+                    read = float(mean)
+                    speed.measure(step, pauses=saves or not is_seen)
+                if is_logged:
+                    log.add(step, {"loss": float(read), "lr": lr, **speed.found(device)})  # type: ignore[arg-type]
+                line.show(step, read)
+
+            if not is_seen and not ending.agreed():
+                guard.check(step, objective.named_parameters())
+                try:
+                    is_seen = _see(step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log)
+                except NotFinite as problem:
+                    guard.fail(f"after step {step}, {problem}")
+
+            asked = ending.agreed()
+            if saves or asked:
+                guard.check(step, objective.named_parameters())
+                save()
+            if asked and (step < steps or not is_seen):
+                ending.raise_at(step)
+    log.write()
+
+
+def _see(
+    step: int,
+    pretrainer: Pretrainer,
+    network: Any,
+    held_out: DataLoader[Any] | None,
+    looks: Sequence[Look],
+    seed: int,
+    fabric: Fabric,
+    ending: Ending,
+    log: Log,
+) -> bool:
+    """Evaluate the loss and look at the network; False if the run is asked to end before all is evaluated."""
+    if held_out is not None:
+        total = torch.zeros(2, device=fabric.device)
+        with evaluating(pretrainer):
+            for index, (images, *_) in enumerate(held_out):
+                images = fabric.to_device(images)
+                plan = pretrainer.draw(images, torch.Generator().manual_seed(mix_seed(seed, index)))
+                count = len(plan.predict)
+                total = total + torch.stack([network(images, plan) * count, total.new_tensor(count)])
+                if ending.agreed():
+                    return False
+        loss = float(total[0] / total[1])
+        if not math.isfinite(loss):
+            raise NotFinite(f"the loss of held-out images is {loss}")
+        log.add(step, {"eval_loss": loss})
+    with looking(pretrainer):
+        for look in looks:
+            log.add(step, look.look(step, fabric.device))
+    return True

@@ -261,7 +261,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except InterruptedError as end:
         return _fail(str(end), code=143)
-<<<<<<< HEAD
     except OSError as problem:
         from patchcast.files import full_disk
 
@@ -269,14 +268,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(sentence)
-    except KeyboardInterrupt:
-        return _fail("stopped; if this was a run, the same command resumes it from the last checkpoint", code=130)
-=======
     except KeyboardInterrupt as end:
         return _fail(
             str(end) or "stopped; if this was a run, the same command resumes it from the last checkpoint", code=130
         )
->>>>>>> main
 
 
 def read_probe(words: Sequence[str]) -> ProbeCommand:

@@ -55,6 +55,9 @@ def embed(
     out: Path,
     kind: Kind,
     split: str,
+    image_column: str | None,
+    label_column: str | None,
+    max_pixels: int | None,
     tile_size: int | None,
     max_tiles: int,
     batch_size: int,
@@ -75,7 +78,8 @@ def embed(
     if out.exists():
         raise ValueError(f"{out} is there already; choose another --out, or delete it to write it again")
     method, channels = _method(source, tile_size, max_tiles, untrained, readout, kind)
-    images = open_images(data, split=split, channels=channels)
+    reading: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "max_pixels": max_pixels}
+    images = open_images(data, split=split, channels=channels, **reading)
     method.backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     parts = out.with_name(out.name + ".parts")
     done = _claim(parts, out, _plan(method, images, kind))

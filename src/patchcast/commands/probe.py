@@ -11,7 +11,9 @@ from patchcast import options
 from patchcast.evaluation.protocol import OURS, UNTRAINED, Request, Subject
 from patchcast.evaluation.protocols import PROTOCOLS
 from patchcast.files import cache_folder, write_json
+from patchcast.recipe import Resolved
 from patchcast.runs.network import Network, is_run, open_network, torch_device
+from patchcast.runs.run import reading
 
 
 def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") -> dict[str, Any]:
@@ -37,6 +39,7 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
         limit=given.limit,
         device=torch_device(given.device),
         cache=feature_cache(),
+        reading=_reading(given, None if given.data is not None else network.recipe),
         held_out_share=network.held_out_share(data),
     )
     subject = subject_of(network)
@@ -63,6 +66,13 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
         following = f" Next: [bold]patchcast report {given.source}[/]" if is_run(given.source) else ""
         console.print(f"Written to {out}.{pictures}{following}")
     return results
+
+
+def _reading(given: options.Probe, recipe: Resolved | None) -> dict[str, Any]:
+    """How the images are read: as the options say, or else as the run read its own."""
+    own = {} if recipe is None else reading(recipe)
+    asked = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
+    return {name: own.get(name) if value is None else value for name, value in asked.items()}
 
 
 def rows_of(network: Network, against: list[str]) -> dict[str, Subject]:

@@ -11,7 +11,7 @@ class Journal:
     """A text file with a line for each image that cannot be read: its name, a tab, and why.
 
     Workers and ranks add to it as they find them; each line is one write to the end of the file, so that none is torn.
-    Several may find the same image, and a run that goes on finds some again: they count once.
+    Several processes, and a resumed run, may write the same image: it counts once.
 
     >>> import tempfile
     >>> journal = Journal(Path(tempfile.mkdtemp()) / "bad-images.txt")

@@ -39,7 +39,7 @@ def save_pretrained(
     norm: `model(images)` without a head is then the embedding that probes measure. What says where other weights came
     from is left out: timm's tag and license, and arguments that name a file of weights.
     """
-    model_args = {name: value for name, value in model_args.items() if name not in STARTS}
+    model_args = {name: value for name, value in model_args.items() if name not in START_ARGUMENTS}
     cfg: Any = model.pretrained_cfg
     size = tuple(model_args.get("img_size") or cfg["input_size"][1:])
     config = {
@@ -72,5 +72,5 @@ def save_pretrained(
 
 SOURCE = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "tag", "license", "origin_url"}
 """Entries of timm's configuration that say where its own weights came from: these are not those."""
-STARTS = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+START_ARGUMENTS = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 """Arguments of `timm.create_model` that say where a run's own start came from; they are not the model's."""

@@ -113,7 +113,7 @@ def test_collapse_is_seen() -> None:
     assert 25 < healthy.effective_rank <= 32
     three = torch.randn(256, 3) @ torch.linalg.qr(torch.randn(32, 3)).Q.T
     assert diversity(three).effective_rank == pytest.approx(3, abs=0.05)
-    with pytest.raises(ValueError, match="two at least; got 1"):
+    with pytest.raises(ValueError, match="at least two features; got 1"):
         diversity(torch.randn(1, 4))
 
 

@@ -1,8 +1,8 @@
 """Generative self-supervised pretraining of vision transformers.
 
-All that a user needs stands here: `patchcast.wrap`, `patchcast.mae`, `patchcast.Pretrainer`, ... A name is imported
-when it is first used, so that `import patchcast` loads neither torch nor timm. docs/api/stable.md says which names are
-stable.
+The public API is available here: `patchcast.wrap`, `patchcast.mae`, `patchcast.Pretrainer`, ... A name is imported
+when it is first used, so that `import patchcast` loads neither torch nor timm. See docs/api/stable.md for the names
+that are stable.
 
 >>> import patchcast
 >>> patchcast.mae("test_vit").plan
@@ -267,7 +267,7 @@ __all__ = ["__version__", *_MODULES, *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and keep it (PEP 562)."""
+    """Import a name on first use and cache it (PEP 562)."""
     if name in _MODULES:
         return import_module(f"patchcast.{name}")
     if name not in _HOME_OF:

@@ -103,5 +103,5 @@ def test_masks_are_refused_with_what_the_backbone_can_do(name: str) -> None:
     backbone = small(name)
     tokens = backbone.embed(images_for(backbone))
     for mask in ({"is_causal": True}, {"can_see": torch.ones(4, 4, dtype=torch.bool)}):
-        with pytest.raises(CannotError, match=r"cannot obey any attention mask.*it can .*replace"):
+        with pytest.raises(CannotError, match=r"cannot apply any attention mask.*it can .*replace"):
             backbone.forward_stages(tokens, **mask)

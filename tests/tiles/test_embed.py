@@ -117,7 +117,7 @@ def test_it_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(command, "_write_part", stopped)
     assert main([*arguments, "--out", str(tmp_path / "f.safetensors")]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert main([*arguments, "--features", "maps", "--out", str(tmp_path / "f.safetensors")]) == 2
     assert "holds the beginning of other features (kind differ)" in capsys.readouterr().err
     written.clear()
@@ -192,7 +192,8 @@ def test_readouts(photographs: Path, run: Path, tmp_path: Path, capsys: pytest.C
     """The pooled feature is that of `Backbone.pool`; over tiles, the same function of the units of all tiles."""
     out, data = tmp_path / "f.safetensors", ["--data", str(photographs)]
     assert main(["embed", str(run), *data, "--readout", "mean_std", "--out", str(out)]) == 0
-    recipe, pretrainer = open_run(run)
+    opened = open_run(run)
+    recipe, pretrainer = opened.recipe, opened.pretrainer
     image = open_images(str(photographs))[0].image
     with torch.no_grad():
         seen = Evaluate(recipe.image_size, recipe.mean, recipe.std)(image)[None]

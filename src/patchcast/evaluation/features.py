@@ -270,8 +270,8 @@ def run_over(
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}, torch.cat(all_labels)
 
 
-def _write_batch(batch: dict[str, Tensor], file: Path) -> None:
-    save_file(batch, file, {"digest": _batch_digest(batch)})
+def _write_batch(batch: dict[str, Tensor], unfinished: Path) -> None:
+    save_file(batch, unfinished, {"digest": _batch_digest(batch)})
 
 
 def _read_batch(file: Path) -> dict[str, Tensor] | None:

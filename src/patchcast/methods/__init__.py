@@ -37,7 +37,7 @@ METHODS: dict[str, Method] = {
     "mae": Method(mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0)),
     "simmim": Method(simmim, lr_per_256=1e-4, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0),
 }
-"""What the command line knows by name. In Python, call the functions; `aim_codes` is only there."""
+"""The methods of the command line, by name. In Python, call the functions; `aim_codes` is available in Python only."""
 
 __all__ = [
     "METHODS",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from patchcast.files import read_weights, write_weights
 from patchcast.geometry import Grid
 from patchcast.targets import Pixels, unpatchify
-from patchcast.tokenizers.base import Draws, Tokenizer
+from patchcast.tokenizers.base import DrawingTokenizer, Tokenizer
 from patchcast.tokenizers.palette import to_levels
 
 
@@ -150,7 +150,7 @@ class PerUnit(nn.Module):
         Raises:
             ValueError: if the tokenizer of pixels does not say how its codes are drawn.
         """
-        if not isinstance(self.pixels, Draws):
+        if not isinstance(self.pixels, DrawingTokenizer):
             raise ValueError(f"codes of {type(self.pixels).__name__} cannot be drawn: it has no `draw`")
         drawn = self.pixels.draw(ids, F.avg_pool2d(images, self.stride))
         return F.interpolate(drawn, size=images.shape[-2:], mode="nearest")

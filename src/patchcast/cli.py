@@ -277,6 +277,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except InterruptedError as end:
         return _fail(str(end), code=143)
+    except OSError as problem:
+        from patchcast.files import full_disk
+
+        sentence = full_disk(problem)
+        if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
+            raise
+        return _fail(sentence)
     except KeyboardInterrupt as end:
         return _fail(
             str(end) or "stopped; if this was a run, the same command resumes it from the last checkpoint", code=130

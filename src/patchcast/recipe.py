@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 
 Precision = Literal["fp32", "bf16"]
@@ -188,7 +189,7 @@ class Recipe:
         import yaml
 
         heading = f"# Run again with: patchcast pretrain --config {file.name} --out ANOTHER_FOLDER\n"
-        file.write_text(heading + yaml.safe_dump(self.to_dict(), sort_keys=False))
+        write_text(file, heading + yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     @classmethod
     def load(cls: type[SomeRecipe], file: Path) -> SomeRecipe:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from patchcast import options
@@ -33,7 +33,7 @@ from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.finetune_protocol import PRECISION
 from patchcast.evaluation.labeled import Labeled, labels_of
 from patchcast.evaluation.protocol import Request, new_table, percent
-from patchcast.files import cache_folder, write_whole
+from patchcast.files import cache_folder, write_weights, write_whole
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 
@@ -200,7 +200,7 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
     backbone = result.model.backbone.cpu()
     state = {name: value.contiguous().clone() for name, value in backbone.state_dict().items()}
     beside = {"correct": result.correct, "rate": torch.tensor(rate, dtype=torch.float64)}
-    write_whole(file, lambda unfinished: save_file({**state, **beside}, unfinished))
+    write_weights({**state, **beside}, file)
     seal(file)
     return backbone, result.correct, rate
 

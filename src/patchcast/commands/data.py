@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from patchcast.data import check as check_images
 from patchcast.data.columns import Columns
 from patchcast.data.duplicates import Shared, shared_files
 from patchcast.data.images import find_splits, open_split
+from patchcast.files import write_json
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 
 LISTED = 50
@@ -87,7 +87,7 @@ def check_data(
             )
     if out is not None:
         lines = [{**report.to_dict(), "shared": _plain(shared[report.split])} for report in reports]
-        out.write_text(json.dumps(lines, indent=2) + "\n")
+        write_json(out, lines)
         console.print(f"  Wrote {escape(str(out))}.", soft_wrap=True)
     console.print("All can be read." if not bad else f"{len(bad):,} cannot be read; training skips them.")
     return not bad

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from rich.console import Console
 from patchcast import options
 from patchcast.evaluation.protocol import OURS, UNTRAINED, Request, Subject
 from patchcast.evaluation.protocols import PROTOCOLS
-from patchcast.files import cache_folder
+from patchcast.files import cache_folder, write_json
 from patchcast.recipe import Resolved
 from patchcast.runs.network import Network, is_run, open_network, torch_device
 from patchcast.runs.run import reading
@@ -107,9 +105,3 @@ def subject_of(network: Network, backbone: Any = None, name: str = OURS) -> Subj
 def feature_cache() -> Path:
     """Where features are kept: a folder for each network and way of extraction, named by a hash of its weights."""
     return cache_folder() / "features"
-
-
-def write_json(out: Path, found: Mapping[str, Any]) -> None:
-    """Write results for people and for `patchcast report`."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=2) + "\n")

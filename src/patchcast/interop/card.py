@@ -22,6 +22,7 @@ from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
+from patchcast.files import write_text
 from patchcast.geometry import to_rows
 from patchcast.interop.export_formats import Exported
 from patchcast.methods import Method
@@ -77,7 +78,7 @@ def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) 
         std=list(recipe.std),
         resizing=RESIZING[recipe.crop_mode],
     )
-    card.save(out / "README.md")
+    write_text(out / "README.md", str(card))
 
 
 def markdown(text: str) -> str:

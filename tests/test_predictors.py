@@ -234,7 +234,7 @@ def test_last_block_is_the_plain_one_at_the_rows_that_are_asked_for(is_masked: b
     again = x.detach().clone().requires_grad_()
     mask = (torch.rand(2, 1, 9, 9) < 0.5) | torch.eye(9, dtype=torch.bool) if is_masked else None
     mask = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
-    expected, found = plain(x, attn_mask=mask)[:, -4:], last(again, attn_mask=mask, queries=4)
+    expected, found = plain(x, attn_mask=mask)[:, -4:], last(again, attn_mask=mask, last=4)
     torch.testing.assert_close(found, expected)
     expected.square().sum().backward()
     found.square().sum().backward()
@@ -262,7 +262,7 @@ def test_last_block_runs_what_was_put_in_the_place_of_its_projection() -> None:
         block.attn.qkv = Adapted(block.attn.qkv)
     last.load_state_dict(plain.state_dict())
     x = torch.randn(2, 9, 32)
-    torch.testing.assert_close(last(x, queries=4), plain(x)[:, -4:])
+    torch.testing.assert_close(last(x, last=4), plain(x)[:, -4:])
 
 
 @pytest.mark.parametrize("more", ARGUMENTS, ids=str)

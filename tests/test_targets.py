@@ -165,7 +165,7 @@ def test_codebooks_that_cannot_be() -> None:
         PatchCodebook.fit([torch.rand(1, 3, 32, 32)], stride=(8, 8), vocabulary=32)
     with pytest.raises(ValueError, match="0 units are too few"):
         PatchCodebook.fit([], stride=(8, 8), vocabulary=32)
-    with pytest.raises(ValueError, match="a centre of 100 values is no unit of 8x8 pixels"):
+    with pytest.raises(ValueError, match="a center of 100 values is not a unit of 8x8 pixels"):
         PatchCodebook(torch.zeros(4, 100), (8, 8))
 
 

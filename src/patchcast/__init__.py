@@ -139,7 +139,7 @@ if TYPE_CHECKING:
     from patchcast.pretrainer import Output, Pretrainer
     from patchcast.targets import Codes, EMAFeatures, FrozenFeatures, Pixels, Target, patchify, unpatchify
     from patchcast.tokenizers.base import Tokenizer
-    from patchcast.tokenizers.encoded import AsItIs, encode_images
+    from patchcast.tokenizers.encoded import AsItIs, Unchanged, encode_images
     from patchcast.tokenizers.palette import Palette, fit_palette
     from patchcast.tokenizers.patches import PatchCodebook
     from patchcast.views import Attend, Blank, Context, Drop, Paint, Replace, Shift, View
@@ -256,7 +256,7 @@ _HOMES = {
     "pretrainer": ("Output", "Pretrainer"),
     "targets": ("Codes", "EMAFeatures", "FrozenFeatures", "Pixels", "Target", "patchify", "unpatchify"),
     "tokenizers.base": ("Tokenizer",),
-    "tokenizers.encoded": ("AsItIs", "encode_images"),
+    "tokenizers.encoded": ("AsItIs", "Unchanged", "encode_images"),
     "tokenizers.palette": ("Palette", "fit_palette"),
     "tokenizers.patches": ("PatchCodebook",),
     "views": ("Attend", "Blank", "Context", "Drop", "Paint", "Replace", "Shift", "View"),

@@ -213,7 +213,7 @@ class Decoder(Predictor):
         positions = self.positions(plan.grid)
         seen = torch.cat([self.embed(context.prefix), self.embed(units) + positions[at]], dim=1)
         queries = self.mask_token + positions[plan.predict]
-        groups, queries = plan.predict.shape[1:]
+        groups, predicted = plan.predict.shape[1:]
         x = torch.cat([seen[:, None].expand(-1, groups, -1, -1), queries.to(seen.dtype)], dim=2).flatten(0, 1)
         mask = can_see.flatten(0, 1)[:, None] if can_see is not None and can_see.ndim == 4 else can_see
         if is_valid is not None:
@@ -221,7 +221,7 @@ class Decoder(Predictor):
         added = None if mask is None else additive(mask, x)
         for block in self.blocks[:-1]:
             x = checkpoint(block, x, attn_mask=added) if self.grad_checkpointing else block(x, attn_mask=added)
-        last = partial(self.blocks[-1], attn_mask=added, queries=queries)
+        last = partial(self.blocks[-1], attn_mask=added, last=predicted)
         x = checkpoint(last, x) if self.grad_checkpointing else last(x)
         return self.head(self.norm(x)).unflatten(0, (-1, groups))
 
@@ -234,23 +234,23 @@ MLPS = (GluMlp, Mlp, SwiGLU)
 class LastBlock(Block):
     """timm's block if only the last rows of its output are needed: all tokens are keys, and only the last are queries.
 
-    `block(x, queries=p)` equals the plain block's output `[:, -p:]`. Everything except keys and values is computed for
+    `block(x, last=p)` equals the plain block's output `[:, -p:]`. Everything except keys and values is computed for
     p tokens instead of L, which saves half of the block in I-JEPA's predictor. If the parts of the block are not timm's
     usual ones (other attention, an MLP or a norm over several tokens), the whole block is run.
 
     >>> block = LastBlock(24, 3, qkv_bias=False)
-    >>> block(torch.zeros(1, 6, 24), queries=2).shape
+    >>> block(torch.zeros(1, 6, 24), last=2).shape
     torch.Size([1, 2, 24])
     """
 
     attn: Any
 
     def forward(  # type: ignore[override]  # it cannot stand for a plain block: it answers with fewer tokens
-        self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None = None, *, queries: int
+        self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None = None, *, last: int
     ) -> Float[Tensor, "B P D"]:
         if not self.is_row_by_row:
-            return super().forward(x, attn_mask=attn_mask)[:, -queries:]
-        answer = x[:, -queries:] + self.drop_path1(self.ls1(self.attend(self.norm1(x), attn_mask, queries)))
+            return super().forward(x, attn_mask=attn_mask)[:, -last:]
+        answer = x[:, -last:] + self.drop_path1(self.ls1(self.attend(self.norm1(x), attn_mask, last)))
         return answer + self.drop_path2(self.ls2(self.mlp(self.norm2(answer))))
 
     @property
@@ -264,26 +264,26 @@ class LastBlock(Block):
         return all(isinstance(norm, NORMS) for norm in (self.norm1, self.norm2, self.attn.norm, mlp.norm))
 
     def attend(
-        self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None, queries: int
+        self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None, last: int
     ) -> Float[Tensor, "B P D"]:
         attention = self.attn
-        queries, keys, values = self.project(x, queries)
-        rows = None if attn_mask is None else attn_mask[..., -queries:, :]
+        queries, keys, values = self.project(x, last)
+        rows = None if attn_mask is None else attn_mask[..., -last:, :]
         dropout = attention.attn_drop.p if self.training else 0.0
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=rows, dropout_p=dropout)
         return attention.proj_drop(attention.proj(attention.norm(mixed.transpose(1, 2).flatten(2))))
 
-    def project(self, x: Float[Tensor, "B L D"], queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Float[Tensor, "B L D"], last: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, heads, P, d) of the last tokens, and keys and values (B, heads, L, d) of all tokens."""
         qkv, heads = self.attn.qkv, self.attn.num_heads
         if type(qkv) is not nn.Linear:  # an adapter (LoRA) or a quantized layer computes more than its weight says
             queries, keys, values = qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-            return queries[:, :, -queries:], keys, values
+            return queries[:, :, -last:], keys, values
         split = [qkv.out_features // 3, qkv.out_features * 2 // 3]
         weight = qkv.weight.split(split)
         bias = (None, None) if qkv.bias is None else qkv.bias.split(split)
-        queries = F.linear(x[:, -queries:], weight[0], bias[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        queries = F.linear(x[:, -last:], weight[0], bias[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
         keys, values = F.linear(x, weight[1], bias[1]).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         return queries, keys, values
 
@@ -298,8 +298,8 @@ def and_valid(
     can_see: Bool[Tensor, "..."] | None, is_valid: Bool[Tensor, "B S"], plan: MaskPlan
 ) -> Bool[Tensor, "BG 1 L L"]:
     """The decoder's mask without padding in the context and in `plan.predict`."""
-    queries = torch.ones_like(plan.predict, dtype=torch.bool) if plan.is_predicted is None else plan.is_predicted
-    column = torch.cat([is_valid[:, None].expand(-1, queries.shape[1], -1), queries], dim=2).flatten(0, 1)
+    predicted = torch.ones_like(plan.predict, dtype=torch.bool) if plan.is_predicted is None else plan.is_predicted
+    column = torch.cat([is_valid[:, None].expand(-1, predicted.shape[1], -1), predicted], dim=2).flatten(0, 1)
     mask = column[:, None, None].expand(-1, -1, column.shape[1], -1)
     return mask if can_see is None else mask & can_see
 

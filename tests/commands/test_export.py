@@ -261,7 +261,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.Captur
         return capsys.readouterr().err
 
     assert "timm has no ImageGPT" in refused(runs["imagegpt"], "timm")
-    assert "for simmim take --to timm" in refused(runs["simmim"], "transformers")
+    assert "for simmim use --to timm" in refused(runs["simmim"], "transformers")
     assert main(["export", str(runs["mae"]), "--out", str(runs["mae"])]) == 2
     assert "is not empty" in capsys.readouterr().err
 
@@ -295,7 +295,7 @@ class Decides(nn.Module):
 
 def test_a_file_that_gives_something_else_is_not_left(tmp_path: Path) -> None:
     images = [torch.randn(1, 3, 32, 32)]
-    for norm, complaint in ((Counts(), "does not give what"), (Decides(), "cannot be exported by torch.export")):
+    for norm, complaint in ((Counts(), "does not compute what"), (Decides(), "cannot be exported by torch.export")):
         backbone = wrap("test_vit", img_size=32, depth=1)
         backbone.model.norm = norm
         with pytest.raises(ValueError, match=complaint) as problem:

@@ -23,7 +23,7 @@ from patchcast.joint import JointClassifier
 from patchcast.methods import mae
 from patchcast.methods.imagegpt import imagegpt, imagegpt_masked, on_codes
 from patchcast.tokenizers import encoded
-from patchcast.tokenizers.encoded import AsItIs, CodeSet, Encoded, Mirror, encode_images
+from patchcast.tokenizers.encoded import CodeSet, Encoded, Mirror, Unchanged, encode_images
 from patchcast.tokenizers.palette import Palette, fit_palette
 from patchcast.tokenizers.patches import PatchCodebook
 from tests import contracts
@@ -81,7 +81,7 @@ def test_codes_are_encoded_once_and_anew_for_another_palette(
 
 def batches(codes: CodeSet, steps: int, *, size: int = 32, start: int = 0, flip: bool = False) -> list[list[Tensor]]:
     sampler = EpochSampler(len(codes), size, seed=1, steps=steps, start_step=start)
-    return list(loader(TrainSet(codes, Mirror() if flip else AsItIs(), seed=3), sampler, workers=0))
+    return list(loader(TrainSet(codes, Mirror() if flip else Unchanged(), seed=3), sampler, workers=0))
 
 
 def test_batches_are_a_function_of_seed_and_step(codes: CodeSet) -> None:

@@ -210,7 +210,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(drawer: Pretrainer) -> 
         sample(drawer, 1, top_k=0)
     with pytest.raises(ValueError, match=r"got 1\.0, None and 1\.5"):
         sample(drawer, 1, top_p=1.5)
-    with pytest.raises(ValueError, match="has 16 codes; a prefix of 17"):
+    with pytest.raises(ValueError, match="has 16 codes; got a prefix of 17"):
         complete(drawer, contracts.images_for(drawer), 17)
     with pytest.raises(ValueError, match="takes 1 channels; got 3"):
         complete(drawer, torch.zeros(1, 3, 4, 4), 8)

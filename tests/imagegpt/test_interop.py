@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
     save_imagegpt(pretrainer, tmp_path)
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"size": {"height": 32, "width": 32}}))
-    with pytest.raises(ValueError, match="12 positions, which are no square; give the grid"):
+    with pytest.raises(ValueError, match="12 positions, which are not a square; give the grid"):
         load_imagegpt(tmp_path)
     with pytest.raises(ValueError, match="12 codes; a 3x5 grid has 15"):
         load_imagegpt(tmp_path, grid=Grid(3, 5))
@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"add_cross_attention": True}))
-    with pytest.raises(ValueError, match="add_cross_attention=True; ours attends to nothing"):
+    with pytest.raises(ValueError, match="add_cross_attention=True; our network attends to the image only"):
         load_imagegpt(tmp_path, tokenizer=Encoded(8), grid=Grid(2, 6))
     file.write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(ValueError, match="'gpt2', not 'imagegpt'"):

@@ -23,7 +23,7 @@ from patchcast.recipe import Resolved
 
 @dataclass(frozen=True)
 class Exported:
-    """What is exported: a run's pretrainer, and how it was trained."""
+    """What is exported: a run's pretrainer, recipe and method."""
 
     recipe: Resolved
     method: Method
@@ -37,24 +37,24 @@ def default_format(method: Method) -> str:
 
 
 def is_exported(method: Method) -> bool:
-    """Whether another library can hold the network: none has a masked ImageGPT."""
+    """Whether another library has this network: none has a masked ImageGPT."""
     return method.codes != "colours" or method.causal
 
 
 def exported_as(method: Method) -> str:
-    """Which file of a finished run holds its weights, in words."""
+    """The files of a finished run that hold its weights, as text."""
     if not is_exported(method):
         return "the weights (pretrainer.safetensors)"
     return f"the weights for {default_format(method)} (model.safetensors, config.json)"
 
 
 def write_encoder(encoder: Exported, out: Path, *, to: str | None = None) -> None:
-    """Write an encoder; of a tiled network the encoder of one tile, and the positions of tiles in a file of their own.
+    """Write an encoder. For a tiled network, write the encoder of one tile, and the positions of tiles to another file.
 
     Args:
         to: one of `EXPORT_FORMATS`; None: the library that the network comes from.
     Raises:
-        ValueError: if the format cannot hold the network.
+        ValueError: if the network cannot be written in this format.
     """
     EXPORT_FORMATS[to or default_format(encoder.method)](encoder, out)
 
@@ -63,7 +63,7 @@ def _for_timm(source: Exported, out: Path) -> None:
     recipe = source.recipe
     if source.method.codes == "colours":
         raise ValueError(
-            "timm has no ImageGPT; leave out --to, which writes it for transformers, or take onnx or torch"
+            "timm has no ImageGPT; leave out --to to write it for transformers, or use --to onnx or --to torch"
         )
     encoder = source.pretrainer.backbone
     if isinstance(encoder, Tiled):
@@ -90,7 +90,7 @@ def _for_transformers(source: Exported, out: Path) -> None:
         recipe = source.recipe
         save_mae(source.pretrainer, out, mean=recipe.mean, std=recipe.std, squash=recipe.crop_mode == "squash")
     else:
-        raise ValueError(f"transformers has MAE and ImageGPT only; for {source.recipe.method} take --to timm")
+        raise ValueError(f"transformers has MAE and ImageGPT only; for {source.recipe.method} use --to timm")
 
 
 def _for_torch(source: Exported, out: Path) -> None:
@@ -114,7 +114,7 @@ EXPORT_FORMATS: dict[str, Callable[[Exported, Path], None]] = {
 
 
 def trial_images(recipe: Resolved) -> list[Tensor]:
-    """Batches of 1 and 3 images of noise, and of 1 and 3 with the spectrum of photographs, normalised as the run's.
+    """Batches of 1 and 3 images of noise, and of 1 and 3 with the spectrum of photographs, normalized as in the run.
 
     Photographs have amplitudes that fall as one over the frequency (Field 1987): large smooth parts, and edges of all
     sizes.

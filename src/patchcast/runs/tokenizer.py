@@ -18,7 +18,7 @@ from patchcast.geometry import Grid
 from patchcast.methods import Method
 from patchcast.recipe import Resolved
 from patchcast.runs.build import augmentation, evaluation, timm_args
-from patchcast.tokenizers.encoded import AsItIs, CodeSet, Mirror, encode_images
+from patchcast.tokenizers.encoded import CodeSet, Mirror, Unchanged, encode_images
 from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette, Source, fit_palette, to_levels
 from patchcast.tokenizers.patches import PatchCodebook
@@ -115,7 +115,7 @@ def encode(recipe: Resolved, palette: Palette, images: Images, held_out: Source 
     source = images if held_out is None else held_out
     pixels = [to_levels(evaluation(recipe)(source[place][0])) for place in evenly_spaced(len(source), JUDGED)]
     return CodeData(
-        TrainSet(train, Mirror() if recipe.flip else AsItIs(), recipe.seed),
+        TrainSet(train, Mirror() if recipe.flip else Unchanged(), recipe.seed),
         None if held_out is None else DataLoader(judged, batch_size=recipe.batch_size),  # type: ignore[arg-type]
         floors(train.ids(counted), judged.ids(), palette.vocabulary),
         palette.psnr(torch.stack(pixels)),

@@ -1,4 +1,4 @@
-"""Tokenizers in files: a palette or a codebook, told apart by what is in them."""
+"""Load a tokenizer from a file: a palette or a codebook, recognized by the file's content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from patchcast.tokenizers.patches import PatchCodebook
 
 
 def load_tokenizer(path: str | Path) -> Palette | PatchCodebook:
-    """Read what `Palette.save` or `PatchCodebook.save` wrote, or OpenAI's colours (`.npy`).
+    """Read what `Palette.save` or `PatchCodebook.save` wrote, or OpenAI's colors (`.npy`).
 
     >>> import torch
     >>> file = getfixture("tmp_path") / "greys.safetensors"

@@ -19,7 +19,7 @@ from tests import contracts
 from tests.backbones import zoo
 
 METHODS = {
-    # Raw pixels: brightness is learnt in a few steps, the texture of normalised units is not.
+    # Raw pixels: brightness is learned in a few steps, the texture of normalized units is not.
     "mae": lambda backbone: mae(backbone, decoder_width=32, decoder_depth=1, normalize=False),
     "simmim": simmim,
     "ijepa": lambda backbone: ijepa(backbone, predictor_depth=1),

@@ -105,7 +105,7 @@ def test_grid_mask_of_single_units_is_a_random_mask() -> None:
 
 
 def test_block_mask_hides_blocks() -> None:
-    """Hidden units have hidden neighbours far more often than under a random mask of the same ratio."""
+    """Hidden units have hidden neighbors far more often than under a random mask of the same ratio."""
 
     def alike(plan: MaskPlan) -> float:
         hidden = plan.is_hidden

@@ -167,7 +167,7 @@ def test_a_whole_context_gives_only_its_visible_rows() -> None:
 def test_any_grid(grid: Grid) -> None:
     """A decoder built for one grid gives on another what one built for that other gives."""
     ours, other = decoder(), decoder(grid)
-    assert not {"positions.table"} & ours.state_dict().keys()  # computed, not learnt: nothing to resize
+    assert not {"positions.table"} & ours.state_dict().keys()  # computed, not learned: nothing to resize
     other.load_state_dict(ours.state_dict())
     plan = RandomMask(0.5)(grid, 2)
     seen = context(plan)

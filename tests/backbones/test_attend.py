@@ -30,7 +30,7 @@ def features(backbone: Backbone, moved: int | None, can_see: Bool[Tensor, "*B L 
         images[..., row * down : (row + 1) * down, col * right : (col + 1) * right] += 1.0
     with torch.no_grad():
         tokens = backbone.embed(images)
-        if moved is not None and not backbone.pixels_stay_in_unit:  # the stem would carry it to the neighbours
+        if moved is not None and not backbone.pixels_stay_in_unit:  # the stem would carry it to the neighbors
             tokens.x[:, tokens.prefix + moved] += torch.linspace(-1, 1, tokens.x.shape[-1])
         out = backbone.forward_stages(tokens, can_see=can_see, is_causal=can_see is None)
         return backbone.split(out, tokens)[1]

@@ -62,10 +62,10 @@ def test_a_model_of_timm_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "found" / "vit.json"
     data = tmp_path / "images"
     for split, count in (("train", 12), ("test", 4)):
-        for label, grey in (("dark", 60), ("bright", 180)):
+        for label, gray in (("dark", 60), ("bright", 180)):
             (data / split / label).mkdir(parents=True)
             for place in range(count):
-                pixels = np.full((40, 40, 3), grey + place, dtype=np.uint8)
+                pixels = np.full((40, 40, 3), gray + place, dtype=np.uint8)
                 Image.fromarray(pixels).save(data / split / label / f"{place}.png")
     options = ["--untrained", "--data", str(data), "--draws", "2", "--per_class", "2", "--device", "cpu"]
     assert main(["probe", "test_vit", *options, "--out", str(out)]) == 0

@@ -18,7 +18,7 @@ def test_agrees_with_scikit_learn(digits, k):
     assert knn_accuracy(train, test, k=(k,))[k] == pytest.approx(expected, abs=1e-9)
 
 
-def test_weights_let_one_close_neighbour_outvote_two_far_ones():
+def test_weights_let_one_close_neighbor_outvote_two_far_ones():
     train = Features(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([0, 1, 1]))
     test = Features(torch.tensor([[1.0, 0.2]]), torch.tensor([0]))
     assert knn_accuracy(train, test, k=(3,)) == {3: 1.0}

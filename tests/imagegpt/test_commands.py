@@ -59,7 +59,7 @@ def test_an_imagegpt_run_leaves_everything_behind(runs: Path) -> None:
     found = json.loads((run / "metrics.json").read_text())
     assert found["unit"] == "nats per code"
     assert found["bits_per_pixel"] == pytest.approx(found["eval_loss"] / np.log(2))
-    assert found["floors"]["uniform"] == pytest.approx(np.log(17)), "the digits have 17 grey levels"
+    assert found["floors"]["uniform"] == pytest.approx(np.log(17)), "the digits have 17 gray levels"
     assert found["eval_loss"] < np.log(17)
     assert found["palette_psnr_db"] is None, "a palette of all 17 levels loses nothing"
     recipe = Resolved.load(run / "config.yaml")
@@ -143,8 +143,8 @@ def test_images_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_palette_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Palette(torch.linspace(-1, 1, 5)[:, None]).save(tmp_path / "greys.npy")
-    given = ["--tokenizer", str(tmp_path / "greys.npy"), *DIGITS]
+    Palette(torch.linspace(-1, 1, 5)[:, None]).save(tmp_path / "grays.npy")
+    given = ["--tokenizer", str(tmp_path / "grays.npy"), *DIGITS]
     assert main(["pretrain", "--method", "imagegpt", *NETWORK, *given, "--out", str(tmp_path / "a")]) == 0
     kept = kept_tokenizer(tmp_path / "a")
     assert isinstance(kept, Palette)
@@ -283,7 +283,7 @@ def test_mistakes_get_one_sentence(runs: Path, tmp_path: Path, capsys: pytest.Ca
     assert "is a codebook of patches" in pretrain("imagegpt", *NETWORK, "--tokenizer", codebook)
     assert "has 16 codes, not 9" in pretrain("beit", "--model", "test_vit", "--tokenizer", codebook, "--codes", "9")
     assert "too few for 100000 codes" in pretrain("beit", "--model", "test_vit", "--codes", "100000")
-    assert "a palette has 1 to 4096 colours" in pretrain("imagegpt", *NETWORK, "--codes", "5000")
+    assert "a palette has 1 to 4096 colors" in pretrain("imagegpt", *NETWORK, "--codes", "5000")
     assert not (tmp_path / "new").exists(), "a refused run leaves nothing behind"
     assert "cannot draw images code by code" in fails("sample", str(runs / "beit"))
     assert "cannot draw images code by code" in fails("complete", str(runs / "imagegpt_masked"))
@@ -303,4 +303,4 @@ def test_a_codebook_is_found_in_what_training_sees(tmp_path: Path) -> None:
     assert (codebook.vocabulary, codebook.pixels.stride) == (8, (2, 2))
     train = TrainSet(images, run.augmentation, run.recipe.seed)
     used = codebook.encode(torch.stack([train[0, i][0] for i in range(100)])).unique()
-    assert len(used) == 8, "every centre is near some patch"
+    assert len(used) == 8, "every center is near some patch"

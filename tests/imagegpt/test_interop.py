@@ -123,7 +123,7 @@ def test_a_folder_of_transformers_goes_in_and_out_exactly(tmp_path: Path, inner:
 
     pretrainer = load_imagegpt(tmp_path / "theirs").eval()
     assert pretrainer.backbone.channels == 3
-    torch.testing.assert_close(pretrainer.backbone.tokenizer.colours, torch.from_numpy(clusters), rtol=0, atol=0)
+    torch.testing.assert_close(pretrainer.backbone.tokenizer.colors, torch.from_numpy(clusters), rtol=0, atol=0)
     save_imagegpt(pretrainer, tmp_path / "ours")
 
     back = transformers.ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "ours").eval()
@@ -138,7 +138,7 @@ def test_a_folder_of_transformers_goes_in_and_out_exactly(tmp_path: Path, inner:
     own = pretrainer.backbone.tokenizer
     own.register_buffer("_table", None, persistent=False)
     pixels = (image.float() - 127.5) / 127.5
-    distance = torch.cdist(pixels.permute(0, 2, 3, 1).reshape(-1, 3), own.colours)
+    distance = torch.cdist(pixels.permute(0, 2, 3, 1).reshape(-1, 3), own.colors)
     assert torch.equal(processor(list(image), return_tensors="pt")["input_ids"][0], distance.argmin(1))
 
 
@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
         load_imagegpt(tmp_path, grid=Grid(3, 5))
     assert load_imagegpt(tmp_path, grid=Grid(2, 6)).backbone.image_size == (2, 6)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="no colours"):
+    with pytest.raises(ValueError, match="no colors"):
         load_imagegpt(tmp_path, grid=Grid(2, 6))
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())

@@ -192,7 +192,7 @@ def test_padding_that_is_seen_cannot_be_planned() -> None:
 
 @pytest.mark.parametrize("method", ["mae", "aim"])
 def test_the_loss_falls_on_images_of_different_sizes(method: str) -> None:
-    """A bright square at a place that the image's upper left corner tells: learnt in a few steps."""
+    """A bright square at a place that the image's upper left corner tells: learned in a few steps."""
     torch.manual_seed(0)
     pretrainer = METHODS[method](Tiled(BACKBONES["plain"](), TILES))
     pretrainer.target.normalize = False

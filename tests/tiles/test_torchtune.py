@@ -22,7 +22,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "class token last": {"append_cls_token": True, "out_indices": [0]},
     "no positions of tiles": {"use_tile_pos_embed": False},
     "one tile": {"max_num_tiles": 1},
-    "two tiles, grey": {"max_num_tiles": 2, "in_channels": 1},
+    "two tiles, gray": {"max_num_tiles": 2, "in_channels": 1},
 }
 
 

@@ -109,7 +109,7 @@ def _feed(run: Run, journal: Journal) -> Feed:
     if held_out is not None:
         held_out.images.write_down(journal)
         judged = held_out.images.subset(np.array(evenly_spaced(len(held_out.images), EVALUATED))).readable()
-    if run.method.codes == "colours":
+    if run.method.codes == "colors":
         assert isinstance(run.tokenizer, Palette)
         codes = encode(recipe, run.tokenizer, images, judged)
         return on_codes(run.pretrainer), codes.train, codes.held_out, codes

@@ -34,7 +34,7 @@ def push(run: Path, repo: str, *, to: str | None = None, private: bool = False) 
             if private and not api.repo_info(name).private:
                 raise ValueError(f"{name} is there already and is public; make it private first, or take another name")
             done = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export by patchcast")
-    print(f"\nPushed to {done.commit_url}.\nChoose a licence in its README.md: none has been.")
+    print(f"\nPushed to {done.commit_url}.\nChoose a license in its README.md: none has been.")
 
 
 @contextlib.contextmanager

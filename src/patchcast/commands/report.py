@@ -20,7 +20,7 @@ from torch import Tensor
 from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones import Backbone
-from patchcast.data import denormalise
+from patchcast.data import denormalize
 from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
 from patchcast.drawing.versions import completed, completes_pixels, draws_codes, samples, versions
@@ -154,7 +154,7 @@ def _learning(found: RunNumbers) -> Section:
         label = "share of features that differs between images"
         name = "feature variance"
         charts.append(_over_steps([Curve(name, *variance, dots=True)], label, "Variance of features by step"))
-    unit = " The loss is in nats per code." if found.run.method.codes == "colours" else ""
+    unit = " The loss is in nats per code." if found.run.method.codes == "colors" else ""
     told = (
         f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, "
         "not how good the features are."
@@ -171,7 +171,7 @@ def _accuracy(found: RunNumbers) -> list[Section]:
     probe = found.probes.get("probe")
     if not found.probes:
         told = "Nothing was measured with labels yet. This does it, and this page shows it when it is written again:"
-        typed = f"patchcast probe {shlex.quote(str(found.run.folder))} --data LABELLED"
+        typed = f"patchcast probe {shlex.quote(str(found.run.folder))} --data LABELED"
         return [Section("What the features are worth", told, [commands([typed])])]
     body: list[Html] = []
     if probe:
@@ -354,7 +354,7 @@ def _samples(pretrainer: Pretrainer) -> list[Section]:
 
 
 def _maps(found: RunNumbers, images: Tensor) -> list[Section]:
-    shown = denormalise(images, found.recipe.mean, found.recipe.std)
+    shown = denormalize(images, found.recipe.mean, found.recipe.std)
     try:
         maps = {
             "image": Version(shown),

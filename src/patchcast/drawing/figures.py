@@ -57,8 +57,8 @@ def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
 
 def _pixels(image: UInt8[Tensor, "C H W"]) -> np.ndarray:
     """An image for matplotlib, in [0, 1]; only the first three channels."""
-    colour = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    return colour.permute(1, 2, 0).to(torch.float32).numpy() / 255
+    color = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    return color.permute(1, 2, 0).to(torch.float32).numpy() / 255
 
 
 def draw_loss(training: Curve, held_out: Curve, *, title: str) -> Figure:
@@ -89,10 +89,10 @@ def draw_dependencies(dependence: Float[Tensor, "N N"], allowed: Bool[Tensor, "N
     strength = np.clip(np.log10(dependence.clamp_min(1e-6).numpy()) / 6 + 1, 0, 1)  # six decades, white to dark
     predicted = ~np.isnan(strength)
     leaks = (dependence > 0).numpy() & ~allowed.numpy()
-    colour = np.stack([1 - 0.85 * strength, 1 - 0.7 * strength, 1 - 0.45 * strength], axis=-1)
-    colour[leaks] = np.array([0.85, 0.1, 0.1])
-    colour[~predicted] = HIDDEN
-    left.imshow(colour, interpolation="nearest")
+    color = np.stack([1 - 0.85 * strength, 1 - 0.7 * strength, 1 - 0.45 * strength], axis=-1)
+    color[leaks] = np.array([0.85, 0.1, 0.1])
+    color[~predicted] = HIDDEN
+    left.imshow(color, interpolation="nearest")
     left.set_title(f"{title}: depends on" + (" (red: leaks)" if leaks.any() else ""), fontsize=9)
     plan = np.where(allowed.numpy()[..., None], np.array([0.15, 0.3, 0.55]), np.ones(3))
     plan[~predicted] = HIDDEN
@@ -102,5 +102,5 @@ def draw_dependencies(dependence: Float[Tensor, "N N"], allowed: Bool[Tensor, "N
         axis.set_xlabel("pixels of unit")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set_ylabel("prediction of unit (grey: not predicted)")
+    left.set_ylabel("prediction of unit (gray: not predicted)")
     return figure

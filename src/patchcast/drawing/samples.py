@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchcast.drawing.generation import complete, parts, sample
-from patchcast.drawing.sheets import GREY, save_drawing, save_grid
+from patchcast.drawing.sheets import GRAY, save_drawing, save_grid
 from patchcast.pretrainer import Pretrainer
 
 
@@ -67,7 +67,7 @@ def write_completions(
     pretrainer.cpu()
     whole = tokenizer.decode(tokenizer.encode(images), grid)
     is_given = (torch.arange(grid.units) < prefix).view(1, 1, *grid)
-    shown = torch.where(is_given, whole, torch.full_like(whole, GREY))
+    shown = torch.where(is_given, whole, torch.full_like(whole, GRAY))
     completions = tokenizer.decode(ids.flatten(0, 1), grid).unflatten(0, (-1, copies))
     rows = torch.cat([shown[:, None], completions, whole[:, None]], dim=1).flatten(0, 1)
     save_grid(rows, out, columns=copies + 2)

@@ -15,7 +15,7 @@ from torch import Tensor
 from patchcast.files import write_whole
 from patchcast.geometry import Grid
 
-GAP, GREY = 1, 128
+GAP, GRAY = 1, 128
 
 
 @runtime_checkable
@@ -67,7 +67,7 @@ def save_drawing(
     for count in shown:
         is_drawn = (torch.arange(units) < count).view(1, 1, *grid).float()
         is_drawn = torch.nn.functional.interpolate(is_drawn, size=size, mode="nearest").bool()
-        shown_now = torch.where(is_drawn.to(images.device), images, GREY)
+        shown_now = torch.where(is_drawn.to(images.device), images, GRAY)
         pictures.append(sheet(shown_now, columns=columns, scale=scale))
     durations = [milliseconds] * (len(pictures) - 1) + [2000]
     first, *others = pictures

@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.backbones.imagegpt_network import ImageGPTBackbone
-from patchcast.data import denormalise
+from patchcast.data import denormalize
 from patchcast.drawing.completion import complete_pixels
 from patchcast.drawing.figures import Version
 from patchcast.drawing.generation import complete, parts, sample
 from patchcast.drawing.reconstruction import reconstruct
-from patchcast.drawing.sheets import GREY, sheet
+from patchcast.drawing.sheets import GRAY, sheet
 from patchcast.geometry import upsample
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
@@ -134,11 +134,11 @@ def _completed_halves(
 
 
 def _drawn(images: Float[Tensor, "B C H W"], normalization: Normalization) -> UInt8[Tensor, "B C H W"]:
-    return denormalise(images.cpu(), *normalization)
+    return denormalize(images.cpu(), *normalization)
 
 
 def _as_png(version: Version) -> UInt8[Tensor, "B C H W"]:
     """An image for a PNG: one channel or the first three; gray where hidden."""
     images, hidden = version
     shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
-    return shown if hidden is None else shown.masked_fill(hidden[:, None], GREY)
+    return shown if hidden is None else shown.masked_fill(hidden[:, None], GRAY)

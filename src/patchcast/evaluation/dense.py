@@ -117,11 +117,11 @@ def _probe(extract: Extract, train: Batches, test: Batches, device: str, seed: i
         linear, strength = _fit(fitted, of_image, seed)
         few = fitted.take(_some(len(fitted), seed))
     classes = fitted.labels.unique()
-    neighbours = _neighbours(few, classes)
+    neighbors = _neighbors(few, classes)
     confusions: dict[str, list[Tensor]] = {"linear": [], "knn": []}
     for images, masks in test:
         features = extract(images.to(device)).float().cpu()
-        for name, score in (("linear", linear), ("knn", neighbours)):
+        for name, score in (("linear", linear), ("knn", neighbors)):
             scores = score(features.flatten(0, 2)).unflatten(0, features.shape[:3]).permute(0, 3, 1, 2)
             large = F.interpolate(scores.float(), tuple(masks.shape[1:]), mode="bilinear")
             confusions[name].append(confusion(masks, classes[large.argmax(dim=1)]))
@@ -207,7 +207,7 @@ def _likelihood(probe: LogisticProbe, judge: Features) -> float:
     return -float(F.cross_entropy(probe.logits(judge.x[known]), place[known]))
 
 
-def _neighbours(units: Features, classes: Int64[Tensor, " K"]) -> Score:
+def _neighbors(units: Features, classes: Int64[Tensor, " K"]) -> Score:
     reference = F.normalize(units.x, dim=1).T
     votes = F.one_hot(torch.searchsorted(classes, units.labels), len(classes)).float()
     count = min(DENSE_NEIGHBORS, len(units))

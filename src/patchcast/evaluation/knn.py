@@ -14,11 +14,11 @@ from patchcast.data.splits import stratified_split
 from patchcast.evaluation.features import Features, check_probe
 
 TEMPERATURE = 0.07
-NEIGHBOURS = (1, 5, 10, 20, 50, 200)
+NEIGHBORS = (1, 5, 10, 20, 50, 200)
 CHUNK_ELEMENTS = 2**24  # elements of the similarity matrix in memory at a time: 64 MiB of float32
 
 
-def knn_accuracy(train: Features, test: Features, *, k: Sequence[int] = NEIGHBOURS) -> dict[int, float]:
+def knn_accuracy(train: Features, test: Features, *, k: Sequence[int] = NEIGHBORS) -> dict[int, float]:
     """Accuracy, in [0, 1], of the vote of the `k` nearest training images, for each k.
 
     Neighbors are the most similar by cosine, each voting with exp(similarity / 0.07) (Wu et al. 2018, section 3.4;
@@ -57,7 +57,7 @@ class KnnResult:
 
 
 def knn_probe(
-    train: Features, test: Features, *, k: Sequence[int] = NEIGHBOURS, held_out: float = 0.2, seed: int = 0
+    train: Features, test: Features, *, k: Sequence[int] = NEIGHBORS, held_out: float = 0.2, seed: int = 0
 ) -> KnnResult:
     """`knn_accuracy` with the number of neighbors chosen on held-out training images; of equals, the largest.
 

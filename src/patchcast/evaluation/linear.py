@@ -114,7 +114,7 @@ def logistic_path(train: Features, strengths: Sequence[float]) -> Iterator[Logis
     classes, targets = train.labels.unique(return_inverse=True)
     weight = z.new_zeros(z.shape[1], len(classes))
     for strength in sorted(strengths):
-        weight = _minimise(z, targets, variance, strength, start=weight)
+        weight = _minimize(z, targets, variance, strength, start=weight)
         yield LogisticProbe(mean, scale, axes @ weight[:-1], weight[-1], classes, strength)
 
 
@@ -151,7 +151,7 @@ def principal_axes(
     return sides[:, keep] * lengths, x.T @ sides[:, keep] / lengths, squares[keep]
 
 
-def _minimise(
+def _minimize(
     z: Float[Tensor, "N R1"],
     targets: Int[Tensor, " N"],
     variance: Float[Tensor, " R"],

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchcast.evaluation.features import Features
-from patchcast.evaluation.linear import principal_axes, standardise
+from patchcast.evaluation.linear import principal_axes, standardize
 
 # Penalties per feature. The range is wide because feature sets need very different ones: a fixed penalty would
 # decide which of them looks best.
@@ -27,7 +27,7 @@ def ridge_accuracy(train: Features, test: Features) -> float:
     >>> ridge_accuracy(train, Features(torch.tensor([[-1.], [9.]]), torch.tensor([3, 7])))
     1.0
     """
-    x, mean, scale = standardise(train.x)
+    x, mean, scale = standardize(train.x)
     classes, targets = train.labels.unique(return_inverse=True)
     one_hot = F.one_hot(targets, len(classes)).to(x)
     y = one_hot - one_hot.mean(dim=0)

@@ -126,7 +126,7 @@ def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, wh
     encoder = backbone.tile if isinstance(backbone, Tiled) and to == "timm" else backbone
     height, width = _image_size(recipe, to)
     code = TEMPLATES.get_template("loading.py.jinja").render(
-        to="imagegpt" if to == "transformers" and method.codes == "colours" else to,
+        to="imagegpt" if to == "transformers" and method.codes == "colors" else to,
         where=repr(where),
         name=repr(name),
         file=file,

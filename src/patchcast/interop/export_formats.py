@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
-from patchcast.data.transforms import Normalise
+from patchcast.data.transforms import Normalize
 from patchcast.files import write_weights
 from patchcast.interop import save_imagegpt, save_mae
 from patchcast.interop.graph import Difference, save_onnx, save_torch
@@ -33,12 +33,12 @@ class Exported:
 
 def default_format(method: Method) -> str:
     """The library that a method's networks come from."""
-    return "transformers" if method.codes == "colours" else "timm"
+    return "transformers" if method.codes == "colors" else "timm"
 
 
 def is_exported(method: Method) -> bool:
     """Whether another library has this network: none has a masked ImageGPT."""
-    return method.codes != "colours" or method.causal
+    return method.codes != "colors" or method.causal
 
 
 def exported_as(method: Method) -> str:
@@ -61,7 +61,7 @@ def write_encoder(encoder: Exported, out: Path, *, to: str | None = None) -> Non
 
 def _for_timm(source: Exported, out: Path) -> None:
     recipe = source.recipe
-    if source.method.codes == "colours":
+    if source.method.codes == "colors":
         raise ValueError(
             "timm has no ImageGPT; leave out --to to write it for transformers, or use --to onnx or --to torch"
         )
@@ -84,7 +84,7 @@ def _for_timm(source: Exported, out: Path) -> None:
 
 
 def _for_transformers(source: Exported, out: Path) -> None:
-    if source.method.codes == "colours":
+    if source.method.codes == "colors":
         save_imagegpt(source.pretrainer, out, squash=source.recipe.crop_mode == "squash")
     elif source.recipe.method == "mae":
         recipe = source.recipe
@@ -125,6 +125,6 @@ def trial_images(recipe: Resolved) -> list[Tensor]:
     frequency = (torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width).square()).sqrt()
     smooth = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency.clamp_min(1 / max(height, width)), (height, width))
     smooth = (0.5 + 0.2 * smooth / smooth.std(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
-    normalise = Normalise(recipe.mean, recipe.std)
-    natural = torch.stack([normalise(image) for image in smooth])
+    normalize = Normalize(recipe.mean, recipe.std)
+    natural = torch.stack([normalize(image) for image in smooth])
     return [noise[:1], noise[1:], natural[:1], natural[1:]]

@@ -202,7 +202,7 @@ def to_processor(palette: Palette, grid: Grid, *, squash: bool) -> dict[str, Any
     """The config of transformers' `ImageGPTImageProcessor` for a palette."""
     half = (0.5, 0.5, 0.5)
     config = processor_config("ImageGPTImageProcessor", (grid.rows, grid.cols), mean=half, std=half, squash=squash)
-    return config | {"clusters": palette.colours.cpu().expand(-1, 3).tolist(), "do_color_quantize": True}
+    return config | {"clusters": palette.colors.cpu().expand(-1, 3).tolist(), "do_color_quantize": True}
 
 
 def save_imagegpt_classifier(model: JointClassifier, folder: str | Path, *, squash: bool = True) -> None:
@@ -436,9 +436,9 @@ def _read_palette(folder: Path) -> Palette:
     clusters = json.loads(file.read_text()).get("clusters") if file.exists() else None
     if clusters is None:
         raise ValueError(f"{folder} has no palette (clusters in preprocessor_config.json); give a tokenizer")
-    colours = torch.tensor(clusters, dtype=torch.float32)
-    is_grey = bool((colours == colours[:, :1]).all())
-    return Palette(colours[:, :1] if is_grey else colours)
+    colors = torch.tensor(clusters, dtype=torch.float32)
+    is_gray = bool((colors == colors[:, :1]).all())
+    return Palette(colors[:, :1] if is_gray else colors)
 
 
 def _depth(names: Mapping[str, Any], pattern: str) -> int:

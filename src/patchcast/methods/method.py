@@ -36,6 +36,6 @@ class Method:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     takes_steps: bool = False
-    codes: Literal["patches", "colours"] | None = None
+    codes: Literal["patches", "colors"] | None = None
     causal: bool = False
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

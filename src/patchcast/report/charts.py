@@ -1,4 +1,4 @@
-"""Line charts as SVG that stands inside a page: no script, colours from the page's own, for light and dark."""
+"""Line charts as SVG that stands inside a page: no script, colors from the page's own, for light and dark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from patchcast.report.page import Html
 WIDTH, HEIGHT = 350, 220  # of the drawing, in its own units: a phone shows it at about their size in pixels
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 38
 MOST_POINTS = 300
-COLOURS = 4
+COLORS = 4
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, told: str
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{down(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
     for x in (each for each in x_ticks if left <= each <= right):
         parts.append(f'<text class="tick" x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 16}">{number(x)}</text>')
-    centre = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{centre:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
+    center = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="axis" x="{center:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
     for place, curve in enumerate(shown):
         points = [(across(x), down(y)) for x, y in zip(curve.x, curve.y, strict=True)]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline class="c{place % COLOURS}" points="{line}"/>')
+        parts.append(f'<polyline class="c{place % COLORS}" points="{line}"/>')
         if curve.dots or len(points) == 1:
-            parts += [f'<circle class="c{place % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
+            parts += [f'<circle class="c{place % COLORS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
     parts.append("</svg>")
     keys = shown if len(shown) > 1 else []  # a curve by itself is named by its axis
     names = "".join(
-        f'<span class="key"><i class="c{place % COLOURS}"></i>{escape(curve.name)}</span>'
+        f'<span class="key"><i class="c{place % COLORS}"></i>{escape(curve.name)}</span>'
         for place, curve in enumerate(keys)
     )
     return Html(
@@ -80,7 +80,7 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, told: str
 
 
 def thinned(curve: Curve) -> Curve:
-    """A long curve as the means of neighbouring points; what is no number is left out.
+    """A long curve as the means of neighboring points; what is no number is left out.
 
     >>> thinned(Curve("", list(range(1000)), [1.0] * 1000)).y[:3]
     [1.0, 1.0, 1.0]

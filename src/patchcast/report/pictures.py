@@ -26,8 +26,8 @@ def data_uri(image: UInt8[Tensor, "C H W"], hidden: Bool[Tensor, "H W"] | None =
     >>> data_uri(torch.zeros(1, 2, 2, dtype=torch.uint8))[:22]
     'data:image/png;base64,'
     """
-    colour = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    pixels = colour.permute(1, 2, 0).numpy()
+    color = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    pixels = color.permute(1, 2, 0).numpy()
     if hidden is not None:
         opaque = np.where(hidden.numpy(), 0, 255).astype(np.uint8)
         pixels = np.concatenate([np.where(opaque[..., None] > 0, pixels, 0), opaque[..., None]], axis=-1)
@@ -40,8 +40,8 @@ def strips(versions: Mapping[str, Version]) -> Html:
     """For each image its versions side by side, each with its name below.
 
     >>> import torch
-    >>> grey = Version(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
-    >>> strips({"image": grey, "predicted": grey}).count("<img")
+    >>> gray = Version(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    >>> strips({"image": gray, "predicted": gray}).count("<img")
     4
     """
     count = len(next(iter(versions.values())).images)

@@ -23,7 +23,7 @@ from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
 
 FEWEST_UNITS = 7  # a side; with fewer there is little to predict a patch from
-SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalise by
+SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalize by
 
 
 def find_method(name: str) -> Method:
@@ -75,7 +75,7 @@ def resolve(recipe: Recipe, method: Method, source: Source) -> Resolved:
     }
     defaults: dict[str, Any] = {
         "crop_scale": method.crop_scale,
-        "crop_mode": "squash" if method.codes == "colours" else "center",
+        "crop_mode": "squash" if method.codes == "colors" else "center",
         "flip": method.flip and recipe.data != "digits",
         "lr": method.lr_per_256 * recipe.batch_size / 256,
         "betas": method.betas,
@@ -108,7 +108,7 @@ def _normalization(recipe: Recipe, images: Images) -> tuple[tuple[float, ...], t
 def _check_stream(recipe: Recipe, method: Method) -> None:
     if recipe.steps is None:
         raise ValueError(f"{recipe.data} is a stream of unknown length: give --steps")
-    if method.codes == "colours":
+    if method.codes == "colors":
         raise ValueError(f"{recipe.method} encodes all images before training, which a stream does not allow: use hf:")
 
 
@@ -121,7 +121,7 @@ def build(recipe: Resolved, method: Method, tokenizer: Tokenizer | None = None) 
         ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
     """
     torch.manual_seed(recipe.seed)
-    if method.codes == "colours":
+    if method.codes == "colors":
         assert tokenizer is not None
         return method.build(imagegpt_backbone(recipe, tokenizer, causal=method.causal), **recipe.method_args)
     backbone = wrap(recipe.model, pretrained=recipe.pretrained, **timm_args(recipe))
@@ -163,7 +163,7 @@ def evaluation(recipe: Resolved) -> Evaluate:
 
 def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tuple[int, int], int | None]:
     """Height and width, and pixels per side of a patch; None for the model's own."""
-    if method.codes == "colours":
+    if method.codes == "colors":
         assert recipe.image_size is not None  # `with_codes` has seen to it
         return recipe.image_size, None
     nominal = _nominal(recipe)

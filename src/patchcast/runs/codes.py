@@ -32,7 +32,7 @@ def with_codes(recipe: Recipe, method: Method, images: Images) -> Recipe:
     Raises:
         ValueError: if it asks for what contradicts that.
     """
-    if method.codes != "colours" and recipe.model in NETWORKS:
+    if method.codes != "colors" and recipe.model in NETWORKS:
         raise ValueError(f"{recipe.model} is for imagegpt; {recipe.method} is run on timm's vision transformers")
     if method.codes is None:
         if recipe.codes is not None or recipe.tokenizer is not None:
@@ -46,13 +46,13 @@ def with_codes(recipe: Recipe, method: Method, images: Images) -> Recipe:
                 f"{recipe.tokenizer} has {tokenizer.vocabulary} codes, not {recipe.codes}; leave out codes"
             )
         found["codes"] = tokenizer.vocabulary
-    if method.codes == "colours" or isinstance(tokenizer, Palette):
+    if method.codes == "colors" or isinstance(tokenizer, Palette):
         _check_palette(recipe, tokenizer, images.channels)
         # Palettes are of black -1 and white 1.
         found |= {"mean": (0.5,) * images.channels, "std": (0.5,) * images.channels}
         if any(each is not None and set(each) != {0.5} for each in (recipe.mean, recipe.std)):
             raise ValueError("a palette's images have black -1 and white 1: leave out mean and std")
-    if method.codes == "colours":
+    if method.codes == "colors":
         found |= _whole_images(recipe, images)
     return dataclasses.replace(recipe, **found)
 
@@ -103,7 +103,7 @@ def imagegpt_backbone(recipe: Resolved, tokenizer: Tokenizer, *, causal: bool) -
 
 
 def of_units(tokenizer: Tokenizer, backbone: Backbone) -> Tokenizer:
-    """A tokenizer that gives each unit of a backbone a code: a palette, that of its mean colour.
+    """A tokenizer that gives each unit of a backbone a code: a palette, that of its mean color.
 
     Raises:
         ValueError: if a codebook is of units of another size.

@@ -41,7 +41,7 @@ def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str
 
 def encoder_of(run: Run) -> Exported:
     """What of a run is exported."""
-    model_args = {} if run.method.codes == "colours" else timm_args(run.recipe)
+    model_args = {} if run.method.codes == "colors" else timm_args(run.recipe)
     return Exported(run.recipe, run.method, run.pretrainer, model_args)
 
 

@@ -43,7 +43,7 @@ def find_tokenizer(recipe: Resolved, method: Method, images: Images) -> AnyToken
     if recipe.tokenizer is not None:
         return load_tokenizer(recipe.tokenizer)
     assert recipe.codes is not None
-    if kind == "colours":
+    if kind == "colors":
         return fit_palette(Resized(images, evaluation(recipe)), recipe.codes, seed=recipe.seed)
     with torch.device("meta"):
         stride = wrap(recipe.model, **timm_args(recipe)).stride

@@ -49,20 +49,20 @@ class Palette(nn.Module):
         channels: 1 or 3.
     """
 
-    colours: Tensor
+    colors: Tensor
     _table: Tensor | None
     from_image = ""
 
-    def __init__(self, colours: Float[Tensor, "K C"]) -> None:
+    def __init__(self, colors: Float[Tensor, "K C"]) -> None:
         super().__init__()
-        if len(colours) > LARGEST or colours.shape[1] not in (1, 3):
-            raise ValueError(f"a palette has up to {LARGEST} colours of 1 or 3 channels; got {tuple(colours.shape)}")
-        if not len(colours) or not bool((colours.abs() <= 1).all()):
+        if len(colors) > LARGEST or colors.shape[1] not in (1, 3):
+            raise ValueError(f"a palette has up to {LARGEST} colors of 1 or 3 channels; got {tuple(colors.shape)}")
+        if not len(colors) or not bool((colors.abs() <= 1).all()):
             raise ValueError(
-                "a palette's colours lie between -1 (black) and 1 (white); scale 8-bit ones by x / 127.5 - 1"
+                "a palette's colors lie between -1 (black) and 1 (white); scale 8-bit ones by x / 127.5 - 1"
             )
-        self.vocabulary, self.channels = colours.shape
-        self.register_buffer("colours", colours.float(), persistent=False)
+        self.vocabulary, self.channels = colors.shape
+        self.register_buffer("colors", colors.float(), persistent=False)
         self.register_buffer("_table", None, persistent=False)
 
     def encode(self, images: Real[Tensor, "B C H W"]) -> Int64[Tensor, "B N"]:
@@ -79,7 +79,7 @@ class Palette(nn.Module):
             ValueError: if the images have other channels than the palette.
         """
         if images.shape[1] != self.channels:
-            raise ValueError(f"the palette has colours of {self.channels} channels; the images have {images.shape[1]}")
+            raise ValueError(f"the palette has colors of {self.channels} channels; the images have {images.shape[1]}")
         levels = to_levels(images).to(torch.int32)
         index = levels[:, 0]
         if self.channels == 3:
@@ -88,12 +88,12 @@ class Palette(nn.Module):
 
     def decode(self, ids: Int[Tensor, "B N"], grid: Grid) -> UInt8[Tensor, "B C H W"]:
         """The pictures of some codes, rounded to 8 bits."""
-        levels = ((self.colours + 1) * 127.5).round().to(torch.uint8)
+        levels = ((self.colors + 1) * 127.5).round().to(torch.uint8)
         return levels[ids].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
 
     def draw(self, ids: Int[Tensor, "B N"], images: Real[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The colors of codes as floating-point images, black -1 and white 1, in the size of `images`."""
-        return self.colours[ids].unflatten(1, images.shape[-2:]).permute(0, 3, 1, 2)
+        return self.colors[ids].unflatten(1, images.shape[-2:]).permute(0, 3, 1, 2)
 
     def psnr(self, images: UInt8[Tensor, "B C H W"]) -> float:
         """Peak signal-to-noise ratio of the quantized images in dB, over all pixels; infinite if they are unchanged.
@@ -106,41 +106,46 @@ class Palette(nn.Module):
         return float(20 * torch.log10(255 / error.sqrt()))
 
     @property
+    def colours(self) -> Float[Tensor, "K C"]:
+        """The earlier name of `colors`."""
+        return self.colors
+
+    @property
     def table(self) -> Int16[Tensor, " all"]:
         """The code of every 8-bit color, indexed by 65536 red + 256 green + blue (or by the gray level)."""
         if self._table is None:
-            self._table = _cached_table(self.colours.cpu()).to(self.colours.device)
+            self._table = _cached_table(self.colors.cpu()).to(self.colors.device)
         return self._table
 
     def save(self, path: str | Path) -> None:
-        """Write the colours as `.npy`, like OpenAI's clusters, or as `.safetensors`; `load` reads both."""
+        """Write the colors as `.npy`, like OpenAI's clusters, or as `.safetensors`; `load` reads both."""
         if _is_numpy(path):
-            write_whole(path, lambda unfinished: np.save(unfinished, self.colours.cpu().numpy()))
+            write_whole(path, lambda unfinished: np.save(unfinished, self.colors.cpu().numpy()))
         else:
-            write_weights({"colours": self.colours.cpu()}, path)
+            write_weights({"colours": self.colors.cpu()}, path)  # the spelling of files that are saved already
 
     @classmethod
     def load(cls, path: str | Path) -> Palette:
-        """Read the colours of a `.npy` or `.safetensors` file.
+        """Read the colors of a `.npy` or `.safetensors` file.
 
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if the file has another suffix, or holds no colors.
         """
-        colours = _read_array(path) if _is_numpy(path) else read_weights(path).get("colours")
-        if colours is None or colours.ndim != 2 or not colours.is_floating_point():
+        colors = _read_array(path) if _is_numpy(path) else read_weights(path).get("colours")
+        if colors is None or colors.ndim != 2 or not colors.is_floating_point():
             raise ValueError(f"{path} holds no palette, which is an array of floating-point colors, one per row")
-        return cls(colours)
+        return cls(colors)
 
     def extra_repr(self) -> str:
-        return f"{self.vocabulary} colours, {self.channels} channels"
+        return f"{self.vocabulary} colors, {self.channels} channels"
 
 
 def fit_palette(images: Source, k: int, *, seed: int = 0, pixels: int = 1_000_000) -> Palette:
     """Fit the k colors of a palette by k-means on a sample of a source's pixels; darkest first.
 
     >>> shades = torch.tensor([0, 1, 128, 129, 255], dtype=torch.uint8).view(1, 1, 5)
-    >>> (fit_palette([(shades, 0)] * 3, k=3).colours[:, 0] * 127.5 + 127.5).int().tolist()
+    >>> (fit_palette([(shades, 0)] * 3, k=3).colors[:, 0] * 127.5 + 127.5).int().tolist()
     [0, 128, 255]
 
     Args:
@@ -152,7 +157,7 @@ def fit_palette(images: Source, k: int, *, seed: int = 0, pixels: int = 1_000_00
         ValueError: if k is out of range, or the images are neither gray nor RGB.
     """
     if not 1 <= k <= LARGEST:
-        raise ValueError(f"a palette has 1 to {LARGEST} colours; asked for {k}")
+        raise ValueError(f"a palette has 1 to {LARGEST} colors; asked for {k}")
     sample = _sample_pixels(images, pixels, seed)
     distinct = np.unique(sample, axis=0)
     if len(distinct) <= k:
@@ -161,7 +166,7 @@ def fit_palette(images: Source, k: int, *, seed: int = 0, pixels: int = 1_000_00
         from sklearn.cluster import MiniBatchKMeans
 
         # On CIFAR-10 with k = 512 this gave palettes of 34.19 and 34.20 dB; OpenAI's has 34.34, the default batch of
-        # 1024 34.04 and 33.97, and reassigning rare colours (the default) 34.14 and 34.17.
+        # 1024 34.04 and 33.97, and reassigning rare colors (the default) 34.14 and 34.17.
         kmeans = MiniBatchKMeans(
             k, batch_size=16384, n_init=1, max_no_improvement=30, reassignment_ratio=0.0, random_state=seed
         )
@@ -183,17 +188,17 @@ def to_levels(images: Real[Tensor, "*B H W"]) -> UInt8[Tensor, "*B H W"]:
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def nearest(pixels: Float32[Tensor, "M C"], colours: Float32[Tensor, "K C"]) -> Int64[Tensor, " M"]:
+def nearest(pixels: Float32[Tensor, "M C"], colors: Float32[Tensor, "K C"]) -> Int64[Tensor, " M"]:
     """The nearest color of each pixel; of equal distances, the first.
 
     Distances are a^2 - 2ab + b^2, rounded to float32 at each step, with ab as a chain of fused multiply-adds, as x86
     and CUDA libraries compute matrix products of three terms. The chain is computed in double precision, so that codes
     are the same on every machine.
     """
-    product = pixels[:, None, 0] * colours[None, :, 0]
-    for a, b in zip(pixels.T[1:].double(), colours.T[1:].double(), strict=True):
+    product = pixels[:, None, 0] * colors[None, :, 0]
+    for a, b in zip(pixels.T[1:].double(), colors.T[1:].double(), strict=True):
         product = torch.addcmul(product.double(), a[:, None], b[None]).float()
-    distance = _squares(pixels)[:, None] - 2 * product + _squares(colours)[None]
+    distance = _squares(pixels)[:, None] - 2 * product + _squares(colors)[None]
     return distance.argmin(dim=1)
 
 
@@ -204,11 +209,11 @@ def _squares(x: Float32[Tensor, "M C"]) -> Float32[Tensor, " M"]:
     return total
 
 
-def build_table(colours: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
+def build_table(colors: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
     """The nearest color of every 8-bit color: 2^8 grays or 2^24 colors, in the order of their bytes."""
     levels = (torch.arange(256, dtype=torch.float32) - 127.5) / 127.5
-    if colours.shape[1] == 1:
-        return nearest(levels[:, None], colours).to(torch.int16)
+    if colors.shape[1] == 1:
+        return nearest(levels[:, None], colors).to(torch.int16)
     table = torch.empty(256, 256, 256, dtype=torch.int16)
     edges = levels.split(CELL)
     centres = torch.stack([edge.mean() for edge in edges])
@@ -217,25 +222,25 @@ def build_table(colours: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
     reach = (edges[0][-1] - edges[0][0]) * 3**0.5 + 2e-3
     for r, reds in enumerate(edges):
         middle = torch.cartesian_prod(centres[r : r + 1], centres, centres)
-        away = torch.cdist(middle, colours, compute_mode="donot_use_mm_for_euclid_dist")
+        away = torch.cdist(middle, colors, compute_mode="donot_use_mm_for_euclid_dist")
         is_candidate = away <= away.min(dim=1, keepdim=True).values + reach
         for cell, candidates in enumerate(is_candidate):
             g, b = divmod(cell, len(edges))
             few = candidates.nonzero()[:, 0]
-            codes = few[nearest(torch.cartesian_prod(reds, edges[g], edges[b]), colours[few])]
+            codes = few[nearest(torch.cartesian_prod(reds, edges[g], edges[b]), colors[few])]
             box = tuple(slice(i * CELL, (i + 1) * CELL) for i in (r, g, b))
             table[box] = codes.view(CELL, CELL, CELL).to(torch.int16)
     return table.flatten()
 
 
-def _cached_table(colours: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
-    if colours.shape[1] == 1:
-        return build_table(colours)
-    name = hashlib.blake2b(colours.numpy().tobytes(), digest_size=16).hexdigest()
+def _cached_table(colors: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
+    if colors.shape[1] == 1:
+        return build_table(colors)
+    name = hashlib.blake2b(colors.numpy().tobytes(), digest_size=16).hexdigest()
     file = cache_folder() / f"palette-{name}.npy"
     if file.exists():
         return torch.from_numpy(np.load(file))
-    table = build_table(colours)
+    table = build_table(colors)
     write_cache(file, lambda unfinished: np.save(unfinished, table.numpy()))
     return table
 

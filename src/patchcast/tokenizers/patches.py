@@ -126,8 +126,8 @@ class PatchCodebook(nn.Module):
 class PerUnit(nn.Module):
     """A tokenizer of pixels (a palette) applied to units: the code of each unit's mean color.
 
-    >>> greys = PatchCodebook(torch.tensor([[0.0], [1.0]]), stride=(1, 1), normalize=False)
-    >>> PerUnit(greys, (1, 2)).encode(torch.tensor([[[[0.1, 0.3, 0.2, 0.9]]]])).tolist()
+    >>> grays = PatchCodebook(torch.tensor([[0.0], [1.0]]), stride=(1, 1), normalize=False)
+    >>> PerUnit(grays, (1, 2)).encode(torch.tensor([[[[0.1, 0.3, 0.2, 0.9]]]])).tolist()
     [[0, 1]]
 
     Args:

@@ -290,7 +290,7 @@ def test_mistakes_get_one_sentence(runs: Path, tmp_path: Path, capsys: pytest.Ca
     assert "cannot be kept" in fails("complete", str(runs / "imagegpt"), "--prefix", "65")
     assert "temperature >= 0" in fails("sample", str(runs / "imagegpt"), "--temperature", "-1")
     assert "names a PNG" in fails("sample", str(runs / "imagegpt"), "--out", str(tmp_path / "a.jpg"))
-    assert "no causal ImageGPT" in fails("export", str(runs / "imagegpt_masked"), "--out", str(tmp_path / "out"))
+    assert "not a causal ImageGPT" in fails("export", str(runs / "imagegpt_masked"), "--out", str(tmp_path / "out"))
     (tmp_path / "notes.txt").write_text("mine")
     assert "neither a palette" in pretrain("imagegpt", *NETWORK, "--tokenizer", str(tmp_path / "notes.txt"))
 

@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
         load_imagegpt(tmp_path, grid=Grid(3, 5))
     assert load_imagegpt(tmp_path, grid=Grid(2, 6)).backbone.image_size == (2, 6)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="no colors"):
+    with pytest.raises(ValueError, match="has no palette"):
         load_imagegpt(tmp_path, grid=Grid(2, 6))
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
@@ -226,7 +226,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
     file.write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(ValueError, match="'gpt2', not 'imagegpt'"):
         load_imagegpt(tmp_path)
-    with pytest.raises(ValueError, match="no causal ImageGPT"):
+    with pytest.raises(ValueError, match="not a causal ImageGPT"):
         save_imagegpt(masked(), tmp_path)
     state = theirs(add_cross_attention=False).state_dict()
     with pytest.raises(ValueError, match=r"h\.0\.extra\.weight has no place"):
@@ -249,5 +249,5 @@ def test_a_classifier_goes_to_transformers(tmp_path: Path) -> None:
     ids = model.pretrainer.backbone.tokenizer.encode(images)
     logits = other.eval()(shifted(ids, 8)).logits
     torch.testing.assert_close(logits, model.classify(images), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="no causal ImageGPT"):
+    with pytest.raises(ValueError, match="not a causal ImageGPT"):
         save_imagegpt_classifier(JointClassifier(masked(), 5), tmp_path)

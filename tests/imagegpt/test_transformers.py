@@ -310,7 +310,7 @@ def test_what_does_not_fit_is_refused_or_started_anew_with_a_warning(tmp_path: P
     with pytest.warns(NoHeadWarning, match="has no head for ImageGPTForCausalImageModeling"):
         ours.ImageGPTForCausalImageModeling.from_pretrained(tmp_path)
     mine = own(theirs())
-    with pytest.raises(ValueError, match="16 positions; 17 places"):
+    with pytest.raises(ValueError, match="16 positions; the input has 17"):
         mine(codes(length=17))
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         mine()

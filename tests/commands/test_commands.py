@@ -188,7 +188,7 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     told = subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout
     assert "swin_tiny_patch4_window7_224" in told
     assert main(["models", "vit_tiny_r_s16_p8_224"]) == 0
-    assert "networks of its own: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
+    assert "its own networks: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
     assert set(METHOD_NAMES) == set(METHODS), "patchcast.backbones.capabilities and patchcast.methods differ"
     assert "did you mean mae?" in fails(capsys, "models", "--method", "mea")
     assert "that aim can be run on; beit, ijepa, mae, simmim can" in fails(

@@ -395,7 +395,7 @@ def test_push_that_goes_wrong(
     assert "hf auth login" in told(None), "the real client, which asks for a token before the network"
     assert "write USER/NAME" in told(Hub(tmp_path), "a name with spaces")
     public = told(Hub(tmp_path, exists=True, public=True), "me/there", "--private")
-    assert "is there already and is public" in public
+    assert "exists already and is public" in public
     refusal = HfHubHTTPError.__new__(HfHubHTTPError)  # it is made of an answer of the network's
     refusal.args = ("403 Forbidden: not yours.\n\nRequest ID: 1",)
     assert "the Hugging Face hub refused me/there: 403 Forbidden: not yours\n" in told(Hub(tmp_path, fails=refusal))

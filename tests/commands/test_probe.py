@@ -74,7 +74,7 @@ def test_a_model_of_timm_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "pretrained" not in found, "its weights were not asked for"
     assert found["raw pixels"]["linear"]["value"] == 1.0, "one is dark, the other bright"
     capsys.readouterr()
-    assert "has no data of its own: give --data" in said(capsys, "probe", "test_vit", "--untrained")
+    assert "has no data: give --data" in said(capsys, "probe", "test_vit", "--untrained")
     assert "did you mean test_vit" in said(capsys, "probe", "test_vot", "--untrained", "--data", "digits")
     assert "holds no run of patchcast" in said(capsys, "probe", str(tmp_path), "--data", "digits")
 

@@ -20,7 +20,7 @@ from patchcast.methods import on_codes
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs import run as opening
 from patchcast.runs.run import open_run, start_run
-from patchcast.runs.tokenizer import encode, kept_tokenizer
+from patchcast.runs.tokenizer import encode, saved_tokenizer
 from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
@@ -146,7 +146,7 @@ def test_a_palette_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
     Palette(torch.linspace(-1, 1, 5)[:, None]).save(tmp_path / "grays.npy")
     given = ["--tokenizer", str(tmp_path / "grays.npy"), *DIGITS]
     assert main(["pretrain", "--method", "imagegpt", *NETWORK, *given, "--out", str(tmp_path / "a")]) == 0
-    kept = kept_tokenizer(tmp_path / "a")
+    kept = saved_tokenizer(tmp_path / "a")
     assert isinstance(kept, Palette)
     assert kept.vocabulary == 5
     assert Resolved.load(tmp_path / "a" / "config.yaml").codes == 5
@@ -170,7 +170,7 @@ def test_a_codebook_of_another_run(runs: Path, tmp_path: Path, capsys: pytest.Ca
     first, second = (load_file(folder / "tokenizer.safetensors") for folder in (runs / "beit", tmp_path / "same"))
     assert torch.equal(first["centres"], second["centres"])
     assert main([*command, "--patch_size", "4", "--out", str(tmp_path / "other")]) == 2
-    assert "the codebook is of units of 2x2 pixels" in capsys.readouterr().err
+    assert "the codebook has units of 2x2 pixels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["imagegpt", pytest.param("imagegpt_masked", marks=pytest.mark.slow), "beit"])

@@ -1,4 +1,4 @@
-"""Images that stand inside a page, as PNG."""
+"""Inline PNG images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from patchcast.drawing.figures import Version
 from patchcast.report.page import Html
 
 LARGE = 128
-"""Pixels a side from which on an image is shown smooth, and not in squares."""
+"""Pixels per side from which images are interpolated when enlarged."""
 
 
 def data_uri(image: UInt8[Tensor, "C H W"], hidden: Bool[Tensor, "H W"] | None = None) -> str:
-    """A PNG as an address that holds it; clear where `hidden` is True, and of more than three channels the first three.
+    """A PNG as a data URI: transparent where `hidden` is True, with the first three channels at most.
 
     >>> import torch
     >>> data_uri(torch.zeros(1, 2, 2, dtype=torch.uint8))[:22]
@@ -37,7 +37,7 @@ def data_uri(image: UInt8[Tensor, "C H W"], hidden: Bool[Tensor, "H W"] | None =
 
 
 def strips(versions: Mapping[str, Version]) -> Html:
-    """For each image its versions side by side, each with its name below.
+    """For each image, its versions next to each other, with their names below.
 
     >>> import torch
     >>> gray = Version(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
@@ -60,7 +60,7 @@ def strips(versions: Mapping[str, Version]) -> Html:
 
 
 def sheet(images: Sequence[UInt8[Tensor, "C H W"]], name: str) -> Html:
-    """Images side by side, without names."""
+    """Images next to each other, without names."""
     drawn = "".join(
         f'<img src="{data_uri(image)}" alt="{escape(name)} {place + 1}">' for place, image in enumerate(images)
     )

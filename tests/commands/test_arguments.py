@@ -91,7 +91,7 @@ def test_a_file_of_options_and_what_is_given_as_well(tmp_path: Path) -> None:
     file.write_text("method: mae\nmodle: test_vit\n")
     with pytest.raises(UsageError, match="no option --modle; did you mean --model"):
         parse("pretrain", ["--config", str(file)], [Recipe], from_file=True)
-    with pytest.raises(UsageError, match="there is no file nothing \(--config\)"):
+    with pytest.raises(UsageError, match=r"there is no file nothing \(--config\)"):
         parse("pretrain", ["--config", "nothing"], [Recipe], from_file=True)
 
 

@@ -105,7 +105,9 @@ def command(recipe: Recipe) -> str:
     patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip --steps 9
     """
     words = ["patchcast", "pretrain"]
-    recipe = dataclasses.replace(recipe, model_args=_placeless(recipe.model_args))
+    # As a `Recipe`, whose defaults are those of the command line: a resolved one has the defaults of earlier versions.
+    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
+    recipe = Recipe(**{**values, "model_args": _placeless(recipe.model_args)})
     for name, typed in words_of(recipe):
         if name == "out":
             words += ["--out", "RUN"]

@@ -32,6 +32,7 @@ LAYERS: list[list[str]] = [
     ["data"],
     ["views", "targets"],
     ["predictors"],
+    ["objectives"],
     ["pretrainer"],
     ["tokenizers"],
     ["methods"],

@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     )
     from patchcast.mim import MaskedImageModelingWrapper, patch_model_for_mim
     from patchcast.modes import eval_mode, evaluating
+    from patchcast.objectives import Objective, Predictors, SumOfLosses, Targets, sum_of
     from patchcast.plans import (
         BlockMask,
         FixedOrder,
@@ -232,6 +233,7 @@ _HOMES = {
     ),
     "modes": ("eval_mode", "evaluating"),
     "mim": ("MaskedImageModelingWrapper", "patch_model_for_mim"),
+    "objectives": ("Objective", "Predictors", "SumOfLosses", "Targets", "sum_of"),
     "plans": (
         "BlockMask",
         "FixedOrder",

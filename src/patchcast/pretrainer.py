@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, pixels_of
 from patchcast.geometry import take
 from patchcast.modes import evaluating
+from patchcast.objectives import SumOfLosses
 from patchcast.plans import Plan, Planner, draw_each
 from patchcast.predictors import Predictor
 from patchcast.targets import Target
@@ -32,6 +33,7 @@ class Output:
         predictions: of the units in `plan.predict`.
         targets: of the same units.
         plan: which units were visible and predicted.
+        losses: of each objective by name, without its weight, if there are several (`sum_of`); without gradients.
     """
 
     loss: Float[Tensor, ""]
@@ -40,6 +42,7 @@ class Output:
     plan: Plan
     _backbone: Backbone = field(repr=False)
     _images: ImageBatch = field(repr=False)
+    losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
     @cached_property
     def embedding(self) -> Float[Tensor, "B D"]:
@@ -119,10 +122,16 @@ class Pretrainer(nn.Module):
             plan = self.draw(images, generator)
         targets = self.targets(images, plan)  # before the activations that are stored for the backward pass
         predictions = self.predictor(self.view(self.backbone, images, plan), plan).float()
-        loss = weighted_mean(self.loss(predictions, targets), plan.weight)
+        parts: dict[str, Tensor] = {}
+        if isinstance(self.loss, SumOfLosses):
+            losses = self.loss.each(predictions, targets)
+            parts = {name: weighted_mean(part.detach(), plan.weight) for name, part in losses.items()}
+            loss = weighted_mean(self.loss.join(losses), plan.weight)
+        else:
+            loss = weighted_mean(self.loss(predictions, targets), plan.weight)
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._check_after_step(loss)
-        return Output(loss, predictions, targets, plan, self.backbone, images)
+        return Output(loss, predictions, targets, plan, self.backbone, images, parts)
 
     def after_step(self) -> None:
         """Call this after each optimizer step: it updates a teacher that follows the backbone."""
@@ -135,7 +144,7 @@ class Pretrainer(nn.Module):
         A step was taken if there were gradients, and now there are none or the weights' version has changed (a fused
         optimizer does not change the version). This never waits for a GPU, and accumulating gradients is not a step.
         """
-        if type(self.target).update is Target.update or self._forgotten > 1:
+        if not self.target.follows or self._forgotten > 1:
             return
         weights = [weight for weight in self.backbone.parameters() if weight.requires_grad]
         version = _version_of(weights)

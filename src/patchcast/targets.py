@@ -26,12 +26,22 @@ class Target(nn.Module):
         has_noise_floor: whether the loss on noise has a floor. It has none if the target is learned and can collapse.
         is_drawn: whether predictions can be drawn: `to_pixels`.
         from_image: what `to_pixels` takes from the image itself, as text for the caption of a picture.
+        values: number of values of a target: that of `outputs`, or 1 for a code.
+        follows: whether `update` does something, so that a training loop must call it.
     """
 
     outputs: int
     has_noise_floor: bool = True
     is_drawn: bool = False
     from_image: str = ""
+
+    @property
+    def values(self) -> int:
+        return self.outputs
+
+    @property
+    def follows(self) -> bool:
+        return type(self).update is not Target.update
 
     def forward(self, images: ImageBatch) -> Num[Tensor, "B N T"]:
         """Targets of every unit, row by row: vectors, or a code each."""
@@ -115,6 +125,10 @@ class Codes(Target):
         self.from_image = tokenizer.from_image if isinstance(tokenizer, DrawingTokenizer) else ""
         if isinstance(tokenizer, nn.Module):
             tokenizer.requires_grad_(False).eval()
+
+    @property
+    def values(self) -> int:
+        return 1
 
     def train(self, mode: bool = True) -> Codes:
         super().train(mode)

@@ -168,7 +168,8 @@ def _can_be_built(recipe: Recipe, size: Size, patch: int | None = None) -> bool:
 
 def _sized(model: str, size: Size) -> dict[str, Any]:
     """The argument that builds a model for a size, for those that are built for one."""
-    return {"img_size": size} if timm.get_pretrained_cfg(model).fixed_input_size else {}
+    config: Any = timm.get_pretrained_cfg(model)
+    return {"img_size": size} if config.fixed_input_size else {}
 
 
 def _nominal(recipe: Recipe) -> Backbone:

@@ -25,7 +25,7 @@ BACKBONES: dict[str, Callable] = {
     "plain": lambda: wrap("test_vit", img_size=48),
     "non-square": lambda: wrap("test_vit", img_size=(32, 64)),
     "13 channels": lambda: wrap("test_vit", img_size=32, patch_size=8, in_chans=13),
-    "grey": lambda: wrap("test_vit", img_size=32, patch_size=8, in_chans=1),
+    "gray": lambda: wrap("test_vit", img_size=32, patch_size=8, in_chans=1),
     "registers": lambda: wrap("vit_small_patch14_reg4_dinov2", img_size=42, depth=2, embed_dim=48, num_heads=2),
     "clip (pre-norm)": lambda: wrap("vit_base_patch32_clip_224", img_size=96, depth=2, embed_dim=48, num_heads=2),
     "siglip (no class token)": lambda: wrap(
@@ -146,9 +146,9 @@ def test_no_leak(method: str, backbone: str) -> None:
 
 @every_method
 def test_noise_floor(method: str) -> None:
-    if not build(method, "grey").target.has_noise_floor:
+    if not build(method, "gray").target.has_noise_floor:
         pytest.skip("a teacher's features of noise can be predicted: by letting them collapse, or where they overlap")
-    contracts.check_noise_floor(build(method, "grey"))
+    contracts.check_noise_floor(build(method, "gray"))
 
 
 @every_backbone
@@ -205,7 +205,7 @@ class Unshifted(OrderPlan):
 @pytest.mark.parametrize("bug", [InvertedMask, Unshifted])
 def test_planted_bugs_are_condemned(bug: type[OrderPlan]) -> None:
     def planted() -> Pretrainer:
-        pretrainer = build("aim", "grey")
+        pretrainer = build("aim", "gray")
         honest = pretrainer.plan
 
         def draw(grid: Grid, batch: int, generator: torch.Generator | None = None) -> OrderPlan:

@@ -253,7 +253,9 @@ def _weight_at(plan: Plan, unit_weight: Float[Tensor, "B N"]) -> Float[Tensor, "
     return weight if plan.weight is None else weight * plan.weight
 
 
-def _mean_of_any(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"]) -> Float[Tensor, ""]:
-    """`weighted_mean`, or 0 where nothing counts."""
+def _mean_of_any(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"] | None) -> Float[Tensor, ""]:
+    """`weighted_mean`, or 0 if all weights are 0."""
+    if weight is None:
+        return losses.mean()
     total = weight.sum()
     return (losses * weight).sum() / torch.where(total > 0, total, 1.0)

@@ -92,6 +92,7 @@ def mae_and_a_teacher(backbone: Backbone) -> Pretrainer:
 
 METHODS: dict[str, Callable] = {
     "mae": lambda backbone: mae(backbone, decoder_width=32, decoder_depth=2),
+    "mae, visible too": lambda backbone: mae(backbone, decoder_width=32, decoder_depth=2, visible_weight=0.1),
     "simmim": simmim,
     "beit": lambda backbone: beit(backbone, Signs(backbone.stride)),
     "ijepa": lambda backbone: ijepa(backbone, predictor_depth=2),
@@ -109,6 +110,7 @@ METHODS: dict[str, Callable] = {
 }
 GOLDEN = {
     "mae": 1.1052496,
+    "mae, visible too": 1.1066984,
     "simmim": 0.9644015,
     "beit": 0.7378784,
     "ijepa": 0.4338609,

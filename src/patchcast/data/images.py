@@ -20,13 +20,13 @@ from torch.utils.data import Dataset
 from patchcast.data.columns import ANY_LABEL, Columns
 from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, pixel_limit, read_header
 from patchcast.data.digits import digits_splits
-from patchcast.data.files import SourceFile, find_files, is_url
 from patchcast.data.folder import folder_splits, list_files
 from patchcast.data.formats import is_image
 from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
 from patchcast.data.journal import Journal
 from patchcast.data.names import printable
 from patchcast.data.parquet import parquet_splits
+from patchcast.data.source_files import SourceFile, find_files, is_url
 from patchcast.data.split_names import match_split
 from patchcast.data.stores import Splits, Store
 from patchcast.data.streamed import stream_splits

@@ -13,9 +13,9 @@ import numpy as np
 
 from patchcast.data.columns import ANY_LABEL, Columns, choose_image, choose_label, is_label_type, joined, number_labels
 from patchcast.data.decode import ImageFile
-from patchcast.data.files import SourceFile, by_split
 from patchcast.data.names import printable
 from patchcast.data.seals import matches_seal, seal
+from patchcast.data.source_files import SourceFile, by_split
 from patchcast.data.stores import Splits, Store
 from patchcast.files import cache_file, write_whole, writing_cache
 
@@ -96,7 +96,7 @@ class ParquetStore(Store):
 
 
 def parquet_splits(files: list[SourceFile], columns: Columns = ANY_LABEL) -> Splits:
-    """The splits of some parquet files, by their names (`patchcast.data.files.by_split`).
+    """The splits of some parquet files, by their names (`patchcast.data.source_files.by_split`).
 
     Raises:
         ValueError: if a file is not parquet, or has no column of images; names the columns.

@@ -19,7 +19,7 @@ from patchcast.methods import Method
 from patchcast.recipe import Resolved
 from patchcast.runs.build import augmentation, evaluation, timm_args
 from patchcast.tokenizers.encoded import CodeSet, Mirror, Unchanged, encode_images
-from patchcast.tokenizers.files import load_tokenizer
+from patchcast.tokenizers.loading import load_tokenizer
 from patchcast.tokenizers.palette import ImageSource, Palette, fit_palette, to_levels
 from patchcast.tokenizers.patches import PatchCodebook
 

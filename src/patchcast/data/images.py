@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +87,7 @@ class Images(Dataset[Example]):
         split: which of `splits` this is.
         splits: those that the source has.
         channels: of every image handed out: 1, 3 or 4, or any number where the files hold more than colors.
-        typical_size: (height, width) that most of a sample have.
+        typical_size: (height, width) of most of a sample, or the median height and width if none is so common.
         labels: class of each image, -1 for none; None if the source has no labels.
         class_names: what the labels mean, if the source says so; or the labels themselves, where they are text, truth
             values, or numbers too large or negative to count classes. They are numbered once, alike in all splits.
@@ -125,7 +126,7 @@ class Images(Dataset[Example]):
         self.positions = np.setdiff1d(np.arange(len(store)), list(self._bad))
         readable = list(headers)
         sample = {readable[place]: headers[readable[place]] for place in evenly_spaced(len(readable), SAMPLE_SIZE)}
-        self.typical_size = Counter(header.size for header in sample.values()).most_common(1)[0][0]
+        self.typical_size = _typical([header.size for header in sample.values()])
         is_of_colors = all(header.channels is None for header in sample.values())
         if is_of_colors and channels not in (None, *MODES):
             raise ValueError(f"images can have {', '.join(map(str, MODES))} channels; asked for {channels}")
@@ -294,6 +295,15 @@ class Images(Dataset[Example]):
         if self._journal is not None:
             self._journal.add(bad.path, reason)
         warnings.warn(f"skipped {bad.path}: {reason}", stacklevel=3)
+
+
+def _typical(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) of at least half of the images, or else the median height and the median width."""
+    size, count = Counter(sizes).most_common(1)[0]
+    if 2 * count >= len(sizes):
+        return size
+    heights, widths = zip(*sizes, strict=True)
+    return median_low(heights), median_low(widths)
 
 
 def open_images(

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, wrap
 from patchcast.backbones.start_positions import start_from_sincos
+from patchcast.evaluation.baselines import ImageStatistics, RandomConvolutions
 from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_probe
 from patchcast.evaluation.linear import linear_probe
@@ -41,7 +42,7 @@ from patchcast.geometry import take
 from patchcast.losses import smooth_l1, squared
 from patchcast.methods import beit
 from patchcast.plans import BlockMask, GridMask, MultiBlock, RandomMask, RasterOrder
-from patchcast.predictors import Decoder, LinearHead, MLPHead
+from patchcast.predictors import Decoder, LinearHead, MLPHead, xavier
 from patchcast.pretrainer import Pretrainer, weighted_mean
 from patchcast.targets import EMAFeatures, Pixels, Target
 from patchcast.tokenizers.patches import PatchCodebook
@@ -54,7 +55,8 @@ DEFAULTS: dict[str, Any] = {
     "seconds": 100,
     "seed": 0,
     "test": False,
-    "judged": 2500,  # training images to judge by, if not tested
+    "baseline": None,  # "statistics" or "convolutions", in the place of a network
+    "judged": 2500,  # training images to judge by
     # the network
     "stem": "patch",  # or "conv": four 3x3 convolutions
     "patch": 8,
@@ -63,6 +65,7 @@ DEFAULTS: dict[str, Any] = {
     "heads": 3,
     "class_token": True,
     "sincos": True,
+    "xavier": False,  # how the MAE paper draws the encoder's weights; timm: normal with deviation 0.02
     "timm": None,  # another architecture of timm
     # the method
     "plan": "random",
@@ -213,6 +216,10 @@ def network(config: dict[str, Any], size: int) -> Backbone:
         backbone = wrap(model, img_size=size)
     else:
         backbone = wrap("vit_tiny_patch16_224", img_size=size, patch_size=config["patch"], **shape)
+    if config["xavier"]:
+        backbone.apply(xavier)
+        weight = backbone.model.patch_embed.proj.weight
+        nn.init.xavier_uniform_(weight.data.view(len(weight), -1))
     if config["sincos"]:
         start_from_sincos(backbone)
     return backbone
@@ -581,6 +588,13 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     mean = x.float().mean((0, 2, 3), keepdim=True)
     std = x.float().std((0, 2, 3), keepdim=True)
     normalize = lambda images: (images - mean) / std  # noqa: E731
+    if config["baseline"]:
+        module = {"statistics": ImageStatistics(), "convolutions": RandomConvolutions(3)}[config["baseline"]]
+        features = [torch.cat([module(normalize(p.float())) for p in part.split(100)]) for part in (x, x_test)]
+        return {
+            "read": {"mean": judge(features[0][: config["judged"]], labels[: config["judged"]])},
+            "test": {"mean": examine(features[0], labels, features[1], labels_test)} if config["test"] else {},
+        }
     torch.manual_seed(config["seed"])
     backbone = network(config, x.shape[-1])
     result: dict[str, Any] = {"parameters": sum(p.numel() for p in backbone.parameters())}
@@ -590,12 +604,14 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         for p in pretrainer.idle_parameters():
             p.requires_grad_(False)
         result |= train(Objective(pretrainer, config).train(), x, normalize, config)
-    every = len(x) if config["test"] else config["judged"]
+    judged = min(len(x), config["judged"])
+    every = len(x) if config["test"] else judged
     found = readouts(backbone, x[:every], normalize)
-    result["read"] = {name: judge(value, labels[:every]) for name, value in found.items()}
+    result["read"] = {name: judge(value[:judged], labels[:judged]) for name, value in found.items()}
     if config["test"]:
         tested = readouts(backbone, x_test, normalize)
-        result["test"] = {name: examine(found[name], labels, tested[name], labels_test) for name in found}
+        names = [name for name in ("mean", "mean+std", "blocks") if name in found]
+        result["test"] = {name: examine(found[name], labels, tested[name], labels_test) for name in names}
     if config.get("save"):
         torch.save((found, labels[:every]), config["save"])
     return result

@@ -15,9 +15,10 @@ from patchcast.collapse import CollapseWarning, diversity, warn_of_collapse
 from patchcast.losses import cross_entropy
 from patchcast.methods import beit, ijepa
 from patchcast.pretrainer import Pretrainer
-from patchcast.targets import Codes, EMAFeatures, Pixels
+from patchcast.targets import Codes, EMAFeatures, FrozenFeatures, Pixels
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
+from tests.contracts import check_no_leak
 from tests.peers import wake
 
 
@@ -215,3 +216,61 @@ def test_codes_of_another_grid_are_refused() -> None:
     pretrainer.target = Codes(PatchCodebook(torch.randn(4, 4 * 4 * 3), (4, 4)))
     with pytest.raises(ValueError, match="64 rows for the 16 units of 4x4"):
         pretrainer(torch.randn(1, 3, 32, 32))
+
+
+def frozen(**kwargs) -> FrozenFeatures:
+    teacher = wrap("test_resnet", img_size=64)
+    wake(teacher)
+    return FrozenFeatures(teacher, (8, 8), **kwargs)
+
+
+def test_a_frozen_teacher_is_averaged_to_the_units_and_standardized() -> None:
+    """Stage 1 has 4 pixels per place: at its own size two by two of them are a unit of eight."""
+    target, images = frozen(blocks=(1,)), torch.randn(6, 3, 32, 32)
+    (maps,) = target.teacher.block_outputs(images, [1])
+    expected = target(images).transpose(1, 2).unflatten(2, (4, 4))
+    assert maps.shape[-2:] == (8, 8)
+    inside = nn.functional.avg_pool2d(maps, 2)
+    correlation = torch.corrcoef(torch.stack([expected.flatten(), inside.flatten()]))[0, 1]
+    assert correlation > 0.95  # antialiased, not a plain mean
+    values = target.fit(images)(images).flatten(0, 1)
+    torch.testing.assert_close(values.mean(dim=0), torch.zeros(target.outputs), atol=1e-4, rtol=0)
+    varies = maps.std(dim=(0, 2, 3)) > 1e-3
+    torch.testing.assert_close(values.std(dim=0)[varies], torch.ones(int(varies.sum())), atol=1e-2, rtol=0)
+
+
+def test_a_frozen_teacher_sees_the_images_as_it_wants_them() -> None:
+    theirs, wanted = ([0.3, 0.4, 0.5], [0.2, 0.2, 0.25]), ([0.5] * 3, [0.5] * 3)
+    plain = frozen(size=(64, 64))
+    told = FrozenFeatures(plain.teacher, (8, 8), size=(64, 64), statistics=(theirs, wanted))
+    pixels = torch.rand(2, 3, 32, 32)
+
+    def standardized(by: tuple[list[float], list[float]]) -> Tensor:
+        mean, deviation = (torch.tensor(each)[:, None, None] for each in by)
+        return (pixels - mean) / deviation
+
+    torch.testing.assert_close(told(standardized(theirs)), plain(standardized(wanted)), atol=1e-4, rtol=1e-3)
+    with pytest.raises(ValueError, match="takes 3 channels; got statistics of 1 and 1"):
+        FrozenFeatures(plain.teacher, (8, 8), statistics=(([0.0], [1.0]), ([0.0], [1.0])))
+
+
+def test_a_frozen_teacher_stays_frozen_and_goes_through_a_file() -> None:
+    def build(seed: int) -> Pretrainer:
+        torch.manual_seed(seed)
+        pretrainer = ijepa(small(), predictor_depth=1)
+        teacher = wrap("test_resnet", img_size=64)
+        pretrainer.target = FrozenFeatures(teacher, (8, 8), blocks=(3,)).fit(torch.randn(4, 3, 32, 32))
+        pretrainer.predictor.head = nn.Linear(32, pretrainer.target.outputs)
+        return pretrainer
+
+    pretrainer = build(0).train()
+    before = copy.deepcopy(pretrainer.target.state_dict())
+    parameters = [each for each in pretrainer.parameters() if each.requires_grad]
+    run(pretrainer, torch.optim.SGD(parameters, lr=0.1), range(2))
+    assert all(torch.equal(value, before[name]) for name, value in pretrainer.target.state_dict().items())
+    assert not any(each.requires_grad for each in pretrainer.target.parameters())
+    again = build(1)
+    again.load_state_dict(pretrainer.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again.target(images), pretrainer.target(images))
+    check_no_leak(pretrainer)

@@ -137,7 +137,7 @@ if TYPE_CHECKING:
     )
     from patchcast.predictors import Decoder, LinearHead, MLPHead, Predictor, TargetQuery
     from patchcast.pretrainer import Output, Pretrainer
-    from patchcast.targets import Codes, EMAFeatures, Pixels, Target, patchify, unpatchify
+    from patchcast.targets import Codes, EMAFeatures, FrozenFeatures, Pixels, Target, patchify, unpatchify
     from patchcast.tokenizers.base import Tokenizer
     from patchcast.tokenizers.encoded import AsItIs, encode_images
     from patchcast.tokenizers.palette import Palette, fit_palette
@@ -254,7 +254,7 @@ _HOMES = {
     ),
     "predictors": ("Decoder", "LinearHead", "MLPHead", "Predictor", "TargetQuery"),
     "pretrainer": ("Output", "Pretrainer"),
-    "targets": ("Codes", "EMAFeatures", "Pixels", "Target", "patchify", "unpatchify"),
+    "targets": ("Codes", "EMAFeatures", "FrozenFeatures", "Pixels", "Target", "patchify", "unpatchify"),
     "tokenizers.base": ("Tokenizer",),
     "tokenizers.encoded": ("AsItIs", "encode_images"),
     "tokenizers.palette": ("Palette", "fit_palette"),

@@ -168,7 +168,11 @@ def _data(given: options.Data) -> int:
     from patchcast.commands.data import check_data
 
     splits = given.split or None
-    return 0 if check_data(given.source, splits=splits, limit=given.limit, workers=given.workers, out=given.out) else 1
+    reading = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
+    is_sound = check_data(
+        given.source, splits=splits, limit=given.limit, workers=given.workers, out=given.out, **reading
+    )
+    return 0 if is_sound else 1
 
 
 def _models(given: options.Models) -> None:
@@ -185,7 +189,19 @@ def _demo(given: options.Demo) -> None:
 
 
 RECIPE_GROUPS = {
-    "images": ("image_size", "channels", "mean", "std", "crop_scale", "flip", "tile_size", "held_out"),
+    "images": (
+        "image_size",
+        "channels",
+        "mean",
+        "std",
+        "crop_scale",
+        "flip",
+        "tile_size",
+        "held_out",
+        "image_column",
+        "label_column",
+        "max_pixels",
+    ),
     "method and model": ("method_args", "model_args", "pretrained", "patch_size", "codes", "tokenizer"),
     "training": ("epochs", "steps", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb"),
@@ -261,6 +277,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except InterruptedError as end:
         return _fail(str(end), code=143)
+    except OSError as problem:
+        from patchcast.files import full_disk
+
+        sentence = full_disk(problem)
+        if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
+            raise
+        return _fail(sentence)
     except KeyboardInterrupt as end:
         return _fail(
             str(end) or "stopped; if this was a run, the same command resumes it from the last checkpoint", code=130

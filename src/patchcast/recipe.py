@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 
 Precision = Literal["fp32", "bf16"]
@@ -31,6 +32,7 @@ NOT_LEARNED = frozenset(
 A run may be resumed with other values of these, and a model card leaves them out."""
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("image_size", "tile_size", "patch_size", "channels", "steps", "batch_size"), AT_LEAST_1),
+    "max_pixels": AT_LEAST_1,
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "devices", "nodes", "accumulate"), AT_LEAST_1),
     **dict.fromkeys(("epochs", "lr", "std"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip", "workers"), NOT_NEGATIVE),
@@ -66,6 +68,9 @@ class Recipe:
         patch_size: pixels per side of a patch. Default: the model's; if images are smaller than the model's, a patch
             that gives at least 7 patches per side.
         channels: 1, 3 or 4 channels per image, or as many as the files have. Default: the data's.
+        image_column: of parquet files and datasets, where it is not called image or by another usual name.
+        label_column: likewise, of the labels, which probes need.
+        max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
         codes: number of codes that beit and imagegpt predict, found in the data's patches or colors. Default: 512.
         tokenizer: a saved palette or codebook to use instead. A copy is saved in the run folder.
         mean: of each channel, where white is 1. Default: measured on the data; the model's if it is pretrained.
@@ -117,6 +122,9 @@ class Recipe:
     tile_size: int | None = None
     patch_size: int | None = None
     channels: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    max_pixels: int | None = None
     codes: int | None = None
     tokenizer: Path | None = None
     mean: tuple[float, ...] | None = None
@@ -181,7 +189,7 @@ class Recipe:
         import yaml
 
         heading = f"# Run again with: patchcast pretrain --config {file.name} --out ANOTHER_FOLDER\n"
-        file.write_text(heading + yaml.safe_dump(self.to_dict(), sort_keys=False))
+        write_text(file, heading + yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     @classmethod
     def load(cls: type[SomeRecipe], file: Path) -> SomeRecipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from patchcast.backbones.backbone import Backbone, ImageBatch, pixels_of
 from patchcast.geometry import Grid
 from patchcast.tokenizers.base import Draws, Tokenizer
+
+Statistics = tuple[Sequence[float], Sequence[float]]
 
 
 class Target(nn.Module):
@@ -201,6 +204,105 @@ class EMAFeatures(Target):
 
 def _count_again(target: EMAFeatures, _: object) -> None:
     target._done = int(target.step)
+
+
+class FrozenFeatures(Target):
+    """Features of a teacher that stays as it is, for every unit: those of some blocks, resampled to the grid of units.
+
+    Weights that know something make a better target than pixels where images or seconds are few (Wei et al. 2022,
+    section 3.2; Mendieta et al. 2023), and those in the middle of a network often a better one than its last. The
+    teacher sees the whole image, in eval mode, and may see it larger than the student does.
+
+    >>> from patchcast.backbones import wrap
+    >>> teacher = wrap("test_resnet", img_size=64)
+    >>> target = FrozenFeatures(teacher, (8, 8), blocks=(2,), size=(64, 64)).fit(torch.randn(4, 3, 32, 32))
+    >>> target(torch.randn(2, 3, 32, 32)).shape
+    torch.Size([2, 16, 48])
+
+    Args:
+        teacher: a backbone; it is not copied, and its weights are part of the state.
+        stride: pixels per side of a unit of the student's images, (rows, cols).
+        blocks: whose outputs are joined, by index, as `Backbone.block_outputs` counts them: stages, for a convolutional
+            network. None: the teacher's own features.
+        size: (height, width) at which the teacher sees the images; None: as they are.
+        statistics: (mean, deviation) of each channel by which the images were standardized, and those by which the
+            teacher wants them; None: it takes them as they come.
+    Raises:
+        ValueError: if the statistics are not of as many channels as the teacher takes.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    contrast: Tensor
+    offset: Tensor
+
+    has_noise_floor = False  # the features of neighbors that are seen overlap with those of hidden units
+
+    def __init__(
+        self,
+        teacher: Backbone,
+        stride: tuple[int, int],
+        *,
+        blocks: Sequence[int] | None = None,
+        size: tuple[int, int] | None = None,
+        statistics: tuple[Statistics, Statistics] | None = None,
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.stride, self.size, self.blocks = stride, size, None if blocks is None else list(blocks)
+        flat = ([0.0] * teacher.channels, [1.0] * teacher.channels)
+        theirs, wanted = (torch.tensor(each) for each in (statistics or (flat, flat)))
+        if theirs.shape != (2, teacher.channels) or wanted.shape != (2, teacher.channels):
+            raise ValueError(
+                f"the teacher takes {teacher.channels} channels; got statistics of {theirs.shape[1]} and "
+                f"{wanted.shape[1]}"
+            )
+        self.register_buffer("contrast", (theirs[1] / wanted[1])[:, None, None])
+        self.register_buffer("offset", ((theirs[0] - wanted[0]) / wanted[1])[:, None, None])
+        height, width = size or teacher.image_size
+        self.outputs = self._features(torch.zeros(1, teacher.channels, height, width), Grid(1, 1)).shape[-1]
+        self.register_buffer("mean", torch.zeros(self.outputs))
+        self.register_buffer("scale", torch.ones(self.outputs))
+
+    def train(self, mode: bool = True) -> FrozenFeatures:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def fit(self, images: ImageBatch) -> FrozenFeatures:
+        """Standardize every value by the mean and deviation that it has over these images; channels of a frozen
+        network differ in size by orders of magnitude."""
+        values = self._of_units(images).flatten(0, 1)
+        self.mean.copy_(values.mean(dim=0))
+        spread = values.std(dim=0)
+        self.scale.copy_(spread.clamp(min=1e-3 * float(spread.mean()) + 1e-12))  # a channel that is constant stays so
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: ImageBatch) -> Float[Tensor, "B N T"]:
+        return (self._of_units(images) - self.mean) / self.scale
+
+    def _of_units(self, images: ImageBatch) -> Float[Tensor, "B N T"]:
+        pixels = pixels_of(images)
+        grid = Grid(pixels.shape[-2] // self.stride[0], pixels.shape[-1] // self.stride[1])
+        pixels = pixels * self.contrast + self.offset
+        if self.size is not None and tuple(pixels.shape[-2:]) != self.size:
+            pixels = F.interpolate(pixels, size=self.size, mode="bicubic", antialias=True)
+        return self._features(pixels, grid)
+
+    def _features(self, pixels: Float[Tensor, "B C H W"], grid: Grid) -> Float[Tensor, "B N T"]:
+        if self.blocks is None:
+            units, own = self.teacher.units(pixels), self.teacher.grid(pixels)
+            maps = [units.transpose(1, 2).unflatten(2, own)]
+        else:
+            maps = self.teacher.block_outputs(pixels, self.blocks)
+        return torch.cat([_resample(each.float(), grid) for each in maps], dim=1).flatten(2).transpose(1, 2)
+
+
+def _resample(maps: Float[Tensor, "B D h w"], grid: Grid) -> Float[Tensor, "B D rows cols"]:
+    """Averaged where the grid is coarser, linear in between where it is finer."""
+    return F.interpolate(maps, size=tuple(grid), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _spread(units: Float[Tensor, "B N T"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patchcast.backbones import wrap
@@ -104,7 +105,7 @@ def test_the_cards_code_gives_the_runs_embedding(method: str, to: str, tmp_path:
     run = a_run(tmp_path / "run", method)
     assert main(["export", str(run), "--out", "weights", "--to", to]) == 0
     found, own = run_card(Path("weights")), own_embedding(run, photo)
-    if method == "imagegpt" and to == "transformers":  # its processor resizes otherwise: codes are not the same
+    if method == "imagegpt" and to == "transformers":  # transformers rounds otherwise where a center is cut
         assert found.shape == own.shape
         exact = torch.randint(0, 256, (8, 8), dtype=torch.uint8).numpy()
         Image.fromarray(exact).save("photo.jpg", format="png")
@@ -136,6 +137,51 @@ def test_timms_own_transform_shows_what_evaluation_does(tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)
     theirs = transform(Image.fromarray(pixels[0].numpy()))
     assert (theirs - open_run(run).evaluation(pixels)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_timms_model_gives_the_embedding_that_probes_measure(tmp_path: Path) -> None:
+    """And says nothing of weights that are not these: timm's tag and licence."""
+    run = a_run(tmp_path / "run")
+    assert main(["export", str(run), "--out", str(tmp_path / "weights")]) == 0
+    opened = open_run(run)
+    images = trial_images(opened.recipe)[3]
+    model = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True, num_classes=0).eval()
+    torch.testing.assert_close(model(images), opened.pretrainer.backbone.pool(images), rtol=1e-4, atol=1e-5)
+    assert timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True, num_classes=5)(images).shape == (
+        3,
+        5,
+    )
+    config = json.loads((tmp_path / "weights" / "config.json").read_text())["pretrained_cfg"]
+    assert not {"tag", "license", "origin_url"} & config.keys()
+
+
+def test_a_run_that_started_from_a_file_is_exported_without_it(tmp_path: Path) -> None:
+    start = tmp_path / "private" / "start.safetensors"
+    start.parent.mkdir()
+    args = {"img_size": [8, 8], "patch_size": 2, "in_chans": 1, "depth": 1}
+    save_file(timm.create_model("test_vit", **args).state_dict(), start)
+    args = {"depth": 1, "pretrained_cfg_overlay": {"file": str(start)}}
+    run = a_run(tmp_path / "run", pretrained=True, model_args=args)
+    assert main(["export", str(run), "--out", str(tmp_path / "weights")]) == 0
+    images = trial_images(Resolved.load(run / CONFIG))[0]
+    model = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True, num_classes=0).eval()
+    own = open_run(run).pretrainer.backbone
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), own.pool(images), rtol=1e-4, atol=1e-5)
+    for file in ("README.md", "config.json"):
+        assert "private" not in (tmp_path / "weights" / file).read_text()
+
+
+def test_transformers_processor_prepares_images_as_evaluation_does(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    run = a_run(tmp_path / "run", channels=3, mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4))
+    assert main(["export", str(run), "--out", str(tmp_path / "weights"), "--to", "transformers"]) == 0
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "weights")
+    for rows, cols in ((8, 8), (30, 30), (20, 30), (60, 40)):  # whose longer side is a whole number
+        pixels = torch.randint(0, 256, (3, rows, cols), dtype=torch.uint8)
+        theirs = processor(Image.fromarray(pixels.permute(1, 2, 0).numpy()), return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(theirs, open_run(run).evaluation(pixels), rtol=1e-4, atol=1e-5)
 
 
 def test_a_tiled_run(tmp_path: Path, photo: Path) -> None:

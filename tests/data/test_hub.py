@@ -58,7 +58,7 @@ def test_by_name(tmp_path):
     assert (values(train), values(test)) == ([0, 1, 2], [9, 10, 11])
     assert (test.class_names, test.labels.tolist()) == (["ant", "bee", "cow"], [0, 1, 2])
     assert open_images(f"hf:{tmp_path / 'mine'}:default").splits == ["train", "test"]
-    with pytest.raises(ValueError, match=r"^hf:.*mine:other cannot be had: BuilderConfig 'other' not found[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^hf:.*mine:other cannot be fetched: BuilderConfig 'other' not found[^\n]*$"):
         open_images(f"hf:{tmp_path / 'mine'}:other")
 
 
@@ -75,7 +75,7 @@ def test_images_by_path_other_columns_and_holes(tmp_path):
 
 
 def test_what_cannot_be_had_is_said_in_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"^hf:.*nowhere cannot be had: [^\n]+$"):
+    with pytest.raises(ValueError, match=r"^hf:.*nowhere cannot be fetched: [^\n]+$"):
         open_images(f"hf:{tmp_path / 'nowhere'}")
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "words"))
     with pytest.raises(ValueError, match=r"no image column in .*words: .*; its columns are text$"):

@@ -16,7 +16,7 @@ from patchcast.geometry import Grid
 from patchcast.honesty import dependencies
 from patchcast.losses import cross_entropy
 from patchcast.methods import aim
-from patchcast.methods.imagegpt import imagegpt, imagegpt_masked
+from patchcast.methods.imagegpt import hidden_to_the_nearest, imagegpt, imagegpt_masked
 from patchcast.plans import FromStart, RandomMask, StartPlan
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Codes
@@ -236,4 +236,4 @@ def test_the_start_plan_uses_only_what_came_before() -> None:
     assert plan.predict.shape == (4, 1, 6)
     assert torch.equal(plan.may_use()[0, 0].sum(-1), torch.arange(6))
     assert not plan.may_use().gather(-1, plan.predict[..., None]).any()
-    assert masked().plan == RandomMask(0.15)
+    assert masked().plan == RandomMask(0.15, count=hidden_to_the_nearest)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.cli import main
-from patchcast.data import Evaluate
+from patchcast.data import Evaluate, open_images
 from patchcast.data.decode import decode
 from patchcast.data.transforms import denormalise
 from patchcast.geometry import Grid
@@ -91,6 +91,16 @@ def test_codes_of_photographs_of_ten_sizes_are_those_of_training(palette: Palett
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
         assert differing(palette, pixels, codes[0]) == 0
         assert (own != codes).float().mean() < 0.05
+
+
+def test_codes_of_real_photographs_are_those_of_training(palette: Palette, shared_data: Path) -> None:
+    photos = open_images(str(shared_data / "trashnet"))
+    evaluate, theirs = Evaluate((32, 32), *HALF, squash=True), processor(palette, Grid(32, 32))
+    for place in range(0, len(photos), 60):
+        seen = evaluate(photos[place][0])
+        image = Image.fromarray(photos[place][0].permute(1, 2, 0).numpy())
+        codes = torch.as_tensor(theirs(image, return_tensors="pt")["input_ids"])
+        assert differing(palette, denormalise(seen, *HALF), codes[0]) == 0
 
 
 def test_grey_palettes_and_sizes_that_are_no_squares() -> None:

@@ -13,5 +13,5 @@ def precision(like: Tensor) -> torch.dtype:
     ...     precision(torch.zeros(1))
     torch.bfloat16
     """
-    is_auto = torch.is_autocast_enabled(like.device.type)
+    is_auto = not like.is_meta and torch.is_autocast_enabled(like.device.type)
     return torch.get_autocast_dtype(like.device.type) if is_auto else like.dtype

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from patchcast.backbones.capabilities import CAPABILITIES, NEEDS, Capability
+from patchcast.files import write_text
 
 IN_TIMM = [capability for capability in CAPABILITIES if capability != "shift"]  # that is ImageGPT, which is our own
 TABLE = Path(__file__).with_name("support.csv")
@@ -136,7 +137,7 @@ def write_table() -> None:
     """Measure every architecture of the timm that is installed; those that fit no size are told."""
     import timm
 
-    TABLE.with_name("support_version.txt").write_text(timm.__version__ + "\n")
+    write_text(TABLE.with_name("support_version.txt"), timm.__version__ + "\n")
     with TABLE.open("w", newline="") as file:
         writer = csv.DictWriter(file, TABLE_COLUMNS, lineterminator="\n")
         writer.writeheader()

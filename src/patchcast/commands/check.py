@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
 from patchcast.drawing.figures import draw_dependencies
+from patchcast.files import write_figure
 from patchcast.honesty import Leak, dependencies, examine, no_leak, perturbed
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
@@ -38,7 +39,7 @@ def check(source: Path, *, out: Path | None = None) -> bool:
         verdict = examine(small)
         leaks_at_full_size = _at_full_size(full)
     images = torch.randn(1, recipe.channels, *small.backbone.image_size, generator=torch.Generator().manual_seed(0))
-    picture(small, images, title=f"{recipe.method} on {recipe.model}").savefig(out, dpi=120)
+    write_figure(picture(small, images, title=f"{recipe.method} on {recipe.model}"), out)
     verdict = dataclasses.replace(verdict, leaks={**verdict.leaks, "at full size": leaks_at_full_size})
     grid = small.backbone.grid(small.backbone.image_size)
     console.print(f"{recipe.method} on {recipe.model}, on {grid} units:")

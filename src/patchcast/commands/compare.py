@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from patchcast import options
 from patchcast.backbones import Backbone
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.commands.probe import feature_cache, open_against, subject_of
+from patchcast.data.fingerprint import fingerprint_images
+from patchcast.data.seals import is_whole, seal
 from patchcast.evaluation import (
     FinetuneResult,
     Interval,
@@ -29,9 +31,9 @@ from patchcast.evaluation.baselines import BASELINES
 from patchcast.evaluation.feature_protocol import FeatureProtocol, Scores, versus
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.finetune_protocol import PRECISION
-from patchcast.evaluation.labeled import Labeled, labels_of, paths_of
+from patchcast.evaluation.labeled import Labeled, labels_of
 from patchcast.evaluation.protocol import Request, new_table, percent
-from patchcast.files import cache_folder, write_whole
+from patchcast.files import cache_folder, write_weights, write_whole
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 
@@ -186,9 +188,9 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
         the backbone, which test images its own classifier got right, and the learning rate.
     """
     recipe, labeled = measure.recipe, measure.protocol.labeled
-    which = [budget, *paths_of(labeled.train), f"{labels_of(labeled.train).tolist()}"]
+    which = [budget, *(fingerprint_images(images).hex() for images in (labeled.train, labeled.test))]
     file = cache_folder() / SUPERVISED / f"{fingerprint(which)}.safetensors"
-    if file.exists():
+    if is_whole(file):
         state = load_file(file)
         correct, rate = state.pop("correct"), float(state.pop("rate"))
         start.load_state_dict(state)
@@ -198,7 +200,8 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
     backbone = result.model.backbone.cpu()
     state = {name: value.contiguous().clone() for name, value in backbone.state_dict().items()}
     beside = {"correct": result.correct, "rate": torch.tensor(rate, dtype=torch.float64)}
-    write_whole(file, lambda unfinished: save_file({**state, **beside}, unfinished))
+    write_weights({**state, **beside}, file)
+    seal(file)
     return backbone, result.correct, rate
 
 

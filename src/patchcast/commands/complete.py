@@ -11,6 +11,7 @@ from patchcast.drawing.figures import draw_versions
 from patchcast.drawing.generation import parts
 from patchcast.drawing.samples import DrawOptions, write_completions
 from patchcast.drawing.versions import completed
+from patchcast.files import write_figure
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 from patchcast.runs.run import open_run
 from patchcast.views import Attend
@@ -49,7 +50,7 @@ def draw_completions(
             )
         given, phrase = chosen_images(opened, images, count=count)
         drawn = completed(pretrainer, given, (recipe.mean, recipe.std), prefix=prefix, seed=seed)
-        draw_versions(drawn, caption=phrase).savefig(out, dpi=120)
+        write_figure(draw_versions(drawn, caption=phrase), out)
         print(f"Wrote {out}.")
         return out
     parts(pretrainer)  # refuses other methods

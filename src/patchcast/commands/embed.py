@@ -16,7 +16,6 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcast.backbones import Backbone, Grid
@@ -28,6 +27,7 @@ from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
 from patchcast.evaluation.features import fingerprint
+from patchcast.files import write_text, write_weights, write_whole
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import is_run, open_network
@@ -55,6 +55,9 @@ def embed(
     out: Path,
     kind: Kind,
     split: str,
+    image_column: str | None,
+    label_column: str | None,
+    max_pixels: int | None,
     tile_size: int | None,
     max_tiles: int,
     batch_size: int,
@@ -75,7 +78,8 @@ def embed(
     if out.exists():
         raise ValueError(f"{out} is there already; choose another --out, or delete it to write it again")
     method, channels = _method(source, tile_size, max_tiles, untrained, readout, kind)
-    images = open_images(data, split=split, channels=channels)
+    reading: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "max_pixels": max_pixels}
+    images = open_images(data, split=split, channels=channels, **reading)
     method.backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     parts = out.with_name(out.name + ".parts")
     done = _claim(parts, out, _plan(method, images, kind))
@@ -87,12 +91,15 @@ def embed(
     with evaluating(method.backbone):
         for start in track(starts, description="embedding", console=console, disable=not console.is_terminal):
             _write_part(parts, start, method, images, kind, batch_size)
-    unfinished = out.with_name(out.name + ".unfinished")
-    files = sorted(parts.glob("*.safetensors"))
-    count = WRITERS[out.suffix](files, unfinished, kind)
-    if not count:
-        raise ValueError(f"none of the {len(images)} images of {data} can be read")
-    unfinished.replace(out)
+    count = 0
+
+    def write(unfinished: Path) -> None:
+        nonlocal count
+        count = WRITERS[out.suffix](_parts(parts), unfinished, kind)
+        if not count:
+            raise ValueError(f"none of the {len(images)} images of {data} can be read")
+
+    write_whole(out, write)
     shutil.rmtree(parts)
     skipped = f"; {len(images) - count} could not be read" if count < len(images) else ""
     console.print(f"Wrote {out}: {count:,} rows{skipped}.")
@@ -181,9 +188,7 @@ def _write_part(parts: Path, start: int, method: Method, images: Images, kind: K
     rows = {"paths": paths, "labels": None if labels is None else [int(labels[index]) for index in fitted]}
     file = parts / f"{start:010d}.safetensors"
     # Sorted, so that the rows of a part stand in the order of the source.
-    unfinished = file.with_suffix(".unfinished")
-    save_file({name: found[name] for name in sorted(found)}, unfinished, {"rows": json.dumps(rows)})
-    unfinished.replace(file)
+    write_weights({name: found[name] for name in sorted(found)}, file, {"rows": json.dumps(rows)})
 
 
 def _shaped(
@@ -216,10 +221,7 @@ def _claim(parts: Path, out: Path, plan: dict[str, Any]) -> int:
     """How many parts are there of the same features."""
     config = parts / "plan.json"
     if not config.exists():
-        parts.mkdir(parents=True, exist_ok=True)
-        unfinished = config.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(plan))
-        unfinished.replace(config)
+        write_text(config, json.dumps(plan))
         return 0
     before = json.loads(config.read_text())
     differing = [name for name in plan if plan[name] != before.get(name)]
@@ -228,7 +230,12 @@ def _claim(parts: Path, out: Path, plan: dict[str, Any]) -> int:
             f"{parts} holds the beginning of other features ({', '.join(differing)} differ); "
             f"delete it, or choose another --out than {out}"
         )
-    return len(list(parts.glob("*.safetensors")))
+    return len(_parts(parts))
+
+
+def _parts(parts: Path) -> list[Path]:
+    """The finished parts in their order; names of unfinished files begin with a dot."""
+    return sorted(parts.glob("[0-9]*.safetensors"))
 
 
 @dataclass(frozen=True)

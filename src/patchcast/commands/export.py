@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from patchcast.files import unfinished_folder
 from patchcast.interop.card import write_card
 from patchcast.interop.export_formats import default_format, write_encoder
 from patchcast.runs.results import encoder_of
@@ -23,9 +22,8 @@ def export(run: Path, out: Path, *, to: str | None = None) -> None:
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} is not empty; choose another --out")
-    with TemporaryDirectory() as made:
-        write_folder(run, Path(made), to=to, where=f"local-dir:{out}")
-        shutil.copytree(made, out, dirs_exist_ok=True)
+    with unfinished_folder(out) as made:
+        write_folder(run, made, to=to, where=f"local-dir:{out}")
     print(f"{out} holds {', '.join(sorted(file.name for file in out.iterdir()))}.")
     print("README.md says what it is and how to load it. It names no license yet: choose one there.")
 

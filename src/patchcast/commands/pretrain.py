@@ -108,7 +108,7 @@ def _feed(run: Run, journal: Journal) -> Feed:
     judged = None
     if held_out is not None:
         held_out.images.write_down(journal)
-        judged = held_out.images.subset(np.array(evenly_spaced(len(held_out.images), EVALUATED)))
+        judged = held_out.images.subset(np.array(evenly_spaced(len(held_out.images), EVALUATED))).readable()
     if run.method.codes == "colours":
         assert isinstance(run.tokenizer, Palette)
         codes = encode(recipe, run.tokenizer, images, judged)

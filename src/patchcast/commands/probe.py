@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,10 @@ from rich.console import Console
 from patchcast import options
 from patchcast.evaluation.protocol import OURS, UNTRAINED, Request, Subject
 from patchcast.evaluation.protocols import PROTOCOLS
-from patchcast.files import cache_folder
+from patchcast.files import cache_folder, write_json
+from patchcast.recipe import Resolved
 from patchcast.runs.network import Network, is_run, open_network, torch_device
+from patchcast.runs.run import reading
 
 
 def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") -> dict[str, Any]:
@@ -39,6 +39,7 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
         limit=given.limit,
         device=torch_device(given.device),
         cache=feature_cache(),
+        reading=_reading(given, None if given.data is not None else network.recipe),
         held_out_share=network.held_out_share(data),
     )
     subject = subject_of(network)
@@ -65,6 +66,13 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
         following = f" Next: [bold]patchcast report {given.source}[/]" if is_run(given.source) else ""
         console.print(f"Written to {out}.{pictures}{following}")
     return results
+
+
+def _reading(given: options.Probe, recipe: Resolved | None) -> dict[str, Any]:
+    """How the images are read: as the options say, or else as the run read its own."""
+    own = {} if recipe is None else reading(recipe)
+    asked = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
+    return {name: own.get(name) if value is None else value for name, value in asked.items()}
 
 
 def rows_of(network: Network, against: list[str]) -> dict[str, Subject]:
@@ -97,9 +105,3 @@ def subject_of(network: Network, backbone: Any = None, name: str = OURS) -> Subj
 def feature_cache() -> Path:
     """Where features are kept: a folder for each network and way of extraction, named by a hash of its weights."""
     return cache_folder() / "features"
-
-
-def write_json(out: Path, found: Mapping[str, Any]) -> None:
-    """Write results for people and for `patchcast report`."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=2) + "\n")

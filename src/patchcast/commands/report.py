@@ -25,6 +25,7 @@ from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
 from patchcast.drawing.versions import completed, completes_pixels, draws_codes, samples, versions
 from patchcast.evaluation.maps import pca_maps
+from patchcast.files import write_text
 from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
@@ -44,7 +45,7 @@ NETWORKS = {OURS: "this run"}
 
 
 @dataclass(frozen=True)
-class Found:
+class RunNumbers:
     """A run and its numbers; what was not measured is empty.
 
     Attributes:
@@ -81,15 +82,14 @@ def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Pa
     files = {name: run / f"{name}.json" for name in ("probe", "layers", "attentive", "finetune", "dense")}
     probes = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     with Console().status("Drawing"):
-        text = write(Found(opened, probes), data or opened.recipe.data)
+        text = write(RunNumbers(opened, probes), data or opened.recipe.data)
     out = out or run / "report.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
     print(f"Wrote {out}.")
     return out
 
 
-def write(found: Found, data: str) -> str:
+def write(found: RunNumbers, data: str) -> str:
     """The page as text."""
     sections = [
         _learning(found),
@@ -106,7 +106,7 @@ def write(found: Found, data: str) -> str:
     )
     footer = (
         f"Written on {date.today().isoformat()} by patchcast {__version__} (torch {torch.__version__}, timm "
-        f"{timm.__version__}). This file fetches nothing."
+        f"{timm.__version__}). This file loads nothing from the network."
     )
     return page(f"{recipe.method} on {recipe.model}", subtitle, _headline(found), sections, footer)
 
@@ -114,10 +114,10 @@ def write(found: Found, data: str) -> str:
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 
-def _headline(found: Found) -> list[Tile]:
+def _headline(found: RunNumbers) -> list[Tile]:
     tiles: list[Tile] = []
     probe = found.probes.get("probe", {})
-    for name, told in (("linear", "linear probe"), ("knn", "nearest neighbours")):
+    for name, told in (("linear", "linear probe"), ("knn", "nearest neighbors")):
         ours, other = (probe.get(which, {}).get(name) for which in (OURS, UNTRAINED))
         if ours:
             tiles.append(Tile(_percent(ours), told, f"untrained: {_percent(other)}" if other else ""))
@@ -128,24 +128,24 @@ def _headline(found: Found) -> list[Tile]:
         tiles.append(Tile(f"{losses[-1]:.3g}", "loss", f"at the start: {losses[0]:.3g}"))
     if speed := _speed(found):
         seen = found.recipe.steps * found.recipe.batch_size
-        tiles.append(Tile(f"{speed:,.0f}", "images a second", f"{seen:,} images in about {_time(_seconds(found))}"))
+        tiles.append(Tile(f"{speed:,.0f}", "images per second", f"{seen:,} images in about {_time(_seconds(found))}"))
     millions = sum(each.numel() for each in found.pretrainer.backbone.parameters()) / 1e6
     height, width = found.recipe.image_size
     tiles.append(Tile(f"{millions:.1f} M", "parameters", f"in the encoder, for {height}x{width} pixels"))
     return tiles
 
 
-def _learning(found: Found) -> Section:
+def _learning(found: RunNumbers) -> Section:
     charts: list[Html] = []
     loss, held = found.curve("loss"), found.curve("eval_loss")
     if loss[0] or held[0]:
         curves = [Curve("training images", *loss), Curve("held-out images", *held, dots=True)]
-        charts.append(_over_steps(curves, "loss", "Loss by optimiser step"))
-    online = {"linear probe": "linear_accuracy", "nearest neighbours": "knn_accuracy"}
+        charts.append(_over_steps(curves, "loss", "Loss by optimizer step"))
+    online = {"linear probe": "linear_accuracy", "nearest neighbors": "knn_accuracy"}
     probes = {name: found.curve(column) for name, column in online.items()}
     shown = [Curve(name, x, [100 * y for y in ys], dots=True) for name, (x, ys) in probes.items() if x]
     if shown:
-        charts.append(_over_steps(shown, "probes during the run, %", "Accuracy of probes by optimiser step"))
+        charts.append(_over_steps(shown, "probes during the run, %", "Accuracy of probes by optimizer step"))
     rank, variance = found.curve("feature_rank"), found.curve("feature_variance")
     if rank[0]:
         label = "directions in which features differ"
@@ -156,17 +156,17 @@ def _learning(found: Found) -> Section:
         charts.append(_over_steps([Curve(name, *variance, dots=True)], label, "Variance of features by step"))
     unit = " The loss is in nats per code." if found.run.method.codes == "colours" else ""
     told = (
-        f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the task is done, and not what the "
-        "features are worth."
+        f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, "
+        "not how good the features are."
     )
-    return Section("How it learnt", told if charts else "There is no log of this run.", [side_by_side(charts)])
+    return Section("Learning curves", told if charts else "There is no log of this run.", [side_by_side(charts)])
 
 
 def _over_steps(curves: Sequence[Curve], label: str, told: str) -> Html:
-    return line_chart(curves, x_label="optimiser step", y_label=label, told=told)
+    return line_chart(curves, x_label="optimizer step", y_label=label, told=told)
 
 
-def _accuracy(found: Found) -> list[Section]:
+def _accuracy(found: RunNumbers) -> list[Section]:
     rows: list[list[str]] = []
     probe = found.probes.get("probe")
     if not found.probes:
@@ -221,7 +221,7 @@ def _gained(other: str, gained: Mapping[str, Any]) -> str:
     return f"This run vs {other}: {value:+.1f} points [{low:+.1f}, {high:+.1f}]{sure}."
 
 
-def _layers(found: Found) -> list[Section]:
+def _layers(found: RunNumbers) -> list[Section]:
     layers = found.probes.get("layers")
     if not layers:
         return []
@@ -234,25 +234,27 @@ def _layers(found: Found) -> list[Section]:
     return [Section("Where the features are", told, [side_by_side([chart])])]
 
 
-def _cost(found: Found) -> Section:
+def _cost(found: RunNumbers) -> Section:
     recipe, speed, seconds = found.recipe, _speed(found), _seconds(found)
     seen = recipe.steps * recipe.batch_size
     values = {
-        "optimiser steps": f"{recipe.steps:,}",
-        "images a step": f"{recipe.batch_size:,}",
+        "optimizer steps": f"{recipe.steps:,}",
+        "images per step": f"{recipe.batch_size:,}",
         "images seen": f"{seen:,}",
-        "images a second": f"{speed:,.0f} (median)" if speed else "not logged",
+        "images per second": f"{speed:,.0f} (median)" if speed else "not logged",
         "time in training": f"about {_time(seconds)}" if seconds else "not logged",
         "devices": f"{recipe.devices * recipe.nodes} ({recipe.device})",
         "precision": recipe.precision,
     }
     steps, speeds = found.curve("images_per_second")
-    charts = [_over_steps([Curve("images a second", steps, speeds)], "images a second", "Throughput")] if steps else []
+    charts = (
+        [_over_steps([Curve("images per second", steps, speeds)], "images per second", "Throughput")] if steps else []
+    )
     told = "The time is that of the logged speed over all steps; evaluations and starting up come on top."
     return Section("What it cost", told, [side_by_side([definitions(values), *charts])])
 
 
-def _again(found: Found) -> Section:
+def _again(found: RunNumbers) -> Section:
     run = shlex.quote(str(found.run.folder))
     lines = [pretrain_command(found.recipe)]
     lines += [probe["command"] for probe in found.probes.values() if probe.get("command")]
@@ -278,12 +280,12 @@ def pretrain_command(recipe: Recipe) -> str:
     return " \\\n".join(lines)
 
 
-def _speed(found: Found) -> float | None:
+def _speed(found: RunNumbers) -> float | None:
     speeds = found.curve("images_per_second")[1]
     return statistics.median(speeds) if speeds else None
 
 
-def _seconds(found: Found) -> float:
+def _seconds(found: RunNumbers) -> float:
     """Of training, by the logged speed."""
     steps, speeds = found.curve("images_per_second")
     before = [-1, *steps][: len(steps)]
@@ -315,7 +317,7 @@ def _interval(accuracy: Mapping[str, Any]) -> str:
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _pictures(found: Found, data: str) -> list[Section]:
+def _pictures(found: RunNumbers, data: str) -> list[Section]:
     """What it predicts, draws, and makes of images; a sentence instead if the images are gone."""
     drawn = _samples(found.pretrainer) if draws_codes(found.pretrainer) else []
     try:
@@ -327,7 +329,7 @@ def _pictures(found: Found, data: str) -> list[Section]:
     return [*_predictions(found, images, part.phrase), *drawn, *_maps(found, images)]
 
 
-def _predictions(found: Found, images: Tensor, phrase: str) -> list[Section]:
+def _predictions(found: RunNumbers, images: Tensor, phrase: str) -> list[Section]:
     pretrainer, target = found.pretrainer, found.pretrainer.target
     if not target.is_drawn:
         return []
@@ -351,7 +353,7 @@ def _samples(pretrainer: Pretrainer) -> list[Section]:
     return [Section("What it draws", told, [sheet(list(samples(pretrainer, SAMPLES)), "sample")])]
 
 
-def _maps(found: Found, images: Tensor) -> list[Section]:
+def _maps(found: RunNumbers, images: Tensor) -> list[Section]:
     shown = denormalise(images, found.recipe.mean, found.recipe.std)
     try:
         maps = {

@@ -12,6 +12,7 @@ from torch import Tensor
 from patchcast.data.decode import UnreadableImageError, decode
 from patchcast.drawing.figures import draw_versions
 from patchcast.drawing.versions import caption, versions
+from patchcast.files import write_figure
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.results import held_out_images
 from patchcast.runs.run import Run, open_run
@@ -29,7 +30,7 @@ def show(run: Path, images: Sequence[Path] = (), *, count: int = 8, seed: int = 
         raise ValueError(f"{opened.recipe.method} predicts no pixels, so there is nothing to draw; probe it instead")
     shown, phrase = chosen_images(opened, images, count=count)
     out = out or run / "show.png"
-    picture(opened, shown, phrase, seed=seed).savefig(out, dpi=120)
+    write_figure(picture(opened, shown, phrase, seed=seed), out)
     print(f"Wrote {out}.")
     return out
 

@@ -24,6 +24,8 @@ DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 """Pillow's greys of more than 8 bits."""
 LARGEST = 2**31
 """Bytes of pixels beyond which a file is taken for a decompression bomb."""
+PIXELS = 2 * 89_478_485
+"""Pillow's limit of an image's pixels, to which that of bytes belongs."""
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -99,7 +101,8 @@ def checked(layout: Layout, kind: np.dtype) -> Layout:
         raise ValueError(f"numbers of kind {kind} are no pixels")
     pixels = layout.height * layout.width
     limit = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
-    if pixels > limit or pixels * layout.channels * kind.itemsize > LARGEST:
+    largest = LARGEST * max(1.0, limit / PIXELS)
+    if pixels > limit or pixels * layout.channels * kind.itemsize > largest:
         raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels, could be")
     if min(layout[:3]) < 1:
         raise ValueError("no pixels")

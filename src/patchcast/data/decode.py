@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader, BytesIO
 from typing import NamedTuple
 
@@ -39,7 +42,7 @@ class UnreadableImageError(ValueError):
 class Header(NamedTuple):
     """What a file says of itself before its pixels are decoded: (height, width) upright, and its kind of colours.
 
-    `channels` is told by files whose pixels become float32: those of more than 8 bits, or of channels that are no
+    `channels` is that of files whose pixels become float32: those of more than 8 bits, or of channels that are no
     colours. It is None for 8-bit photographs.
     """
 
@@ -47,6 +50,22 @@ class Header(NamedTuple):
     is_grey: bool
     has_alpha: bool
     channels: int | None = None
+
+
+@contextmanager
+def pixel_limit(max_pixels: int | None) -> Iterator[None]:
+    """Within it, images of up to `max_pixels` pixels are read; None leaves Pillow's limit of 178,956,970."""
+    if max_pixels is None:
+        yield
+        return
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow warns from here on, and refuses twice as many
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def read_header(file: ImageFile) -> Header:
@@ -190,5 +209,6 @@ def _reason(problem: Exception, file: ImageFile) -> str:
         file.seek(0)
         return "no known image format" if file.read(1) else "empty file"
     if isinstance(problem, Image.DecompressionBombError):
-        return "decompression bomb: " + str(problem).partition(",")[0].removeprefix("Image size ").strip()
+        limit = "; --max_pixels (max_pixels in Python) raises the limit"
+        return "decompression bomb: " + str(problem).partition(",")[0].removeprefix("Image size ").strip() + limit
     return str(problem).partition("\n")[0] or type(problem).__name__

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchcast.data.columns import ANY, Columns
-from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, read_header
+from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, pixel_limit, read_header
 from patchcast.data.digits import digits_splits
 from patchcast.data.files import SourceFile, find_files, is_url
 from patchcast.data.folder import folder_splits, list_files
@@ -94,12 +94,24 @@ class Images(Dataset[Example]):
         positions: where in the store each image lies.
     """
 
-    def __init__(self, store: Store, *, name: str, split: str, splits: list[str], channels: int | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str,
+        split: str,
+        splits: list[str],
+        channels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
         """See `open_images`."""
         self.store = store
         self.name = name
         self.split = split
         self.splits = splits
+        if max_pixels is not None and max_pixels < 1:
+            raise ValueError(f"images have at least 1 pixel; got max_pixels {max_pixels}")
+        self.max_pixels = max_pixels
         self._bad: dict[int, Unreadable] = {}
         self._journal: Journal | None = None
         self._decoded: Tensor | None = None
@@ -220,7 +232,7 @@ class Images(Dataset[Example]):
             file = self.store.open(position)
         except OSError as problem:
             raise UnreadableImageError(problem.strerror or str(problem)) from problem
-        with file:
+        with file, pixel_limit(self.max_pixels):
             return decode(file, self.channels)
 
     def preload(self) -> bool:
@@ -255,7 +267,7 @@ class Images(Dataset[Example]):
         headers = {}
         for position in positions:
             try:
-                with self.store.open(position) as file:
+                with self.store.open(position) as file, pixel_limit(self.max_pixels):
                     headers[position] = read_header(file)
             except (UnreadableImageError, OSError) as problem:
                 self._skip(position, getattr(problem, "strerror", None) or str(problem))
@@ -271,7 +283,7 @@ class Images(Dataset[Example]):
 
     def _is_transparent(self, position: int) -> bool:
         try:
-            with self.store.open(position) as file:
+            with self.store.open(position) as file, pixel_limit(self.max_pixels):
                 return is_transparent(file)
         except (UnreadableImageError, OSError):
             return False  # it is named when it is read for its pixels
@@ -291,6 +303,7 @@ def open_images(
     channels: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    max_pixels: int | None = None,
 ) -> Images:
     """Open a source of images, whatever it is.
 
@@ -322,21 +335,31 @@ def open_images(
             8 bits or of other channels, as many as most of these have.
         image_column, label_column: of tables, where they are not recognized by their names; in tar files, the member
             that is the image (`jpg`), and the field of `.json` files that is the label.
+        max_pixels: of an image; larger ones are unreadable. None: Pillow's limit, 178,956,970.
     Raises:
         ValueError: in one sentence, if the source or the split is not there, or holds no images.
     """
     splits = find_splits(source, Columns(image_column, label_column))
-    return open_split(splits, source, split=split, channels=channels)
+    return open_split(splits, source, split=split, channels=channels, max_pixels=max_pixels)
 
 
-def open_split(splits: Splits, source: str, *, split: str = "train", channels: int | None = None) -> Images:
+def open_split(
+    splits: Splits, source: str, *, split: str = "train", channels: int | None = None, max_pixels: int | None = None
+) -> Images:
     """One of the splits that `find_splits` listed; arguments and errors as of `open_images`."""
     name = match_split(split, splits)
     if name is None:
         near = difflib.get_close_matches(split, splits, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{source} has no split {split!r}: it has {', '.join(splits)}{hint}")
-    return Images(splits[name](), name=_name(source), split=name, splits=list(splits), channels=channels)
+    return Images(
+        splits[name](),
+        name=_name(source),
+        split=name,
+        splits=list(splits),
+        channels=channels,
+        max_pixels=max_pixels,
+    )
 
 
 def find_splits(source: str, columns: Columns = ANY) -> Splits:

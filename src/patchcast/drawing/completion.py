@@ -38,11 +38,11 @@ def complete_pixels(
     >>> torch.equal(completed[:, :, :16], images[:, :, :16]), torch.equal(completed[:, :, 16:], images[:, :, 16:])
     (True, False)
 
-    timm's plain blocks keep keys and values of what they have seen; other backbones are run anew for every unit.
+    timm's plain blocks cache keys and values; other backbones run the whole forward pass for every unit.
 
     Args:
         pretrainer: of `aim(..., normalize=False)`; put in eval mode, and its mode back afterwards.
-        images: normalised as in training.
+        images: normalized as in training.
         prefix: units that are kept, 1 to N.
         generator: of a CPU, for orders that are random.
     Raises:
@@ -57,7 +57,7 @@ def complete_pixels(
         raise CannotError(f"{type(target).__name__} are no pixels: nothing can be drawn; use aim(..., normalize=False)")
     if target.normalize:
         raise CannotError(
-            "normalised targets leave out the mean and contrast of each unit, so that nothing can be drawn from their "
+            "normalized targets leave out the mean and contrast of each unit, so that nothing can be drawn from their "
             "predictions; train with aim(..., normalize=False)"
         )
     if not 1 <= prefix <= plan.grid.units:
@@ -68,12 +68,12 @@ def complete_pixels(
 
     was_training = pretrainer.training
     pretrainer.eval()
-    follow: NextUnit = (CachedForward if can_cache(pretrainer.backbone) else FullForward)(pretrainer, plan)
+    predict_next: NextUnit = (CachedForward if can_cache(pretrainer.backbone) else FullForward)(pretrainer, plan)
     units = patchify(images, target.stride)
     to_come = plan.order[:, prefix:]
     units = units.scatter(1, _rows(to_come, units), 0.0)
     for place in range(prefix, plan.grid.units):
-        prediction = follow(unpatchify(units, plan.grid, target.stride), place)
+        prediction = predict_next(unpatchify(units, plan.grid, target.stride), place)
         units.scatter_(1, _rows(plan.order[:, place : place + 1], units), prediction.to(units.dtype))
     pretrainer.train(was_training)
     return unpatchify(units, plan.grid, target.stride)
@@ -88,7 +88,7 @@ class NextUnit(Protocol):
 
 
 class FullForward:
-    """By the whole forward pass, of which one prediction is taken: any backbone that can attend."""
+    """Run the whole forward pass and take one prediction: for any backbone that can attend."""
 
     def __init__(self, pretrainer: Pretrainer, plan: OrderPlan) -> None:
         self.pretrainer, self.plan = pretrainer, plan
@@ -100,7 +100,7 @@ class FullForward:
 
 
 class CachedForward:
-    """By running the units that are new, with keys and values of the others kept.
+    """Run new units only, with cached keys and values of the others.
 
     The given units see one another and prefix tokens, and each later one all before it: no piece needs a mask, but the
     first one where the order has no prefix.

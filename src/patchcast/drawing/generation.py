@@ -39,8 +39,8 @@ def sample(
     >>> palette.decode(ids, network.grid).shape
     torch.Size([3, 1, 4, 4])
 
-    Image i is the same for the same generator and arguments whatever the batch size (but for rounding): all chance is
-    drawn at the start, N numbers for each image.
+    Image i is the same for the same generator and arguments whatever the batch size (but for rounding): all
+    random numbers are drawn at the start, N for each image.
 
     Args:
         count: images.
@@ -48,7 +48,7 @@ def sample(
         temperature: divides the logits; 1 as in the paper. 0 takes the most likely code each time.
         top_k: draw from the k most likely codes only.
         top_p: draw from the fewest codes that together have at least this probability.
-        batch_size: images that are drawn at once.
+        batch_size: images drawn at once.
         progress: show a bar.
     Raises:
         CannotError: if the pretrainer's backbone is no causal ImageGPT.
@@ -76,7 +76,7 @@ def complete(
 
     Args:
         images: as the tokenizer takes them.
-        prefix: codes that are kept, row by row: `grid.units // 2` for the upper half; 0 to N.
+        prefix: number of codes that are given, row by row: 0 to N; `grid.units // 2` is the upper half.
         copies: completions of each image.
         others: as in `sample`.
     Raises:

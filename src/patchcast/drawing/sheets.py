@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from patchcast.files import write_whole
 from patchcast.geometry import Grid
 
 GAP, GREY = 1, 128
@@ -32,7 +34,8 @@ def save_grid(
         columns: images in a row; as many as make the whole about square if None.
         scale: pixels of the file for one of an image; about 64 to an image if None.
     """
-    sheet(images, columns=columns, scale=scale).save(path)
+    drawn = sheet(images, columns=columns, scale=scale)
+    write_whole(path, drawn.save)
 
 
 def save_drawing(
@@ -67,7 +70,8 @@ def save_drawing(
         shown_now = torch.where(is_drawn.to(images.device), images, GREY)
         pictures.append(sheet(shown_now, columns=columns, scale=scale))
     durations = [milliseconds] * (len(pictures) - 1) + [2000]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    first, *others = pictures
+    write_whole(path, partial(first.save, save_all=True, append_images=others, duration=durations, loop=0))
 
 
 def sheet(images: UInt8[Tensor, "B C H W"], *, columns: int | None = None, scale: int | None = None) -> Image.Image:

@@ -13,7 +13,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone, ImageBatch
@@ -256,17 +257,36 @@ def run_over(
     with evaluating(backbone), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
         for images, labels in loader:
             file = None if folder is None else folder / f"{_digest(_tensor_content(images))}.safetensors"
-            if file is not None and file.exists():
-                batches.append(load_file(file))
-            else:
+            cached = None if file is None else _read_batch(file)
+            if cached is None:
                 outputs = compute(images.to(device))
-                batches.append({name: x.float().cpu().contiguous() for name, x in outputs.items()})
+                cached = {name: x.float().cpu().contiguous() for name, x in outputs.items()}
                 if file is not None:
-                    write_cache(file, partial(save_file, batches[-1]))
+                    write_cache(file, partial(_write_batch, cached))
+            batches.append(cached)
             all_labels.append(labels)
     if not batches:
         raise ValueError("the loader yields no images")
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}, torch.cat(all_labels)
+
+
+def _write_batch(batch: dict[str, Tensor], file: Path) -> None:
+    save_file(batch, file, {"digest": _batch_digest(batch)})
+
+
+def _read_batch(file: Path) -> dict[str, Tensor] | None:
+    """Cached features; None if there are none, or they are not what was written."""
+    try:
+        with safe_open(file, "pt") as opened:
+            digest = (opened.metadata() or {}).get("digest")
+            batch = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+    return batch if digest == _batch_digest(batch) else None
+
+
+def _batch_digest(batch: dict[str, Tensor]) -> str:
+    return _digest(*(piece for name in sorted(batch) for piece in (name.encode(), _tensor_content(batch[name]))))
 
 
 def _join(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ class Labeled:
 
 
 def open_labeled(
-    data: str | Source, *, channels: int, limit: int | None = None, held_out_share: float = 0.0
+    data: str | Source, *, channels: int, limit: int | None = None, held_out_share: float = 0.0, **reading: Any
 ) -> Labeled:
     """The labeled images of a source, for a probe; see `patchcast.data.Source.labeled`.
 
@@ -71,11 +71,12 @@ def open_labeled(
         data: the source, or one that is open already.
         limit: maximum number of training images, drawn at random with a fixed seed.
         held_out_share: what a run on this source held out.
+        reading: `image_column`, `label_column` and `max_pixels` of `patchcast.data.open_source`.
     Raises:
         ValueError: if the source has no labels.
     """
     if not isinstance(data, Source):
-        data = open_source(data, channels=channels, held_out_share=held_out_share)
+        data = open_source(data, channels=channels, held_out_share=held_out_share, **reading)
     parts = data.labeled(limit)
     return Labeled(parts.train, parts.test, parts.phrase)
 

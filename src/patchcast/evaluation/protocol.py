@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -52,6 +52,7 @@ class Request:
         limit: maximum number of training images.
         device: where networks run.
         cache: folder for features, of protocols that keep them.
+        reading: how the images are read: `image_column`, `label_column` and `max_pixels` of `open_source`.
         held_out_share: share of the data that the run held out, if it is the run's own.
     """
 
@@ -61,6 +62,7 @@ class Request:
     limit: int | None = None
     device: str = "cpu"
     cache: Path | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
     held_out_share: float = 0.0
 
     def labeled(self) -> Labeled:
@@ -69,7 +71,13 @@ class Request:
         Raises:
             ValueError: if they have no labels.
         """
-        return open_labeled(self.data, channels=self.channels, limit=self.limit, held_out_share=self.held_out_share)
+        return open_labeled(
+            self.data,
+            channels=self.channels,
+            limit=self.limit,
+            held_out_share=self.held_out_share,
+            **self.reading,
+        )
 
 
 class Protocol(ABC, Generic[Result]):

@@ -5,10 +5,11 @@ Its text is `card.md.jinja`, and the code that loads the weights `loading.py.jin
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
+from patchcast.files import write_text
 from patchcast.geometry import to_rows
 from patchcast.interop.export_formats import Exported
 from patchcast.methods import Method
@@ -76,7 +78,7 @@ def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) 
         std=list(recipe.std),
         resizing=RESIZING[recipe.crop_mode],
     )
-    card.save(out / "README.md")
+    write_text(out / "README.md", str(card))
 
 
 def markdown(text: str) -> str:
@@ -103,6 +105,9 @@ def command(recipe: Recipe) -> str:
     patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip --steps 9
     """
     words = ["patchcast", "pretrain"]
+    # As a `Recipe`, whose defaults are those of the command line: a resolved one has the defaults of earlier versions.
+    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
+    recipe = Recipe(**{**values, "model_args": _placeless(recipe.model_args)})
     for name, typed in words_of(recipe):
         if name == "out":
             words += ["--out", "RUN"]
@@ -167,7 +172,7 @@ def _training(recipe: Resolved, pretrainer: Pretrainer) -> list[tuple[str, str]]
     batch = recipe.batch_size
     return [
         ("method", f"{recipe.method} {recipe.method_args or ''}".strip()),
-        ("model", f"{recipe.model} {recipe.model_args or ''}".strip() + f", from {start}"),
+        ("model", f"{recipe.model} {_placeless(recipe.model_args) or ''}".strip() + f", from {start}"),
         ("parameters", f"{encoder / 1e6:.1f} M in the encoder"),
         ("data", _without_place(recipe.data)),
         ("images", f"{recipe.channels} x {height} x {width}{tiles}, as {grid} units"),
@@ -224,6 +229,15 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _placeless(value: Any) -> Any:
+    """The same with every path in it by its last part, however deep it lies."""
+    if isinstance(value, Mapping):
+        return {name: _placeless(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_placeless(part) for part in value]
+    return _without_place(value) if isinstance(value, str) else value
 
 
 def _without_place(value: str) -> str:

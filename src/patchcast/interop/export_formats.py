@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
 from patchcast.data.transforms import Normalise
+from patchcast.files import write_weights
 from patchcast.interop import save_imagegpt, save_mae
 from patchcast.interop.graph import Difference, save_onnx, save_torch
 from patchcast.interop.timm_weights import save_pretrained
@@ -70,8 +70,7 @@ def _for_timm(source: Exported, out: Path) -> None:
         positions = {
             name: weight for name, weight in encoder.model.state_dict().items() if not name.startswith("tile.")
         }
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(positions, out / "tiles.safetensors")
+        write_weights(positions, out / "tiles.safetensors")
         encoder = encoder.tile
     save_pretrained(
         encoder.model,
@@ -88,7 +87,8 @@ def _for_transformers(source: Exported, out: Path) -> None:
     if source.method.codes == "colours":
         save_imagegpt(source.pretrainer, out, squash=source.recipe.crop_mode == "squash")
     elif source.recipe.method == "mae":
-        save_mae(source.pretrainer, out)
+        recipe = source.recipe
+        save_mae(source.pretrainer, out, mean=recipe.mean, std=recipe.std, squash=recipe.crop_mode == "squash")
     else:
         raise ValueError(f"transformers has MAE and ImageGPT only; for {source.recipe.method} take --to timm")
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone
+from patchcast.files import full_disk, unfinished_folder
 
 TOLERANCE = 1e-4
 """Of the largest value of a feature; float32 in another order of summation differs by about a hundredth of it."""
@@ -59,8 +60,10 @@ def save_torch(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_
     Raises:
         ValueError: if the backbone cannot be exported, or the file gives something else; no file is left then.
     """
-    torch.export.save(_program(backbone), file)
-    return _checked(file, torch.export.load(file).module(), backbone, images)
+    program, file = _program(backbone), Path(file)
+    with unfinished_folder(file.parent) as unfinished:
+        torch.export.save(program, unfinished / file.name)
+        return _checked(file, torch.export.load(unfinished / file.name).module(), backbone, images)
 
 
 def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ C H W"]]) -> Difference:
@@ -81,23 +84,27 @@ def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ 
         raise ValueError(
             f"ONNX needs onnx, onnxscript and onnxruntime ({missing}): pip install 'patchcast[export]'"
         ) from missing
-    program = _program(backbone)
+    program, file = _program(backbone), Path(file)
 
-    def session_of(program: torch.export.ExportedProgram) -> Any:
+    def session_of(program: torch.export.ExportedProgram, file: Path) -> Any:
         made = torch.onnx.export(program, dynamo=True, verbose=False)
         assert made is not None
         _name(made.model.graph, inputs=["images"], outputs=["embedding", "units"])
         made.save(file)
         return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
-    with _refusing(backbone, "ONNX", "--to torch may"), _quiet():
-        # Attention within windows has five dimensions, for which ONNX has no attention, but products and a softmax.
-        session = _first_of(lambda: session_of(program), lambda: session_of(program.run_decompositions()))
+    with unfinished_folder(file.parent) as folder:
+        unfinished = folder / file.name
+        with _refusing(backbone, "ONNX", "--to torch may"), _quiet():
+            # Attention within windows has five dimensions. ONNX has no such attention, but products and a softmax.
+            session = _first_of(
+                lambda: session_of(program, unfinished), lambda: session_of(program.run_decompositions(), unfinished)
+            )
 
-    def run(batch: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(output) for output in session.run(None, {"images": batch.numpy()})]
+        def run(batch: Tensor) -> list[Tensor]:
+            return [torch.from_numpy(output) for output in session.run(None, {"images": batch.numpy()})]
 
-    return _checked(file, run, backbone, images)
+        return _checked(file, run, backbone, images)
 
 
 def _program(backbone: Backbone) -> torch.export.ExportedProgram:
@@ -137,9 +144,7 @@ def _checked(file: Path, run: Forward, backbone: Backbone, images: Sequence[Tens
             greatest = max(greatest, float((theirs - own).abs().max()))
             largest = max(largest, float(own.abs().max()))
     difference = Difference(greatest, largest)
-    if not greatest <= TOLERANCE * largest:  # also where it is no number
-        for part in (file, file.with_name(f"{file.name}.data")):
-            part.unlink(missing_ok=True)
+    if not greatest <= TOLERANCE * largest:  # also if it is NaN
         raise ValueError(f"{file.name} does not give what {backbone.name} gives: it differs by {difference}")
     return difference
 
@@ -150,6 +155,8 @@ def _refusing(backbone: Backbone, exporter: str, instead: str) -> Iterator[None]
     try:
         yield
     except Exception as problem:
+        if full_disk(problem):
+            raise
         cause: BaseException = problem
         while cause.__cause__ is not None:
             cause = cause.__cause__

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
 from patchcast.files import read_weights, write_text, write_weights
 from patchcast.geometry import Grid
+from patchcast.interop.processors import processor_config
 from patchcast.interop.state_dicts import read_folder
 from patchcast.joint import JointClassifier
 from patchcast.methods.imagegpt import imagegpt
@@ -37,9 +38,6 @@ OPTIONS = {
     "reorder_and_upcast_attn": ("attention_in_float32", False),
 }
 """What transformers' config may change about the network: our names, and the values where the config names none."""
-
-BICUBIC = 3
-"""Pillow's number for it, `Image.Resampling.BICUBIC`."""
 
 
 @dataclass(frozen=True)
@@ -201,28 +199,10 @@ def save_imagegpt(pretrainer: Pretrainer, folder: str | Path, *, squash: bool = 
 
 
 def to_processor(palette: Palette, grid: Grid, *, squash: bool) -> dict[str, Any]:
-    """The config of transformers' `ImageGPTImageProcessor` that makes the codes of a palette.
-
-    It can cut the center out of an image for a square size only. For others it is set to resize nothing, so that it
-    takes images of the network's size, and larger ones do not silently become other codes.
-    """
-    size = {"height": grid.rows, "width": grid.cols}
-    return {
-        "image_processor_type": "ImageGPTImageProcessor",
-        "clusters": palette.colours.cpu().expand(-1, 3).tolist(),
-        "do_color_quantize": True,
-        "do_convert_rgb": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "do_resize": squash or grid.rows == grid.cols,
-        "resample": BICUBIC,
-        "size": size if squash else {"shortest_edge": grid.rows},
-        "do_center_crop": not squash,
-        "crop_size": size,
-    }
+    """The config of transformers' `ImageGPTImageProcessor` that makes the codes of a palette."""
+    half = (0.5, 0.5, 0.5)
+    config = processor_config("ImageGPTImageProcessor", (grid.rows, grid.cols), mean=half, std=half, squash=squash)
+    return config | {"clusters": palette.colours.cpu().expand(-1, 3).tolist(), "do_color_quantize": True}
 
 
 def save_imagegpt_classifier(model: JointClassifier, folder: str | Path, *, squash: bool = True) -> None:

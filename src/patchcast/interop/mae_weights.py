@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, wrap
 from patchcast.files import read_weights, write_text, write_weights
+from patchcast.interop.processors import processor_config
 from patchcast.interop.state_dicts import (
     check_positions,
     fit_positions,
@@ -161,9 +162,19 @@ def mae_from_transformers(folder: str | Path) -> Pretrainer:
 
 
 @torch.no_grad()
-def save_mae(pretrainer: Pretrainer, folder: str | Path) -> None:
+def save_mae(
+    pretrainer: Pretrainer,
+    folder: str | Path,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    squash: bool = False,
+) -> None:
     """Write the folder that transformers' `ViTMAEForPreTraining.from_pretrained` reads.
 
+    Args:
+        mean, std, squash: of the `Evaluate` that prepares images; given, `preprocessor_config.json` says the same to
+            `AutoImageProcessor`.
     Raises:
         ValueError: if the pretrainer is no MAE over a plain ViT with a class token: transformers has no place for more.
     """
@@ -184,6 +195,9 @@ def save_mae(pretrainer: Pretrainer, folder: str | Path) -> None:
     renamed = {_rename(name, TO_TRANSFORMERS): value.contiguous() for name, value in _split_qkv(state).items()}
     write_weights(renamed, folder / "model.safetensors")
     write_text(folder / "config.json", json.dumps(_config(backbone, decoder, plan, target), indent=2) + "\n")
+    if mean is not None and std is not None:
+        processor = processor_config("ViTImageProcessor", backbone.image_size, mean=mean, std=std, squash=squash)
+        write_text(folder / "preprocessor_config.json", json.dumps(processor, indent=2) + "\n")
 
 
 def _config(backbone: Backbone, decoder: Decoder, plan: RandomMask, target: Pixels) -> dict[str, Any]:

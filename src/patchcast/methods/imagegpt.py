@@ -50,7 +50,7 @@ def imagegpt_masked(backbone: ImageGPTBackbone, *, mask_ratio: float = 0.15) -> 
     """Predict the colours of hidden pixels from all others: the paper's BERT objective (section 2.1).
 
     The paper hides each pixel with probability 0.15; here that share of every image is hidden, so that averaging over
-    images, as it does, and over pixels are the same.
+    images, as it does, and over pixels are the same: rounded to the nearest number of pixels.
 
     Raises:
         ValueError: if the backbone is no `ImageGPTBackbone`.
@@ -59,12 +59,21 @@ def imagegpt_masked(backbone: ImageGPTBackbone, *, mask_ratio: float = 0.15) -> 
     _check(backbone)
     return Pretrainer(
         backbone,
-        plan=RandomMask(mask_ratio),
+        plan=RandomMask(mask_ratio, count=hidden_to_the_nearest),
         view=Blank(),
         predictor=_head(backbone),
         target=Codes(backbone.tokenizer),
         loss=cross_entropy,
     )
+
+
+def hidden_to_the_nearest(count: int | float, ratio: float) -> int:
+    """How many of `count` pixels are hidden.
+
+    >>> hidden_to_the_nearest(1024, 0.15)
+    154
+    """
+    return round(count * ratio)
 
 
 def on_codes(pretrainer: Pretrainer) -> Pretrainer:

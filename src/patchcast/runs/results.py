@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from patchcast.drawing.figures import draw_loss, draw_versions
 from patchcast.drawing.samples import DrawOptions, write_samples
 from patchcast.drawing.versions import caption, versions
 from patchcast.evaluation.ngrams import bits_per_pixel
+from patchcast.files import write_figure, write_json
 from patchcast.interop.export_formats import Exported, is_exported, write_encoder
 from patchcast.runs.build import timm_args
 from patchcast.runs.run import Run
@@ -33,7 +33,7 @@ def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str
         name = "completions.png" if run.method.causal else "reconstructions.png"
         images, phrase = held_out_images(run, PICTURED)
         drawn = versions(run.pretrainer, images, (run.recipe.mean, run.recipe.std))
-        draw_versions(drawn, caption=caption(run.pretrainer, phrase)).savefig(run.folder / name, dpi=120)
+        write_figure(draw_versions(drawn, caption=caption(run.pretrainer, phrase)), run.folder / name)
     if run.method.causal:
         write_samples(run.pretrainer, run.folder / "samples.png", count=SAMPLES, draws=DrawOptions())
     return _write_numbers(run, codes, unreadable)
@@ -57,12 +57,11 @@ def _write_numbers(run: Run, codes: CodeData | None, unreadable: Mapping[str, st
     steps, losses = curve(run.folder / METRICS, "loss")
     held_steps, held = curve(run.folder / METRICS, "eval_loss")
     title = f"{recipe.method} on {recipe.data}"
-    draw_loss((steps, losses), (held_steps, held), title=title).savefig(run.folder / "loss.png", dpi=120)
+    write_figure(draw_loss((steps, losses), (held_steps, held), title=title), run.folder / "loss.png")
     numbers = {"steps": recipe.steps, "loss": losses[-1] if losses else None, "eval_loss": held[-1] if held else None}
     in_units, words = _in_units(run, (held or losses or [float("nan")])[-1], codes)
     named = [f"{name}: {reason}" for name, reason in unreadable.items()]
-    text = json.dumps({**numbers, **in_units, "unreadable_images": named}, indent=2)
-    (run.folder / "metrics.json").write_text(text + "\n")
+    write_json(run.folder / "metrics.json", {**numbers, **in_units, "unreadable_images": named})
     return words
 
 

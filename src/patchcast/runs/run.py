@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from patchcast.data import Augment, Evaluate, Source, open_source
 from patchcast.data.source import Part
@@ -47,7 +48,8 @@ class Run:
     def open_data(self, data: str) -> Source:
         """A source with the run's channels; of the run's own data, with the run's held-out images."""
         share = self.recipe.held_out if data == self.recipe.data else 0.0
-        return open_source(data, channels=self.recipe.channels, held_out_share=share)
+        given = reading(self.recipe) if data == self.recipe.data else {"max_pixels": self.recipe.max_pixels}
+        return open_source(data, channels=self.recipe.channels, held_out_share=share, **given)
 
     def shown(self, data: str | None = None) -> Part:
         """The images that pictures show: the run's held-out ones, or those of another source."""
@@ -71,6 +73,11 @@ class Run:
         return build(self.recipe, self.method, self.tokenizer)
 
 
+def reading(recipe: Recipe) -> dict[str, Any]:
+    """How a recipe has its images read, as arguments of `open_source`."""
+    return {name: getattr(recipe, name) for name in ("image_column", "label_column", "max_pixels")}
+
+
 def start_run(recipe: Recipe) -> Run:
     """Resolve and build a recipe. Nothing is written, so a refused recipe leaves nothing behind.
 
@@ -80,7 +87,7 @@ def start_run(recipe: Recipe) -> Run:
     recipe.check()
     recipe, method = as_begun(recipe), find_method(recipe.method)
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
-    source = open_source(recipe.data, channels=recipe.channels, held_out_share=share)
+    source = open_source(recipe.data, channels=recipe.channels, held_out_share=share, **reading(recipe))
     resolved = resolve(recipe, method, source)
     tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
     return Run(resolved.out, resolved, method, build(resolved, method, tokenizer), tokenizer, source)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
+from patchcast.files import write_weights
 from patchcast.recipe import EARLIER, Recipe, Resolved
 from patchcast.training.checkpoints import latest_checkpoint
 
@@ -55,4 +55,4 @@ def as_begun(recipe: Recipe) -> Recipe:
 
 def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
     """Save all of a pretrainer's weights, from which a run is opened; `export` writes the encoder alone."""
-    save_file({name: weight.contiguous() for name, weight in state.items()}, out / EVERYTHING)
+    write_weights({name: weight.contiguous() for name, weight in state.items()}, out / EVERYTHING)

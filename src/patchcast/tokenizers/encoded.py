@@ -187,7 +187,7 @@ class Mirror:
 
 
 class AsItIs:
-    """Leaves codes as they are, in the place of `Mirror`."""
+    """Leaves codes as they are, where `Mirror` would mirror them."""
 
     def __call__(self, codes: Int[Tensor, "1 rows cols"], seed: int) -> Int[Tensor, "1 rows cols"]:
         return codes

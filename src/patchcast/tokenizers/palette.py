@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Int16, Int64, Real, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from patchcast.files import read_weights
+from patchcast.files import cache_folder, read_weights, write_cache, write_weights, write_whole
 from patchcast.geometry import Grid
 
 LARGEST = 4096
@@ -117,9 +115,9 @@ class Palette(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the colours as `.npy`, like OpenAI's clusters, or as `.safetensors`; `load` reads both."""
         if _is_numpy(path):
-            np.save(path, self.colours.cpu().numpy())
+            write_whole(path, lambda unfinished: np.save(unfinished, self.colours.cpu().numpy()))
         else:
-            save_file({"colours": self.colours.cpu()}, path)
+            write_weights({"colours": self.colours.cpu()}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Palette:
@@ -234,18 +232,11 @@ def _cached_table(colours: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
     if colours.shape[1] == 1:
         return build_table(colours)
     name = hashlib.blake2b(colours.numpy().tobytes(), digest_size=16).hexdigest()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchcast"
-    file = folder / f"palette-{name}.npy"
+    file = cache_folder() / f"palette-{name}.npy"
     if file.exists():
         return torch.from_numpy(np.load(file))
     table = build_table(colours)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.npy")
-        np.save(unfinished, table.numpy())
-        unfinished.replace(file)  # so that an interrupted run leaves no half-written table
-    except OSError:
-        pass  # a home that cannot be written to costs the time to build the table in each process, and nothing else
+    write_cache(file, lambda unfinished: np.save(unfinished, table.numpy()))
     return table
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
-from patchcast.files import read_weights
+from patchcast.files import read_weights, write_weights
 from patchcast.geometry import Grid
 from patchcast.targets import Pixels, unpatchify
 from patchcast.tokenizers.base import Draws, Tokenizer
@@ -104,7 +103,7 @@ class PatchCodebook(nn.Module):
         """Write a safetensors file."""
         stride = torch.tensor(self.pixels.stride)
         normalize = torch.tensor(self.pixels.normalize)
-        save_file({"centres": self.centres.contiguous(), "stride": stride, "normalize": normalize}, path)
+        write_weights({"centres": self.centres.contiguous(), "stride": stride, "normalize": normalize}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> PatchCodebook:

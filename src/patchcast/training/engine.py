@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,10 @@ class Objective(nn.Module):
     def forward(self, images: ImageBatch, plan: Plan) -> Tensor:
         device = plan.predict.device.type
         # Without the cache of casts, gradients of a weight that is used twice are summed in fp32.
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+        bf16 = (
+            torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.precision == "bf16" else nullcontext()
+        )
+        with bf16:
             loss: Tensor = self.pretrainer(images, plan).loss
         return loss
 

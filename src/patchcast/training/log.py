@@ -19,7 +19,7 @@ COLUMNS = [
     "images_per_second", "data_wait", "peak_memory_mb",
 ]  # fmt: skip
 
-Found = Mapping[str, float | Image.Image]
+Entries = Mapping[str, float | Image.Image]
 """Numbers by the names of columns, and pictures, which a CSV file has no place for."""
 
 
@@ -27,7 +27,7 @@ Found = Mapping[str, float | Image.Image]
 class Logger(Protocol):
     """Where a run's numbers and pictures go, apart from `metrics.csv`."""
 
-    def log(self, step: int, found: Found) -> None: ...
+    def log(self, step: int, found: Entries) -> None: ...
 
     def close(self) -> None: ...
 
@@ -56,7 +56,7 @@ class Log:
             rows = {int(row["step"]) + counted_from_zero: dict(row) for row in read_metrics(self.file)}
             self.rows = {at: {**row, "step": at} for at, row in rows.items() if at <= step}
 
-    def add(self, step: int, found: Found) -> None:
+    def add(self, step: int, found: Entries) -> None:
         if not (self.is_written and found):
             return
         known = {name: value for name, value in found.items() if name in COLUMNS}
@@ -102,7 +102,7 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(out / "tensorboard"))
 
-    def log(self, step: int, found: Found) -> None:
+    def log(self, step: int, found: Entries) -> None:
         import numpy as np
 
         for name, value in found.items():
@@ -139,7 +139,7 @@ class Wandb:
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
 
-    def log(self, step: int, found: Found) -> None:
+    def log(self, step: int, found: Entries) -> None:
         import wandb
 
         shown = {name: wandb.Image(each) if isinstance(each, Image.Image) else each for name, each in found.items()}

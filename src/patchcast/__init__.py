@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         channel_statistics,
         loader,
         open_images,
+        open_source,
     )
     from patchcast.data.stores import Store
     from patchcast.data.tiles import FitTiles, best_canvas, stack
@@ -169,6 +170,7 @@ _HOMES = {
         "channel_statistics",
         "loader",
         "open_images",
+        "open_source",
     ),
     "data.stores": ("Store",),
     "data.tiles": ("FitTiles", "best_canvas", "stack"),

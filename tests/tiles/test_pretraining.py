@@ -54,7 +54,7 @@ def test_no_leak_with_rotary_positions(method: str) -> None:
     contracts.check_no_leak(build(method, "rotary"))
 
 
-@pytest.mark.parametrize("method", ["mae", pytest.param("simmim", marks=pytest.mark.slow), "aim"])
+@pytest.mark.parametrize("method", ["mae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simmim", "aim"))])
 def test_noise_floor(method: str) -> None:
     contracts.check_noise_floor(build(method))
 

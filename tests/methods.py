@@ -107,6 +107,7 @@ def ijepa_by_replacement(backbone: Backbone) -> Pretrainer:
 VARIANTS: dict[str, Callable[[Backbone], Pretrainer]] = {
     "simmim, painted": painted,
     "mae, painted": mae_painted,
+    "mae, visible too": lambda backbone: small("mae", backbone, visible_weight=0.1),
     "mae of a teacher": mae_of_a_teacher,
     "mae and a teacher": mae_and_a_teacher,
     "simmim of codes": simmim_of_codes,

@@ -31,6 +31,7 @@ BACKBONES: dict[str, Callable] = {
 
 GOLDEN = {
     "mae": 1.1052496,
+    "mae, visible too": 1.1066984,
     "simmim": 0.9644015,
     "beit": 0.7378784,
     "ijepa": 0.4338609,

@@ -18,7 +18,8 @@ from patchcast.cli import main
 from patchcast.report import Curve, Section, Tile, definitions, html_table, line_chart, page
 from patchcast.report.charts import ticks
 
-TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
+TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "16", "--workers", "0"]
+TINY += ["--eval_every", "2"]
 NEVER_CLOSED = {"meta", "img", "line", "br"}
 
 
@@ -122,7 +123,7 @@ def test_samples_and_completions(method: str, tmp_path: Path) -> None:
         "aim": ["--model", "test_vit", "--method_args", '{"head_depth": 1, "normalize": false}'],
     }
     run = tmp_path / method
-    base = ["pretrain", "--method", method, "--data", "digits", "--steps", "2", "--batch_size", "8", "--workers", "0"]
+    base = ["pretrain", "--method", method, "--data", "digits", "--steps", "2", "--batch_size", "16", "--workers", "0"]
     assert main([*base, *options[method], "--out", str(run)]) == 0
     assert main(["report", str(run)]) == 0
     text = (run / "report.html").read_text(encoding="utf-8")

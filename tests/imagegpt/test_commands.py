@@ -28,7 +28,7 @@ from patchcast.training.log import curve
 from tests.training.test_run import killed_at
 
 SMALL = {"depth": 2, "width": 32, "heads": 4}
-DIGITS = ["--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
+DIGITS = ["--data", "digits", "--steps", "4", "--batch_size", "16", "--eval_every", "4", "--workers", "0"]
 NETWORK = ["--model", "imagegpt", "--model_args", json.dumps(SMALL)]
 BEIT = ["--method", "beit", "--model", "test_vit", "--codes", "16", *DIGITS]
 

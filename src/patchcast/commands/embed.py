@@ -24,6 +24,7 @@ from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.backbones.readout import mean, mean_std
 from patchcast.backbones.tile_geometry import assemble, tile_crop, tiles_of
 from patchcast.backbones.tiled import Tiled
+from patchcast.commands.parts import claim
 from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
@@ -82,7 +83,7 @@ def embed(
     images = open_images(data, split=split, channels=channels, **reading)
     method.backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     parts = out.with_name(out.name + ".parts")
-    done = _claim(parts, out, _plan(method, images, kind))
+    done = claim(parts, out, _plan(method, images, kind), ".safetensors", "features")
     console = Console()
     console.print(f"{len(images):,} images of {data}: {kind} features of {source}, {method.told}")
     if done:
@@ -214,25 +215,6 @@ def _plan(method: Method, images: Images, kind: Kind) -> dict[str, Any]:
         "images": fingerprint(names),
         "images_per_part": PART,
     }
-
-
-def _claim(parts: Path, out: Path, plan: dict[str, Any]) -> int:
-    """How many parts are there of the same features."""
-    config = parts / "plan.json"
-    if not config.exists():
-        parts.mkdir(parents=True, exist_ok=True)
-        unfinished = config.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(plan))
-        unfinished.replace(config)
-        return 0
-    before = json.loads(config.read_text())
-    differing = [name for name in plan if plan[name] != before.get(name)]
-    if differing:
-        raise ValueError(
-            f"{parts} holds the beginning of other features ({', '.join(differing)} differ); "
-            f"delete it, or choose another --out than {out}"
-        )
-    return len(list(parts.glob("*.safetensors")))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command is known and its options are right."""
+"""The command line. Nothing heavy is imported before a command is known and its options are checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from patchcast.recipe import Recipe
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its options, and what opens its door.
+    """A command: its options and the function that runs it.
 
     Attributes:
         options: a dataclass; its docstring describes the command.
@@ -308,11 +308,11 @@ patchcast COMMAND --help lists the options. To begin:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 1 if a check failed, 2 with one sentence if the user can fix the problem."""
+    """Run one command. Returns 0 on success, 1 if a check failed, 2 for an error that the user can fix."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be no text that the terminal takes
+            stream.reconfigure(errors="backslashreplace")  # the terminal may not be able to print names of files
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
             HELP.format(commands="\n".join(f"  {name:9} {each.description}" for name, each in COMMANDS.items())), end=""
@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        return _fail(f"no command is called {name!r}; {hint}")
+        return _fail(f"there is no command {name!r}; {hint}")
     from patchcast.arguments import HelpRequestedError
 
     try:
@@ -338,11 +338,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(str(problem))
-    except BrokenPipeError:  # `patchcast models | head` has what it wants
+    except BrokenPipeError:  # `patchcast models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except InterruptedError as end:
         return _fail(str(end), code=143)
+    except OSError as problem:
+        from patchcast.files import full_disk
+
+        sentence = full_disk(problem)
+        if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
+            raise
+        return _fail(sentence)
     except KeyboardInterrupt as end:
         return _fail(
             str(end) or "stopped; if this was a run, the same command resumes it from the last checkpoint", code=130
@@ -360,7 +367,7 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
     patchcast.arguments.UsageError: --dense does not use --draws, which is an option of the features protocol
 
     Raises:
-        UsageError: in one sentence, if two protocols are chosen, or an option is of another one than the chosen.
+        UsageError: if two protocols are chosen, or an option belongs to another protocol than the chosen one.
     """
     from patchcast.arguments import UsageError, fields_of, parse
 
@@ -400,7 +407,7 @@ def _help(name: str) -> str:
     groups |= {title: [fields[each] for each in names] for title, names in command.groups.items()}
     for protocol, one in options.PROBES.items() if name == "probe" else ():
         description = (one.__doc__ or "").partition("\n")[0].rstrip(".")
-        # In the help, the option that chooses a protocol is optional: without it, another one is chosen.
+        # In the help, the option that chooses a protocol is optional: without it, another protocol is chosen.
         of_protocol = [replace(each, default=None) if each.is_required else each for each in fields_of(one).values()]
         groups[description if protocol == "features" else f"instead: {description}"] = of_protocol
     examples = "".join(f"  {line}\n" for line in command.examples)

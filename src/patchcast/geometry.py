@@ -1,4 +1,4 @@
-"""Grids of units, and rows of tensors by their units. Needs torch alone: plans, data and pictures use it too."""
+"""Grids of units, and indexing of tensors by unit. Imports only torch, because plans, data and pictures use it too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Grid(NamedTuple):
 
 
 def upsample(is_hidden: Bool[Tensor, "B rows cols"], size: tuple[int, int]) -> Bool[Tensor, "B H W"]:
-    """The mask of units at a finer resolution.
+    """A mask of units at a finer resolution.
 
     >>> upsample(torch.tensor([[[True, False]]]), (2, 4)).int().tolist()
     [[[1, 1, 0, 0], [1, 1, 0, 0]]]
@@ -42,7 +42,7 @@ def upsample(is_hidden: Bool[Tensor, "B rows cols"], size: tuple[int, int]) -> B
 def paint(
     images: Real[Tensor, "B C H W"], is_hidden: Bool[Tensor, "B rows cols"], value: float = 0.0
 ) -> Real[Tensor, "B C H W"]:
-    """The images with the pixels of hidden units set to `value` (0 is the mean of normalised images)."""
+    """The images with the pixels of hidden units set to `value` (0 is the mean of normalized images)."""
     return images.masked_fill(upsample(is_hidden, (images.shape[-2], images.shape[-1]))[:, None], value)
 
 

@@ -1,4 +1,4 @@
-"""What each command can be told: one dataclass per command, read by `patchcast.cli`. Imports nothing heavy.
+"""The options of each command: one dataclass per command, read by `patchcast.cli`. Imports nothing heavy.
 
 `pretrain`'s options are `patchcast.recipe.Recipe`. A field without a default is required; one with
 `place` metadata is positional. The class docstring is the command's description, and its "Args:" are the help texts.

@@ -92,7 +92,7 @@ def test_stopped_predictions_go_on(
     assert main([*words, str(tmp_path / "parts.csv")]) == 0
     assert [list(places) for places in seen] == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
-    assert "Going on after 1 parts" in capsys.readouterr().out
+    assert "Resuming after 1 parts" in capsys.readouterr().out
 
 
 def test_without_a_file_a_table_is_printed(tuned: Path, photos: Photos, capsys: Any) -> None:

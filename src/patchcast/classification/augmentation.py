@@ -47,7 +47,7 @@ class StrongAugment:
         image = image.flip(-1) if cut.is_flipped else image
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global state
             torch.default_generator.manual_seed(seed)
-            return self.erase(self.augment.normalise(self.change(image)))
+            return self.erase(self.augment.normalize(self.change(image)))
 
 
 def augmentation(

@@ -28,7 +28,7 @@ def claim(parts: Path, out: Path, plan: dict[str, Any], suffix: str, what: str) 
     differing = [name for name in plan if plan[name] != before.get(name)]
     if differing:
         raise ValueError(
-            f"{parts} holds the beginning of other {what} ({', '.join(differing)} differ); "
+            f"{parts} holds a part of other {what} ({', '.join(differing)} differ); "
             f"delete it, or choose another --out than {out}"
         )
-    return len(list(parts.glob(f"*{suffix}")))
+    return len(list(parts.glob(f"[0-9]*{suffix}")))

@@ -104,7 +104,7 @@ def predict(given: options.Predict) -> None:
         }
         done = claim(parts, given.out, plan, ".rows.json", "predictions")
         if done:
-            console.print(f"Going on after {done} parts of up to {PART} images.")
+            console.print(f"Resuming after {done} parts of up to {PART} images.")
         todo = list(enumerate(work))[done:]
         for place, (number, start) in track(
             todo, description="predicting", console=console, disable=not console.is_terminal
@@ -112,7 +112,7 @@ def predict(given: options.Predict) -> None:
             found = part(number, start)
             bad = [[each.path, each.reason] for each in sources[number].unreadable]
             write_text(parts / f"{place:08d}.rows.json", json.dumps({"rows": found, "unreadable": bad}))
-    files = sorted(parts.glob("*.rows.json"))
+    files = sorted(parts.glob("[0-9]*.rows.json"))
     contents = [json.loads(file.read_text()) for file in files]
     written = sum(len(content["rows"]) for content in contents)
     if not written:

@@ -85,7 +85,7 @@ class Images(Dataset[Example]):
         name: of the source, for people.
         split: which of `splits` this is.
         splits: those that the source has.
-        channels: of every image handed out: 1, 3 or 4, or any number where the files hold more than colours.
+        channels: of every image handed out: 1, 3 or 4, or any number where the files hold more than colors.
         typical_size: (height, width) that most of a sample have.
         labels: class of each image, -1 for none; None if the source has no labels.
         class_names: what the labels mean, if the source says so; or the labels themselves, where they are text, truth
@@ -126,8 +126,8 @@ class Images(Dataset[Example]):
         readable = list(headers)
         sample = {readable[place]: headers[readable[place]] for place in evenly_spaced(len(readable), SAMPLE)}
         self.typical_size = Counter(header.size for header in sample.values()).most_common(1)[0][0]
-        is_of_colours = all(header.channels is None for header in sample.values())
-        if is_of_colours and channels not in (None, *MODES):
+        is_of_colors = all(header.channels is None for header in sample.values())
+        if is_of_colors and channels not in (None, *MODES):
             raise ValueError(f"images can have {', '.join(map(str, MODES))} channels; asked for {channels}")
         self.channels = channels or self._common_channels(sample)
 
@@ -279,7 +279,7 @@ class Images(Dataset[Example]):
             return Counter(deep).most_common(1)[0][0]
         if all(header.has_alpha for header in headers.values()) and any(map(self._is_transparent, headers)):
             return 4
-        return 1 if all(header.is_grey for header in headers.values()) else 3
+        return 1 if all(header.is_gray for header in headers.values()) else 3
 
     def _is_transparent(self, position: int) -> bool:
         try:
@@ -330,8 +330,8 @@ def open_images(
             give the splits: `train-*`, `test-*`, `validation-*`.
             A source without splits is all `train`.
         split: one of the source's splits.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
-            1 if all are grey, 4 if all have an alpha channel that is used, else 3; where there are files of more than
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
+            1 if all are gray, 4 if all have an alpha channel that is used, else 3; where there are files of more than
             8 bits or of other channels, as many as most of these have.
         image_column, label_column: of tables, where they are not recognized by their names; in tar files, the member
             that is the image (`jpg`), and the field of `.json` files that is the label.

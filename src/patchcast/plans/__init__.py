@@ -1,4 +1,4 @@
-"""Plans: what may be seen, and what is to be predicted."""
+"""Plans: which units are visible, and which are predicted."""
 
 from patchcast.plans.block_masks import BlockMask, InverseBlockMask, MultiBlock
 from patchcast.plans.orders import (

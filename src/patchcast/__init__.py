@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from patchcast.evaluation.layer_probe import draw_layers, extract_imagegpt_layers, probe_layers
     from patchcast.evaluation.ngrams import bits_per_pixel, floors
     from patchcast.files import read_weights
-    from patchcast.geometry import Grid
+    from patchcast.geometry import Grid, valid_share
     from patchcast.honesty import Leak, Verdict, dependencies, examine, no_leak, noise_floor
     from patchcast.interop import (
         load_aim,
@@ -130,6 +130,7 @@ if TYPE_CHECKING:
         RandomMask,
         RandomOrder,
         RasterOrder,
+        SeenToo,
         StartPlan,
         coarse_to_fine,
         hilbert,
@@ -197,7 +198,7 @@ _HOMES = {
     "evaluation.layer_probe": ("draw_layers", "extract_imagegpt_layers", "probe_layers"),
     "evaluation.ngrams": ("bits_per_pixel", "floors"),
     "files": ("read_weights",),
-    "geometry": ("Grid",),
+    "geometry": ("Grid", "valid_share"),
     "honesty": ("Leak", "Verdict", "dependencies", "examine", "no_leak", "noise_floor"),
     "interop": (
         "load_aim",
@@ -248,6 +249,7 @@ _HOMES = {
         "RandomMask",
         "RandomOrder",
         "RasterOrder",
+        "SeenToo",
         "StartPlan",
         "coarse_to_fine",
         "hilbert",

@@ -39,6 +39,15 @@ def upsample(is_hidden: Bool[Tensor, "B rows cols"], size: tuple[int, int]) -> B
     return F.interpolate(is_hidden[:, None].to(torch.float32), size=size, mode="nearest")[:, 0] > 0.5
 
 
+def valid_share(is_valid: Bool[Tensor, "B H W"], stride: tuple[int, int]) -> Float[Tensor, "B N"]:
+    """The share of each unit's pixels that have data, row by row: a weight for each unit (`Pretrainer.forward`).
+
+    >>> valid_share(torch.tensor([[[True, True, False, False], [True, False, False, False]]]), (2, 2)).tolist()
+    [[0.75, 0.0]]
+    """
+    return F.avg_pool2d(is_valid[:, None].float(), stride).flatten(1)
+
+
 def paint(
     images: Real[Tensor, "B C H W"], is_hidden: Bool[Tensor, "B rows cols"], value: float = 0.0
 ) -> Real[Tensor, "B C H W"]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from patchcast.backbones.backbone import ImageBatch, pixels_of, with_pixels
 from patchcast.geometry import upsample
 from patchcast.plans import Plan
-from patchcast.pretrainer import Pretrainer
+from patchcast.pretrainer import Output, Pretrainer, weighted_mean
 from patchcast.targets import patchify, unpatchify
 
 Judged = tuple[Bool[Tensor, "B N"], Bool[Tensor, "B P"]]
@@ -58,10 +58,11 @@ def no_leak(pretrainer: Pretrainer, images: ImageBatch, plan: Plan, *, limit: in
     was_training = pretrainer.training
     pretrainer.eval()
     before = pretrainer(images, plan).predictions
-    # Whatever the plan allows, no prediction may use the unit that it predicts.
-    allowed = plan.may_use().scatter(-1, plan.predict[..., None], False)
+    allowed = without_own(plan)
     counts = torch.ones(before.shape[:3], dtype=torch.bool) if plan.weight is None else plan.weight.cpu() > 0
-    noise = torch.randn_like(pixels_of(images))
+    # A seed of its own: noise equal to the images, which tests draw from a seed as well, would change nothing.
+    pixels = pixels_of(images)
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(41)).to(pixels)
     worst, moved = 0.0, 0.0
     for group in range(before.shape[1]):
         # Predictions that may use the same units are tested in one pass: masked methods need one, causal ones P.
@@ -74,6 +75,14 @@ def no_leak(pretrainer: Pretrainer, images: ImageBatch, plan: Plan, *, limit: in
                 moved = max(moved, _movement(pretrainer, images, noise, plan, may_use, before, group, counted))
     pretrainer.train(was_training)
     return Leak(worst, moved)
+
+
+def without_own(plan: Plan) -> Bool[Tensor, "B G P N"]:
+    """`may_use`; but whatever a plan says of itself, no prediction may use the unit that it predicts, unless the plan
+    declares that this unit is seen."""
+    may_use = plan.may_use()
+    own = torch.zeros_like(may_use) if plan.is_shown is None else may_use & plan.is_shown[..., None]
+    return torch.where(own, may_use, may_use.scatter(-1, plan.predict[..., None], False))
 
 
 def _groups(allowed: Bool[Tensor, "B P N"]) -> list[Judged]:
@@ -229,8 +238,17 @@ def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr
         pretrainer.after_step()
         if step >= steps * 3 // 4:
             blind = pretrainer.loss(pretrainer.target.blind(output.targets), output.targets)
-            ratios.append(output.loss.item() / blind.mean().item())
+            ratios.append(_loss_of_hidden(pretrainer, output).item() / blind.mean().item())
     return sum(ratios) / len(ratios)
+
+
+def _loss_of_hidden(pretrainer: Pretrainer, output: Output) -> Float[Tensor, ""]:
+    """The loss, without the predictions of units that are seen: those may copy."""
+    shown = output.plan.is_shown
+    if shown is None:
+        return output.loss.detach()
+    counts = (~shown).float() if output.plan.weight is None else output.plan.weight * ~shown
+    return weighted_mean(pretrainer.loss(output.predictions.detach(), output.targets), counts)
 
 
 def dependencies(
@@ -253,7 +271,7 @@ def dependencies(
     units = plan.grid.units
     strength = torch.full((units, units), torch.nan)
     allowed = torch.zeros(units, units, dtype=torch.bool)
-    may_use = first.may_use()[0].flatten(0, 1).cpu()
+    may_use = without_own(first)[0].flatten(0, 1).cpu()
     direction = torch.randn(predictions.shape[-1], generator=torch.Generator().manual_seed(0)).to(predictions)
     along = predictions @ direction
     has_gradients = torch.autograd.grad(along.sum(), image, retain_graph=True, allow_unused=True)[0] is not None
@@ -267,7 +285,6 @@ def dependencies(
                 column = moved[row]
             strength[unit] = column / column.max().clamp_min(1e-30)
             allowed[unit] = may_use[row]
-            allowed[unit, unit] = False
     pretrainer.train(was_training)
     return strength, allowed
 

@@ -298,7 +298,7 @@ def and_valid(
     can_see: Bool[Tensor, "..."] | None, is_valid: Bool[Tensor, "B S"], plan: MaskPlan
 ) -> Bool[Tensor, "BG 1 L L"]:
     """The decoder's mask without padding in the context and in `plan.predict`."""
-    predicted = torch.ones_like(plan.predict, dtype=torch.bool) if plan.is_predicted is None else plan.is_predicted
+    predicted = torch.ones_like(plan.predict, dtype=torch.bool) if plan.is_asked is None else plan.is_asked
     column = torch.cat([is_valid[:, None].expand(-1, predicted.shape[1], -1), predicted], dim=2).flatten(0, 1)
     mask = column[:, None, None].expand(-1, -1, column.shape[1], -1)
     return mask if can_see is None else mask & can_see

@@ -114,21 +114,39 @@ class Pretrainer(nn.Module):
         self._has_gradient, self._forgotten = False, 0
 
     def forward(
-        self, images: ImageBatch, plan: Plan | None = None, *, generator: torch.Generator | None = None
+        self,
+        images: ImageBatch,
+        plan: Plan | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        unit_weight: Float[Tensor, "B N"] | None = None,
     ) -> Output:
-        """Compute predictions and loss. `plan` is drawn (from a CPU generator) unless given."""
+        """Compute predictions and loss. `plan` is drawn (from a CPU generator) unless given.
+
+        Args:
+            unit_weight: how much each unit of each image counts in the loss, 0 or more, on top of the plan's weights: 0
+                where there are no data (`valid_share`). A batch of which nothing counts has a loss of 0.
+        Raises:
+            ValueError: if `unit_weight` has another shape, or a weight is negative or NaN (looked at on the CPU only: a
+                GPU would have to wait).
+        """
         self.backbone.check_dtype(images)
         if plan is None:
             plan = self.draw(images, generator)
         targets = self.targets(images, plan)  # before the activations that are stored for the backward pass
+        weight = plan.weight
+        if unit_weight is not None:
+            weight = _weight_at(plan, unit_weight)
+            targets = targets.masked_fill((weight == 0)[..., None], 0)  # what has no data may be NaN
         predictions = self.predictor(self.view(self.backbone, images, plan), plan).float()
+        mean = weighted_mean if unit_weight is None else _mean_of_any
         parts: dict[str, Tensor] = {}
         if isinstance(self.loss, SumOfLosses):
             losses = self.loss.each(predictions, targets)
-            parts = {name: weighted_mean(part.detach(), plan.weight) for name, part in losses.items()}
-            loss = weighted_mean(self.loss.join(losses), plan.weight)
+            parts = {name: mean(part.detach(), weight) for name, part in losses.items()}
+            loss = mean(self.loss.join(losses), weight)
         else:
-            loss = weighted_mean(self.loss(predictions, targets), plan.weight)
+            loss = mean(self.loss(predictions, targets), weight)
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._check_after_step(loss)
         return Output(loss, predictions, targets, plan, self.backbone, images, parts)
@@ -219,3 +237,25 @@ def weighted_mean(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"]
     if weight is None:
         return losses.mean()
     return (losses * weight).sum() / weight.sum()
+
+
+def _weight_at(plan: Plan, unit_weight: Float[Tensor, "B N"]) -> Float[Tensor, "B G P"]:
+    """How much each prediction counts by the plan and by its unit."""
+    rows = (len(plan.predict), plan.grid.units)
+    if unit_weight.shape != rows:
+        raise ValueError(
+            f"unit_weight has a weight for each unit of each image, {rows} on {plan.grid}; "
+            f"got {tuple(unit_weight.shape)}"
+        )
+    if unit_weight.device.type == "cpu" and not bool((is_fine := unit_weight >= 0).all()):
+        raise ValueError(f"weights of units are 0 or more; got {float(unit_weight[~is_fine][0])}")
+    weight = unit_weight[:, None].float().expand(-1, plan.predict.shape[1], -1).gather(2, plan.predict)
+    return weight if plan.weight is None else weight * plan.weight
+
+
+def _mean_of_any(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"] | None) -> Float[Tensor, ""]:
+    """`weighted_mean`, or 0 if all weights are 0."""
+    if weight is None:
+        return losses.mean()
+    total = weight.sum()
+    return (losses * weight).sum() / torch.where(total > 0, total, 1.0)

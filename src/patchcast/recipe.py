@@ -62,11 +62,12 @@ class Recipe:
         method_args: options of the method, such as mask_ratio of mae; see the method's page.
         model_args: arguments of timm's create_model, or of the ImageGPT network.
         pretrained: start from timm's weights instead of random ones.
-        image_size: height and width in pixels. Default: the model's; the data's, if the images are smaller.
+        image_size: height and width in pixels. Default: the model's; if the images are smaller, the size nearest to
+            theirs that gives about as many patches as the model has on its own size. See docs/training.md.
         tile_size: pixels per side of a tile. Images are cut into tiles of this size, and the model, built for one
             tile, runs over all tiles together. Default: images are not cut.
-        patch_size: pixels per side of a patch. Default: the model's; if images are smaller than the model's, a patch
-            that gives at least 7 patches per side.
+        patch_size: pixels per side of a patch. Default: the model's; if images are smaller than the model's, the
+            largest with at least half as many patches per side as the model has. Pretrained models keep their own.
         channels: 1, 3 or 4 channels per image, or as many as the files have. Default: the data's.
         image_column: of parquet files and datasets, where it is not called image or by another usual name.
         label_column: likewise, of the labels, which probes need.

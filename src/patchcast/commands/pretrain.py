@@ -177,11 +177,12 @@ def _summary(run: Run) -> str:
     down, right = backbone.stride
     tiles = f" in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
     count = "a stream" if source.is_stream else f"{len(source.train):,} images"
-    held_out = source.held_out
+    held_out, typical = source.held_out, source.train.typical_size
+    resized = "" if typical == recipe.image_size else f" (from about {typical[0]} x {typical[1]})"
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
     return (
         f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/]: {count} of {escape(recipe.data)} ({evaluated}), "
-        f"{recipe.channels} x {height} x {width}, as {grid} units of {down}x{right} pixels{tiles}; "
+        f"{recipe.channels} x {height} x {width}{resized}, as {grid} units of {down}x{right} pixels{tiles}; "
         f"{millions:.1f} M parameters; {recipe.steps:,} steps of {recipe.batch_size} ({recipe.epochs:g} epochs), "
         f"lr {recipe.lr:.3g}, {recipe.precision}"
     )

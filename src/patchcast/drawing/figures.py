@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-Curve = tuple[Sequence[int], Sequence[float]]
+Points = tuple[Sequence[int], Sequence[float]]
 
 
 class Version(NamedTuple):
@@ -62,7 +62,7 @@ def pixels_of(image: UInt8[Tensor, "C H W"] | Float[Tensor, "C H W"]) -> np.ndar
     return shown.numpy() / 255 if image.dtype == torch.uint8 else shown.clamp(0, 1).numpy()
 
 
-def draw_loss(training: Curve, held_out: Curve, *, title: str) -> Figure:
+def draw_loss(training: Points, held_out: Points, *, title: str) -> Figure:
     """The loss against optimizer steps, on training and on held-out images."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axis = figure.subplots()

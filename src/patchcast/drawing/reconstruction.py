@@ -40,6 +40,8 @@ def reconstruct(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: 
     pretrainer.eval()
     output = pretrainer(images, plan)
     counts = torch.ones_like(plan.predict, dtype=torch.bool) if plan.weight is None else plan.weight > 0
+    if plan.is_shown is not None:
+        counts = counts & ~plan.is_shown
     asked = plan.predict.flatten(1)
     values = output.predictions.new_zeros(len(images), plan.grid.units, output.predictions.shape[-1])
     values.scatter_(1, asked[..., None].expand(-1, -1, values.shape[-1]), output.predictions.flatten(1, 2))

@@ -6,7 +6,7 @@ from torch import nn
 
 from patchcast.backbones import wrap
 from patchcast.losses import squared
-from patchcast.plans import RandomMask
+from patchcast.plans import RandomMask, SeenToo
 from patchcast.predictors import Decoder, usable_width
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
@@ -21,6 +21,7 @@ def mae(
     decoder_depth: int = 8,
     decoder_heads: int | None = None,
     normalize: bool = True,
+    visible_weight: float = 0.0,
 ) -> Pretrainer:
     """Hide most units, run the backbone on the rest, and predict the pixels of the hidden units.
 
@@ -34,6 +35,8 @@ def mae(
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads per block; None: heads of 32 channels, as in the paper.
         normalize: predict each unit's pixels normalized by their mean and standard deviation (better features), or raw.
+        visible_weight: how much a visible unit counts in the loss, where a hidden one counts 1; 0, as in the paper:
+            visible units are not predicted.
     Raises:
         CannotError: if the backbone cannot run on the visible units only.
     """
@@ -42,7 +45,7 @@ def mae(
     target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
     return Pretrainer(
         backbone,
-        plan=RandomMask(mask_ratio),
+        plan=SeenToo(RandomMask(mask_ratio), visible_weight) if visible_weight else RandomMask(mask_ratio),
         view=Drop(),
         predictor=Decoder(
             width,

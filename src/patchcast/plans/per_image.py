@@ -48,7 +48,7 @@ def draw_each(planner: Planner, grids: Sequence[Grid], canvas: Grid, generator: 
             for g in range(masks[0][2].hidden.shape[1])
         ]
         hidden, is_predicted = (torch.stack(parts, dim=1) for parts in zip(*groups, strict=True))
-        return MaskPlan(canvas, seen, hidden, is_seen, is_predicted)
+        return MaskPlan(canvas, seen, hidden, is_seen, is_predicted, masks[0][2].seen_weight)
     if len(orders) == len(drawn):
         order, _ = _join([(images, _all(_move(plan.order, grid, canvas), canvas)) for images, grid, plan in orders])
         prefix, _ = _join([(images, plan.prefix[:, None]) for images, _, plan in orders])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from patchcast.geometry import Grid
@@ -39,6 +39,11 @@ class Plan:
     def may_use(self) -> Bool[Tensor, "B G P N"]:
         """True where the prediction may depend on the unit; checked by `patchcast.honesty.no_leak`."""
         raise NotImplementedError
+
+    @property
+    def is_shown(self) -> Bool[Tensor, "B G P"] | None:
+        """True where the unit that is predicted is seen as well; None where none is, as in almost every plan."""
+        return None
 
     def first(self: PlanT) -> PlanT:
         """The plan of the first image only."""
@@ -73,24 +78,51 @@ class MaskPlan(Plan):
     Attributes:
         is_seen: False where an entry of `visible` is padding; None if none is.
         is_predicted: False where an entry of `hidden` is padding; None if none is.
+        seen_weight: weight in the loss of visible units, which are then predicted too, after the hidden units of each
+            group; None: they are not predicted.
     """
 
     visible: Int[Tensor, "B V"]
     hidden: Int[Tensor, "B G P"]
     is_seen: Bool[Tensor, "B V"] | None = None
     is_predicted: Bool[Tensor, "B G P"] | None = None
+    seen_weight: float | None = None
 
     @property
     def predict(self) -> Int[Tensor, "B G P"]:
-        return self.hidden
+        return self.hidden if self.seen_weight is None else self._with_seen(self.hidden, self.visible)
 
     @property
     def source(self) -> Int[Tensor, "B G P"]:
-        return self.hidden
+        return self.predict
+
+    @property
+    def is_asked(self) -> Bool[Tensor, "B G P"] | None:
+        """False where an entry of `predict` is padding; None if none is."""
+        if self.seen_weight is None or (self.is_predicted is None and self.is_seen is None):
+            return self.is_predicted
+        hidden = torch.ones_like(self.hidden, dtype=torch.bool) if self.is_predicted is None else self.is_predicted
+        seen = torch.ones_like(self.visible, dtype=torch.bool) if self.is_seen is None else self.is_seen
+        return self._with_seen(hidden, seen)
+
+    @property
+    def is_shown(self) -> Bool[Tensor, "B G P"] | None:
+        if self.seen_weight is None:
+            return None
+        return self._with_seen(torch.zeros_like(self.hidden, dtype=torch.bool), torch.ones_like(self.visible).bool())
 
     @property
     def weight(self) -> Float[Tensor, "B G P"] | None:
-        return None if self.is_predicted is None else self.is_predicted.to(torch.float32)
+        asked = self.is_asked
+        if self.seen_weight is None:
+            return None if asked is None else asked.to(torch.float32)
+        hidden, seen = torch.ones_like(self.hidden, dtype=torch.float32), torch.ones_like(self.visible).float()
+        weight = self._with_seen(hidden, seen * self.seen_weight)
+        return weight if asked is None else weight * asked
+
+    def _with_seen(self, hidden: Shaped[Tensor, "B G P"], seen: Shaped[Tensor, "B V"]) -> Shaped[Tensor, "B G _"]:
+        """Values of the hidden units of each group, and after them those of the seen ones."""
+        return torch.cat([hidden, seen[:, None].expand(-1, hidden.shape[1], -1)], dim=2)
 
     @property
     def is_hidden(self) -> Bool[Tensor, "B rows cols"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Num
 from torch import Tensor
 
 from patchcast.geometry import Grid
-from patchcast.plans.plan import MaskPlan
+from patchcast.plans.plan import MaskPlan, Planner
 
 HiddenCount = Callable[[int | float, float], int | float]
 """The number of N that are hidden at a ratio."""
@@ -99,6 +99,38 @@ class GridMask:
         turn = torch.rand(batch, cells, generator=generator).argsort(dim=1).argsort(dim=1)
         # Whole cells in random order, and random units within a cell.
         return hide_first(grid, turn[:, cell_of] + torch.rand(batch, grid.units, generator=generator), hidden)
+
+
+@dataclass(frozen=True)
+class SeenToo:
+    """Plans of another planner, in which the units that are seen are predicted as well, and count less in the loss.
+
+    Such a prediction may use its own unit: it is easier than that of a hidden one, and says nothing of honesty, so that
+    the tests of honesty hold the hidden ones to their standard alone.
+
+    >>> plan = SeenToo(RandomMask(0.75), weight=0.1)(Grid(2, 2), 1, torch.Generator().manual_seed(0))
+    >>> plan.predict.shape, [round(weight, 2) for weight in plan.weight[0, 0].tolist()]
+    (torch.Size([1, 1, 4]), [1.0, 1.0, 1.0, 0.1])
+
+    Args:
+        planner: draws a `MaskPlan`: `RandomMask(0.75)`.
+        weight: of a seen unit in the loss, above 0; that of a hidden one is 1.
+    Raises:
+        ValueError: if the weight is not a number above 0, or, when drawing, the plan is of another kind.
+    """
+
+    planner: Planner
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < inf:
+            raise ValueError(f"the weight of units that are seen is a number above 0; got {self.weight}")
+
+    def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
+        plan = self.planner(grid, batch, generator)
+        if not isinstance(plan, MaskPlan):
+            raise ValueError(f"units that are seen are predicted under masks; {self.planner} draws no MaskPlan")
+        return replace(plan, seen_weight=self.weight)
 
 
 def check_ratio(ratio: float) -> None:

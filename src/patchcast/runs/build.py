@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 
-from patchcast.backbones import Backbone, wrap
+from patchcast.backbones import wrap
 from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
@@ -19,11 +19,9 @@ from patchcast.methods import METHODS, Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
+from patchcast.runs.sizes import patch_for_tile, size_and_patch
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
-
-FEWEST_UNITS = 7  # per side; with fewer, there is too little to predict a patch from
-SMALLEST_PATCH = 2  # a patch of one pixel cannot be normalized
 
 
 def find_method(name: str) -> Method:
@@ -166,22 +164,10 @@ def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tup
     if method.codes == "colors":
         assert recipe.image_size is not None  # set by `with_codes`
         return recipe.image_size, None
-    nominal = _nominal(recipe)
-    tile = recipe.tile_size
-    if tile is None:
-        size = recipe.image_size or _follow(images.typical_size, nominal)
-    else:
-        size = recipe.image_size or _whole_tiles(images.typical_size, tile)
-    if recipe.patch_size is None and not recipe.pretrained and "drop" in nominal.can:
-        return size, _patch_for(size if tile is None else (tile, tile), nominal.stride)
-    return size, recipe.patch_size
-
-
-def _nominal(recipe: Recipe) -> Backbone:
-    """The model with timm's defaults, on the meta device, to read its sizes."""
-    args = {"patch_size": recipe.patch_size} if recipe.patch_size else {}
-    with torch.device("meta"):
-        return wrap(recipe.model, **args, **recipe.model_args)
+    if recipe.tile_size is None:
+        return size_and_patch(recipe, images.typical_size)
+    size = recipe.image_size or _whole_tiles(images.typical_size, recipe.tile_size)
+    return size, patch_for_tile(recipe, recipe.tile_size)
 
 
 def _pretrained_cfg(model: str) -> Any:
@@ -189,25 +175,9 @@ def _pretrained_cfg(model: str) -> Any:
     return timm.get_pretrained_cfg(model)
 
 
-def _follow(typical: tuple[int, int], nominal: Backbone) -> tuple[int, int]:
-    """The smaller of the data's and the model's size: enlarging images adds work and no information."""
-    if typical[0] < nominal.image_size[0] and typical[1] < nominal.image_size[1]:
-        return typical
-    return nominal.image_size
-
-
 def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:
     """The data's size, rounded to whole tiles."""
     return max(1, round(typical[0] / tile)) * tile, max(1, round(typical[1] / tile)) * tile
-
-
-def _patch_for(size: tuple[int, int], stride: tuple[int, int]) -> int | None:
-    """The largest patch, up to the model's, that gives enough units per side; None for the model's own."""
-    largest = min(stride)
-    fitting = [patch for patch in range(SMALLEST_PATCH, largest + 1) if size[0] % patch == size[1] % patch == 0]
-    ample = [patch for patch in fitting if min(size) // patch >= FEWEST_UNITS]
-    chosen = max(ample, default=min(fitting, default=largest))
-    return None if chosen == largest else chosen
 
 
 def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:

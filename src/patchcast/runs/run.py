@@ -14,6 +14,7 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
 from patchcast.runs.build import augmentation, build, evaluation, find_method, resolve
 from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
+from patchcast.runs.sizes import with_own_options
 from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, saved_tokenizer
 from patchcast.training.checkpoints import latest_checkpoint
 
@@ -84,6 +85,7 @@ def start_run(recipe: Recipe) -> Run:
     Raises:
         ValueError: for anything that the user can fix.
     """
+    recipe = with_own_options(recipe)
     recipe.check()
     recipe, method = as_begun(recipe), find_method(recipe.method)
     share = HELD_OUT if recipe.held_out is None else recipe.held_out

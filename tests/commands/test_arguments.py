@@ -156,7 +156,7 @@ def test_the_protocols_and_their_options() -> None:
         5,
     )
     assert found.typed == "patchcast probe run --layers 0 3 --limit 5 --no_cache"
-    assert read_probe(["run"]).chosen == options.Features()
+    assert read_probe(["run"]).chosen == options.FeatureOptions()
 
 
 def test_what_was_typed_can_be_typed_again() -> None:

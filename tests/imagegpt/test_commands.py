@@ -21,7 +21,7 @@ from patchcast.recipe import Recipe, Resolved
 from patchcast.runs import run as opening
 from patchcast.runs.run import open_run, start_run
 from patchcast.runs.tokenizer import encode, saved_tokenizer
-from patchcast.tokenizers.files import load_tokenizer
+from patchcast.tokenizers.loading import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
 from patchcast.training.log import curve

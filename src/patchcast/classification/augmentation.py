@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import RandomErasing, TrivialAugmentWide
 
 from patchcast.data import Augment, Evaluate
-from patchcast.data.transforms import Pixels, resize
+from patchcast.data.transforms import ImagePixels, resize
 
 Strength = Literal["none", "light", "strong"]
 LIGHT, STRONG = (0.5, 1.0), (0.2, 1.0)
@@ -36,7 +36,7 @@ class StrongAugment:
         self.augment = augment
         self.change, self.erase = TrivialAugmentWide(), RandomErasing(ERASED)
 
-    def __call__(self, image: Pixels, seed: int) -> Float32[Tensor, "C h w"]:
+    def __call__(self, image: ImagePixels, seed: int) -> Float32[Tensor, "C h w"]:
         if image.dtype != torch.uint8 or len(image) not in (1, 3):
             raise ValueError(
                 f"--augment strong takes images of 8 bits with 1 or 3 channels; got {len(image)} channels of "

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from patchcast import __version__
-from patchcast.interop.card import MODES, fenced, markdown, without_place
+from patchcast.interop.card import IMAGE_MODES, fenced, markdown, without_place
 
 LOADING = """\
 import timm
@@ -61,7 +61,7 @@ def write_classifier_card(
         "training images": f"{metrics['training_images']:,}",
         "training": f"{metrics['processor_seconds']:,} s of processor time",
     }
-    mode = MODES.get(channels)
+    mode = IMAGE_MODES.get(channels)
     code = OF_CHANNELS.replace("CHANNELS", str(channels)) if mode is None else LOADING.replace("MODE", repr(mode))
     shown = ", ".join(map(markdown, names[:NAMED])) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
     card = ModelCard.from_template(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, Grid, wrap
 from patchcast.losses import cross_entropy, smooth_l1, squared
-from patchcast.methods import aim, aim_codes, aim_features, beit, ijepa, mae, simmim
+from patchcast.methods import aim, aim_codes, aim_features, beit, data2vec, ijepa, mae, simmim
 from patchcast.objectives import Objective, sum_of
 from patchcast.plans import OrderPlan, RandomMask, RandomOrder, RasterOrder
 from patchcast.plans.earlier import as_before
@@ -72,6 +72,12 @@ def ijepa_by_replacement(backbone: Backbone) -> Pretrainer:
     return built
 
 
+def data2vec_by_replacement(backbone: Backbone) -> Pretrainer:
+    built = data2vec(backbone, masks=2, decoder_depth=2)
+    built.view = Replace(backbone.embed_width)
+    return built
+
+
 def mae_and_a_teacher(backbone: Backbone) -> Pretrainer:
     """Pixels, codes and the features of a frozen teacher, each by a decoder of its own."""
     grid, width = backbone.grid(backbone.image_size), 32
@@ -96,6 +102,8 @@ METHODS: dict[str, Callable] = {
     "simmim": simmim,
     "beit": lambda backbone: beit(backbone, Signs(backbone.stride)),
     "ijepa": lambda backbone: ijepa(backbone, predictor_depth=2),
+    "data2vec": lambda backbone: data2vec(backbone, masks=2, decoder_depth=2),
+    "data2vec by replacement": data2vec_by_replacement,
     "simmim, painted": painted,
     "mae of a teacher": mae_of_a_teacher,
     "mae and a teacher": mae_and_a_teacher,
@@ -114,6 +122,8 @@ GOLDEN = {
     "simmim": 0.9644015,
     "beit": 0.7378784,
     "ijepa": 0.4338609,
+    "data2vec": 1.9926826,
+    "data2vec by replacement": 2.3286917,
     "simmim, painted": 0.9585516,
     "mae of a teacher": 0.5064643,
     "mae and a teacher": 1.6861333,

@@ -83,6 +83,7 @@ BUILDERS = {
     "simmim": patchcast.simmim,
     "beit": lambda model: patchcast.beit(model, patchcast.PatchCodebook(torch.randn(8, 768), (16, 16))),
     "ijepa": lambda model: patchcast.ijepa(model, predictor_width=32, predictor_depth=1),
+    "data2vec": lambda model: patchcast.data2vec(model, masks=2, decoder_depth=1),
     "aim": lambda model: patchcast.aim(model, head_depth=1),
     "aim_codes": lambda model: patchcast.aim_codes(
         model, patchcast.PatchCodebook(torch.randn(8, 768), (16, 16)), head_depth=1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Num, Shaped
+from jaxtyping import Float, Num, Real, Shaped
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, pixels_of
@@ -30,14 +30,14 @@ class Output:
 
     Attributes:
         loss: the weighted mean over all predictions; computed in train and eval mode.
-        predictions: of the units in `plan.predict`.
+        predictions: of the units in `plan.predict`; one row per plan, so several per image if the plan has them.
         targets: of the same units.
         plan: which units were visible and predicted.
         losses: of each objective by name, without its weight, if there are several (`sum_of`); without gradients.
     """
 
     loss: Float[Tensor, ""]
-    predictions: Float[Tensor, "B G P T"]
+    predictions: Float[Tensor, "R G P T"]
     targets: Tensor
     plan: Plan
     _backbone: Backbone = field(repr=False)
@@ -261,7 +261,7 @@ def weighted_mean(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"]
     return (losses * weight).sum() / weight.sum()
 
 
-def for_each_plan(images: ImageBatch, plan: Plan) -> ImageBatch:
+def for_each_plan(images: ImageBatch, plan: Plan) -> Real[Tensor, "R C H W"] | Mapping[str, Any]:
     """Repeat each image for each of its rows in the plan."""
     if len(pixels_of(images)) == len(plan.predict):
         return images

@@ -162,8 +162,8 @@ def normalize(
 ) -> list[str]:
     """Normalize arguments to one `--name=value` per option, with positional arguments last.
 
-    >>> from patchcast.options import Probe
-    >>> normalize("probe", ["--untrained", "run", "--limit", "5"], fields_of(Probe))
+    >>> from patchcast.options import ProbeOptions
+    >>> normalize("probe", ["--untrained", "run", "--limit", "5"], fields_of(ProbeOptions))
     ['--untrained=true', '--limit=5', 'run']
     """
     given: dict[str, list[str]] = {}

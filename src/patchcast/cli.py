@@ -40,7 +40,7 @@ class Command:
 class ProbeCommand:
     """What was typed after `patchcast probe`: the common options, and those of one protocol."""
 
-    common: options.Probe
+    common: options.ProbeOptions
     protocol: str
     chosen: Any
     typed: str = field(default="")
@@ -82,7 +82,7 @@ def _compare(given: options.Compare) -> None:
     compare(**vars(given))
 
 
-def _report(given: options.Report) -> None:
+def _report(given: options.ReportOptions) -> None:
     from patchcast.commands.early_checks import check_run
 
     check_run(given.run)
@@ -108,10 +108,10 @@ def _embed(given: options.Embed) -> None:
     check_network(given.model)
     check_data(given.data)
 
-    from patchcast.commands.embed import embed
+    from patchcast.commands.embed import write_features
 
     values = vars(given)
-    embed(values.pop("model"), kind=values.pop("features"), **values)
+    write_features(values.pop("model"), kind=values.pop("features"), **values)
 
 
 def _sample(given: options.Sample) -> None:
@@ -155,21 +155,21 @@ def _push(given: options.Push) -> None:
 
 
 def _check(given: options.Check) -> int:
-    from patchcast.commands.check import check
+    from patchcast.commands.check import run_check
 
-    return 0 if check(**vars(given)) else 1
+    return 0 if run_check(**vars(given)) else 1
 
 
 def _data(given: options.Data) -> int:
-    from patchcast.commands.early_checks import check_data as check_source
+    from patchcast.commands.early_checks import check_data
 
-    check_source(given.source)
+    check_data(given.source)
 
-    from patchcast.commands.data import check_data
+    from patchcast.commands.data import check_source
 
     splits = given.split or None
     reading = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
-    is_sound = check_data(
+    is_sound = check_source(
         given.source, splits=splits, limit=given.limit, workers=given.workers, out=given.out, **reading
     )
     return 0 if is_sound else 1
@@ -212,9 +212,9 @@ RECIPE_GROUPS = {
 
 COMMANDS: dict[str, Command] = {
     "pretrain": Command(Recipe, _pretrain, from_file=True, groups=RECIPE_GROUPS),
-    "probe": Command(options.Probe, _probe),
+    "probe": Command(options.ProbeOptions, _probe),
     "compare": Command(options.Compare, _compare),
-    "report": Command(options.Report, _report),
+    "report": Command(options.ReportOptions, _report),
     "show": Command(options.Show, _show),
     "embed": Command(options.Embed, _embed),
     "sample": Command(options.Sample, _sample),
@@ -317,7 +317,7 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
         for option in options_of:
             if option not in fields[protocol]:
                 elsewhere[option] = f"{shown} does not use --{option}, which is an option of the {name} protocol"
-    common, of_protocol = parse("probe", words, [options.Probe, options.PROBES[protocol]], elsewhere=elsewhere)
+    common, of_protocol = parse("probe", words, [options.ProbeOptions, options.PROBES[protocol]], elsewhere=elsewhere)
     return ProbeCommand(
         common=common, protocol=protocol, chosen=of_protocol, typed=shlex.join(["patchcast", "probe", *words])
     )

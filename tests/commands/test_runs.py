@@ -28,7 +28,7 @@ from patchcast.runs.run import open_run, start_run
 
 MODEL = ["--model", "test_vit", "--model_args", '{"depth": 1, "embed_dim": 32, "num_heads": 2}']
 MAE = ["pretrain", "--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}', *MODEL]
-SHORT = ["--steps", "2", "--batch_size", "8", "--workers", "0"]
+SHORT = ["--steps", "2", "--batch_size", "8", "--workers", "0", "--eval_every", "2"]
 
 
 def write_images(folder: Path, counts: dict[str, int]) -> Path:

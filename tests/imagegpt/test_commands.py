@@ -21,14 +21,14 @@ from patchcast.recipe import Recipe, Resolved
 from patchcast.runs import run as opening
 from patchcast.runs.run import open_run, start_run
 from patchcast.runs.tokenizer import encode, saved_tokenizer
-from patchcast.tokenizers.files import load_tokenizer
+from patchcast.tokenizers.loading import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
 from patchcast.training.log import curve
 from tests.training.test_run import killed_at
 
 SMALL = {"depth": 2, "width": 32, "heads": 4}
-DIGITS = ["--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
+DIGITS = ["--data", "digits", "--steps", "4", "--batch_size", "16", "--eval_every", "4", "--workers", "0"]
 NETWORK = ["--model", "imagegpt", "--model_args", json.dumps(SMALL)]
 BEIT = ["--method", "beit", "--model", "test_vit", "--codes", "16", *DIGITS]
 

@@ -22,14 +22,14 @@ from torch import Tensor
 NPY = b"\x93NUMPY"
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 """Pillow's grays of more than 8 bits."""
-LARGEST = 2**31
+LARGEST_VALUES = 2**31
 """Bytes of pixels beyond which a file is taken for a decompression bomb."""
 PIXELS = 2 * 89_478_485
 """Pillow's limit of an image's pixels, to which that of bytes belongs."""
 LUMA = (0.299, 0.587, 0.114)
 
 
-class Layout(NamedTuple):
+class ArrayLayout(NamedTuple):
     """How an array lies: its channels, height and width, and whether channels come first."""
 
     channels: int
@@ -41,7 +41,7 @@ class Layout(NamedTuple):
 class Deep(NamedTuple):
     """A file of numbers: how they lie, of what kind they are, and how to read them."""
 
-    layout: Layout
+    layout: ArrayLayout
     kind: np.dtype
     read: Callable[[], np.ndarray]
 
@@ -54,7 +54,7 @@ class Deep(NamedTuple):
 def from_pillow(image: Image.Image) -> Deep:
     """An image of one of the `DEEP_MODES`."""
     kind = np.dtype({"I": np.int32, "F": np.float32}.get(image.mode, np.uint16))
-    return Deep(Layout(1, image.height, image.width, True), kind, lambda: np.array(image).astype(kind))
+    return Deep(ArrayLayout(1, image.height, image.width, True), kind, lambda: np.array(image).astype(kind))
 
 
 def decode_deep(found: Deep, channels: int) -> UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]:
@@ -91,17 +91,17 @@ def _values(array: np.ndarray, found: Deep) -> np.ndarray:
     return values
 
 
-def shape_of(layout: Layout) -> tuple[int, int, int]:
+def shape_of(layout: ArrayLayout) -> tuple[int, int, int]:
     channels, height, width, is_first = layout
     return (channels, height, width) if is_first else (height, width, channels)
 
 
-def checked(layout: Layout, kind: np.dtype) -> Layout:
+def checked(layout: ArrayLayout, kind: np.dtype) -> ArrayLayout:
     if kind.kind not in "buif":
         raise ValueError(f"numbers of kind {kind} are no pixels")
     pixels = layout.height * layout.width
     limit = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
-    largest = LARGEST * max(1.0, limit / PIXELS)
+    largest = LARGEST_VALUES * max(1.0, limit / PIXELS)
     if pixels > limit or pixels * layout.channels * kind.itemsize > largest:
         raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels, could be")
     if min(layout[:3]) < 1:
@@ -129,12 +129,12 @@ def read_npy(file: BytesIO | BufferedReader) -> Deep:
     return Deep(layout, kind.newbyteorder("="), read)
 
 
-def _layout(shape: tuple[int, ...]) -> Layout:
+def _layout(shape: tuple[int, ...]) -> ArrayLayout:
     """Channels are the first or the last of three axes, whichever is shorter; the last if they are equal."""
     if len(shape) == 2:
-        return Layout(1, shape[0], shape[1], is_first=True)
+        return ArrayLayout(1, shape[0], shape[1], is_first=True)
     if len(shape) != 3:
         raise ValueError(f"an array of shape {shape} is no image: it needs (H, W), (H, W, C) or (C, H, W)")
     is_first = shape[0] < shape[2]
     channels, height, width = shape if is_first else (shape[2], shape[0], shape[1])
-    return Layout(channels, height, width, is_first)
+    return ArrayLayout(channels, height, width, is_first)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from patchcast.data.transforms import Augment, Cut, Pixels, resize
+from patchcast.data.transforms import Augment, Cut, ImagePixels, resize
 
 LARGEST = 16
 """Times the area of what comes out up to which crops are handed on: larger ones would take more memory than time."""
@@ -48,7 +48,7 @@ class Cutter:
     def __init__(self, augment: Augment) -> None:
         self.augment = augment
 
-    def __call__(self, image: Pixels, seed: int) -> Cut:
+    def __call__(self, image: ImagePixels, seed: int) -> Cut:
         cut = self.augment.cut(image, seed)
         height, width = self.augment.size
         if cut.pixels.shape[-2] * cut.pixels.shape[-1] > LARGEST * height * width:

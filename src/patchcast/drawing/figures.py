@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-Curve = tuple[Sequence[int], Sequence[float]]
+Points = tuple[Sequence[int], Sequence[float]]
 
 
 class Version(NamedTuple):
@@ -61,7 +61,7 @@ def _pixels(image: UInt8[Tensor, "C H W"]) -> np.ndarray:
     return color.permute(1, 2, 0).to(torch.float32).numpy() / 255
 
 
-def draw_loss(training: Curve, held_out: Curve, *, title: str) -> Figure:
+def draw_loss(training: Points, held_out: Points, *, title: str) -> Figure:
     """The loss against optimizer steps, on training and on held-out images."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axis = figure.subplots()

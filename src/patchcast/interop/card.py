@@ -34,7 +34,7 @@ TEMPLATES = Environment(
 )
 HUB_LIBRARIES = {"timm": "timm", "transformers": "transformers", "onnx": "onnx", "torch": "pytorch"}
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's image modes by number of channels."""
 RESIZING = {
     "center": "Other images are resized (bicubic, antialiased) to just cover that size, and their center is cut out.",
@@ -135,7 +135,7 @@ def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, wh
         # How to select the units from timm's `forward_features`, and the dimensions over which to take the mean.
         units=f"[:, {encoder.features_prefix}:]" if encoder.features_prefix else "",
         dims={"NLC": "1", "NHWC": "(1, 2)", "NCHW": "(2, 3)"}[encoder.features_layout],
-        mode=MODES.get(recipe.channels),
+        mode=IMAGE_MODES.get(recipe.channels),
         is_squashed=recipe.crop_mode == "squash",
         height=height,
         width=width,

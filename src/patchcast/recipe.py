@@ -53,7 +53,7 @@ class Recipe:
     folder.
 
     Args:
-        method: aim, aim_features, beit, ijepa, imagegpt, imagegpt_masked, mae or simmim.
+        method: aim, aim_features, beit, data2vec, ijepa, imagegpt, imagegpt_masked, mae or simmim.
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
         data: "digits"; a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or

@@ -180,6 +180,11 @@ class Source:
             raise ValueError(f"the split {split} of {self.data} has no labels, which a probe needs")
         return self._all, test, f"{self.data}, judged on its {split} split"
 
+    def labeled_split(self, split: str) -> Images | None:
+        """The labeled, readable images of one split; None if it has no labels."""
+        images = self._open(split)
+        return _readable(_with_labels(images)) if _has_labels(images) else None
+
     def _judged_by_split(self) -> tuple[Images, Images, str] | None:
         """The preferred split whose images have labels: some sources have a test split without them."""
         left = list(self._splits)

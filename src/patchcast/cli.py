@@ -191,6 +191,7 @@ def _demo(given: options.Demo) -> None:
 RECIPE_GROUPS = {
     "images": (
         "image_size",
+        "crop_mode",
         "channels",
         "mean",
         "std",
@@ -312,11 +313,15 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
         raise UsageError(f"--{chosen[0]} and --{chosen[1]} are different protocols; choose one")
     protocol = chosen[0] if chosen else "features"
     shown = f"--{protocol}" if chosen else "the features protocol"
-    elsewhere: dict[str, str] = {}
+    owners: dict[str, list[str]] = {}
     for name, options_of in fields.items():
         for option in options_of:
-            if option not in fields[protocol]:
-                elsewhere[option] = f"{shown} does not use --{option}, which is an option of the {name} protocol"
+            owners.setdefault(option, []).append(name)
+    elsewhere = {
+        option: f"{shown} does not use --{option}, which is an option of the {' and the '.join(names)} protocol"
+        for option, names in owners.items()
+        if option not in fields[protocol]
+    }
     common, of_protocol = parse("probe", words, [options.Probe, options.PROBES[protocol]], elsewhere=elsewhere)
     return ProbeCommand(
         common=common, protocol=protocol, chosen=of_protocol, typed=shlex.join(["patchcast", "probe", *words])

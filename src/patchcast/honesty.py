@@ -14,6 +14,7 @@ from torch import Tensor
 
 from patchcast.backbones.backbone import ImageBatch, pixels_of, with_pixels
 from patchcast.geometry import upsample
+from patchcast.modes import eval_mode, evaluating
 from patchcast.plans import Plan
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import patchify, unpatchify
@@ -54,24 +55,22 @@ def no_leak(pretrainer: Pretrainer, images: ImageBatch, plan: Plan, *, limit: in
     >>> no_leak(pretrainer, images, pretrainer.draw(images)).honest
     True
     """
-    was_training = pretrainer.training
-    pretrainer.eval()
-    before = pretrainer(images, plan).predictions
-    # Whatever a plan says of itself, no prediction may use the unit that it predicts.
-    allowed = plan.may_use().scatter(-1, plan.predict[..., None], False)
-    counts = torch.ones(before.shape[:3], dtype=torch.bool) if plan.weight is None else plan.weight.cpu() > 0
-    noise = torch.randn_like(pixels_of(images))
-    worst, moved = 0.0, 0.0
-    for group in range(before.shape[1]):
-        # Predictions that may use the same units are judged in one pass: masked methods need one, causal ones P.
-        for may_use, these in _spread(_alike(allowed[:, group]), limit):
-            counted = these & counts[:, group]
-            if counted.any():
-                # The same change must leave alone whatever else may use none of these pixels: earlier predictions.
-                still = counts[:, group] & ~(allowed[:, group] & ~may_use[:, None]).any(dim=-1).cpu()
-                worst = max(worst, _movement(pretrainer, images, noise, plan, ~may_use, before, group, still))
-                moved = max(moved, _movement(pretrainer, images, noise, plan, may_use, before, group, counted))
-    pretrainer.train(was_training)
+    with evaluating(pretrainer):
+        before = pretrainer(images, plan).predictions
+        # Whatever a plan says of itself, no prediction may use the unit that it predicts.
+        allowed = plan.may_use().scatter(-1, plan.predict[..., None], False)
+        counts = torch.ones(before.shape[:3], dtype=torch.bool) if plan.weight is None else plan.weight.cpu() > 0
+        noise = torch.randn_like(pixels_of(images))
+        worst, moved = 0.0, 0.0
+        for group in range(before.shape[1]):
+            # Predictions that may use the same units are judged in one pass: masked methods need one, causal ones P.
+            for may_use, these in _spread(_alike(allowed[:, group]), limit):
+                counted = these & counts[:, group]
+                if counted.any():
+                    # The same change must leave alone whatever else may use none of these pixels: earlier predictions.
+                    still = counts[:, group] & ~(allowed[:, group] & ~may_use[:, None]).any(dim=-1).cpu()
+                    worst = max(worst, _movement(pretrainer, images, noise, plan, ~may_use, before, group, still))
+                    moved = max(moved, _movement(pretrainer, images, noise, plan, may_use, before, group, counted))
     return Leak(worst, moved)
 
 
@@ -244,32 +243,30 @@ def dependencies(
         relative to the row's largest (NaN in rows that are not predicted); and True where the plan allows it. Where
         images become codes first, there are no gradients: it is how far the prediction moves with another unit there.
     """
-    was_training = pretrainer.training
-    pretrainer.eval()
-    first = plan.first()
-    image = images[:1].float().clone().requires_grad_()
-    predictions = pretrainer(image, first).predictions[0].flatten(0, 1)
-    predicted = first.predict[0].flatten().tolist()
-    counts = [True] * len(predicted) if first.weight is None else (first.weight[0].flatten() > 0).tolist()
-    units = plan.grid.units
-    strength = torch.full((units, units), torch.nan)
-    allowed = torch.zeros(units, units, dtype=torch.bool)
-    may_use = first.may_use()[0].flatten(0, 1).cpu()
-    direction = torch.randn(predictions.shape[-1], generator=torch.Generator().manual_seed(0)).to(predictions)
-    along = predictions @ direction
-    has_gradients = torch.autograd.grad(along.sum(), image, retain_graph=True, allow_unused=True)[0] is not None
-    moved = None if has_gradients else _moved(pretrainer, image.detach(), first, direction, along.detach())
-    for row, (unit, counted) in enumerate(zip(predicted, counts, strict=True)):
-        if counted:
-            if moved is None:
-                (slope,) = torch.autograd.grad(along[row], image, retain_graph=True)
-                column = patchify(slope, pretrainer.backbone.stride)[0].abs().amax(dim=-1).cpu()
-            else:
-                column = moved[row]
-            strength[unit] = column / column.max().clamp_min(1e-30)
-            allowed[unit] = may_use[row]
-            allowed[unit, unit] = False
-    pretrainer.train(was_training)
+    with eval_mode(pretrainer):
+        first = plan.first()
+        image = images[:1].float().clone().requires_grad_()
+        predictions = pretrainer(image, first).predictions[0].flatten(0, 1)
+        predicted = first.predict[0].flatten().tolist()
+        counts = [True] * len(predicted) if first.weight is None else (first.weight[0].flatten() > 0).tolist()
+        units = plan.grid.units
+        strength = torch.full((units, units), torch.nan)
+        allowed = torch.zeros(units, units, dtype=torch.bool)
+        may_use = first.may_use()[0].flatten(0, 1).cpu()
+        direction = torch.randn(predictions.shape[-1], generator=torch.Generator().manual_seed(0)).to(predictions)
+        along = predictions @ direction
+        has_gradients = torch.autograd.grad(along.sum(), image, retain_graph=True, allow_unused=True)[0] is not None
+        moved = None if has_gradients else _moved(pretrainer, image.detach(), first, direction, along.detach())
+        for row, (unit, counted) in enumerate(zip(predicted, counts, strict=True)):
+            if counted:
+                if moved is None:
+                    (slope,) = torch.autograd.grad(along[row], image, retain_graph=True)
+                    column = patchify(slope, pretrainer.backbone.stride)[0].abs().amax(dim=-1).cpu()
+                else:
+                    column = moved[row]
+                strength[unit] = column / column.max().clamp_min(1e-30)
+                allowed[unit] = may_use[row]
+                allowed[unit, unit] = False
     return strength, allowed
 
 

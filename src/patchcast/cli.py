@@ -318,7 +318,7 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
         for option in options_of:
             owners.setdefault(option, []).append(name)
     elsewhere = {
-        option: f"{shown} does not use --{option}, which is an option of the {' and the '.join(names)} protocol"
+        option: f"{shown} does not use --{option}, which is an option of the {_and(names)}"
         for option, names in owners.items()
         if option not in fields[protocol]
     }
@@ -326,6 +326,11 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
     return ProbeCommand(
         common=common, protocol=protocol, chosen=of_protocol, typed=shlex.join(["patchcast", "probe", *words])
     )
+
+
+def _and(protocols: Sequence[str]) -> str:
+    *others, last = protocols
+    return f"{', '.join(others)} and {last} protocols" if others else f"{last} protocol"
 
 
 def _read(name: str, words: Sequence[str]) -> Any:

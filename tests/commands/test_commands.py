@@ -201,7 +201,7 @@ def test_an_argument_that_timms_model_does_not_take(tmp_path: Path, capsys: pyte
 
 def test_an_option_of_several_other_protocols_names_them(capsys: pytest.CaptureFixture[str]) -> None:
     told = fails(capsys, "probe", "run", "--dense", "collages", "--no_cache")
-    assert "--dense does not use --cache, which is an option of the features and the" in told
+    assert "--dense does not use --cache, which is an option of the features, layers and attentive protocols" in told
 
 
 def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) -> None:

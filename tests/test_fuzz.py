@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from patchcast.data import open_images
 from patchcast.data.decode import UnreadableImageError, decode, read_header
 from patchcast.files import read_weights
-from patchcast.tokenizers.files import load_tokenizer
+from patchcast.tokenizers.loading import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook
 
@@ -154,7 +154,7 @@ def hostile() -> dict[str, bytes]:
     zipped, saved, array, listed = io.BytesIO(), io.BytesIO(), io.BytesIO(), io.BytesIO()
     torch.save({"a": Evil()}, saved)
     np.save(array, np.array([Evil()], dtype=object))
-    np.savez(listed, colours=np.array([Evil()], dtype=object))
+    np.savez(listed, colors=np.array([Evil()], dtype=object))
     with zipfile.ZipFile(zipped, "w") as out:
         out.writestr("archive/data.pkl", pickle.dumps(Evil()))
     return {

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command is known and its options are right."""
+"""The command line. Nothing heavy is imported before a command is known and its options are checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from patchcast.recipe import Recipe
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its options, and what opens its door.
+    """A command: its options and the function that runs it.
 
     Attributes:
         options: a dataclass; its docstring describes the command.
@@ -40,7 +40,7 @@ class Command:
 class ProbeCommand:
     """What was typed after `patchcast probe`: the common options, and those of one protocol."""
 
-    common: options.Probe
+    common: options.ProbeOptions
     protocol: str
     chosen: Any
     typed: str = field(default="")
@@ -82,7 +82,7 @@ def _compare(given: options.Compare) -> None:
     compare(**vars(given))
 
 
-def _report(given: options.Report) -> None:
+def _report(given: options.ReportOptions) -> None:
     from patchcast.commands.early_checks import check_run
 
     check_run(given.run)
@@ -108,10 +108,10 @@ def _embed(given: options.Embed) -> None:
     check_network(given.model)
     check_data(given.data)
 
-    from patchcast.commands.embed import embed
+    from patchcast.commands.embed import write_features
 
     values = vars(given)
-    embed(values.pop("model"), kind=values.pop("features"), **values)
+    write_features(values.pop("model"), kind=values.pop("features"), **values)
 
 
 def _sample(given: options.Sample) -> None:
@@ -155,21 +155,21 @@ def _push(given: options.Push) -> None:
 
 
 def _check(given: options.Check) -> int:
-    from patchcast.commands.check import check
+    from patchcast.commands.check import run_check
 
-    return 0 if check(**vars(given)) else 1
+    return 0 if run_check(**vars(given)) else 1
 
 
 def _data(given: options.Data) -> int:
-    from patchcast.commands.early_checks import check_data as check_source
+    from patchcast.commands.early_checks import check_data
 
-    check_source(given.source)
+    check_data(given.source)
 
-    from patchcast.commands.data import check_data
+    from patchcast.commands.data import check_source
 
     splits = given.split or None
     reading = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
-    is_sound = check_data(
+    is_sound = check_source(
         given.source, splits=splits, limit=given.limit, workers=given.workers, out=given.out, **reading
     )
     return 0 if is_sound else 1
@@ -213,9 +213,9 @@ RECIPE_GROUPS = {
 
 COMMANDS: dict[str, Command] = {
     "pretrain": Command(Recipe, _pretrain, from_file=True, groups=RECIPE_GROUPS),
-    "probe": Command(options.Probe, _probe),
+    "probe": Command(options.ProbeOptions, _probe),
     "compare": Command(options.Compare, _compare),
-    "report": Command(options.Report, _report),
+    "report": Command(options.ReportOptions, _report),
     "show": Command(options.Show, _show),
     "embed": Command(options.Embed, _embed),
     "sample": Command(options.Sample, _sample),
@@ -243,11 +243,11 @@ patchcast COMMAND --help lists the options. To begin:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 1 if a check failed, 2 with one sentence if the user can fix the problem."""
+    """Run one command. Returns 0 on success, 1 if a check failed, 2 for an error that the user can fix."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be no text that the terminal takes
+            stream.reconfigure(errors="backslashreplace")  # the terminal may not be able to print names of files
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
             HELP.format(commands="\n".join(f"  {name:9} {each.description}" for name, each in COMMANDS.items())), end=""
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        return _fail(f"no command is called {name!r}; {hint}")
+        return _fail(f"there is no command {name!r}; {hint}")
     from patchcast.arguments import HelpRequestedError
 
     try:
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(str(problem))
-    except BrokenPipeError:  # `patchcast models | head` has what it wants
+    except BrokenPipeError:  # `patchcast models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except InterruptedError as end:
@@ -302,7 +302,7 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
     patchcast.arguments.UsageError: --dense does not use --draws, which is an option of the features protocol
 
     Raises:
-        UsageError: in one sentence, if two protocols are chosen, or an option is of another one than the chosen.
+        UsageError: if two protocols are chosen, or an option belongs to another protocol than the chosen one.
     """
     from patchcast.arguments import UsageError, fields_of, parse
 
@@ -322,7 +322,7 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
         for option, names in owners.items()
         if option not in fields[protocol]
     }
-    common, of_protocol = parse("probe", words, [options.Probe, options.PROBES[protocol]], elsewhere=elsewhere)
+    common, of_protocol = parse("probe", words, [options.ProbeOptions, options.PROBES[protocol]], elsewhere=elsewhere)
     return ProbeCommand(
         common=common, protocol=protocol, chosen=of_protocol, typed=shlex.join(["patchcast", "probe", *words])
     )
@@ -351,7 +351,7 @@ def _help(name: str) -> str:
     groups |= {title: [fields[each] for each in names] for title, names in command.groups.items()}
     for protocol, one in options.PROBES.items() if name == "probe" else ():
         description = (one.__doc__ or "").partition("\n")[0].rstrip(".")
-        # In the help, the option that chooses a protocol is optional: without it, another one is chosen.
+        # In the help, the option that chooses a protocol is optional: without it, another protocol is chosen.
         of_protocol = [replace(each, default=None) if each.is_required else each for each in fields_of(one).values()]
         groups[description if protocol == "features" else f"instead: {description}"] = of_protocol
     return help_text(name, command.description, groups, from_file=command.from_file)

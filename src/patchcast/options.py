@@ -1,4 +1,4 @@
-"""What each command can be told: one dataclass per command, read by `patchcast.cli`. Imports nothing heavy.
+"""The options of each command: one dataclass per command, read by `patchcast.cli`. Imports nothing heavy.
 
 `pretrain`'s options are `patchcast.recipe.Recipe`. A field without a default is required; one with
 `place` metadata is positional. The class docstring is the command's description, and its "Args:" are the help texts.
@@ -25,7 +25,7 @@ def place(metavar: str) -> dict[str, Any]:
 
 
 @dataclass(kw_only=True)
-class Probe:
+class ProbeOptions:
     """Measure what a run or a timm model has learned, with labels.
 
     Args:
@@ -54,7 +54,7 @@ class Probe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class FeatureOptions:
     """Nearest neighbors and linear classifiers on the pooled features.
 
     Args:
@@ -99,7 +99,7 @@ class Attentive:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class DenseOptions:
     """Classify each unit from its own feature.
 
     Args:
@@ -121,10 +121,10 @@ class Finetune:
 
 
 PROBES: dict[str, type] = {
-    "features": Features,
+    "features": FeatureOptions,
     "layers": Layers,
     "attentive": Attentive,
-    "dense": Dense,
+    "dense": DenseOptions,
     "finetune": Finetune,
 }
 """Options of each protocol in `patchcast.evaluation.PROTOCOLS`. Giving `--NAME` chooses the protocol."""
@@ -165,7 +165,7 @@ class Compare:
 
 
 @dataclass(kw_only=True)
-class Report:
+class ReportOptions:
     """Write everything that is known about a run to one HTML file.
 
     Args:

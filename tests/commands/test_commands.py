@@ -21,16 +21,8 @@ from patchcast.cli import COMMANDS, main
 from patchcast.methods import METHODS
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.run import open_run, start_run
-
-TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
-SMALL_MAE = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "mae"
-    assert main(["pretrain", *SMALL_MAE, *TINY, "--out", str(out)]) == 0
-    return out
+from tests import methods
+from tests.commands.conftest import SMALL_MAE, TINY
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -91,9 +83,9 @@ def test_show_and_probe(finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     assert main(["show", str(finished), str(tmp_path / "a.png"), "--out", str(tmp_path / "shown.png")]) == 0
     assert (tmp_path / "shown.png").stat().st_size > 1000
-    assert main(["probe", str(finished), "--draws", "2", "--per_class", "1", "5"]) == 0
+    assert main(["probe", str(finished), "--draws", "2", "--per_class", "1", "5", "--limit", "300"]) == 0
     found = json.loads((finished / "probe.json").read_text())
-    assert found["raw pixels"]["linear"]["value"] > 0.9, "raw pixels of digits are easily told apart"
+    assert found["raw pixels"]["linear"]["value"] > 0.8, "raw pixels of digits are easily told apart"
     assert found["pretrained"]["few_labels"][1]["per_class"] == 5
     assert "labels per class" in capsys.readouterr().out
 
@@ -209,7 +201,7 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     told = subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout
     assert "swin_tiny_patch4_window7_224" in told
     assert main(["models", "vit_tiny_r_s16_p8_224"]) == 0
-    assert "networks of its own: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
+    assert "its own networks: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
     assert set(METHOD_NAMES) == set(METHODS), "patchcast.backbones.capabilities and patchcast.methods differ"
     assert "did you mean mae?" in fails(capsys, "models", "--method", "mea")
     assert "that aim can be run on; beit, ijepa, mae, simmim can" in fails(
@@ -237,8 +229,8 @@ def test_models_into_a_pipe_that_closes() -> None:
 
 @pytest.mark.parametrize("method", ["aim_features", "ijepa"])
 def test_a_run_whose_targets_are_no_pixels_finishes(method: str, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert main(["pretrain", "--method", method, *TINY, "--out", str(out)]) == 0
+    out, small = tmp_path / "run", ["--method_args", json.dumps(methods.SMALL[method])]
+    assert main(["pretrain", "--method", method, *small, *TINY, "--out", str(out)]) == 0
     assert (out / "loss.png").exists()
     assert (out / "metrics.json").exists()
     assert not (out / "reconstructions.png").exists()
@@ -268,14 +260,14 @@ def test_check_tells_honest_from_leaking(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_aim_on_raw_pixels_completes_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["pretrain", "--method", "aim", *TINY]
-    for name, options in (("raw", '{"head_depth": 1, "normalize": false}'), ("normalised", '{"head_depth": 1}')):
+    for name, options in (("raw", '{"head_depth": 1, "normalize": false}'), ("normalized", '{"head_depth": 1}')):
         assert main([*small, "--method_args", options, "--out", str(tmp_path / name)]) == 0
     out = tmp_path / "completed.png"
     assert main(["complete", str(tmp_path / "raw"), "--count", "2", "--prefix", "4", "--out", str(out)]) == 0
     with Image.open(out) as picture:
         assert len(set(np.asarray(picture.convert("L")).ravel().tolist())) > 20, "the picture is blank"
     capsys.readouterr()
-    assert "normalize=False" in fails(capsys, "complete", str(tmp_path / "normalised"))
+    assert "normalize=False" in fails(capsys, "complete", str(tmp_path / "normalized"))
     assert "takes no temperature" in fails(capsys, "complete", str(tmp_path / "raw"), "--top_k", "3")
     assert "needs a prefix of 1 to 16 units; got 17" in fails(
         capsys, "complete", str(tmp_path / "raw"), "--prefix", "17"

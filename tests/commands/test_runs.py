@@ -29,7 +29,7 @@ from patchcast.runs.run import open_run, start_run
 
 MODEL = ["--model", "test_vit", "--model_args", '{"depth": 1, "embed_dim": 32, "num_heads": 2}']
 MAE = ["pretrain", "--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}', *MODEL]
-SHORT = ["--steps", "2", "--batch_size", "8", "--workers", "0"]
+SHORT = ["--steps", "2", "--batch_size", "8", "--workers", "0", "--eval_every", "2"]
 
 
 def write_images(folder: Path, counts: dict[str, int]) -> Path:
@@ -216,9 +216,9 @@ def test_a_yaml_recipe_may_say_numbers_as_people_do(tmp_path: Path) -> None:
     recipe = Recipe.load(file)
     assert (recipe.lr, recipe.image_size, recipe.epochs) == (1e-3, (32, 32), 5.0)
     for text, problem in (
-        ("", "holds no options"),
+        ("", "it has no options"),
         ("method: mae\n", "has no model, data, out"),
-        ("a: [", "no recipe in YAML"),
+        ("a: [", "not a recipe in YAML"),
         ("method: mae\nmodel: m\ndata: d\nout: o\nlr: fast\n", "lr is a number; got 'fast'"),
     ):
         file.write_text(text)

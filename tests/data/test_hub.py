@@ -27,13 +27,13 @@ def rows(first: int, count: int, **others):
     return {"image": images, **others}
 
 
-def labelled(first: int, labels: list[int]) -> datasets.Dataset:
+def labeled(first: int, labels: list[int]) -> datasets.Dataset:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     return datasets.Dataset.from_dict(rows(first, len(labels), label=labels), features=features)
 
 
 def test_saved_to_disk_with_splits(tmp_path):
-    both = datasets.DatasetDict(train=labelled(0, [1, 0, 1]), test=labelled(50, [0]))
+    both = datasets.DatasetDict(train=labeled(0, [1, 0, 1]), test=labeled(50, [0]))
     both.save_to_disk(str(tmp_path / "saved"))
     train, test = (open_images(str(tmp_path / "saved"), split=split) for split in ("train", "test"))
     assert (values(train), values(test), train.splits) == ([0, 1, 2], [50], ["train", "test"])
@@ -44,7 +44,7 @@ def test_saved_to_disk_with_splits(tmp_path):
 
 
 def test_saved_without_splits_and_after_a_shuffle(tmp_path):
-    shuffled = labelled(0, [1, 0, 1, 0, 0]).select([4, 2, 0])
+    shuffled = labeled(0, [1, 0, 1, 0, 0]).select([4, 2, 0])
     shuffled.save_to_disk(str(tmp_path / "one"))
     images = open_images(str(tmp_path / "one"))
     assert (values(images), images.labels.tolist(), images.splits) == ([4, 2, 0], [0, 1, 1], ["train"])
@@ -80,7 +80,7 @@ def test_what_cannot_be_had_is_said_in_one_sentence(tmp_path, monkeypatch):
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "words"))
     with pytest.raises(ValueError, match=r"no image column in .*words: .*; its columns are text$"):
         open_images(str(tmp_path / "words"))
-    labelled(0, [1]).save_to_disk(str(tmp_path / "broken"))
+    labeled(0, [1]).save_to_disk(str(tmp_path / "broken"))
     arrow = next((tmp_path / "broken").glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"broken cannot be read by datasets: [^\n]+$"):

@@ -117,11 +117,12 @@ def test_it_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(command, "_write_part", stopped)
     assert main([*arguments, "--out", str(tmp_path / "f.safetensors")]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert main([*arguments, "--features", "maps", "--out", str(tmp_path / "f.safetensors")]) == 2
-    assert "holds the beginning of other features (kind differ)" in capsys.readouterr().err
+    assert "holds a part of other features (kind differ)" in capsys.readouterr().err
     written.clear()
     written.append(-1)
+    (tmp_path / "f.safetensors.parts" / "0000000004.unfinished").write_bytes(b"half of a part")  # as if it was killed
     assert main([*arguments, "--out", str(tmp_path / "f.safetensors")]) == 130
     assert written == [-1, 4], "the parts that are there are not computed again"
     monkeypatch.setattr(command, "_write_part", write)
@@ -148,6 +149,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow  # for the process: the test above has what it leaves behind
 @pytest.mark.filterwarnings("ignore:skipped")
 def test_it_resumes_where_it_was_killed(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed by the kernel's own signal with its second part half written: no code of ours runs after it."""
@@ -181,7 +183,7 @@ def test_mistakes_get_one_sentence(
     data = ("--data", str(photographs))
     assert "--out must end in .parquet or .safetensors" in fails(*MODEL, *data, "--out", str(tmp_path / "f.csv"))
     (tmp_path / "there.parquet").touch()
-    assert "is there already" in fails(*MODEL, *data, "--out", str(tmp_path / "there.parquet"))
+    assert "exists already" in fails(*MODEL, *data, "--out", str(tmp_path / "there.parquet"))
     out = ("--out", str(tmp_path / "f.parquet"))
     assert "did you mean test_vit" in fails("test_vot", "--untrained", *data, *out)
     assert "has tiles of 32 pixels already" in fails(str(run), *data, *out, "--tile_size", "32")
@@ -192,7 +194,8 @@ def test_readouts(photographs: Path, run: Path, tmp_path: Path, capsys: pytest.C
     """The pooled feature is that of `Backbone.pool`; over tiles, the same function of the units of all tiles."""
     out, data = tmp_path / "f.safetensors", ["--data", str(photographs)]
     assert main(["embed", str(run), *data, "--readout", "mean_std", "--out", str(out)]) == 0
-    recipe, pretrainer = open_run(run)
+    opened = open_run(run)
+    recipe, pretrainer = opened.recipe, opened.pretrainer
     image = open_images(str(photographs))[0].image
     with torch.no_grad():
         seen = Evaluate(recipe.image_size, recipe.mean, recipe.std)(image)[None]
@@ -212,6 +215,6 @@ def test_readouts(photographs: Path, run: Path, tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     new = ["--out", str(tmp_path / "new.parquet")]
     assert main(["embed", *MODEL, *data, "--tile_size", "32", "--readout", "class", *new]) == 2
-    assert "with --tile_size it is one of mean, mean_std" in capsys.readouterr().err
+    assert "with --tile_size, use one of mean, mean_std" in capsys.readouterr().err
     assert main(["embed", *MODEL, *data, "--features", "maps", "--readout", "class", *new]) == 2
-    assert "--features maps one of each unit" in capsys.readouterr().err
+    assert "--features maps one per unit" in capsys.readouterr().err

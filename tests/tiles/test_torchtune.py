@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from patchcast.interop.torchtune_weights import TorchtuneViT, load_torchtune, to_torchtune
 from tests.peers import wake
 
-clip = pytest.importorskip("torchtune.models.clip._component_builders", reason="needs the peers extra")
-
 SMALL = {"tile_size": 32, "patch_size": 8, "embed_dim": 24, "num_layers": 3, "num_heads": 3}
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -22,13 +20,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "class token last": {"append_cls_token": True, "out_indices": [0]},
     "no positions of tiles": {"use_tile_pos_embed": False},
     "one tile": {"max_num_tiles": 1},
-    "two tiles, grey": {"max_num_tiles": 2, "in_channels": 1},
+    "two tiles, gray": {"max_num_tiles": 2, "in_channels": 1},
 }
+
+
+def peer(**kwargs: Any) -> nn.Module:
+    """torchtune's; imported here, because it takes seconds."""
+    clip = pytest.importorskip("torchtune.models.clip._component_builders", reason="needs the peers extra")
+    return clip.clip_vision_encoder(**{**SMALL, **kwargs})
 
 
 def pair(**kwargs: Any) -> tuple[TorchtuneViT, nn.Module]:
     """Ours with the weights of theirs, in which no gate is shut."""
-    theirs = wake(clip.clip_vision_encoder(**{**SMALL, **kwargs}))
+    theirs = wake(peer(**kwargs))
     ours = TorchtuneViT(**{**SMALL, **kwargs})
     load_torchtune(ours, theirs.state_dict())
     return ours.eval(), theirs.eval()
@@ -75,7 +79,7 @@ def test_one_tile_needs_no_aspect_ratio() -> None:
 def test_there_and_back(way: str) -> None:
     ours, theirs = pair(**WAYS[way])
     state = to_torchtune(ours)
-    fresh = clip.clip_vision_encoder(**{**SMALL, **WAYS[way]})
+    fresh = peer(**WAYS[way])
     fresh.load_state_dict(state, strict=True)
     assert state.keys() == theirs.state_dict().keys()
     assert all(torch.equal(state[name], each) for name, each in theirs.state_dict().items())
@@ -85,8 +89,8 @@ def test_there_and_back(way: str) -> None:
     "other", [{"tile_size": 48}, {"tile_size": 16}, {"max_num_tiles": 3}, {"tile_size": 48, "max_num_tiles": 6}]
 )
 def test_positions_are_resampled_on_load_as_torchtune_does(other: dict[str, int]) -> None:
-    saved = wake(clip.clip_vision_encoder(**SMALL)).state_dict()
-    theirs = clip.clip_vision_encoder(**{**SMALL, **other})
+    saved = wake(peer()).state_dict()
+    theirs = peer(**other)
     theirs.load_state_dict(dict(saved))
     ours = TorchtuneViT(**{**SMALL, **other})
     load_torchtune(ours, saved)
@@ -132,7 +136,7 @@ def test_padding_can_be_masked_out_of_the_same_weights() -> None:
         ({"tile_size": 36}, "tile_size must be divisible by patch_size; got 36 and 8"),
         ({"num_heads": 5}, "embed_dim must be divisible by num_heads; got 24 and 5"),
         ({"out_indices": [0, 1, 2, 3, 4]}, r"len\(out_indices\) must be <= num_layers; got \[0, 1, 2, 3, 4\] and 3"),
-        ({"out_indices": [-1]}, "out_indices must lie in 0..3"),
+        ({"out_indices": [-1]}, "out_indices must be in 0..3"),
     ],
 )
 def test_what_is_wrong_is_refused(wrong: dict[str, Any], sentence: str) -> None:
@@ -143,10 +147,10 @@ def test_what_is_wrong_is_refused(wrong: dict[str, Any], sentence: str) -> None:
 def test_states_of_other_models_are_refused() -> None:
     model = TorchtuneViT(**SMALL)
     state = to_torchtune(model)
-    with pytest.raises(ValueError, match=r"it lacks conv\.weight, and has other besides"):
+    with pytest.raises(ValueError, match=r"it lacks conv\.weight, and has other in addition"):
         load_torchtune(model, {**{k: v for k, v in state.items() if k != "conv.weight"}, "other": state["conv.weight"]})
     local = "token_pos_embedding.local_token_positional_embedding"
-    with pytest.raises(ValueError, match="has 14 patches a tile, which are no square"):
+    with pytest.raises(ValueError, match="its 14 patches per tile are not a square"):
         load_torchtune(model, {**state, local: torch.zeros(15, 24)})
     with pytest.raises(ValueError, match=r"conv\.weight has the shape"):
         load_torchtune(model, {**state, "conv.weight": torch.zeros(24, 3, 4, 4)})

@@ -34,7 +34,7 @@ def draw_completions(
     """Complete image files or a run's held-out images as PNG, and for an ImageGPT as GIF; returns the PNG's path.
 
     Raises:
-        ValueError: if the run is of another method, an image cannot be read, or an option is out of its range.
+        ValueError: if the run has another method, an image cannot be read, or an option is out of range.
     """
     values = {"count": count, "copies": copies, "batch_size": batch_size, "prefix": prefix}
     ranges = {**dict.fromkeys(("count", "copies", "batch_size"), AT_LEAST_1), "prefix": NOT_NEGATIVE}
@@ -45,7 +45,7 @@ def draw_completions(
     if isinstance(pretrainer.view, Attend):
         if temperature != 1.0 or top_k is not None or top_p is not None:
             raise ValueError(
-                f"{recipe.method} predicts the mean of what could follow and draws nothing: it takes no temperature, "
+                f"{recipe.method} predicts the mean of what could follow and does not sample: it takes no temperature, "
                 "top_k or top_p"
             )
         given, phrase = chosen_images(opened, images, count=count)
@@ -53,7 +53,7 @@ def draw_completions(
         write_figure(draw_versions(drawn, caption=phrase), out)
         print(f"Wrote {out}.")
         return out
-    parts(pretrainer)  # refuses other methods
+    parts(pretrainer)  # an error for other methods
     given, _ = chosen_images(opened, images, count=count)
     draws = DrawOptions(seed, temperature, top_k, top_p, batch_size, progress=True)
     write_completions(pretrainer, given, out, prefix=prefix, copies=copies, draws=draws)

@@ -1,4 +1,4 @@
-"""`patchcast data check`: what a source holds, and what of it cannot be read."""
+"""`patchcast data check`: statistics of a source, and files that cannot be read."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from patchcast.files import write_json
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 
 LISTED = 50
-"""Unreadable images named in the terminal."""
+"""Maximum number of unreadable images that are listed in the terminal."""
 CLASSES = 40
-"""Classes that have a row each; more are summed up."""
+"""Maximum number of classes with their own row; others are summarized."""
 FEW = 2000
-"""Images that one process reads as fast as several, which have to start first."""
+"""Number of images below which one process is as fast as several, which have to start first."""
 
 
-def check_data(
+def check_source(
     source: str, *, splits: list[str] | None = None, limit: int | None = None, workers: int | None = None,
     out: Path | None = None, **reading: Any,
 ) -> bool:  # fmt: skip
-    """Read a source and print what is in it; True if all of it can be read.
+    """Read a source and print statistics; True if all of it can be read.
 
     Args:
         source: as `patchcast.data.open_images` takes it.
-        splits: those to read; all if None.
-        limit: of each split read no more images, evenly spaced.
-        workers: processes that decode; one for each core if None and there are many images.
-        out: a JSON file for all that was found.
+        splits: splits to read; None for all.
+        limit: maximum number of images per split, evenly spaced.
+        workers: processes that decode; None for one per core if there are many images.
+        out: a JSON file for the results.
         reading: `image_column`, `label_column` and `max_pixels` of `open_images`.
     Raises:
         ValueError: if there is no such source or split, or nothing in it can be read.
@@ -94,7 +94,7 @@ def check_data(
 
 
 def _shared(images: Images, earlier: list[Images]) -> dict[str, list[Shared]]:
-    """Image files that an earlier split holds too, by the name of that split."""
+    """Image files that are in an earlier split too, by the name of that split."""
     found = {other.split: shared_files(images, other) for other in earlier}
     return {split: files for split, files in found.items() if files}
 

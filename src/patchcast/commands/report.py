@@ -1,4 +1,4 @@
-"""`patchcast report`: a run as one HTML file, with all that is known of it."""
+"""`patchcast report`: everything known about a run in one HTML file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones import Backbone
-from patchcast.data import denormalise
+from patchcast.data import denormalize
 from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
 from patchcast.drawing.versions import completed, completes_pixels, draws_codes, samples, versions
@@ -29,9 +29,9 @@ from patchcast.files import write_text
 from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
-from patchcast.report import Curve, Html, Section, Tile, commands, definitions, line_chart, page, strips, table
+from patchcast.report import Curve, Html, Section, Tile, commands, definitions, html_table, line_chart, page, strips
 from patchcast.report.page import folded, side_by_side, subheading
-from patchcast.report.pictures import sheet
+from patchcast.report.pictures import image_row
 from patchcast.runs.network import OURS, UNTRAINED
 from patchcast.runs.run import Run, open_run
 from patchcast.runs.run_folder import CONFIG, METRICS
@@ -39,17 +39,17 @@ from patchcast.training.log import curve
 from patchcast.views import Attend
 
 PICTURES, SAMPLES = 6, 24
-LINE = 110  # letters of a command on one line
-NETWORKS = {OURS: "this run"}
-"""Rows of a run's JSON files that a reader knows by another name."""
+LINE = 110  # maximum number of letters of a command on one line
+NETWORK_ROWS = {OURS: "this run"}
+"""Other names for rows of a run's JSON files."""
 
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """A run and its numbers; what was not measured is empty.
+    """A run and its results; empty if not measured.
 
     Attributes:
-        probes: the contents of probe.json and its like, by the name of the file.
+        probes: the contents of probe.json and similar files, by file name.
     """
 
     run: Run
@@ -64,13 +64,13 @@ class RunNumbers:
         return self.run.pretrainer
 
     def curve(self, column: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a column of metrics.csv; empty if it has none."""
+        """Steps and values of a column of metrics.csv; empty if there is none."""
         file = self.run.folder / METRICS
         return curve(file, column) if file.exists() else ([], [])
 
 
 def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Path:
-    """Write a page about a run, and return where it lies.
+    """Write a page about a run and return its path.
 
     Args:
         out: the file; None for report.html in the run folder.
@@ -90,7 +90,7 @@ def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Pa
 
 
 def write(found: RunNumbers, data: str) -> str:
-    """The page as text."""
+    """The HTML of the page."""
     sections = [
         _learning(found),
         *_accuracy(found),
@@ -117,10 +117,10 @@ def write(found: RunNumbers, data: str) -> str:
 def _headline(found: RunNumbers) -> list[Tile]:
     tiles: list[Tile] = []
     probe = found.probes.get("probe", {})
-    for name, told in (("linear", "linear probe"), ("knn", "nearest neighbors")):
+    for name, alt in (("linear", "linear probe"), ("knn", "nearest neighbors")):
         ours, other = (probe.get(which, {}).get(name) for which in (OURS, UNTRAINED))
         if ours:
-            tiles.append(Tile(_percent(ours), told, f"untrained: {_percent(other)}" if other else ""))
+            tiles.append(Tile(_percent(ours), alt, f"untrained: {_percent(other)}" if other else ""))
     losses, held = found.curve("loss")[1], found.curve("eval_loss")[1]
     if held:
         tiles.append(Tile(f"{held[-1]:.3g}", "loss on held-out images", f"first evaluation: {held[0]:.3g}"))
@@ -154,25 +154,25 @@ def _learning(found: RunNumbers) -> Section:
         label = "share of features that differs between images"
         name = "feature variance"
         charts.append(_over_steps([Curve(name, *variance, dots=True)], label, "Variance of features by step"))
-    unit = " The loss is in nats per code." if found.run.method.codes == "colours" else ""
-    told = (
+    unit = " The loss is in nats per code." if found.run.method.codes == "colors" else ""
+    alt = (
         f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, "
         "not how good the features are."
     )
-    return Section("Learning curves", told if charts else "There is no log of this run.", [side_by_side(charts)])
+    return Section("Learning curves", alt if charts else "This run has no log.", [side_by_side(charts)])
 
 
-def _over_steps(curves: Sequence[Curve], label: str, told: str) -> Html:
-    return line_chart(curves, x_label="optimizer step", y_label=label, told=told)
+def _over_steps(curves: Sequence[Curve], label: str, alt: str) -> Html:
+    return line_chart(curves, x_label="optimizer step", y_label=label, alt=alt)
 
 
 def _accuracy(found: RunNumbers) -> list[Section]:
     rows: list[list[str]] = []
     probe = found.probes.get("probe")
     if not found.probes:
-        told = "Nothing was measured with labels yet. This does it, and this page shows it when it is written again:"
-        typed = f"patchcast probe {shlex.quote(str(found.run.folder))} --data LABELLED"
-        return [Section("What the features are worth", told, [commands([typed])])]
+        alt = "Nothing has been measured with labels yet. Run this command, and then write this page again:"
+        typed = f"patchcast probe {shlex.quote(str(found.run.folder))} --data LABELED"
+        return [Section("Probes", alt, [commands([typed])])]
     body: list[Html] = []
     if probe:
         counts = [row["per_class"] for row in probe.get(OURS, {}).get("few_labels", [])]
@@ -180,44 +180,46 @@ def _accuracy(found: RunNumbers) -> list[Section]:
         for name, one in _rows(probe, "linear"):
             few = [f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" for row in one["few_labels"]]
             rank = f"{one['rankme']:.1f}" if one.get("rankme") else "–"
-            rows.append([NETWORKS.get(name, name), *few, _interval(one["linear"]), _percent(one.get("knn"), ""), rank])
-        body.append(table(header, rows, strong=0))
+            rows.append(
+                [NETWORK_ROWS.get(name, name), *few, _interval(one["linear"]), _percent(one.get("knn"), ""), rank]
+            )
+        body.append(html_table(header, rows, strong=0))
         for other, gained in probe.get("differences", {}).items():
-            body.append(Html(f'<p class="told">{escape(_gained(other, gained))}</p>'))
+            body.append(Html(f'<p class="alt">{escape(_gained(other, gained))}</p>'))
     others = {"attentive": "Attentive probe", "finetune": "Fine-tuning, all weights"}
     for name, title in ((name, title) for name, title in others.items() if name in found.probes):
         one = found.probes[name]
-        lines = [[NETWORKS.get(each, each), _interval(row["accuracy"])] for each, row in _rows(one, "accuracy")]
-        body += [subheading(title), table(["% right", "accuracy"], lines, strong=0)]
+        lines = [[NETWORK_ROWS.get(each, each), _interval(row["accuracy"])] for each, row in _rows(one, "accuracy")]
+        body += [subheading(title), html_table(["% right", "accuracy"], lines, strong=0)]
     if dense := found.probes.get("dense"):
         body += [subheading("Dense: the class of every pixel"), _dense_table(dense)]
-        body.append(Html(f'<p class="told">On {escape(dense["data"])}.</p>'))
+        body.append(Html(f'<p class="alt">On {escape(dense["data"])}.</p>'))
     source = next(iter(found.probes.values())).get("data", "")
-    told = (
+    alt = (
         f"Accuracy in % on {source}; 95 % intervals over the test images in brackets, spread over draws after ±. "
         "Differences are between linear probes on all labels, on the same test images; they do not cover the seed."
     )
-    return [Section("What the features are worth", told, body)] if body else []
+    return [Section("Probes", alt, body)] if body else []
 
 
 def _dense_table(dense: Mapping[str, Any]) -> Html:
     header = ["% by unit", "linear: mean IoU", "pixels right", "kNN: mean IoU", "pixels right"]
     measures = [(how, what) for how in ("linear", "knn") for what in ("mean_iou", "pixel_accuracy")]
     rows = [
-        [NETWORKS.get(name, name), *(_interval(row[how][what]) for how, what in measures)]
+        [NETWORK_ROWS.get(name, name), *(_interval(row[how][what]) for how, what in measures)]
         for name, row in _rows(dense, "linear")
     ]
-    return table(header, rows, strong=0)
+    return html_table(header, rows, strong=0)
 
 
 def _rows(probe: Mapping[str, Any], measure: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The rows of a JSON file: what has this measure."""
+    """The rows of a JSON file that have this measure."""
     return [(name, row) for name, row in probe.items() if isinstance(row, dict) and measure in row]
 
 
 def _gained(other: str, gained: Mapping[str, Any]) -> str:
     value, low, high = (100 * gained[each] for each in ("value", "low", "high"))
-    sure = "" if low > 0 or high < 0 else " (no difference that could be told from chance)"
+    sure = "" if low > 0 or high < 0 else " (not significant)"
     return f"This run vs {other}: {value:+.1f} points [{low:+.1f}, {high:+.1f}]{sure}."
 
 
@@ -228,10 +230,12 @@ def _layers(found: RunNumbers) -> list[Section]:
     curves = []
     for name, accuracy in ((name, accuracy) for name, accuracy in layers.items() if isinstance(accuracy, dict)):
         numbers, accuracies = map(int, accuracy), accuracy.values()
-        curves.append(Curve(NETWORKS.get(name, name), list(numbers), [100 * each for each in accuracies], dots=True))
-    chart = line_chart(curves, x_label="layer", y_label="linear probe, %", told="Accuracy by layer")
-    told = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
-    return [Section("Where the features are", told, [side_by_side([chart])])]
+        curves.append(
+            Curve(NETWORK_ROWS.get(name, name), list(numbers), [100 * each for each in accuracies], dots=True)
+        )
+    chart = line_chart(curves, x_label="layer", y_label="linear probe, %", alt="Accuracy by layer")
+    alt = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
+    return [Section("Where the features are", alt, [side_by_side([chart])])]
 
 
 def _cost(found: RunNumbers) -> Section:
@@ -250,8 +254,8 @@ def _cost(found: RunNumbers) -> Section:
     charts = (
         [_over_steps([Curve("images per second", steps, speeds)], "images per second", "Throughput")] if steps else []
     )
-    told = "The time is that of the logged speed over all steps; evaluations and starting up come on top."
-    return Section("What it cost", told, [side_by_side([definitions(values), *charts])])
+    alt = "Time is computed from the logged speed, without evaluations and start-up."
+    return Section("What it cost", alt, [side_by_side([definitions(values), *charts])])
 
 
 def _again(found: RunNumbers) -> Section:
@@ -259,13 +263,13 @@ def _again(found: RunNumbers) -> Section:
     lines = [pretrain_command(found.recipe)]
     lines += [probe["command"] for probe in found.probes.values() if probe.get("command")]
     lines += [f"patchcast report {run}"]
-    told = "The commands, with every option that is not the default. config.yaml in the run folder says the same."
+    alt = "The commands, with every option that is not the default. config.yaml in the run folder has the same options."
     config = (found.run.folder / CONFIG).read_text()
-    return Section("How to do it again", told, [commands(lines), folded("config.yaml", config)])
+    return Section("How to reproduce it", alt, [commands(lines), folded("config.yaml", config)])
 
 
 def pretrain_command(recipe: Recipe) -> str:
-    """The command that runs a recipe again: every option that is not the default.
+    """The command that reproduces a recipe, with every option that is not the default.
 
     >>> print(pretrain_command(Recipe("mae", "test_vit", "my photos", Path("runs/a"), steps=5, flip=True)))
     patchcast pretrain --method mae --model test_vit --data 'my photos' --out runs/a --flip --steps 5
@@ -286,7 +290,7 @@ def _speed(found: RunNumbers) -> float | None:
 
 
 def _seconds(found: RunNumbers) -> float:
-    """Of training, by the logged speed."""
+    """Training time from the logged speed."""
     steps, speeds = found.curve("images_per_second")
     before = [-1, *steps][: len(steps)]
     covered = sum((step - last) / speed for step, last, speed in zip(steps, before, speeds, strict=True) if speed > 0)
@@ -294,7 +298,7 @@ def _seconds(found: RunNumbers) -> float:
 
 
 def _time(seconds: int | float) -> str:
-    """For people.
+    """Format a time.
 
     >>> _time(42), _time(150), _time(9000), _time(200_000)
     ('42 s', '2.5 min', '2.5 h', '2.3 days')
@@ -318,7 +322,7 @@ def _interval(accuracy: Mapping[str, Any]) -> str:
 
 
 def _pictures(found: RunNumbers, data: str) -> list[Section]:
-    """What it predicts, draws, and makes of images; a sentence instead if the images are gone."""
+    """Sections with predictions, drawings and feature maps; a sentence instead if the images cannot be read."""
     drawn = _samples(found.pretrainer) if draws_codes(found.pretrainer) else []
     try:
         part = found.run.shown(data)
@@ -337,24 +341,24 @@ def _predictions(found: RunNumbers, images: Tensor, phrase: str) -> list[Section
     body = [strips(versions(pretrainer, images, normalization))]
     which = f"{phrase[0].upper()}{phrase[1:]}"
     if draws_codes(pretrainer):
-        told = f"{which}. The upper half is given; the lower was drawn, twice, in the colors of the palette."
-        return [Section("How it goes on", told, body)]
+        alt = f"{which}. The upper half is given; the lower half was drawn twice, in the colors of the palette."
+        return [Section("Completions", alt, body)]
     note = f" {target.from_image[0].upper()}{target.from_image[1:]}." if target.from_image else ""
-    told = f"{which}: what was seen of each, and what was predicted in place of the rest.{note}"
+    alt = f"{which}: what was seen of each, and what was predicted in place of the rest.{note}"
     if isinstance(pretrainer.view, Attend):
-        told = f"{which}: their given units, and every other unit as predicted from all units before it.{note}"
+        alt = f"{which}: their given units, and every other unit as predicted from all units before it.{note}"
     if completes_pixels(pretrainer):
         body += [subheading("Completed from the first half"), strips(completed(pretrainer, images, normalization))]
-    return [Section("What it predicts", told, body)]
+    return [Section("What it predicts", alt, body)]
 
 
 def _samples(pretrainer: Pretrainer) -> list[Section]:
-    told = f"The first {SAMPLES} images that it draws from nothing, none left out."
-    return [Section("What it draws", told, [sheet(list(samples(pretrainer, SAMPLES)), "sample")])]
+    alt = f"The first {SAMPLES} new images that it draws, without selection."
+    return [Section("What it draws", alt, [image_row(list(samples(pretrainer, SAMPLES)), "sample")])]
 
 
 def _maps(found: RunNumbers, images: Tensor) -> list[Section]:
-    shown = denormalise(images, found.recipe.mean, found.recipe.std)
+    shown = denormalize(images, found.recipe.mean, found.recipe.std)
     try:
         maps = {
             "image": Version(shown),
@@ -363,11 +367,11 @@ def _maps(found: RunNumbers, images: Tensor) -> list[Section]:
         }
     except ValueError:
         return []  # too few units or channels for three components
-    told = (
+    alt = (
         "The first three principal components of the features of all units shown, as red, green and blue: units of one "
         "color have similar features. The colors themselves mean nothing."
     )
-    return [Section("What its features look like", told, [strips(maps)])]
+    return [Section("Feature maps", alt, [strips(maps)])]
 
 
 def _map(backbone: Backbone, images: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ files cannot stop), `transforms.py`, `sampling.py` (which image comes when). One
 """
 
 from patchcast.data.batched import Cuts, Cutter, finish
-from patchcast.data.check import Report, check
 from patchcast.data.images import Example, Images, Unreadable, open_images
 from patchcast.data.journal import Journal
 from patchcast.data.sampling import EpochSampler, EvalLoader, EvalSet, TrainSet, loader
 from patchcast.data.source import Source, open_source
+from patchcast.data.source_report import Report, check
 from patchcast.data.statistics import channel_statistics
 from patchcast.data.streamed import StreamSet
-from patchcast.data.transforms import Augment, Evaluate, denormalise
+from patchcast.data.transforms import Augment, Evaluate, denormalise, denormalize
 
 __all__ = [
     "Augment",
@@ -34,6 +34,7 @@ __all__ = [
     "channel_statistics",
     "check",
     "denormalise",
+    "denormalize",
     "finish",
     "loader",
     "open_images",

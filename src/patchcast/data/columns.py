@@ -35,7 +35,7 @@ class Columns:
     label: str | None = None
 
 
-ANY = Columns()
+ANY_LABEL = Columns()
 
 
 def choose_image(names: Collection[str], candidates: Collection[str], asked: str | None, where: str) -> str:

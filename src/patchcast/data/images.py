@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import NamedTuple
 
 import numpy as np
@@ -17,26 +18,26 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from patchcast.data.columns import ANY, Columns
+from patchcast.data.columns import ANY_LABEL, Columns
 from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, pixel_limit, read_header
 from patchcast.data.digits import digits_splits
-from patchcast.data.files import SourceFile, find_files, is_url
 from patchcast.data.folder import folder_splits, list_files
 from patchcast.data.formats import is_image
 from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
 from patchcast.data.journal import Journal
 from patchcast.data.names import printable
 from patchcast.data.parquet import parquet_splits
+from patchcast.data.source_files import SourceFile, find_files, is_url
 from patchcast.data.split_names import match_split
 from patchcast.data.stores import Splits, Store
 from patchcast.data.streamed import stream_splits
 from patchcast.data.tar import tar_splits
 
-SAMPLE = 64
+SAMPLE_SIZE = 64
 """Images looked at to learn channels and typical size."""
 VERIFY_UP_TO = 20_000
 """Sources of at most this many images have every header read when they are opened: within a second, on local disk."""
-PATIENCE = 1000
+MAX_REPLACEMENTS = 1000
 """Unreadable images in a row after which the source, and not the image, is taken to be broken."""
 TABLES: dict[str, Callable[[list[SourceFile], Columns], Splits]] = {".parquet": parquet_splits, ".tar": tar_splits}
 """Files that hold many images, by the end of their names."""
@@ -85,8 +86,8 @@ class Images(Dataset[Example]):
         name: of the source, for people.
         split: which of `splits` this is.
         splits: those that the source has.
-        channels: of every image handed out: 1, 3 or 4, or any number where the files hold more than colours.
-        typical_size: (height, width) that most of a sample have.
+        channels: of every image handed out: 1, 3 or 4, or any number where the files hold more than colors.
+        typical_size: (height, width) of most of a sample, or the median height and width if none is so common.
         labels: class of each image, -1 for none; None if the source has no labels.
         class_names: what the labels mean, if the source says so; or the labels themselves, where they are text, truth
             values, or numbers too large or negative to count classes. They are numbered once, alike in all splits.
@@ -117,17 +118,17 @@ class Images(Dataset[Example]):
         self._decoded: Tensor | None = None
 
         is_small = len(store) <= VERIFY_UP_TO
-        headers = self._read_headers(range(len(store)) if is_small else evenly_spaced(len(store), SAMPLE))
+        headers = self._read_headers(range(len(store)) if is_small else evenly_spaced(len(store), SAMPLE_SIZE))
         if not headers:
             reason = next(iter(self._bad.values()), None)
             first = f"; the first: {reason.path}: {reason.reason}" if reason else ""
             raise ValueError(f"none of the {len(store)} images of {name} ({split}) can be read{first}")
         self.positions = np.setdiff1d(np.arange(len(store)), list(self._bad))
         readable = list(headers)
-        sample = {readable[place]: headers[readable[place]] for place in evenly_spaced(len(readable), SAMPLE)}
-        self.typical_size = Counter(header.size for header in sample.values()).most_common(1)[0][0]
-        is_of_colours = all(header.channels is None for header in sample.values())
-        if is_of_colours and channels not in (None, *MODES):
+        sample = {readable[place]: headers[readable[place]] for place in evenly_spaced(len(readable), SAMPLE_SIZE)}
+        self.typical_size = _typical([header.size for header in sample.values()])
+        is_of_colors = all(header.channels is None for header in sample.values())
+        if is_of_colors and channels not in (None, *MODES):
             raise ValueError(f"images can have {', '.join(map(str, MODES))} channels; asked for {channels}")
         self.channels = channels or self._common_channels(sample)
 
@@ -193,7 +194,7 @@ class Images(Dataset[Example]):
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Example:
-        for step in range(min(PATIENCE, len(self))):
+        for step in range(min(MAX_REPLACEMENTS, len(self))):
             example = self.attempt((index + step) % len(self) if step else index)
             if not isinstance(example, Unreadable):
                 return example
@@ -279,7 +280,7 @@ class Images(Dataset[Example]):
             return Counter(deep).most_common(1)[0][0]
         if all(header.has_alpha for header in headers.values()) and any(map(self._is_transparent, headers)):
             return 4
-        return 1 if all(header.is_grey for header in headers.values()) else 3
+        return 1 if all(header.is_gray for header in headers.values()) else 3
 
     def _is_transparent(self, position: int) -> bool:
         try:
@@ -294,6 +295,15 @@ class Images(Dataset[Example]):
         if self._journal is not None:
             self._journal.add(bad.path, reason)
         warnings.warn(f"skipped {bad.path}: {reason}", stacklevel=3)
+
+
+def _typical(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) of at least half of the images, or else the median height and the median width."""
+    size, count = Counter(sizes).most_common(1)[0]
+    if 2 * count >= len(sizes):
+        return size
+    heights, widths = zip(*sizes, strict=True)
+    return median_low(heights), median_low(widths)
 
 
 def open_images(
@@ -330,8 +340,8 @@ def open_images(
             give the splits: `train-*`, `test-*`, `validation-*`.
             A source without splits is all `train`.
         split: one of the source's splits.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
-            1 if all are grey, 4 if all have an alpha channel that is used, else 3; where there are files of more than
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
+            1 if all are gray, 4 if all have an alpha channel that is used, else 3; where there are files of more than
             8 bits or of other channels, as many as most of these have.
         image_column, label_column: of tables, where they are not recognized by their names; in tar files, the member
             that is the image (`jpg`), and the field of `.json` files that is the label.
@@ -362,7 +372,7 @@ def open_split(
     )
 
 
-def find_splits(source: str, columns: Columns = ANY) -> Splits:
+def find_splits(source: str, columns: Columns = ANY_LABEL) -> Splits:
     """List a source once: its splits by name, none of them opened yet."""
     if source.startswith(HUB):
         return hub_splits(source, columns)

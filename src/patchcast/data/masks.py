@@ -29,7 +29,7 @@ Pair = tuple[Float32[Tensor, "C H W"], Int64[Tensor, "H W"]]
 
 
 @runtime_checkable
-class Labelled(Protocol):
+class HasLabels(Protocol):
     """Images with one class each."""
 
     def __len__(self) -> int: ...
@@ -136,7 +136,7 @@ class Collages(Dataset[Pair]):
         seed: of the draws.
     """
 
-    images: Labelled
+    images: HasLabels
     count: int
     pieces: int = 3
     seed: int = 0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchcast.data.arrays import DEEP_MODES, Deep, Layout, checked, shape_of
+from patchcast.data.arrays import DEEP_MODES, ArrayLayout, Deep, checked, shape_of
 
 BIG_ENDIAN_BIGTIFF = b"MM\0+"
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", BIG_ENDIAN_BIGTIFF)
@@ -71,7 +71,7 @@ def _read(file: BytesIO | BufferedReader) -> Deep | None:
         sizes = dict(zip(page.axes, page.shape, strict=True))
         channels = opened.series[0].shape[0] if is_stack else sizes.get("S", 1)
         tag = page.tags.get(ORIENTATION)
-    stored = Layout(channels, sizes["Y"], sizes["X"], is_first=page.axes != "YXS")
+    stored = ArrayLayout(channels, sizes["Y"], sizes["X"], is_first=page.axes != "YXS")
     is_sideways, reversed_axes = TURNS.get(0 if tag is None else tag.value, (False, ()))
     upright = stored._replace(height=stored.width, width=stored.height) if is_sideways else stored
 

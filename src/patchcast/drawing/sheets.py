@@ -1,4 +1,4 @@
-"""Pictures of drawn codes: a grid of them as PNG, and the order in which they were drawn as an animated GIF."""
+"""Write images as a grid in a PNG, and images drawn code by code as an animated GIF."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from patchcast.files import write_whole
 from patchcast.geometry import Grid
 
-GAP, GREY = 1, 128
+GAP, GRAY = 1, 128
 
 
 @runtime_checkable
-class Decoder(Protocol):
-    """What makes pictures of codes: a palette, or a learnt decoder of yours."""
+class CodeDecoder(Protocol):
+    """Turns codes into images: a palette, or your own learned decoder."""
 
     def decode(self, ids: Int[Tensor, "B N"], grid: Grid) -> UInt8[Tensor, "B C H W"]: ...
 
@@ -31,8 +31,8 @@ def save_grid(
     """Write images side by side, row by row, as PNG.
 
     Args:
-        columns: images in a row; as many as make the whole about square if None.
-        scale: pixels of the file for one of an image; about 64 to an image if None.
+        columns: images per row; None for an approximately square grid.
+        scale: factor by which images are enlarged; None for about 64 pixels per side.
     """
     drawn = sheet(images, columns=columns, scale=scale)
     write_whole(path, drawn.save)
@@ -40,7 +40,7 @@ def save_grid(
 
 def save_drawing(
     ids: Int[Tensor, "B N"],
-    tokenizer: Decoder,
+    tokenizer: CodeDecoder,
     grid: Grid,
     path: str | Path,
     *,
@@ -50,12 +50,12 @@ def save_drawing(
     columns: int | None = None,
     scale: int | None = None,
 ) -> None:
-    """Write how the images came to be as an animated GIF, code by code in raster order; what is still to come is grey.
+    """Write an animated GIF that shows images drawn code by code in raster order; the rest is gray.
 
     Args:
-        given: codes that were not drawn, and stand in the first frame already.
-        frames: about how many; the last one, the finished images, is held for two seconds.
-        milliseconds: of each frame.
+        given: number of given codes, which the first frame shows already.
+        frames: approximate number of frames; the last one, the finished images, is shown for two seconds.
+        milliseconds: per frame.
         columns, scale: as in `save_grid`.
     """
     images = tokenizer.decode(ids, grid)
@@ -67,7 +67,7 @@ def save_drawing(
     for count in shown:
         is_drawn = (torch.arange(units) < count).view(1, 1, *grid).float()
         is_drawn = torch.nn.functional.interpolate(is_drawn, size=size, mode="nearest").bool()
-        shown_now = torch.where(is_drawn.to(images.device), images, GREY)
+        shown_now = torch.where(is_drawn.to(images.device), images, GRAY)
         pictures.append(sheet(shown_now, columns=columns, scale=scale))
     durations = [milliseconds] * (len(pictures) - 1) + [2000]
     first, *others = pictures

@@ -1,4 +1,4 @@
-"""Labeled images for a protocol: some to fit on, others to judge by."""
+"""Labeled images for a protocol: a training and a test set."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 
 from patchcast.data import EpochSampler, EvalLoader, EvalSet, Images, Source, TrainSet, loader, open_source
 
-BATCH = 256
+LOADER_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Images as a network sees them, with their labels."""
+    """Preprocessed images with their labels."""
 
     images: Images
     transform: Callable[[Tensor], Tensor]
@@ -33,7 +33,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Labeled:
-    """Images to fit on, images to judge by, and a description of both."""
+    """Training images, test images, and a description of both."""
 
     train: Images
     test: Images
@@ -41,12 +41,12 @@ class Labeled:
 
     @property
     def classes(self) -> int:
-        """Labels are below this."""
+        """The number of classes: labels are below it."""
         return int(max(labels_of(self.train).max(), labels_of(self.test).max())) + 1
 
     def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[EvalLoader, EvalLoader]:
         """Batches of the training and of the test images, in order, without augmentation or unreadable images."""
-        train, test = (EvalLoader(EvalSet(images, transform), BATCH) for images in (self.train, self.test))
+        train, test = (EvalLoader(EvalSet(images, transform), LOADER_BATCH) for images in (self.train, self.test))
         return train, test
 
     def augmented(
@@ -57,7 +57,7 @@ class Labeled:
         return loader(TrainSet(self.train, augment, seed), sampler, workers=0)
 
     def affordable(self, per_class: Sequence[int]) -> list[int]:
-        """Those numbers of labels per class that every class has."""
+        """The numbers of labels per class that are available in every class."""
         fewest = int(np.unique(labels_of(self.train), return_counts=True)[1].min())
         return [count for count in per_class if count <= fewest]
 
@@ -82,7 +82,7 @@ def open_labeled(
 
 
 def labels_of(images: Images) -> np.ndarray:
-    """The class of each image, as the source lists them."""
+    """The class of each image, in the order of the source."""
     labels = images.labels
     assert labels is not None, "a Labeled has labels only"
     return labels

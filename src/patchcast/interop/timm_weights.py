@@ -1,4 +1,4 @@
-"""Weights for timm: its own folder format, as on the Hugging Face hub."""
+"""Weights for timm, in its folder format, as on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def save_pretrained(
     std: Sequence[float],
     crop_mode: str = "center",
 ) -> None:
-    """Write `model.safetensors` and `config.json`, which timm loads with nothing else.
+    """Write `model.safetensors` and `config.json`, which timm loads.
 
     The keys are those of `timm.create_model(architecture, **model_args)`, all of them: `load_state_dict` with
     `strict=True` takes them. The classifier head, if there is one, was never trained. Or:

@@ -1,4 +1,4 @@
-"""From a recipe to its parts: what is left out is taken from the model, the data and the method."""
+"""From a recipe to its parts; defaults follow from the model, the data and the method."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 
-from patchcast.backbones import Backbone, wrap
+from patchcast.backbones import wrap
 from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
@@ -19,18 +19,16 @@ from patchcast.methods import METHODS, Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
+from patchcast.runs.sizes import patch_for_tile, size_and_patch
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
-
-FEWEST_UNITS = 7  # a side; with fewer there is little to predict a patch from
-SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalise by
 
 
 def find_method(name: str) -> Method:
     """The method of this name.
 
     Raises:
-        ValueError: if there is none; names a similar one.
+        ValueError: if there is none; suggests a similar name.
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
@@ -75,7 +73,7 @@ def resolve(recipe: Recipe, method: Method, source: Source) -> Resolved:
     }
     defaults: dict[str, Any] = {
         "crop_scale": method.crop_scale,
-        "crop_mode": "squash" if method.codes == "colours" else "center",
+        "crop_mode": "squash" if method.codes == "colors" else "center",
         "flip": method.flip and recipe.data != "digits",
         "lr": method.lr_per_256 * recipe.batch_size / 256,
         "betas": method.betas,
@@ -108,7 +106,7 @@ def _normalization(recipe: Recipe, images: Images) -> tuple[tuple[float, ...], t
 def _check_stream(recipe: Recipe, method: Method) -> None:
     if recipe.steps is None:
         raise ValueError(f"{recipe.data} is a stream of unknown length: give --steps")
-    if method.codes == "colours":
+    if method.codes == "colors":
         raise ValueError(f"{recipe.method} encodes all images before training, which a stream does not allow: use hf:")
 
 
@@ -121,7 +119,7 @@ def build(recipe: Resolved, method: Method, tokenizer: Tokenizer | None = None) 
         ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
     """
     torch.manual_seed(recipe.seed)
-    if method.codes == "colours":
+    if method.codes == "colors":
         assert tokenizer is not None
         return method.build(imagegpt_backbone(recipe, tokenizer, causal=method.causal), **recipe.method_args)
     backbone = wrap(recipe.model, pretrained=recipe.pretrained, **timm_args(recipe))
@@ -152,62 +150,34 @@ def timm_args(recipe: Resolved) -> dict[str, Any]:
 
 
 def augmentation(recipe: Resolved) -> Augment:
-    """What training sees of an image."""
+    """The augmentation of training."""
     return Augment(recipe.image_size, recipe.crop_scale, bool(recipe.flip), recipe.mean, recipe.std)
 
 
 def evaluation(recipe: Resolved) -> Evaluate:
-    """What probes and pictures see of an image: all of it, and nothing random."""
+    """The deterministic preprocessing of probes and pictures."""
     return Evaluate(recipe.image_size, recipe.mean, recipe.std, squash=recipe.crop_mode == "squash")
 
 
 def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tuple[int, int], int | None]:
     """Height and width, and pixels per side of a patch; None for the model's own."""
-    if method.codes == "colours":
-        assert recipe.image_size is not None  # `with_codes` has seen to it
+    if method.codes == "colors":
+        assert recipe.image_size is not None  # set by `with_codes`
         return recipe.image_size, None
-    nominal = _nominal(recipe)
-    tile = recipe.tile_size
-    if tile is None:
-        size = recipe.image_size or _follow(images.typical_size, nominal)
-    else:
-        size = recipe.image_size or _whole_tiles(images.typical_size, tile)
-    if recipe.patch_size is None and not recipe.pretrained and "drop" in nominal.can:
-        return size, _patch_for(size if tile is None else (tile, tile), nominal.stride)
-    return size, recipe.patch_size
-
-
-def _nominal(recipe: Recipe) -> Backbone:
-    """The model as timm makes it, without memory or weights: to ask what sizes it is for."""
-    args = {"patch_size": recipe.patch_size} if recipe.patch_size else {}
-    with torch.device("meta"):
-        return wrap(recipe.model, **args, **recipe.model_args)
+    if recipe.tile_size is None:
+        return size_and_patch(recipe, images.typical_size)
+    size = recipe.image_size or _whole_tiles(images.typical_size, recipe.tile_size)
+    return size, patch_for_tile(recipe, recipe.tile_size)
 
 
 def _pretrained_cfg(model: str) -> Any:
-    """What timm knows of an architecture without building it."""
+    """timm's pretrained configuration of an architecture, without building it."""
     return timm.get_pretrained_cfg(model)
 
 
-def _follow(typical: tuple[int, int], nominal: Backbone) -> tuple[int, int]:
-    """The data's size where it is smaller than the model's: enlarging images adds work and no information."""
-    if typical[0] < nominal.image_size[0] and typical[1] < nominal.image_size[1]:
-        return typical
-    return nominal.image_size
-
-
 def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:
-    """The data's size in whole tiles, as near as they come."""
+    """The data's size, rounded to whole tiles."""
     return max(1, round(typical[0] / tile)) * tile, max(1, round(typical[1] / tile)) * tile
-
-
-def _patch_for(size: tuple[int, int], stride: tuple[int, int]) -> int | None:
-    """The largest patch, up to the model's, that gives enough units a side; None for the model's own."""
-    largest = min(stride)
-    fitting = [patch for patch in range(SMALLEST_PATCH, largest + 1) if size[0] % patch == size[1] % patch == 0]
-    ample = [patch for patch in fitting if min(size) // patch >= FEWEST_UNITS]
-    chosen = max(ample, default=min(fitting, default=largest))
-    return None if chosen == largest else chosen
 
 
 def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
@@ -219,7 +189,7 @@ def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
 
 
 def _with_parts(method: Method, options: dict[str, Any]) -> dict[str, Any]:
-    """The options with parts in the place of their names."""
+    """The options with names replaced by the objects they stand for."""
     for option, named in method.named.items():
         if option in options and options[option] not in named:
             raise ValueError(f"{option} is one of {', '.join(named)}; got {options[option]!r}")

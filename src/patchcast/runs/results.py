@@ -1,4 +1,4 @@
-"""What a finished run leaves in its folder next to its weights: the encoder for its library, pictures, numbers."""
+"""Files of a finished run next to its weights: the encoder for its library, pictures and numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PICTURED, SAMPLES = 8, 16
 
 
 def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str]) -> str:
-    """Write everything but the weights; returns what the loss is to be compared with, in words, if it has a unit."""
+    """Write everything except the weights; returns a sentence about the loss if it has a unit."""
     if is_exported(run.method):
         write_encoder(encoder_of(run), run.folder)
     if run.pretrainer.target.is_drawn:
@@ -40,13 +40,13 @@ def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str
 
 
 def encoder_of(run: Run) -> Exported:
-    """What of a run is exported."""
-    model_args = {} if run.method.codes == "colours" else timm_args(run.recipe)
+    """The part of a run that is exported."""
+    model_args = {} if run.method.codes == "colors" else timm_args(run.recipe)
     return Exported(run.recipe, run.method, run.pretrainer, model_args)
 
 
 def held_out_images(run: Run, count: int) -> tuple[torch.Tensor, str]:
-    """The first `count` images that the run's pictures show, and which they are, in words."""
+    """The first `count` images for the run's pictures, and a phrase that describes them."""
     part = run.source.shown
     places = range(min(count, len(part.images)))
     return torch.stack([run.evaluation(part.images[place].image) for place in places]), part.phrase
@@ -66,7 +66,7 @@ def _write_numbers(run: Run, codes: CodeData | None, unreadable: Mapping[str, st
 
 
 def _in_units(run: Run, loss: float, codes: CodeData | None) -> tuple[dict[str, Any], str]:
-    """A loss on codes and what counting reaches, for metrics.json and in words; nothing for losses without a unit."""
+    """A loss on codes and its baselines by counting, for metrics.json and as text; empty for losses without a unit."""
     if codes is None:
         return {}, ""
     psnr = codes.psnr if math.isfinite(codes.psnr) else None  # JSON has no infinity

@@ -1,4 +1,4 @@
-"""`Run`: one run, opened once and handed through: its folder, recipe, method, pretrainer and data source."""
+"""`Run`: a run, opened once and passed on: its folder, recipe, method, pretrainer and data source."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
 from patchcast.runs.build import augmentation, build, evaluation, find_method, resolve
 from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
-from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, kept_tokenizer
+from patchcast.runs.sizes import with_own_options
+from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, saved_tokenizer
 from patchcast.training.checkpoints import latest_checkpoint
 
 
 @dataclass
 class Run:
-    """A run: about to start, or opened from its folder.
+    """A run that is about to start, or was opened from its folder.
 
     Attributes:
-        folder: of the run.
+        folder: the run folder.
         recipe: with a value for every option.
-        method: that the recipe names.
-        pretrainer: with the initial weights of a run that starts, or the trained ones of a run that was opened.
-        tokenizer: of methods that predict codes, else None.
-        opened: its data source, if it is open already; see `source`.
+        method: the recipe's method.
+        pretrainer: with initial weights if the run is about to start, else with trained weights.
+        tokenizer: for methods that predict codes, else None.
+        opened: its data source if it is open already; see `source`.
     """
 
     folder: Path
@@ -40,13 +41,13 @@ class Run:
 
     @property
     def source(self) -> Source:
-        """The run's data, opened when it is first asked for: many commands need the network only."""
+        """The run's data, opened on first access: many commands need the network only."""
         if self.opened is None:
             self.opened = self.open_data(self.recipe.data)
         return self.opened
 
     def open_data(self, data: str) -> Source:
-        """A source with the run's channels; of the run's own data, with the run's held-out images."""
+        """Open a source with the run's channels; for the run's own data, with the same held-out images."""
         is_own = self.recipe.reads(data)
         share = self.recipe.held_out if is_own else 0.0
         given = reading(self.recipe) if is_own else {"max_pixels": self.recipe.max_pixels}
@@ -61,16 +62,16 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluate:
-        """What probes and pictures see of an image: all of it, and nothing random."""
+        """The deterministic preprocessing of probes and pictures."""
         return evaluation(self.recipe)
 
     @property
     def augmentation(self) -> Augment:
-        """What training sees of an image."""
+        """The augmentation of training."""
         return augmentation(self.recipe)
 
     def untrained(self) -> Pretrainer:
-        """The pretrainer as it was before training, built again."""
+        """The pretrainer before training, built again."""
         return build(self.recipe, self.method, self.tokenizer)
 
 
@@ -80,22 +81,23 @@ def reading(recipe: Recipe) -> dict[str, Any]:
 
 
 def start_run(recipe: Recipe) -> Run:
-    """Resolve and build a recipe. Nothing is written, so a refused recipe leaves nothing behind.
+    """Resolve and build a recipe. Nothing is written to disk.
 
     Raises:
-        ValueError: for anything that the user can fix, in one sentence.
+        ValueError: for anything that the user can fix.
     """
+    recipe = with_own_options(recipe)
     recipe.check()
     recipe, method = as_begun(recipe), find_method(recipe.method)
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
     source = open_source(recipe.data, channels=recipe.channels, held_out_share=share, **reading(recipe))
     resolved = resolve(recipe, method, source)
-    tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
+    tokenizer = saved_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
     return Run(resolved.out, resolved, method, build(resolved, method, tokenizer), tokenizer, source)
 
 
 def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
-    """A run from its folder, with its initial weights.
+    """Open a run from its folder, with its initial weights.
 
     Raises:
         ValueError: if the folder holds no run.
@@ -103,12 +105,12 @@ def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder} holds no run of patchcast: it has no {CONFIG}")
     recipe = Resolved.load(folder / CONFIG)
-    method, tokenizer = find_method(recipe.method), kept_tokenizer(folder)
+    method, tokenizer = find_method(recipe.method), saved_tokenizer(folder)
     return Run(folder, recipe, method, build(recipe, method, tokenizer), tokenizer, source)
 
 
 def open_run(folder: Path, *, source: Source | None = None) -> Run:
-    """A run from its folder, with the weights it has reached.
+    """Open a run from its folder, with its trained weights.
 
     Args:
         source: its data, if it is open already.

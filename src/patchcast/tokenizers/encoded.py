@@ -1,4 +1,4 @@
-"""Images that are codes already: cached on disk once encoded, and fed to a network without their pixels."""
+"""Images as codes: encoded once, cached on disk, and used by a network without their pixels."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 
 from patchcast.data.fingerprint import fingerprint_images
 from patchcast.data.images import DECODED_BYTES
-from patchcast.data.seals import is_whole, seal
+from patchcast.data.seals import matches_seal, seal
 from patchcast.files import cache_folder, write_whole, writing_cache
 from patchcast.geometry import Grid
 from patchcast.tokenizers.base import Tokenizer
-from patchcast.tokenizers.palette import Source
+from patchcast.tokenizers.palette import ImageSource
 
-BATCH = 256
-SAMPLE = 64
-"""Images that are encoded at each call: their codes are a part of the key of the cached ones."""
+ENCODING_BATCH = 256
+KEY_SAMPLE = 64
+"""Images that are encoded at each call: their codes are part of the cache key."""
 
 
 class Encoded(nn.Module):
-    """A tokenizer that takes codes for images, (B, 1, rows, cols) of any integer type.
+    """A tokenizer whose images are codes already: (B, 1, rows, cols) of any integer type.
 
     >>> Encoded(512).encode(torch.tensor([[[[5, 511], [0, 7]]]])).tolist()
     [[5, 511, 0, 7]]
@@ -50,11 +50,11 @@ class Encoded(nn.Module):
 
 
 class CodeSet:
-    """The codes of a source's images, mapped from disk: one or two bytes a code, and read where they are needed.
+    """The codes of a source's images, memory-mapped from disk: one or two bytes per code.
 
     Attributes:
         codes: uint8, or uint16 for more than 256 codes.
-        labels: class of each image, -1 for none.
+        labels: class of each image; -1 for none.
     """
 
     def __init__(self, codes: np.ndarray, labels: np.ndarray, grid: Grid, vocabulary: int) -> None:
@@ -64,7 +64,7 @@ class CodeSet:
         return len(self.codes)
 
     def preload(self) -> bool:
-        """Read all codes into memory, if they take at most 1 GiB; True if they are there now."""
+        """Read all codes into memory if they take at most 1 GiB; returns whether they are in memory."""
         if self.codes.nbytes <= DECODED_BYTES:
             self.codes = np.array(self.codes)
         return not isinstance(self.codes, np.memmap)
@@ -78,7 +78,7 @@ class CodeSet:
 
 
 def encode_images(
-    images: Source,
+    images: ImageSource,
     tokenizer: Tokenizer,
     transform: Callable[[Tensor], Tensor],
     grid: Grid,
@@ -88,8 +88,8 @@ def encode_images(
 ) -> CodeSet:
     """Encode a whole source once, and cache the codes on disk.
 
-    Cached codes belong to the content of the images, not to their names; another palette or size gets codes of its own.
-    A damaged file is made again.
+    The cache key is the content of the images, not their names, and the palette and size. Damaged files are written
+    again.
 
     >>> from patchcast.data import Evaluate, open_images
     >>> from patchcast.tokenizers.palette import fit_palette
@@ -100,32 +100,31 @@ def encode_images(
     (1437, torch.Size([1, 64]), dtype('uint8'))
 
     Args:
-        images: a source, such as `patchcast.data.open_images` gives.
-        transform: from an image to what the tokenizer takes: `Evaluate(size, (0.5,) * 3, (0.5,) * 3)` for a palette.
+        images: a source, such as from `patchcast.data.open_images`.
+        transform: from an image to the tokenizer's input: `Evaluate(size, (0.5,) * 3, (0.5,) * 3)` for a palette.
         grid: rows and columns of codes.
-        folder: of the cache; the user's cache folder if None.
-        progress: show a bar.
+        folder: of the cache; None for the user's cache folder.
+        progress: show a progress bar.
     Raises:
         ValueError: if there are no images, the tokenizer gives another number of codes than the grid has, or the codes
             cannot be written.
     """
     if not len(images):
         raise ValueError("there are no images to encode")
-    sample = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)).tolist()
+    sample = np.unique(np.linspace(0, len(images) - 1, min(KEY_SAMPLE, len(images))).astype(int)).tolist()
     codes, labels = _encode(images, sample, tokenizer, transform)
     if codes.shape[1] != grid.units:
         raise ValueError(f"the tokenizer gives {codes.shape[1]} codes for an image; a {grid} grid has {grid.units}")
     name = _key(images, tokenizer, grid, codes, labels)
     folder = folder or cache_folder()
     file, labels_file = folder / f"codes-{name}.npy", folder / f"codes-{name}-labels.npy"
-    if not (is_whole(file) and is_whole(labels_file)):
+    if not (matches_seal(file) and matches_seal(labels_file)):
         _write(file, labels_file, images, tokenizer, transform, codes.dtype, grid, progress)
     return CodeSet(np.load(file, mmap_mode="r"), np.load(labels_file), grid, tokenizer.vocabulary)
 
 
-def _key(images: Source, tokenizer: Tokenizer, grid: Grid, codes: np.ndarray, labels: np.ndarray) -> str:
-    """Of all that the codes depend on: the images' content, the tokenizer's weights, and the transform by what becomes
-    of a sample."""
+def _key(images: ImageSource, tokenizer: Tokenizer, grid: Grid, codes: np.ndarray, labels: np.ndarray) -> str:
+    """A hash of what the codes depend on: image content, tokenizer weights, and the transform (by a sample's codes)."""
     content = f"{len(images)} {tokenizer.vocabulary} {grid} {codes.dtype}".encode() + codes.tobytes() + labels.tobytes()
     digest = hashlib.blake2b(content + fingerprint_images(images), digest_size=16)
     if isinstance(tokenizer, nn.Module):
@@ -135,10 +134,10 @@ def _key(images: Source, tokenizer: Tokenizer, grid: Grid, codes: np.ndarray, la
 
 
 def _write(
-    file: Path, labels_file: Path, images: Source, tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor],
+    file: Path, labels_file: Path, images: ImageSource, tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor],
     kind: np.dtype, grid: Grid, progress: bool,
 ) -> None:  # fmt: skip
-    """Encode the images in batches, and write the codes as they come."""
+    """Encode the images in batches and write the codes."""
     labels = np.empty(len(images), dtype=np.int64)
     size = len(images) * grid.units * kind.itemsize
 
@@ -148,19 +147,19 @@ def _write(
             "fortran_order": False,
             "shape": (len(images), grid.units),
         }
-        # Not through a memory map: where the disk is full, that ends the process with a signal.
+        # Not through a memory map: a full disk would then kill the process with a signal.
         with unfinished.open("wb") as out:
             np.lib.format.write_array_header_1_0(out, header)
             os.posix_fallocate(out.fileno(), 0, out.tell() + size)
-            for start in track(range(0, len(images), BATCH), "encoding", disable=not progress):
-                index = range(start, min(start + BATCH, len(images)))
+            for start in track(range(0, len(images), ENCODING_BATCH), "encoding", disable=not progress):
+                index = range(start, min(start + ENCODING_BATCH, len(images)))
                 codes, labels[start : index.stop] = _encode(images, index, tokenizer, transform)
                 out.write(codes.tobytes())
 
     try:
         with writing_cache(file.parent):
             if shutil.disk_usage(file.parent).free < size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before hours of encoding, and not after them
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before hours of encoding
             write_whole(file, write_codes)
             write_whole(labels_file, lambda unfinished: np.save(unfinished, labels))
             seal(file)
@@ -173,9 +172,9 @@ def _write(
 
 
 class Mirror:
-    """Mirrors half of the images, as codes: for tokenizers whose codes mirror with the image, as a palette's do.
+    """Mirror half of the images, as codes, for tokenizers whose codes mirror with the image, such as palettes.
 
-    It is called by `patchcast.data.TrainSet`, which gives each image of each epoch a seed of its own.
+    It is called by `patchcast.data.TrainSet`, with a different seed for each image and epoch.
 
     >>> codes = torch.tensor([[[1, 2, 3]]])
     >>> [Mirror()(codes, seed).tolist() for seed in (0, 1)]
@@ -186,15 +185,19 @@ class Mirror:
         return codes.flip(-1) if seed % 2 else codes
 
 
-class AsItIs:
-    """Leaves codes as they are, where `Mirror` would mirror them."""
+class Unchanged:
+    """Returns codes unchanged; used instead of `Mirror`."""
 
     def __call__(self, codes: Int[Tensor, "1 rows cols"], seed: int) -> Int[Tensor, "1 rows cols"]:
         return codes
 
 
+AsItIs = Unchanged
+"""The earlier name of `Unchanged`."""
+
+
 def _encode(
-    images: Source, index: Sequence[int], tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor]
+    images: ImageSource, index: Sequence[int], tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor]
 ) -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = zip(*(images[each] for each in index), strict=True)
     with torch.no_grad():

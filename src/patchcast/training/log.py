@@ -19,6 +19,9 @@ COLUMNS = [
     "images_per_second", "data_wait", "peak_memory_mb",
 ]  # fmt: skip
 
+OBJECTIVE = "loss_"
+"""Columns of a method with several objectives begin so: `loss_pixels`."""
+
 Entries = Mapping[str, float | Image.Image]
 """Numbers by the names of columns, and pictures, which a CSV file has no place for."""
 
@@ -59,7 +62,7 @@ class Log:
     def add(self, step: int, found: Entries) -> None:
         if not (self.is_written and found):
             return
-        known = {name: value for name, value in found.items() if name in COLUMNS}
+        known = {name: value for name, value in found.items() if name in COLUMNS or name.startswith(OBJECTIVE)}
         if known:
             self.rows.setdefault(step, {"step": step}).update(known)
         for logger in self.loggers:
@@ -74,7 +77,8 @@ class Log:
         self.written = time.monotonic()
         partial = self.file.with_suffix(".partial")
         with partial.open("w", newline="") as out:
-            writer = csv.DictWriter(out, COLUMNS, restval="", extrasaction="ignore")
+            parts = dict.fromkeys(name for row in self.rows.values() for name in row if name.startswith(OBJECTIVE))
+            writer = csv.DictWriter(out, [*COLUMNS, *parts], restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows[step] for step in sorted(self.rows))
             out.flush()

@@ -1,4 +1,4 @@
-"""Tokenizers in files: a palette or a codebook, told apart by what is in them."""
+"""Load a tokenizer from a file: a palette or a codebook, recognized by the file's content."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from patchcast.tokenizers.patches import PatchCodebook
 
 
 def load_tokenizer(path: str | Path) -> Palette | PatchCodebook:
-    """Read what `Palette.save` or `PatchCodebook.save` wrote, or OpenAI's colours (`.npy`).
+    """Read what `Palette.save` or `PatchCodebook.save` wrote, or OpenAI's colors (`.npy`).
 
     >>> import torch
-    >>> file = getfixture("tmp_path") / "greys.safetensors"
+    >>> file = getfixture("tmp_path") / "grays.safetensors"
     >>> Palette(torch.tensor([[-1.0], [1.0]])).save(file)
     >>> load_tokenizer(file)
-    Palette(2 colours, 1 channels)
+    Palette(2 colors, 1 channels)
 
     Raises:
         ValueError: if there is no such file, or it holds neither.

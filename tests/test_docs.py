@@ -16,6 +16,7 @@ import torch
 
 import patchcast.commands
 from patchcast.backbones.adapters import TORCHVISION
+from patchcast.backbones.capabilities import OWN_NETWORKS
 from patchcast.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +89,7 @@ def test_the_commands_are_there(
 def built(name: str) -> Any:
     """A method of the library on a small network of the kind that it needs."""
     method = patchcast.METHODS[name]
-    if method.codes == "colours":
+    if name in OWN_NETWORKS:
         palette = patchcast.Palette(torch.linspace(-1, 1, 16)[:, None])
         network = patchcast.ImageGPT(patchcast.Grid(4, 4), 16, depth=1, width=16, heads=2, causal=method.causal)
         return method.build(patchcast.ImageGPTBackbone(network, palette, channels=1))

@@ -114,8 +114,11 @@ def test_a_process_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("number", "sentence", "code"),
-    [(signal.SIGTERM, "asked to end (SIGTERM)", 143), (signal.SIGINT, "stopped (Ctrl-C)", 130)],
-    ids=["SIGTERM", "Ctrl-C"],
+    [
+        pytest.param(signal.SIGTERM, "asked to end (SIGTERM)", 143, id="SIGTERM"),
+        # Slow for its process: the next test sends both signals to a run in this one.
+        pytest.param(signal.SIGINT, "stopped (Ctrl-C)", 130, id="Ctrl-C", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_asked_to_end_saves_first(
     number: signal.Signals, sentence: str, code: int, devices: int, tmp_path: Path

@@ -38,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "aim_codes": {"head_width": 32, "head_depth": 2},
     "aim_features": {"head_width": 32, "head_depth": 2},
     "beit": {},
+    "data2vec": {"masks": 2, "decoder_depth": 2},
     "ijepa": {"predictor_depth": 2},
     "mae": {"decoder_width": 32, "decoder_depth": 2},
     "simmim": {},
@@ -104,6 +105,12 @@ def ijepa_by_replacement(backbone: Backbone) -> Pretrainer:
     return built
 
 
+def data2vec_by_replacement(backbone: Backbone) -> Pretrainer:
+    built = small("data2vec", backbone)
+    built.view = Replace(backbone.embed_width)
+    return built
+
+
 VARIANTS: dict[str, Callable[[Backbone], Pretrainer]] = {
     "simmim, painted": painted,
     "mae, painted": mae_painted,
@@ -112,6 +119,7 @@ VARIANTS: dict[str, Callable[[Backbone], Pretrainer]] = {
     "mae and a teacher": mae_and_a_teacher,
     "simmim of codes": simmim_of_codes,
     "ijepa by replacement": ijepa_by_replacement,
+    "data2vec by replacement": data2vec_by_replacement,
     "aim, linear head": lambda backbone: small("aim", backbone, head_depth=0),
     "aim, causal": lambda backbone: small("aim", backbone, plan=RasterOrder(random_prefix=False)),
     "aim, random order": lambda backbone: small("aim", backbone, plan=RandomOrder()),

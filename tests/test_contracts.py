@@ -35,6 +35,8 @@ GOLDEN = {
     "simmim": 0.9644015,
     "beit": 0.7378784,
     "ijepa": 0.4338609,
+    "data2vec": 1.9926826,
+    "data2vec by replacement": 2.3286917,
     "simmim, painted": 0.9585516,
     "mae, painted": 1.1049687,
     "mae of a teacher": 0.5064643,

@@ -106,6 +106,7 @@ if TYPE_CHECKING:
         aim_codes,
         aim_features,
         beit,
+        data2vec,
         ijepa,
         imagegpt,
         imagegpt_masked,
@@ -137,7 +138,7 @@ if TYPE_CHECKING:
         raster,
         snake,
     )
-    from patchcast.predictors import Decoder, LinearHead, MLPHead, Predictor, TargetQuery
+    from patchcast.predictors import ConvDecoder, Decoder, LinearHead, MLPHead, Predictor, TargetQuery
     from patchcast.pretrainer import Output, Pretrainer
     from patchcast.targets import Codes, EMAFeatures, FrozenFeatures, Pixels, Target, patchify, unpatchify
     from patchcast.tokenizers.base import Tokenizer
@@ -225,6 +226,7 @@ _HOMES = {
         "aim_codes",
         "aim_features",
         "beit",
+        "data2vec",
         "ijepa",
         "imagegpt",
         "imagegpt_masked",
@@ -256,7 +258,7 @@ _HOMES = {
         "raster",
         "snake",
     ),
-    "predictors": ("Decoder", "LinearHead", "MLPHead", "Predictor", "TargetQuery"),
+    "predictors": ("ConvDecoder", "Decoder", "LinearHead", "MLPHead", "Predictor", "TargetQuery"),
     "pretrainer": ("Output", "Pretrainer"),
     "targets": ("Codes", "EMAFeatures", "FrozenFeatures", "Pixels", "Target", "patchify", "unpatchify"),
     "tokenizers.base": ("Tokenizer",),

@@ -16,7 +16,7 @@ from patchcast.backbones.backbone import ImageBatch, pixels_of, with_pixels
 from patchcast.geometry import upsample
 from patchcast.modes import eval_mode, evaluating
 from patchcast.plans import Plan
-from patchcast.pretrainer import Output, Pretrainer, weighted_mean
+from patchcast.pretrainer import Output, Pretrainer, for_each_plan, weighted_mean
 from patchcast.targets import patchify, unpatchify
 
 Judged = tuple[Bool[Tensor, "B N"], Bool[Tensor, "B P"]]
@@ -59,6 +59,7 @@ def no_leak(pretrainer: Pretrainer, images: ImageBatch, plan: Plan, *, limit: in
     with evaluating(pretrainer):
         before = pretrainer(images, plan).predictions
         allowed = without_own(plan)
+        images = for_each_plan(images, plan)
         counts = torch.ones(before.shape[:3], dtype=torch.bool) if plan.weight is None else plan.weight.cpu() > 0
         # A seed of its own: noise equal to the images, which tests draw from a seed as well, would change nothing.
         pixels = pixels_of(images)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from patchcast.arguments import fields_of
 from patchcast.backbones.capabilities import METHOD_NAMES
 from patchcast.cli import COMMANDS, main
+from patchcast.honesty import examine
 from patchcast.methods import METHODS
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.run import open_run, start_run
@@ -204,7 +206,7 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     assert "its own networks: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
     assert set(METHOD_NAMES) == set(METHODS), "patchcast.backbones.capabilities and patchcast.methods differ"
     assert "did you mean mae?" in fails(capsys, "models", "--method", "mea")
-    assert "that aim can use; beit, ijepa, mae, simmim can" in fails(
+    assert "that aim can use; beit, data2vec, ijepa, mae, simmim can" in fails(
         capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim"
     )
     assert "no model matches 'hierra'; there are hiera" in fails(capsys, "models", "hierra")
@@ -246,7 +248,10 @@ def test_an_order_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "plan is one of raster, causal, snake" in fails(capsys, "pretrain", "--method", "aim", *TINY, *wrong)
 
 
-def test_check_tells_honest_from_leaking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_says_that_a_recipe_is_honest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("patchcast.commands.check.examine", partial(examine, limit=4, seconds=1.0))  # not 20
     recipe = Recipe(
         method="aim", model="test_vit", data="digits", out=tmp_path / "run", image_size=(16, 16), patch_size=4,
         method_args={"head_depth": 0, "normalize": False},

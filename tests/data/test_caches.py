@@ -50,7 +50,7 @@ def test_codes_of_replaced_images_are_made_again(tmp_path, cache):
         draw(tmp_path / "photos" / f"{number:03}.png", number)
     before = codes_of(tmp_path / "photos")
     times = {file: file.stat() for file in (tmp_path / "photos").iterdir()}
-    kept = set(np.linspace(0, 199, encoded.SAMPLE).astype(int))
+    kept = set(np.linspace(0, 199, encoded.KEY_SAMPLE).astype(int))
     for number in set(range(200)) - kept:  # exactly those that the sample of 64 does not see
         file = draw(tmp_path / "photos" / f"{number:03}.png", 255 - number)
         os.utime(file, ns=(times[file].st_atime_ns, times[file].st_mtime_ns))

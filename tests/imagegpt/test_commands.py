@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from patchcast.cli import main
 from patchcast.data import EvalSet, TrainSet, open_images
 from patchcast.evaluation import linear_probe
 from patchcast.evaluation.layer_probe import extract_imagegpt_layers
+from patchcast.honesty import examine
 from patchcast.interop import load_imagegpt
 from patchcast.methods import on_codes
 from patchcast.recipe import Recipe, Resolved
@@ -209,8 +211,9 @@ def test_layers_are_probed_with_the_papers_feature(runs: Path) -> None:
 
 @pytest.mark.parametrize("method", ["imagegpt", pytest.param("beit", marks=pytest.mark.slow)])
 def test_check_says_that_they_are_honest(
-    method: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("patchcast.commands.check.examine", partial(examine, limit=4, seconds=1.0))  # not 20
     assert main(["check", str(runs / method), "--out", str(tmp_path / "check.png")]) == 0
     told = capsys.readouterr().out
     assert "Honest." in told

@@ -1,9 +1,8 @@
 """Images that no photograph format holds: more than 8 bits, or any number of channels, in TIFF, PNG and .npy files.
 
-They become float32. What white is depends on the kind of number, and on nothing in the data: unsigned integers are
-divided by the largest that they can hold, so that 65535 of 16 bits is 1, as 255 of 8 bits is. Signed integers
-(Hounsfield units, heights) and floating-point numbers are taken as they are. Normalizing by the data's own mean and
-deviation, which a run does by default, makes any of these scales fit.
+They become float32. The scale depends on the dtype only: unsigned integers are divided by their maximum, so 65535 of 16
+bits becomes 1, as 255 of 8 bits. Signed integers (Hounsfield units, heights) and floating-point numbers are not scaled.
+A run normalizes by the data's own mean and standard deviation by default, so any of these scales work.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class ArrayLayout(NamedTuple):
-    """How an array lies: its channels, height and width, and whether channels come first."""
+    """The layout of an array: channels, height and width, and whether channels come first."""
 
     channels: int
     height: int
@@ -38,8 +37,8 @@ class ArrayLayout(NamedTuple):
     is_first: bool
 
 
-class Deep(NamedTuple):
-    """A file of numbers: how they lie, of what kind they are, and how to read them."""
+class ArrayFile(NamedTuple):
+    """An array file: its layout, its dtype, and how to read it."""
 
     layout: ArrayLayout
     kind: np.dtype
@@ -47,24 +46,24 @@ class Deep(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it holds 8-bit gray or RGB after all, which stay uint8."""
+        """Whether it holds 8-bit gray or RGB, which stay uint8."""
         return self.kind == np.uint8 and self.layout.channels in (1, 3)
 
 
-def from_pillow(image: Image.Image) -> Deep:
+def from_pillow(image: Image.Image) -> ArrayFile:
     """An image of one of the `DEEP_MODES`."""
     kind = np.dtype({"I": np.int32, "F": np.float32}.get(image.mode, np.uint16))
-    return Deep(ArrayLayout(1, image.height, image.width, True), kind, lambda: np.array(image).astype(kind))
+    return ArrayFile(ArrayLayout(1, image.height, image.width, True), kind, lambda: np.array(image).astype(kind))
 
 
-def decode_deep(found: Deep, channels: int) -> UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]:
+def decode_deep(found: ArrayFile, channels: int) -> UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]:
     """Its pixels: uint8 if it is plain, else float32.
 
-    One channel is repeated where more are asked for, and three become one by ITU-R 601; other numbers of channels are
-    no colors, and are not converted.
+    One channel is repeated if more are requested, and three become one by ITU-R 601; other numbers of channels are not
+    converted.
 
     Raises:
-        ValueError: if it has another number of channels than is asked for, or holds no finite numbers.
+        ValueError: if it has another number of channels than requested, or values that are not finite.
     """
     layout = found.layout
     if layout.channels not in (channels, 1) and (layout.channels, channels) != (3, 1):
@@ -80,7 +79,7 @@ def decode_deep(found: Deep, channels: int) -> UInt8[Tensor, "C H W"] | Float32[
     return gray.round().to(torch.uint8) if found.is_plain else gray
 
 
-def _values(array: np.ndarray, found: Deep) -> np.ndarray:
+def _values(array: np.ndarray, found: ArrayFile) -> np.ndarray:
     if found.is_plain:
         return array
     if array.dtype.kind == "u":
@@ -109,8 +108,8 @@ def checked(layout: ArrayLayout, kind: np.dtype) -> ArrayLayout:
     return layout
 
 
-def read_npy(file: BytesIO | BufferedReader) -> Deep:
-    """Read by its header and bytes alone: nothing in it can run."""
+def read_npy(file: BytesIO | BufferedReader) -> ArrayFile:
+    """Read a .npy file from its header and bytes only, so that no code in it can run."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_fortran, kind = read_header(file)
@@ -126,7 +125,7 @@ def read_npy(file: BytesIO | BufferedReader) -> Deep:
         values = np.frombuffer(file.read(needed), dtype=kind)
         return np.array(values.reshape(shape, order="F" if is_fortran else "C"), dtype=kind.newbyteorder("="))
 
-    return Deep(layout, kind.newbyteorder("="), read)
+    return ArrayFile(layout, kind.newbyteorder("="), read)
 
 
 def _layout(shape: tuple[int, ...]) -> ArrayLayout:

@@ -22,16 +22,16 @@ HUB = "hf:"
 
 
 class HubStore(Store):
-    """The rows of one `datasets.Dataset`, whose images are left encoded until they are asked for.
+    """The rows of a `datasets.Dataset`, with encoded images.
 
-    The library maps its files into memory, so that any row can be read at any time.
+    The library memory-maps its files, so rows can be read in any order.
 
     Args:
         dataset: with a column of images.
         column: its name.
-        labels: one a row, or None.
-        class_names: what they mean.
-        name: of the data set, for people.
+        labels: one per row, or None.
+        class_names: names of the classes.
+        name: of the dataset, for messages.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Checksums of cached files: what is damaged is made again, and never read."""
+"""Checksums of cached files: damaged files are written again, and never read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that a source is made of: braces written out, remote ones fetched once, and grouped into splits."""
+"""The files of a source: expand braces, download remote files once, and group files into splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a whole source once and say what is in it."""
+"""Read a whole source once and report what is in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the folders around images mean: splits, or classes, of a folder and of a tar file alike."""
+"""The meaning of folders around images (splits or classes), in folders and tar files."""
 
 from __future__ import annotations
 

@@ -24,12 +24,14 @@ class Command:
         run: takes the options; returns an exit code, or None for 0.
         from_file: whether `--config FILE` gives options too.
         groups: titles in the help, and the options under them; the others come first.
+        examples: command lines at the end of the help.
     """
 
     options: type
     run: Callable[[Any], int | None]
     from_file: bool = False
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    examples: Sequence[str] = ()
 
     @property
     def description(self) -> str:
@@ -112,6 +114,39 @@ def _embed(given: options.Embed) -> None:
 
     values = vars(given)
     write_features(values.pop("model"), kind=values.pop("features"), **values)
+
+
+def _finetune(given: options.FinetuneClassifier) -> None:
+    from patchcast.commands.early_checks import check_data, check_network
+
+    check_network(given.model)
+    check_data(given.data)
+
+    from patchcast.commands.finetune import finetune
+
+    finetune(given)
+
+
+def _predict(given: options.Predict) -> None:
+    from patchcast.commands.early_checks import check_classifier, check_data
+
+    check_classifier(given.model)
+    check_data(given.data)
+
+    from patchcast.commands.predict import predict
+
+    predict(given)
+
+
+def _search(given: options.Search) -> None:
+    from patchcast.commands.early_checks import check_data, check_network
+
+    check_network(given.model)
+    check_data(given.data)
+
+    from patchcast.commands.search import search
+
+    search(given)
 
 
 def _sample(given: options.Sample) -> None:
@@ -218,6 +253,37 @@ COMMANDS: dict[str, Command] = {
     "report": Command(options.ReportOptions, _report),
     "show": Command(options.Show, _show),
     "embed": Command(options.Embed, _embed),
+    "finetune": Command(
+        options.FinetuneClassifier,
+        _finetune,
+        groups={
+            "classifier": (
+                *("freeze", "head", "epochs", "lr", "batch_size", "layer_decay", "augment", "flip", "mixup", "cutmix"),
+                *("smoothing", "class_weights"),
+            ),
+            "images": ("limit_per_class", "image_size", "image_column", "label_column", "max_pixels"),
+        },
+        examples=(
+            "patchcast finetune runs/first --data LABELED_FOLDER --out models/first",
+            "patchcast finetune vit_tiny_patch16_224 --data LABELED_FOLDER --out models/tiny --mixup 0.8",
+        ),
+    ),
+    "predict": Command(
+        options.Predict,
+        _predict,
+        examples=(
+            "patchcast predict models/first new_photos --out predictions.csv",
+            "patchcast predict runs/first photo.jpg other.jpg --data LABELED_FOLDER",
+        ),
+    ),
+    "search": Command(
+        options.Search,
+        _search,
+        examples=(
+            "patchcast search runs/first photo.jpg --data FOLDER",
+            "patchcast search vit_small_patch14_dinov2 photo.jpg --data photos.parquet --count 23 --out nearest.png",
+        ),
+    ),
     "sample": Command(options.Sample, _sample),
     "complete": Command(options.Complete, _complete),
     "export": Command(options.Export, _export),
@@ -354,7 +420,9 @@ def _help(name: str) -> str:
         # In the help, the option that chooses a protocol is optional: without it, another protocol is chosen.
         of_protocol = [replace(each, default=None) if each.is_required else each for each in fields_of(one).values()]
         groups[description if protocol == "features" else f"instead: {description}"] = of_protocol
-    return help_text(name, command.description, groups, from_file=command.from_file)
+    examples = "".join(f"  {line}\n" for line in command.examples)
+    shown = help_text(name, command.description, groups, from_file=command.from_file)
+    return f"{shown}\nexamples:\n{examples}" if examples else shown
 
 
 def _fail(sentence: str, code: int = 2) -> int:

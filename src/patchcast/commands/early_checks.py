@@ -12,6 +12,7 @@ from patchcast.backbones.support import made_for, table
 from patchcast.recipe import Recipe
 
 CONFIG = "config.yaml"
+CLASSES, BEGUN = "classes.json", "finetune.json"
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -66,6 +67,17 @@ def check_network(name: str) -> None:
         check_run(Path(name))
     else:
         check_model(name)
+
+
+def check_classifier(name: str) -> None:
+    """Raises:
+    ValueError: if this is neither a classifier's folder, nor a run's, nor a model of timm.
+    """
+    if (Path(name) / CLASSES).exists() or (Path(name) / BEGUN).exists():
+        return
+    if Path(name).is_dir() and not (Path(name) / CONFIG).exists():
+        raise ValueError(f"{name} holds neither a classifier of patchcast finetune ({CLASSES}) nor a run ({CONFIG})")
+    check_network(name)
 
 
 def check_model(name: str) -> None:

@@ -23,11 +23,12 @@ from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.backbones.readout import mean, mean_std
 from patchcast.backbones.tile_geometry import assemble, tile_crop, tiles_of
 from patchcast.backbones.tiled import Tiled
+from patchcast.commands.parts import claim
 from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
 from patchcast.evaluation.features import fingerprint
-from patchcast.files import write_text, write_weights, write_whole
+from patchcast.files import write_weights, write_whole
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import is_run, open_network
@@ -82,7 +83,7 @@ def write_features(
     images = open_images(data, split=split, channels=channels, **reading)
     method.backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     parts = out.with_name(out.name + ".parts")
-    done = _claim(parts, out, _plan(method, images, kind))
+    done = claim(parts, out, _plan(method, images, kind), ".safetensors", "features")
     console = Console()
     console.print(f"{len(images):,} images of {data}: {kind} features of {source}, {method.description}")
     if done:
@@ -217,22 +218,6 @@ def _plan(method: Extraction, images: Images, kind: Kind) -> dict[str, Any]:
         "images": fingerprint(names),
         "images_per_part": PART,
     }
-
-
-def _claim(parts: Path, out: Path, plan: dict[str, Any]) -> int:
-    """The number of finished parts of the same features."""
-    config = parts / "plan.json"
-    if not config.exists():
-        write_text(config, json.dumps(plan))
-        return 0
-    before = json.loads(config.read_text())
-    differing = [name for name in plan if plan[name] != before.get(name)]
-    if differing:
-        raise ValueError(
-            f"{parts} holds a part of other features ({', '.join(differing)} differ); "
-            f"delete it, or choose another --out than {out}"
-        )
-    return len(_parts(parts))
 
 
 def _parts(parts: Path) -> list[Path]:

@@ -112,7 +112,7 @@ def command(recipe: Recipe) -> str:
         if name == "out":
             words += ["--out", "RUN"]
         elif name in ("data", "tokenizer"):
-            words += [typed[0], _without_place(typed[1])]
+            words += [typed[0], without_place(typed[1])]
         elif name not in NOT_LEARNED and name != "epochs":  # the number of steps is given
             words += typed
     return shlex.join(words)
@@ -174,7 +174,7 @@ def _training(recipe: Resolved, pretrainer: Pretrainer) -> list[tuple[str, str]]
         ("method", f"{recipe.method} {recipe.method_args or ''}".strip()),
         ("model", f"{recipe.model} {_placeless(recipe.model_args) or ''}".strip() + f", from {start}"),
         ("parameters", f"{encoder / 1e6:.1f} M in the encoder"),
-        ("data", _without_place(recipe.data)),
+        ("data", without_place(recipe.data)),
         ("images", f"{recipe.channels} x {height} x {width}{tiles}, as {grid} units"),
         ("steps", f"{recipe.steps:,} of {batch} images ({recipe.epochs:g} passes over the data)"),
         ("learning rate", f"{recipe.lr:.3g} at its peak"),
@@ -201,7 +201,7 @@ def _probes(run: Path) -> Iterator[tuple[str, str]]:
     for name in ("probe", "attentive", "finetune"):
         results = _read(run / f"{name}.json")
         if "data" in results:
-            yield f"{name}: data", _without_place(results["data"])
+            yield f"{name}: data", without_place(results["data"])
         yield from ((f"{name}: {label}", number) for label, number in _accuracies(results))
 
 
@@ -237,9 +237,9 @@ def _placeless(value: Any) -> Any:
         return {name: _placeless(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_placeless(part) for part in value]
-    return _without_place(value) if isinstance(value, str) else value
+    return without_place(value) if isinstance(value, str) else value
 
 
-def _without_place(value: str) -> str:
+def without_place(value: str) -> str:
     """The last part of an absolute path: the rest may identify a user or machine."""
     return Path(value).name if value.startswith(("/", "~")) else value

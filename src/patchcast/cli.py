@@ -226,6 +226,7 @@ def _demo(given: options.Demo) -> None:
 RECIPE_GROUPS = {
     "images": (
         "image_size",
+        "crop_mode",
         "channels",
         "mean",
         "std",
@@ -378,15 +379,24 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
         raise UsageError(f"--{chosen[0]} and --{chosen[1]} are different protocols; choose one")
     protocol = chosen[0] if chosen else "features"
     shown = f"--{protocol}" if chosen else "the features protocol"
-    elsewhere: dict[str, str] = {}
+    owners: dict[str, list[str]] = {}
     for name, options_of in fields.items():
         for option in options_of:
-            if option not in fields[protocol]:
-                elsewhere[option] = f"{shown} does not use --{option}, which is an option of the {name} protocol"
+            owners.setdefault(option, []).append(name)
+    elsewhere = {
+        option: f"{shown} does not use --{option}, which is an option of the {_and(names)}"
+        for option, names in owners.items()
+        if option not in fields[protocol]
+    }
     common, of_protocol = parse("probe", words, [options.ProbeOptions, options.PROBES[protocol]], elsewhere=elsewhere)
     return ProbeCommand(
         common=common, protocol=protocol, chosen=of_protocol, typed=shlex.join(["patchcast", "probe", *words])
     )
+
+
+def _and(protocols: Sequence[str]) -> str:
+    *others, last = protocols
+    return f"{', '.join(others)} and {last} protocols" if others else f"{last} protocol"
 
 
 def _read(name: str, words: Sequence[str]) -> Any:

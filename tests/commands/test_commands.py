@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from patchcast.arguments import fields_of
 from patchcast.backbones.capabilities import METHOD_NAMES
 from patchcast.cli import COMMANDS, main
 from patchcast.honesty import examine
@@ -174,7 +176,26 @@ def test_help_is_instant_and_flags_are_yaml(tmp_path: Path) -> None:
 
 
 def test_the_recipes_help_names_every_method() -> None:
-    assert all(method in (Recipe.__doc__ or "") for method in METHODS)
+    assert all(re.search(rf"\b{method}\b", fields_of(Recipe)["method"].help) for method in METHODS)
+
+
+def test_the_help_groups_every_option_and_shows_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    run, *_ = told.partition("run: ")[2].partition("images: ")
+    assert re.findall(r" --(\w+)", f" {run}") == ["method", "model", "data", "out"]
+    assert "--seed N of everything random. Default: 0." in told
+
+
+def test_an_argument_that_timms_model_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ("--model_args", '{"depthh": 3}', "--out", str(tmp_path / "new"))
+    told = fails(capsys, "pretrain", "--method", "mae", *TINY, *wrong)
+    assert "timm's test_vit has no argument 'depthh'" in told
+
+
+def test_an_option_of_several_other_protocols_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    told = fails(capsys, "probe", "run", "--dense", "collages", "--no_cache")
+    assert "--dense does not use --cache, which is an option of the features, layers and attentive protocols" in told
 
 
 def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) -> None:

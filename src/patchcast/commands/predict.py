@@ -210,11 +210,13 @@ def _columns(top: int) -> list[str]:
 
 
 def _table(rows: list[Row], top: int) -> Table:
-    table = Table(box=SIMPLE_HEAD)
-    for name in _columns(top):
-        table.add_column(name, overflow="fold", justify="right" if name.startswith("prob") else "left")
+    table = Table("path", "probability", box=SIMPLE_HEAD)
+    table.columns[0].overflow, table.columns[1].no_wrap = "fold", True
     for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else value for value in row.values()))
+        values = [row[name] for name in _columns(top)[1:]]
+        table.add_row(
+            row["path"], ", ".join(f"{name} {share:.3f}" for name, share in zip(values[::2], values[1::2], strict=True))
+        )
     return table
 
 

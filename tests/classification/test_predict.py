@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchcast.classification.folder import open_classifier
+from patchcast.classification.classifier_folder import open_classifier
 from patchcast.cli import main
 from patchcast.commands import predict as predicting
 from patchcast.data.decode import decode
@@ -76,7 +76,7 @@ def test_files_and_sources_together_and_unreadable_ones_named(
 def test_stopped_predictions_go_on(
     tuned: Path, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(predicting, "PART", 4)
+    monkeypatch.setattr(predicting, "IMAGES_PER_PART", 4)
     words = ["predict", str(tuned), str(photos.labeled), "--split", "test", "--out"]
     assert main([*words, str(tmp_path / "whole.csv")]) == 0
     rows, seen = predicting._rows, []

@@ -348,6 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from patchcast.files import full_disk
 
         sentence = full_disk(problem)
+        if not sentence and problem.filename is not None:  # a folder in place of a file, a file without permission, ...
+            sentence = f"{os.fsdecode(problem.filename)}: {problem.strerror or type(problem).__name__}"
         if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(sentence)

@@ -57,7 +57,7 @@ def test_any_other_model_of_timm_is_painted(name: str) -> None:
         assert backbone.units(images).shape[1:] == (backbone.grid(images).units, backbone.width)
     with pytest.raises(CannotError, match=r"cannot run on the visible units alone \('drop'\); it can run on images"):
         backbone.keep(backbone.embed(images), torch.zeros(2, 1, dtype=torch.long))
-    with pytest.raises(CannotError, match="cannot put a mask token"):
+    with pytest.raises(CannotError, match="cannot replace hidden units by a mask token"):
         backbone.embed(images, is_hidden=torch.zeros(2, *backbone.grid(images), dtype=torch.bool))
 
 

@@ -155,9 +155,9 @@ def naflex_embeds() -> nn.Module:
     ("build", "named"),
     [
         (lambda: DoubleFeatures(**SMALL), "DoubleFeatures is no plain VisionTransformer of timm: it has a forward_fe"),
-        (patched_on_the_instance, "has a forward_features of its own"),
-        (torchvision_subclass, "Tripled is no plain VisionTransformer of torchvision: it has a forward of"),
-        (torchvision_encoder, "encoder is no plain Encoder of torchvision: it has a forward of"),
+        (patched_on_the_instance, "has a forward_features that this backbone would not call"),
+        (torchvision_subclass, "Tripled is no plain VisionTransformer of torchvision: it has a forward that"),
+        (torchvision_encoder, "encoder is no plain Encoder of torchvision: it has a forward that"),
         (naflex_embeds, "embeds is no plain NaFlexEmbeds of timm"),
     ],
 )
@@ -169,7 +169,7 @@ def test_what_would_be_written_over_is_refused(build: Callable[[], nn.Module], n
 def test_a_patch_of_the_class_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     own = VisionTransformer.forward_features
     monkeypatch.setattr(VisionTransformer, "forward_features", lambda self, x: 2 * own(self, x))
-    with pytest.raises(ValueError, match="forward_features of its own"):
+    with pytest.raises(ValueError, match="forward_features that this backbone"):
         wrap(timm.create_model("test_vit"))
 
 

@@ -61,7 +61,7 @@ def test_equal_to_lightly(kind: str) -> None:
     prefix, units = backbone.split(features, tokens)
     assert prefix.shape[1] == 0
     assert units.shape == (8, keep.shape[1], 48)
-    with pytest.raises(ValueError, match="dropped before"):
+    with pytest.raises(ValueError, match="dropped already"):
         backbone.keep_rows(tokens, keep)
 
 

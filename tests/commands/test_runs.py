@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -276,3 +277,67 @@ def test_a_folder_is_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     capsys.readouterr()
     assert main(["show", str(run), str(data)]) == 2
     assert "is a folder; name image files" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert main([*MAE, *SHORT, "--data", "digits", "--out", str(run)]) == 0
+    return run
+
+
+WRITTEN_LAST = ("pretrainer.safetensors", "model.safetensors", "config.json", "reconstructions.png", "loss.png")
+"""In their order; metrics.json follows."""
+
+
+@pytest.mark.parametrize("left", range(len(WRITTEN_LAST) + 1))
+def test_a_run_killed_while_it_finishes_is_finished_by_the_same_command(
+    left: int, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    for name in (*WRITTEN_LAST[left:], "metrics.json"):
+        (run / name).unlink()
+    config = (run / "config.yaml").read_text().replace(str(finished), str(run))
+    (run / "config.yaml").write_text(config)
+    assert main([*MAE, *SHORT, "--data", "digits", "--out", str(run)]) == 0
+    for name in (*WRITTEN_LAST[:3], "metrics.json"):
+        assert (run / name).read_bytes() == (finished / name).read_bytes(), name
+    capsys.readouterr()
+    assert main([*MAE, *SHORT, "--data", "digits", "--out", str(run)]) == 2
+    assert "finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", "../x"),
+        ("model", 3),
+        ("model_args", {"pretrained_cfg": {"file": "/etc/passwd"}}),
+        ("model_args", {"checkpoint_path": "evil.pth"}),
+        ("model_args", ["a"]),
+        ("image_size", [8]),
+        ("patch_size", "two"),
+        ("method_args", {"decoder_depth": "two"}),
+    ],
+)
+@pytest.mark.parametrize("command", ["show", "report"])
+def test_a_hostile_config_gets_one_sentence(
+    command: str, name: str, value: object, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**values, name: value}))
+    assert main([command, str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("patchcast: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_folders_in_place_of_files_get_one_sentence(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "metrics.csv").unlink()
+    (run / "metrics.csv").mkdir()
+    assert main(["report", str(run)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -137,11 +137,11 @@ def test_training_sees_the_codes_of_the_images(tmp_path: Path) -> None:
 def test_images_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["pretrain", "--method", "imagegpt", *NETWORK, *DIGITS]
     assert main([*command, "--out", str(tmp_path / "first")]) == 0
-    kept = sorted((tmp_path / "cache" / "patchcast").glob("codes-*"))
+    kept = sorted((tmp_path / "cache" / "patchcast").glob("codes-*.npy"))
     assert len(kept) == 4, "codes and labels of the training and of the test images"
     times = [each.stat().st_mtime_ns for each in kept]
     assert main([*command, "--lr", "1e-2", "--out", str(tmp_path / "second")]) == 0
-    assert [each.stat().st_mtime_ns for each in sorted((tmp_path / "cache" / "patchcast").glob("codes-*"))] == times
+    assert [each.stat().st_mtime_ns for each in sorted((tmp_path / "cache" / "patchcast").glob("codes-*.npy"))] == times
 
 
 def test_a_palette_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +192,7 @@ def test_show_probe_and_check(method: str, runs: Path, tmp_path: Path, capsys: p
     assert (runs / method / "layers.png").stat().st_size > 5000
     capsys.readouterr()
     assert main(["probe", run, "--layers", "1", "--limit", "200"]) == 0
-    assert "Best at layer 1" in capsys.readouterr().out
+    assert "Best layer of pretrained: 1," in capsys.readouterr().out
     assert main(["probe", run, "--layers", "1", "7"]) == 2
     assert "there is no layer 7" in capsys.readouterr().err
 
@@ -274,7 +274,7 @@ def test_mistakes_get_one_sentence(runs: Path, tmp_path: Path, capsys: pytest.Ca
     assert "needs depth, width, heads in model_args" in pretrain("imagegpt", "--model", "imagegpt")
     assert "own networks, imagegpt, imagegpt_s" in pretrain("imagegpt", "--model", "test_vit")
     assert "imagegpt_s is for imagegpt" in pretrain("mae", "--model", "imagegpt_s")
-    assert "mae predicts no codes" in pretrain("mae", "--model", "test_vit", "--codes", "5")
+    assert "mae does not predict codes" in pretrain("mae", "--model", "test_vit", "--codes", "5")
     assert "has no 'patch'" in pretrain("imagegpt", "--model", "imagegpt_s", "--model_args.patch", "2")
     assert "leave out crop_scale" in pretrain("imagegpt", *NETWORK, "--crop_scale", "[0.2, 1.0]")
     assert "leave out pretrained" in pretrain("imagegpt", *NETWORK, "--pretrained", "true")

@@ -17,7 +17,7 @@ from patchcast.files import write_figure, write_json
 from patchcast.interop.export_formats import Exported, is_exported, write_encoder
 from patchcast.runs.build import timm_args
 from patchcast.runs.run import Run
-from patchcast.runs.run_folder import METRICS
+from patchcast.runs.run_folder import METRICS, RESULTS
 from patchcast.runs.tokenizer import CodeData
 from patchcast.training.log import curve
 
@@ -61,7 +61,7 @@ def _write_numbers(run: Run, codes: CodeData | None, unreadable: Mapping[str, st
     numbers = {"steps": recipe.steps, "loss": losses[-1] if losses else None, "eval_loss": held[-1] if held else None}
     in_units, words = _in_units(run, (held or losses or [float("nan")])[-1], codes)
     named = [f"{name}: {reason}" for name, reason in unreadable.items()]
-    write_json(run.folder / "metrics.json", {**numbers, **in_units, "unreadable_images": named})
+    write_json(run.folder / RESULTS, {**numbers, **in_units, "unreadable_images": named})
     return words
 
 

@@ -104,9 +104,21 @@ def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
     """
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder} holds no run of patchcast: it has no {CONFIG}")
-    recipe = Resolved.load(folder / CONFIG)
-    method, tokenizer = find_method(recipe.method), saved_tokenizer(folder)
-    return Run(folder, recipe, method, build(recipe, method, tokenizer), tokenizer, source)
+    try:
+        recipe = Resolved.load(folder / CONFIG)
+        method, tokenizer = find_method(recipe.method), saved_tokenizer(folder)
+        return Run(folder, recipe, method, build(recipe, method, tokenizer), tokenizer, source)
+    except (
+        TypeError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        OSError,
+    ) as problem:  # values that no run of ours has written
+        reason = f"{type(problem).__name__}: {problem}".partition("\n")[0]
+        raise ValueError(
+            f"{folder / CONFIG} is damaged, or not of a run of patchcast: its network cannot be built ({reason})"
+        ) from problem
 
 
 def open_run(folder: Path, *, source: Source | None = None) -> Run:
@@ -119,12 +131,17 @@ def open_run(folder: Path, *, source: Source | None = None) -> Run:
     """
     run = untrained_run(folder, source=source)
     checkpoint = latest_checkpoint(folder)
-    if (folder / EVERYTHING).exists():
-        run.pretrainer.load_state_dict(read_weights(folder / EVERYTHING))
+    if (folder / EVERYTHING).is_file():
+        file, state = folder / EVERYTHING, read_weights(folder / EVERYTHING)
     elif checkpoint is not None:
-        state = read_weights(checkpoint)["state_dict"]
-        run.pretrainer.load_state_dict({name.removeprefix("pretrainer."): value for name, value in state.items()})
+        file, state = checkpoint, read_weights(checkpoint)["state_dict"]
+        state = {name.removeprefix("pretrainer."): value for name, value in state.items()}
     else:
         raise ValueError(f"the run in {folder} has no weights yet")
+    try:
+        run.pretrainer.load_state_dict(state)
+    except RuntimeError as problem:
+        first = str(problem).splitlines()[1].strip() if "\n" in str(problem) else str(problem)
+        raise ValueError(f"{file} does not hold the weights of {folder / CONFIG}: {first[:200]}") from problem
     run.pretrainer.eval()
     return run

@@ -15,6 +15,8 @@ from patchcast.training.checkpoints import latest_checkpoint
 CONFIG, METRICS = "config.yaml", "metrics.csv"
 BAD_IMAGES = "bad-images.txt"
 ENCODER, EVERYTHING = "model.safetensors", "pretrainer.safetensors"
+RESULTS = "metrics.json"
+"""Written last: a run without it is not finished, whatever else its folder holds."""
 
 
 def claim(recipe: Resolved) -> bool:
@@ -33,7 +35,7 @@ def claim(recipe: Resolved) -> bool:
         differences = recipe.differences(Resolved.load(config))
         if differences:
             raise ValueError(f"{out} holds another run ({differences}); choose another --out")
-        if (out / EVERYTHING).exists():
+        if (out / EVERYTHING).exists() and (out / RESULTS).exists():
             raise ValueError(f"{out} holds this run already, finished; choose another --out to run it again")
         return latest_checkpoint(out) is not None
     out.mkdir(parents=True, exist_ok=True)

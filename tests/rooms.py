@@ -39,7 +39,7 @@ LAYERS: list[list[str]] = [
     ["evaluation"],
     ["collapse", "drawing", "interop"],
     ["training"],
-    ["report", "runs"],
+    ["report", "runs", "starts"],
     ["commands"],
     ["cli", "__main__"],
 ]

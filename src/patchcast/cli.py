@@ -186,7 +186,9 @@ def _demo(given: options.Demo) -> None:
 
 RECIPE_GROUPS = {
     "images": ("image_size", "channels", "mean", "std", "crop_scale", "flip", "tile_size", "held_out"),
-    "method and model": ("method_args", "model_args", "pretrained", "patch_size", "codes", "tokenizer"),
+    "method and model": (
+        *("method_args", "model_args", "pretrained", "start", "start_bands", "patch_size", "codes", "tokenizer"),
+    ),
     "training": ("epochs", "steps", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb"),
     "hardware": (

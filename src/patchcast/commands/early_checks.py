@@ -12,6 +12,7 @@ from patchcast.backbones.support import made_for, table
 from patchcast.recipe import Recipe
 
 CONFIG = "config.yaml"
+WEIGHT_FILES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -24,6 +25,8 @@ def check_recipe(recipe: Recipe) -> None:
     recipe.method = method_called(recipe.method)
     if recipe.method not in OWN_NETWORKS:
         check_model(recipe.model)
+    if recipe.start is not None and not (recipe.out / CONFIG).is_file():  # to resume takes no start
+        check_network(recipe.start)
     check_data(recipe.data)
 
 
@@ -56,11 +59,18 @@ def check_run(run: Path) -> None:
 
 def check_network(name: str) -> None:
     """Raises:
-    ValueError: if this is neither a run's folder nor, as far as the table of timm's architectures goes, a model.
+    ValueError: if these are no words of a start: a path that is not there, or a name that, as far as the table of
+        timm's architectures goes, is no model's.
     """
-    if Path(name).is_dir() or "/" in name.partition(":")[0]:
-        check_run(Path(name))
-    else:
+    name = name.partition("=")[2] or name
+    if name.startswith("hf-hub:"):
+        return
+    is_folder = name.startswith("local-dir:")
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    if is_folder or "/" in name or path.suffix in WEIGHT_FILES:
+        if not path.exists():
+            raise ValueError(f"{path} is not there; give a run folder, a folder or file of weights, or a timm model")
+    elif not path.exists():
         check_model(name)
 
 

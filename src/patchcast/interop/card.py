@@ -108,7 +108,7 @@ def command(recipe: Recipe) -> str:
     for name, typed in words_of(recipe):
         if name == "out":
             words += ["--out", "RUN"]
-        elif name in ("data", "tokenizer"):
+        elif name in ("data", "tokenizer", "start"):
             words += [typed[0], _without_place(typed[1])]
         elif name not in NOT_LEARNED and name != "epochs":  # the number of steps is given
             words += typed
@@ -163,7 +163,8 @@ def _training(recipe: Resolved, pretrainer: Pretrainer) -> list[tuple[str, str]]
     backbone = pretrainer.backbone
     height, width = recipe.image_size
     grid = backbone.grid(recipe.image_size)
-    start = "timm's weights" if recipe.pretrained else "random weights"
+    start = "random weights" if recipe.start is None else _without_place(recipe.start)
+    start = "timm's weights" if recipe.pretrained else start
     encoder = sum(weight.numel() for weight in backbone.model.parameters())
     tiles = f", in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
     batch = recipe.batch_size
@@ -239,4 +240,5 @@ def _placeless(value: Any) -> Any:
 
 def _without_place(value: str) -> str:
     """Of an absolute path its last part: the rest says something about a person's machine."""
-    return Path(value).name if value.startswith(("/", "~")) else value
+    path = value.removeprefix("local-dir:").rpartition("=")[2]  # `local-dir:FOLDER` and `MODEL=FILE`
+    return Path(path).name if path.startswith(("/", "~")) else value

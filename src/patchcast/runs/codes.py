@@ -71,7 +71,9 @@ def _whole_images(recipe: Recipe, images: Images) -> dict[str, Any]:
         raise ValueError(f"{recipe.method} is run on its own networks, {', '.join(NETWORKS)}; got {recipe.model}")
     for name in ("patch_size", "tile_size", "pretrained", "crop_scale"):
         if getattr(recipe, name) not in (None, False, (1.0, 1.0)):
-            raise ValueError(f"{recipe.method} predicts each pixel of whole images, from nothing: leave out {name}")
+            raise ValueError(
+                f"{recipe.method} predicts each pixel of whole images, on its own network: leave out {name}"
+            )
     network_args(recipe)
     height, width = images.typical_size
     size = recipe.image_size or (min(height, LARGEST_SIDE), min(width, LARGEST_SIDE))

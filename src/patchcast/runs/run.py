@@ -11,9 +11,11 @@ from patchcast.files import read_weights
 from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
-from patchcast.runs.build import augmentation, build, evaluation, find_method, resolve
+from patchcast.runs.build import augmentation, build, build_started, evaluation, find_method, resolve
 from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
+from patchcast.runs.starting import as_started, check_unchanged, find_start, with_start
 from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, kept_tokenizer
+from patchcast.starts import StartReport
 from patchcast.training.checkpoints import latest_checkpoint
 
 
@@ -28,6 +30,7 @@ class Run:
         pretrainer: with the initial weights of a run that starts, or the trained ones of a run that was opened.
         tokenizer: of methods that predict codes, else None.
         opened: its data source, if it is open already; see `source`.
+        fitted: what became of the weights that it starts from; None if they are random, or it was opened.
     """
 
     folder: Path
@@ -36,6 +39,7 @@ class Run:
     pretrainer: Pretrainer
     tokenizer: AnyTokenizer | None = None
     opened: Source | None = None
+    fitted: StartReport | None = None
 
     @property
     def source(self) -> Source:
@@ -67,8 +71,15 @@ class Run:
         return augmentation(self.recipe)
 
     def untrained(self) -> Pretrainer:
-        """The pretrainer as it was before training, built again."""
-        return build(self.recipe, self.method, self.tokenizer)
+        """The pretrainer as it was before training, built again.
+
+        Raises:
+            ValueError: if the weights that it started from cannot be had any more, or are others now.
+        """
+        pretrainer, fitted = build_started(self.recipe, self.method, self.tokenizer, find_start(self.recipe))
+        if fitted is not None:
+            check_unchanged(fitted, self.folder)
+        return pretrainer
 
 
 def start_run(recipe: Recipe) -> Run:
@@ -79,15 +90,22 @@ def start_run(recipe: Recipe) -> Run:
     """
     recipe.check()
     recipe, method = as_begun(recipe), find_method(recipe.method)
+    resuming = as_started(recipe)
+    start = None if resuming is not None else find_start(recipe)
+    if resuming is not None:
+        recipe = resuming
+    elif start is not None:
+        recipe = with_start(recipe, method, start)
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
     source = open_source(recipe.data, channels=recipe.channels, held_out_share=share)
-    resolved = resolve(recipe, method, source)
+    resolved = resolve(recipe, method, source, start)
     tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
-    return Run(resolved.out, resolved, method, build(resolved, method, tokenizer), tokenizer, source)
+    pretrainer, fitted = build_started(resolved, method, tokenizer, start)
+    return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted)
 
 
 def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
-    """A run from its folder, with its initial weights.
+    """A run from its folder, with random weights.
 
     Raises:
         ValueError: if the folder holds no run.

@@ -1,4 +1,4 @@
-"""Colours to codes: ours against transformers' ImageGPTImageProcessor, the same batches, in turns in one run.
+"""Colors to codes: ours against transformers' ImageGPTImageProcessor, the same batches, in turns in one run.
 
     python benchmarks/imagegpt_palette.py --clusters ../shared/data/imagegpt_clusters.npy
 
@@ -29,8 +29,8 @@ def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clusters", type=Path, help="colours as .npy; random ones if not given")
-    parser.add_argument("--codes", type=int, default=512, help="of random colours")
+    parser.add_argument("--clusters", type=Path, help="colors as .npy; random ones if not given")
+    parser.add_argument("--codes", type=int, default=512, help="of random colors")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
@@ -40,14 +40,14 @@ def main() -> None:
     if args.clusters:
         palette = Palette(torch.from_numpy(np.load(args.clusters)))
     processor = transformers.ImageGPTImageProcessor(
-        clusters=palette.colours.numpy(), size={"height": 32, "width": 32}, do_resize=False
+        clusters=palette.colors.numpy(), size={"height": 32, "width": 32}, do_resize=False
     )
     start = time.process_time()
     table = palette.table
     print(
-        f"table of {len(table):,} colours ready in {time.process_time() - start:.1f} s (from disk after the first time)"
+        f"table of {len(table):,} colors ready in {time.process_time() - start:.1f} s (from disk after the first time)"
     )
-    # Smooth images, whose neighbouring pixels are alike: noise would be kinder to neither, but is not what one encodes.
+    # Smooth images, whose neighboring pixels are alike: noise would be kinder to neither, but is not what one encodes.
     coarse = torch.rand(args.batch, 3, 8, 8, generator=generator)
     images = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 1)
     images = (images * 255).to(torch.uint8)
@@ -59,7 +59,7 @@ def main() -> None:
         assert torch.equal(ours, theirs), "the codes differ"
         times["ours"].append(ours_time)
         times["transformers"].append(theirs_time)
-    print(f"{args.batch} images of 32x32, {palette.vocabulary} colours, one thread, torch {torch.__version__}")
+    print(f"{args.batch} images of 32x32, {palette.vocabulary} colors, one thread, torch {torch.__version__}")
     for name, each in times.items():
         print(f"{name:>13}: {min(each) / args.batch * 1e6:.1f} microseconds an image")
     print(f"        ratio: {min(times['transformers']) / min(times['ours']):.0f}, codes equal")

@@ -2,7 +2,7 @@
 
     python benchmarks/imagegpt_training.py --depth 6 --width 128 --heads 4 --side 16 --batch 16
 
-Forward, backward and the optimiser (torch's fused AdamW for both), in float32 or under bfloat16 autocast, without
+Forward, backward and the optimizer (torch's fused AdamW for both), in float32 or under bfloat16 autocast, without
 dropout, as in the paper. Both score all n targets of n codes: theirs has no argument for that, so its logits of the
 start token and all codes but the last are scored. The losses are compared before. What is measured:
 `side_by_side.Measured`.

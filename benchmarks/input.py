@@ -4,7 +4,7 @@
 
 Three ways to the same uint8 RGB tensor: `patchcast.data.decode`, which every source uses; torchvision's `decode_jpeg`
 of the file's bytes; and its `decode_image`, which finds the format out first. Then three ways to what a model sees, a
-random crop of 224 pixels, flipped and normalised: ours, torchvision's transforms (v2) on tensors, and its usual
+random crop of 224 pixels, flipped and normalized: ours, torchvision's transforms (v2) on tensors, and its usual
 pipeline on PIL images, as in every reference script. Times are CPU times, which other work on the machine disturbs
 least; the ratio is that of the fastest rounds.
 """

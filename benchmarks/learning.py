@@ -4,7 +4,7 @@
 
 Every row starts from the same encoder (timm's ViT-Tiny with patches of 8 and sine-cosine positions, cut to `--depth`
 blocks; lightly draws its weights anew, as it does for all its users), sees the same crops in the same order, and has
-the same optimiser, learning rate, schedule, decoder size and probe. A row that is in the file already is not run again.
+the same optimizer, learning rate, schedule, decoder size and probe. A row that is in the file already is not run again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ DECODER = peers.DecoderSize(width=128, depth=2, heads=4)
 
 @dataclass(frozen=True)
 class Row:
-    """A loss of images to be minimised, what it trains, and what is done after each step."""
+    """A loss of images to be minimized, what it trains, and what is done after each step."""
 
     loss: Callable[[Tensor], Tensor]
     model: nn.Module

@@ -3,7 +3,7 @@
     python benchmarks/tiles.py
     python benchmarks/tiles.py --model vit_small_patch16_224 --tile 224 --grids 1x1 2x2 3x3
 
-A step is forward and backward over one batch, without the optimiser. Time is CPU time, so that other programs on the
+A step is forward and backward over one batch, without the optimizer. Time is CPU time, so that other programs on the
 machine do not count; memory is what the process peaks at above what it holds before the first step. Each case is
 measured in a process of its own. Beside each method: features of all units, without gradients.
 """

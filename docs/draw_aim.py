@@ -9,7 +9,7 @@ import torch
 from patchcast.backbones import wrap
 from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.data import Augment, EpochSampler, Evaluate, TrainSet, loader, open_images
-from patchcast.data.transforms import denormalise
+from patchcast.data.transforms import denormalize
 from patchcast.drawing.completion import complete_pixels
 from patchcast.drawing.figures import Version, draw_versions
 from patchcast.methods import aim
@@ -41,13 +41,13 @@ def main() -> None:
     test, evaluate = open_images("digits", split="test"), Evaluate(SIZE, MEAN, STD)
     images = torch.stack([evaluate(test[index].image) for index in range(12)])
     units = backbone.grid(SIZE).units
-    versions = {"image": Version(denormalise(images, MEAN, STD))}
+    versions = {"image": Version(denormalize(images, MEAN, STD))}
     for given in (units // 2, units // 4):
         is_hidden = (torch.arange(units) >= given).view(1, 1, *backbone.grid(SIZE))
         pixels = is_hidden.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)[:, 0].expand(len(images), -1, -1)
         completed = complete_pixels(pretrainer, images, given)
-        versions[f"{given} of {units}"] = Version(denormalise(images, MEAN, STD), pixels)
-        versions["completed" + " " * len(versions)] = Version(denormalise(completed, MEAN, STD))
+        versions[f"{given} of {units}"] = Version(denormalize(images, MEAN, STD), pixels)
+        versions["completed" + " " * len(versions)] = Version(denormalize(completed, MEAN, STD))
     figure = draw_versions(versions)
     figure.savefig(Path(__file__).parent / "images" / "aim-completions.png", dpi=90, metadata={"Software": None})
 

@@ -28,16 +28,16 @@ GROUPS = ["#c44e52", "#4c72b0", "#55a868", "#dd8452"]
 
 
 def picture(plan: MaskPlan, image: int) -> np.ndarray:
-    """Colours of the units of one image; where groups overlap, their mean."""
+    """Colors of the units of one image; where groups overlap, their mean."""
     units = plan.grid.units
-    colours = np.tile(matplotlib.colors.to_rgb(NEITHER), (units, 1))
-    colours[plan.visible[image].numpy()] = matplotlib.colors.to_rgb(SEEN)
+    colors = np.tile(matplotlib.colors.to_rgb(NEITHER), (units, 1))
+    colors[plan.visible[image].numpy()] = matplotlib.colors.to_rgb(SEEN)
     asked, total = np.zeros((units, 1)), np.zeros((units, 3))
-    for group, colour in zip(plan.predict[image].numpy(), GROUPS, strict=False):
+    for group, color in zip(plan.predict[image].numpy(), GROUPS, strict=False):
         asked[group] += 1
-        total[group] += matplotlib.colors.to_rgb(colour)
-    colours = np.where(asked > 0, total / np.maximum(asked, 1), colours)
-    return colours.reshape(plan.grid.rows, plan.grid.cols, 3)
+        total[group] += matplotlib.colors.to_rgb(color)
+    colors = np.where(asked > 0, total / np.maximum(asked, 1), colors)
+    return colors.reshape(plan.grid.rows, plan.grid.cols, 3)
 
 
 def main() -> None:

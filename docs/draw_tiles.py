@@ -20,12 +20,12 @@ SEEN, HIDDEN, PADDING = "#f2efe6", "#4a4a4a", "#ffffff"
 TARGETS = ["#c44e52", "#4c72b0", "#55a868", "#dd8452"]
 
 
-def colours(plan: Plan, is_valid: torch.Tensor) -> np.ndarray:
+def colors(plan: Plan, is_valid: torch.Tensor) -> np.ndarray:
     found = np.tile(matplotlib.colors.to_rgb(HIDDEN), (plan.grid.units, 1))
     if isinstance(plan, MaskPlan):
         found[plan.visible[0].numpy()] = matplotlib.colors.to_rgb(SEEN)
-        for group, colour in zip(plan.hidden[0].numpy(), TARGETS, strict=False):
-            found[group] = matplotlib.colors.to_rgb(colour)
+        for group, color in zip(plan.hidden[0].numpy(), TARGETS, strict=False):
+            found[group] = matplotlib.colors.to_rgb(color)
     else:
         turn = plan.rank[0].numpy() / max(1, int(is_valid.sum()) - 1)
         found = plt.get_cmap("viridis")(turn.clip(0, 1))[:, :3]
@@ -53,7 +53,7 @@ def main() -> None:
         axes[1:], {"MAE": RandomMask(0.75), "I-JEPA": MultiBlock(), "AIM": RasterOrder()}.items(), strict=True
     ):
         plan = draw_each(planner, grids, grid, torch.Generator().manual_seed(0))
-        axis.imshow(colours(plan, is_valid), extent=(0, width, height, 0))
+        axis.imshow(colors(plan, is_valid), extent=(0, width, height, 0))
         axis.set_title(name)
         axis.set_xticks(range(0, width, 8), minor=True)
         axis.set_yticks(range(0, height, 8), minor=True)

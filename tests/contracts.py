@@ -30,7 +30,7 @@ def images_for(pretrainer: Pretrainer, batch: int = 2, seed: int = 0) -> Tensor:
 def check_no_leak(pretrainer: Pretrainer) -> None:
     images = images_for(pretrainer)
     leak = no_leak(perturbed(pretrainer), images, pretrainer.draw(images, torch.Generator().manual_seed(1)))
-    assert leak.worst == 0.0, f"predictions moved by {leak.worst} when pixels changed that they may not use"
+    assert leak.worst == 0.0, f"predictions changed by {leak.worst} when pixels changed that they may not use"
     assert leak.allowed > 0.0, "predictions do not move with pixels that they may use"
 
 

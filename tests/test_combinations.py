@@ -51,7 +51,7 @@ def test_ijepa_on_swin_by_replacement(channels: int) -> None:
 
 @pytest.mark.parametrize("method", [mae, ijepa], ids=lambda method: method.__name__)
 def test_dropping_units_of_a_stem_that_overlaps(method) -> None:
-    """Hiera's tokens reach three pixels into their neighbours."""
+    """Hiera's tokens reach three pixels into their neighbors."""
     pretrainer = method(wrap("hiera_tiny_224", img_size=128))
     assert isinstance(pretrainer.view, Drop)
     check(pretrainer)

@@ -105,7 +105,7 @@ def test_what_cannot_be_drawn() -> None:
             complete_pixels(raw("plain"), images, prefix)
 
 
-def test_one_image_is_learnt_and_completed() -> None:
+def test_one_image_is_learned_and_completed() -> None:
     torch.manual_seed(0)
     for plan in (RasterOrder(), RandomOrder()):
         pretrainer = aim(BACKBONES["plain"](), plan=plan, head_width=64, head_depth=1, normalize=False)

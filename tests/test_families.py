@@ -19,7 +19,7 @@ from tests import contracts
 from tests.backbones import zoo
 
 METHODS = {
-    # Raw pixels: brightness is learnt in a few steps, the texture of normalised units is not.
+    # Raw pixels: brightness is learned in a few steps, the texture of normalized units is not.
     "mae": lambda backbone: mae(backbone, decoder_width=32, decoder_depth=1, normalize=False),
     "simmim": simmim,
     "ijepa": lambda backbone: ijepa(backbone, predictor_depth=1),
@@ -111,7 +111,7 @@ def test_the_loss_falls_on_real_images(method: str, name: str, photographs: list
 def test_what_cannot_be_done_is_refused_in_one_sentence() -> None:
     with pytest.raises(CannotError, match=r"SwinTransformer cannot run on the visible units alone.*it can"):
         mae(zoo.small("swin_tiny_patch4_window7_224"))
-    with pytest.raises(CannotError, match="cannot obey any attention mask"):
+    with pytest.raises(CannotError, match="cannot apply any attention mask"):
         aim(zoo.small("pvt_v2_b0"))
     with pytest.raises(CannotError, match="would leak: the stem of VisionTransformer"):
         aim(zoo.small("vit_tiny_r_s16_p8_224"))

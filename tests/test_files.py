@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from patchcast.files import read_weights, write_cache, write_text, write_weights, write_whole
+import patchcast
+from patchcast import cli
+from patchcast.files import (
+    full_disk,
+    read_weights,
+    unfinished_folder,
+    write_cache,
+    write_text,
+    write_weights,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
@@ -41,6 +55,79 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     with pytest.raises(RuntimeError, match="killed"):
         write_whole(file, half, sync=True)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "export"
+
+    def half() -> None:
+        with unfinished_folder(out) as unfinished:
+            write_text(unfinished / "a.txt", "half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        half()
+    assert not out.exists()
+    before = os.umask(0o022)
+    try:
+        with unfinished_folder(out) as unfinished:
+            write_text(unfinished / "a.txt", "whole")
+            assert not (out / "a.txt").exists()
+    finally:
+        os.umask(before)
+    assert [(file.name, file.read_text()) for file in out.iterdir()] == [("a.txt", "whole")]
+    assert stat.S_IMODE(out.stat().st_mode) == 0o755
+
+
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError(FULL)])
+def test_a_full_disk_is_one_sentence_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    file = tmp_path / "a.safetensors"
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_weights({"x": torch.zeros(2)}, file)
+    assert full_disk(caught.value) == (
+        f"{file} cannot be written: No space left on device; make room, and run the same command again"
+    )
+    assert not full_disk(OSError(errno.EACCES, "Permission denied"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_sentence_of_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.png")
+
+    monkeypatch.setitem(cli.COMMANDS, "models", replace(cli.COMMANDS["models"], run=fail))
+    assert cli.main(["models"]) == 2
+    assert capsys.readouterr().err == (
+        "patchcast: a.png cannot be written: No space left on device; make room, and run the same command again\n"
+    )
+
+
+def test_only_one_module_writes_files() -> None:
+    """Every other one calls it, so that no file is left half written or with its own permissions."""
+    direct = re.compile(
+        r"\.write_text\(|\.write_bytes\(|\bsave_file\(|\.savefig\(|\bnp\.savez?\((?!unfinished|file)|\bsave_for_hf\("
+    )
+    sources = Path(patchcast.__file__).parent
+    exempt = {sources / "files.py"}
+    offending = [
+        f"{path.relative_to(sources)}: {line.strip()}"
+        for path in sorted(sources.rglob("*.py"))
+        if path not in exempt and "training" not in path.relative_to(sources).parts
+        for line in path.read_text().splitlines()
+        if direct.search(line) and ">>>" not in line and "unfinished" not in line
+    ]
+    assert offending == []
 
 
 def test_a_cache_that_cannot_be_written_gives_a_warning(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def hostile() -> dict[str, bytes]:
     zipped, saved, array, listed = io.BytesIO(), io.BytesIO(), io.BytesIO(), io.BytesIO()
     torch.save({"a": Evil()}, saved)
     np.save(array, np.array([Evil()], dtype=object))
-    np.savez(listed, colours=np.array([Evil()], dtype=object))
+    np.savez(listed, colors=np.array([Evil()], dtype=object))
     with zipfile.ZipFile(zipped, "w") as out:
         out.writestr("archive/data.pkl", pickle.dumps(Evil()))
     return {

@@ -19,7 +19,7 @@ def test_the_pictures_are_those_of_the_plans(tmp_path: Path) -> None:
     assert len(drawn) == 6
     for picture in drawn:
         assert f"images/{picture.name}" in (DOCS / "plans.md").read_text()
-        # The outlines of letters and lines may differ between machines; the colour of a unit does not.
+        # The outlines of letters and lines may differ between machines; the color of a unit does not.
         new, committed = (
             np.asarray(Image.open(each).convert("RGB").resize((60, 12)), dtype=float)
             for each in (picture, DOCS / "images" / picture.name)

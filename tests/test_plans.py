@@ -105,7 +105,7 @@ def test_grid_mask_of_single_units_is_a_random_mask() -> None:
 
 
 def test_block_mask_hides_blocks() -> None:
-    """Hidden units have hidden neighbours far more often than under a random mask of the same ratio."""
+    """Hidden units have hidden neighbors far more often than under a random mask of the same ratio."""
 
     def alike(plan: MaskPlan) -> float:
         hidden = plan.is_hidden
@@ -166,7 +166,7 @@ def test_multi_block_leaves_context_on_the_smallest_grids(grid: Grid) -> None:
         (GridMask(0.9, cell=5), Grid(4, 4), "hides 0 of the 16 units"),
         (InverseBlockMask(0.1), Grid(3, 3), "hides 0 of the 9"),
         (MultiBlock(target_scale=(1.0, 1.0), target_aspect=(1.0, 1.0)), Grid(4, 4), "4x4 units leaves no context"),
-        (MultiBlock(), Grid(1, 1), "two units at least; the grid is 1x1"),
+        (MultiBlock(), Grid(1, 1), "at least two units; the grid is 1x1"),
     ],
 )
 def test_grids_too_small_are_refused(plan: Planner, grid: Grid, message: str) -> None:

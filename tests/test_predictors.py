@@ -167,7 +167,7 @@ def test_a_whole_context_gives_only_its_visible_rows() -> None:
 def test_any_grid(grid: Grid) -> None:
     """A decoder built for one grid gives on another what one built for that other gives."""
     ours, other = decoder(), decoder(grid)
-    assert not {"positions.table"} & ours.state_dict().keys()  # computed, not learnt: nothing to resize
+    assert not {"positions.table"} & ours.state_dict().keys()  # computed, not learned: nothing to resize
     other.load_state_dict(ours.state_dict())
     plan = RandomMask(0.5)(grid, 2)
     seen = context(plan)
@@ -234,7 +234,7 @@ def test_last_block_is_the_plain_one_at_the_rows_that_are_asked_for(is_masked: b
     again = x.detach().clone().requires_grad_()
     mask = (torch.rand(2, 1, 9, 9) < 0.5) | torch.eye(9, dtype=torch.bool) if is_masked else None
     mask = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
-    expected, found = plain(x, attn_mask=mask)[:, -4:], last(again, attn_mask=mask, asked=4)
+    expected, found = plain(x, attn_mask=mask)[:, -4:], last(again, attn_mask=mask, last=4)
     torch.testing.assert_close(found, expected)
     expected.square().sum().backward()
     found.square().sum().backward()
@@ -262,7 +262,7 @@ def test_last_block_runs_what_was_put_in_the_place_of_its_projection() -> None:
         block.attn.qkv = Adapted(block.attn.qkv)
     last.load_state_dict(plain.state_dict())
     x = torch.randn(2, 9, 32)
-    torch.testing.assert_close(last(x, asked=4), plain(x)[:, -4:])
+    torch.testing.assert_close(last(x, last=4), plain(x)[:, -4:])
 
 
 @pytest.mark.parametrize("more", ARGUMENTS, ids=str)
@@ -316,7 +316,7 @@ def test_drop_path_rises_with_depth() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match=r"divisible by its heads; got 30 and 4"):
         Decoder(30, grid=GRID, depth=1, heads=4, embed=nn.Identity(), head=nn.Identity())
-    with pytest.raises(ValueError, match="needs a block at least; got a depth of 0"):
+    with pytest.raises(ValueError, match="needs at least one block; got a depth of 0"):
         Decoder(32, grid=GRID, depth=0, heads=4, embed=nn.Identity(), head=nn.Identity())
 
 

@@ -107,7 +107,7 @@ def test_a_bad_model_gets_a_sentence(bad: object, sentence: str, monkeypatch: py
     for method in (patchcast.wrap, patchcast.mae, patchcast.aim):
         with pytest.raises(ValueError, match=sentence):
             method(bad)
-    with pytest.raises(ValueError, match="ImageGPT runs on a network of its own"):
+    with pytest.raises(ValueError, match="ImageGPT needs its own network"):
         patchcast.imagegpt(bad)
     with pytest.raises(ValueError, match="wrapped already, so img_size cannot be changed"):
         patchcast.wrap(patchcast.wrap("test_vit"), img_size=32)

@@ -88,7 +88,7 @@ def test_a_training_resumed_is_the_same_training() -> None:
     torch.save({"model": pretrainer.state_dict(), "optimizer": optimizer.state_dict()}, file)
     run(pretrainer, optimizer, range(4, 8))
 
-    torch.manual_seed(99)  # another initialisation, of which nothing may remain
+    torch.manual_seed(99)  # another initialization, of which nothing may remain
     resumed, other = begin()
     file.seek(0)
     state = torch.load(file, weights_only=True)
@@ -113,7 +113,7 @@ def test_collapse_is_seen() -> None:
     assert 25 < healthy.effective_rank <= 32
     three = torch.randn(256, 3) @ torch.linalg.qr(torch.randn(32, 3)).Q.T
     assert diversity(three).effective_rank == pytest.approx(3, abs=0.05)
-    with pytest.raises(ValueError, match="two at least; got 1"):
+    with pytest.raises(ValueError, match="at least two features; got 1"):
         diversity(torch.randn(1, 4))
 
 
@@ -165,13 +165,13 @@ def test_codebooks_that_cannot_be() -> None:
         PatchCodebook.fit([torch.rand(1, 3, 32, 32)], stride=(8, 8), vocabulary=32)
     with pytest.raises(ValueError, match="0 units are too few"):
         PatchCodebook.fit([], stride=(8, 8), vocabulary=32)
-    with pytest.raises(ValueError, match="a centre of 100 values is no unit of 8x8 pixels"):
+    with pytest.raises(ValueError, match="a center of 100 values is not a unit of 8x8 pixels"):
         PatchCodebook(torch.zeros(4, 100), (8, 8))
 
 
-def test_a_palette_gives_the_code_of_a_units_mean_colour() -> None:
+def test_a_palette_gives_the_code_of_a_units_mean_color() -> None:
     class Brightness:
-        """A palette of two colours, dark and bright."""
+        """A palette of two colors, dark and bright."""
 
         vocabulary = 2
 
@@ -183,7 +183,7 @@ def test_a_palette_gives_the_code_of_a_units_mean_colour() -> None:
 
 
 def test_a_tokenizer_that_is_a_module_is_frozen_and_saved() -> None:
-    class Learnt(nn.Module):
+    class Learned(nn.Module):
         vocabulary = 4
 
         def __init__(self) -> None:
@@ -195,7 +195,7 @@ def test_a_tokenizer_that_is_a_module_is_frozen_and_saved() -> None:
             return self.drop(self.project(images)).flatten(2).argmax(dim=1)
 
     backbone = small()
-    pretrainer = beit(backbone, Learnt()).train()
+    pretrainer = beit(backbone, Learned()).train()
     assert not any(each.requires_grad for each in pretrainer.target.parameters())
     assert "target.tokenizer.project.weight" in pretrainer.state_dict()
     images = torch.randn(2, 3, 32, 32)

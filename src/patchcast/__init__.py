@@ -1,8 +1,8 @@
 """Generative self-supervised pretraining of vision transformers.
 
-All that a user needs stands here: `patchcast.wrap`, `patchcast.mae`, `patchcast.Pretrainer`, ... A name is imported
-when it is first used, so that `import patchcast` loads neither torch nor timm. docs/api/stable.md says which names are
-stable.
+The public API is available here: `patchcast.wrap`, `patchcast.mae`, `patchcast.Pretrainer`, ... A name is imported
+when it is first used, so that `import patchcast` loads neither torch nor timm. See docs/api/stable.md for the names
+that are stable.
 
 >>> import patchcast
 >>> patchcast.mae("test_vit").plan
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from patchcast.evaluation.layer_probe import draw_layers, extract_imagegpt_layers, probe_layers
     from patchcast.evaluation.ngrams import bits_per_pixel, floors
     from patchcast.files import read_weights
-    from patchcast.geometry import Grid
+    from patchcast.geometry import Grid, valid_share
     from patchcast.honesty import Leak, Verdict, dependencies, examine, no_leak, noise_floor
     from patchcast.interop import (
         load_aim,
@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     )
     from patchcast.mim import MaskedImageModelingWrapper, patch_model_for_mim
     from patchcast.modes import eval_mode, evaluating
+    from patchcast.objectives import Objective, Predictors, SumOfLosses, Targets, sum_of
     from patchcast.plans import (
         BlockMask,
         FixedOrder,
@@ -129,6 +130,7 @@ if TYPE_CHECKING:
         RandomMask,
         RandomOrder,
         RasterOrder,
+        SeenToo,
         StartPlan,
         coarse_to_fine,
         hilbert,
@@ -140,7 +142,7 @@ if TYPE_CHECKING:
     from patchcast.starts import Started, load_start, read_start
     from patchcast.targets import Codes, EMAFeatures, FrozenFeatures, Pixels, Target, patchify, unpatchify
     from patchcast.tokenizers.base import Tokenizer
-    from patchcast.tokenizers.encoded import AsItIs, encode_images
+    from patchcast.tokenizers.encoded import AsItIs, Unchanged, encode_images
     from patchcast.tokenizers.palette import Palette, fit_palette
     from patchcast.tokenizers.patches import PatchCodebook
     from patchcast.views import Attend, Blank, Context, Drop, Paint, Replace, Shift, View
@@ -197,7 +199,7 @@ _HOMES = {
     "evaluation.layer_probe": ("draw_layers", "extract_imagegpt_layers", "probe_layers"),
     "evaluation.ngrams": ("bits_per_pixel", "floors"),
     "files": ("read_weights",),
-    "geometry": ("Grid",),
+    "geometry": ("Grid", "valid_share"),
     "honesty": ("Leak", "Verdict", "dependencies", "examine", "no_leak", "noise_floor"),
     "interop": (
         "load_aim",
@@ -233,6 +235,7 @@ _HOMES = {
     ),
     "modes": ("eval_mode", "evaluating"),
     "mim": ("MaskedImageModelingWrapper", "patch_model_for_mim"),
+    "objectives": ("Objective", "Predictors", "SumOfLosses", "Targets", "sum_of"),
     "plans": (
         "BlockMask",
         "FixedOrder",
@@ -247,6 +250,7 @@ _HOMES = {
         "RandomMask",
         "RandomOrder",
         "RasterOrder",
+        "SeenToo",
         "StartPlan",
         "coarse_to_fine",
         "hilbert",
@@ -258,7 +262,7 @@ _HOMES = {
     "starts": ("Started", "load_start", "read_start"),
     "targets": ("Codes", "EMAFeatures", "FrozenFeatures", "Pixels", "Target", "patchify", "unpatchify"),
     "tokenizers.base": ("Tokenizer",),
-    "tokenizers.encoded": ("AsItIs", "encode_images"),
+    "tokenizers.encoded": ("AsItIs", "Unchanged", "encode_images"),
     "tokenizers.palette": ("Palette", "fit_palette"),
     "tokenizers.patches": ("PatchCodebook",),
     "views": ("Attend", "Blank", "Context", "Drop", "Paint", "Replace", "Shift", "View"),
@@ -269,7 +273,7 @@ __all__ = ["__version__", *_MODULES, *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and keep it (PEP 562)."""
+    """Import a name on first use and cache it (PEP 562)."""
     if name in _MODULES:
         return import_module(f"patchcast.{name}")
     if name not in _HOME_OF:

@@ -1,6 +1,6 @@
-"""Command lines from dataclasses, by jsonargparse; mistakes in one sentence, help in plain words.
+"""Command lines from dataclasses, by jsonargparse, with short error messages and plain help.
 
-Words are first brought into one form, in which every option has one value, so that a person may type
+Arguments are first normalized to one form with one value per option, so that users may type
 
     --image_size 96 128    --image_size 96    --image_size [96,128]    lists and sizes
     --flip    --no_flip    --flip true    --flip false                 yes and no
@@ -28,11 +28,11 @@ WORDS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "f
 
 
 class UsageError(ValueError):
-    """A command line that cannot be understood; the message is one sentence."""
+    """An invalid command line; the message is one sentence."""
 
 
 class HelpRequestedError(Exception):
-    """`--help` was among the words."""
+    """`--help` was given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Field:
     """One option or positional argument of a dataclass.
 
     Attributes:
-        type: what it takes, without None.
+        type: its type, without None.
         metavar: of a positional argument; empty for an option.
         owner: name of the dataclass.
     """
@@ -66,12 +66,12 @@ class Field:
 
     @property
     def numbers(self) -> bool:
-        """Whether its values are numbers only, so that where they end can be seen."""
+        """Whether its values are numbers only, so that the end of a list is clear."""
         return self.is_many and set(get_args(self.type)) <= {int, float, Ellipsis}
 
     @property
     def wants(self) -> str:
-        """In words, what it takes."""
+        """A description of the values that it takes."""
         if get_origin(self.type) is Literal:
             return f"one of {', '.join(map(str, get_args(self.type)))}"
         if get_origin(self.type) is tuple and Ellipsis not in get_args(self.type):
@@ -86,7 +86,7 @@ class Field:
 
     @property
     def placeholder(self) -> str:
-        """What stands for its value in the help."""
+        """The placeholder of its value in the help."""
         if self.metavar:
             return self.metavar
         if get_origin(self.type) is Literal:
@@ -100,7 +100,7 @@ class Field:
 
 
 def fields_of(options: type) -> dict[str, Field]:
-    """The options of a dataclass by name, in its order, with the help texts of its docstring.
+    """The options of a dataclass by name, in order, with the help texts of its docstring.
 
     >>> from patchcast.options import Demo
     >>> fields_of(Demo)["out"].help
@@ -133,14 +133,14 @@ def parse(
     from_file: bool = False,
     elsewhere: Mapping[str, str] | None = None,
 ) -> list[Any]:
-    """The words of a command as one instance of each dataclass.
+    """Parse the arguments of a command into one instance of each dataclass.
 
     Args:
         from_file: also take `--config FILE.yaml` and `--print_config`.
-        elsewhere: options of other uses of the command, by name, and a sentence that refuses them.
+        elsewhere: options of other uses of the command, by name, with the error message for each.
     Raises:
-        UsageError: in one sentence, if the words cannot be understood.
-        HelpRequestedError: if help is asked for.
+        UsageError: if the arguments are invalid.
+        HelpRequestedError: if help is requested.
     """
     fields = _fields(options)
     words = normalize(command, words, fields, from_file=from_file, elsewhere=elsewhere or {})
@@ -160,7 +160,7 @@ def normalize(
     from_file: bool = False,
     elsewhere: Mapping[str, str] = types.MappingProxyType({}),
 ) -> list[str]:
-    """The same words with one `--name=value` per option, positional arguments last.
+    """Normalize arguments to one `--name=value` per option, with positional arguments last.
 
     >>> from patchcast.options import Probe
     >>> normalize("probe", ["--untrained", "run", "--limit", "5"], fields_of(Probe))
@@ -207,18 +207,18 @@ def normalize(
             raise UsageError(_unknown(command, stem, fields, from_file, elsewhere))
     places = [each for each in fields.values() if each.metavar]
     if len(positional) > len(places) and not any(each.is_many for each in places):
-        raise UsageError(f"{command} does not know what to do with {positional[len(places)]!r}")
+        raise UsageError(f"{command} does not take the argument {positional[len(places)]!r}")
     options = [_joined(name, values, fields) for name, values in given.items()]
     return [*options, *(["--"] if any(word.startswith("-") for word in positional) else []), *positional]
 
 
 def help_text(command: str, description: str, groups: Mapping[str, Sequence[Field]], *, from_file: bool = False) -> str:
-    """The help of a command, its options in groups, with plain defaults and no types of Python."""
+    """The help of a command: options in groups, with plain defaults and without Python types."""
     return str(_parser(command, groups, from_file, description=description).format_help())
 
 
 def words_of(given: Any) -> Iterator[tuple[str, list[str]]]:
-    """What has to be typed to get an instance of a dataclass again: the words of each option that is not the default.
+    """The arguments that reproduce an instance of a dataclass: all options that are not the default.
 
     >>> from patchcast.recipe import Recipe
     >>> dict(words_of(Recipe("mae", "test_vit", "my photos", Path("runs/a"), flip=True, image_size=(96, 128))))["flip"]
@@ -265,7 +265,7 @@ def _parser(
             super().__init__(prog, max_help_position=28, width=min(100, shutil.get_terminal_size((100, 24)).columns))
 
         def _get_help_string(self, action: Any) -> str:
-            return str(action.help)  # with its default in plain words, and without the type
+            return str(action.help)  # with its plain default, without the type
 
         def _format_action_invocation(self, action: Any) -> str:
             if action.dest in flags:
@@ -318,7 +318,7 @@ def _next(rest: list[str], option: str, wants: str) -> str:
 
 
 def _continues(word: str, values: Sequence[str], field: Field) -> bool:
-    """Whether a word is a further value of an option that takes several."""
+    """Whether an argument is a further value of an option that takes several."""
     if word.startswith("--") or values[0].startswith("["):
         return False
     return not field.numbers or bool(NUMBER.fullmatch(word))
@@ -353,12 +353,12 @@ def _unknown(
 
 
 def _sentence(command: str, problem: str, words: Sequence[str], fields: Mapping[str, Field]) -> str:
-    """jsonargparse's message in one sentence."""
+    """Convert jsonargparse's message to one sentence."""
     if missing := re.search(r"arguments are required: (.*)", problem):
         names = [fields[name] for name in missing[1].split(", ")]
         return f"{command} needs {', '.join(each.metavar or f'--{each.name}' for each in names)}"
     if surplus := re.search(r"unrecognized arguments: (\S+)", problem):
-        return f"{command} does not know what to do with {surplus[1]!r}"
+        return f"{command} does not take the argument {surplus[1]!r}"
     found = re.search(r"""(?:[Kk]ey|[Oo]ption|argument) ["']?(?:--)?([\w.]+)""", problem)
     name = found[1] if found else ""
     field = fields.get(name.split(".")[0])
@@ -366,7 +366,7 @@ def _sentence(command: str, problem: str, words: Sequence[str], fields: Mapping[
         if name == "config" or "config" in problem.partition("\n")[0].lower():
             file = next((word.partition("=")[2] for word in words if word.startswith("--config=")), "")
             if file and not Path(file).is_file():
-                return f"--config {file} is not there"
+                return f"there is no file {file} (--config)"
             return f"--config {file} is no recipe: {' '.join(problem.split())}"
         if name:
             return _unknown(command, name, fields, True, {})

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command is known and its options are right."""
+"""The command line. Nothing heavy is imported before a command is known and its options are checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from patchcast.recipe import Recipe
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its options, and what opens its door.
+    """A command: its options and the function that runs it.
 
     Attributes:
         options: a dataclass; its docstring describes the command.
@@ -168,7 +168,11 @@ def _data(given: options.Data) -> int:
     from patchcast.commands.data import check_data
 
     splits = given.split or None
-    return 0 if check_data(given.source, splits=splits, limit=given.limit, workers=given.workers, out=given.out) else 1
+    reading = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
+    is_sound = check_data(
+        given.source, splits=splits, limit=given.limit, workers=given.workers, out=given.out, **reading
+    )
+    return 0 if is_sound else 1
 
 
 def _models(given: options.Models) -> None:
@@ -185,7 +189,19 @@ def _demo(given: options.Demo) -> None:
 
 
 RECIPE_GROUPS = {
-    "images": ("image_size", "channels", "mean", "std", "crop_scale", "flip", "tile_size", "held_out"),
+    "images": (
+        "image_size",
+        "channels",
+        "mean",
+        "std",
+        "crop_scale",
+        "flip",
+        "tile_size",
+        "held_out",
+        "image_column",
+        "label_column",
+        "max_pixels",
+    ),
     "method and model": (
         *("method_args", "model_args", "pretrained", "start", "start_bands", "patch_size", "codes", "tokenizer"),
     ),
@@ -228,11 +244,11 @@ patchcast COMMAND --help lists the options. To begin:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 1 if a check failed, 2 with one sentence if the user can fix the problem."""
+    """Run one command. Returns 0 on success, 1 if a check failed, 2 for an error that the user can fix."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be no text that the terminal takes
+            stream.reconfigure(errors="backslashreplace")  # the terminal may not be able to print names of files
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
             HELP.format(commands="\n".join(f"  {name:9} {each.description}" for name, each in COMMANDS.items())), end=""
@@ -245,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        return _fail(f"no command is called {name!r}; {hint}")
+        return _fail(f"there is no command {name!r}; {hint}")
     from patchcast.arguments import HelpRequestedError
 
     try:
@@ -258,11 +274,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(str(problem))
-    except BrokenPipeError:  # `patchcast models | head` has what it wants
+    except BrokenPipeError:  # `patchcast models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except InterruptedError as end:
         return _fail(str(end), code=143)
+    except OSError as problem:
+        from patchcast.files import full_disk
+
+        sentence = full_disk(problem)
+        if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
+            raise
+        return _fail(sentence)
     except KeyboardInterrupt as end:
         return _fail(
             str(end) or "stopped; if this was a run, the same command resumes it from the last checkpoint", code=130
@@ -280,7 +303,7 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
     patchcast.arguments.UsageError: --dense does not use --draws, which is an option of the features protocol
 
     Raises:
-        UsageError: in one sentence, if two protocols are chosen, or an option is of another one than the chosen.
+        UsageError: if two protocols are chosen, or an option belongs to another protocol than the chosen one.
     """
     from patchcast.arguments import UsageError, fields_of, parse
 
@@ -320,7 +343,7 @@ def _help(name: str) -> str:
     groups |= {title: [fields[each] for each in names] for title, names in command.groups.items()}
     for protocol, one in options.PROBES.items() if name == "probe" else ():
         description = (one.__doc__ or "").partition("\n")[0].rstrip(".")
-        # In the help, the option that chooses a protocol is optional: without it, another one is chosen.
+        # In the help, the option that chooses a protocol is optional: without it, another protocol is chosen.
         of_protocol = [replace(each, default=None) if each.is_required else each for each in fields_of(one).values()]
         groups[description if protocol == "features" else f"instead: {description}"] = of_protocol
     return help_text(name, command.description, groups, from_file=command.from_file)

@@ -1,4 +1,4 @@
-"""Collapse: features that have become the same for every image, which makes a self-distilled loss perfect."""
+"""Collapse: features that are the same for every image, with which the loss of a learned target is perfect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patchcast.evaluation.label_free import effective_rank
 
 
 class CollapseWarning(UserWarning):
-    """Features carry next to nothing: a method with a teacher has found the trivial solution."""
+    """Features have almost no information: a method with a teacher has reached the trivial solution."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class Diversity:
     """How different features are from one another.
 
     Attributes:
-        variance: the share of their mean square that is not the same for all: 0 where all are alike, 1 where their mean
-            is zero.
+        variance: variance over mean square: 0 if all features are equal, 1 if their mean is zero.
         effective_rank: exp of the entropy of the singular values of the centered features (Roy and Vetterli 2007): the
             number of directions in which they differ, 1 to their width. RankMe is that of features as they are, not
             centered: `patchcast.rankme`. In metrics.csv the column is `feature_rank`.
@@ -33,11 +32,11 @@ class Diversity:
 
     @property
     def collapsed(self) -> bool:
-        """Less than 1 % differs, or all that differs lies in fewer than two directions."""
+        """Variance below 1 %, or effective rank below 2."""
         return self.variance < 0.01 or self.effective_rank < 2.0
 
     def collapsed_since(self, start: Diversity) -> bool:
-        """Collapsed, and less than half as different as at the start: some images are alike to any network.
+        """Collapsed, and less than half as diverse as at the start: some images look the same to any network.
 
         >>> Diversity(0.004, 9.0).collapsed_since(Diversity(0.006, 9.0))
         False
@@ -59,7 +58,7 @@ class Diversity:
 
 @torch.no_grad()
 def diversity(features: Float[Tensor, "N D"]) -> Diversity:
-    """Variance and effective rank of features, one row an image (or a unit): a few hundred rows are enough.
+    """Variance and effective rank of features, one row per image (or unit). A few hundred rows are enough.
 
     >>> diversity(torch.ones(64, 8)).collapsed, diversity(torch.randn(64, 8)).collapsed
     (True, False)
@@ -68,7 +67,7 @@ def diversity(features: Float[Tensor, "N D"]) -> Diversity:
         ValueError: if there are fewer than two rows.
     """
     if len(features) < 2:
-        raise ValueError(f"whether features differ takes two at least; got {len(features)}")
+        raise ValueError(f"diversity needs at least two features; got {len(features)}")
     x = features.double()
     centered = x - x.mean(dim=0)
     total = x.square().sum()
@@ -80,7 +79,7 @@ def diversity(features: Float[Tensor, "N D"]) -> Diversity:
 
 
 def warn_of_collapse(features: Float[Tensor, "N D"]) -> Diversity:
-    """`diversity`, with a `CollapseWarning` where the features have collapsed.
+    """`diversity`, with a `CollapseWarning` if the features have collapsed.
 
     >>> warn_of_collapse(torch.eye(64)).effective_rank > 60
     True

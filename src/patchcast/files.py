@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,10 +23,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 UNFINISHED = re.compile(r"^\..*\.[0-9a-f]{12}(\.[^.]*)?$")
-"""Names of the temporary files of `write_whole`."""
+"""Names of the temporary files of `write_whole` and folders of `unfinished_folder`."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a write for which there is no room."""
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -64,11 +68,21 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def write_weights(weights: Mapping[str, Tensor], file: str | Path) -> None:
+def write_weights(weights: Mapping[str, Tensor], file: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole or not at all: see `write_whole`. Hugging Face's libraries read it too."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    write_whole(file, lambda unfinished: save_file(dict(weights), unfinished, {"format": "pt"}))
+    def write(unfinished: Path) -> None:
+        try:
+            save_file(dict(weights), unfinished, {"format": "pt", **(metadata or {})})
+        except SafetensorError as problem:  # it reports a full disk as text only
+            for number in FULL_DISK:
+                if f"os error {number})" in str(problem):
+                    raise OSError(number, os.strerror(number), str(file)) from problem
+            raise
+
+    write_whole(file, write)
 
 
 def write_whole(file: str | Path, write: Callable[[Path], object], *, sync: bool = False) -> None:
@@ -100,13 +114,73 @@ def write_whole(file: str | Path, write: Callable[[Path], object], *, sync: bool
             with unfinished.open("rb") as written:
                 os.fsync(written.fileno())
         unfinished.replace(file)
+    except OSError as problem:
+        if problem.errno in FULL_DISK:  # the error names the file that was wanted, not the temporary one
+            raise OSError(problem.errno, os.strerror(problem.errno), str(file)) from problem
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def unfinished_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, whose files move into `folder` if the block ends without an error.
+
+    For writers that leave several files, or that check what they wrote. After an error nothing is left, and `folder`
+    is removed if it did not exist before.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "new"
+    >>> with unfinished_folder(folder) as unfinished:
+    ...     _ = (unfinished / "a.txt").write_text("hello")
+    >>> [file.name for file in folder.iterdir()]
+    ['a.txt']
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f".{folder.resolve().name}.{uuid4().hex[:12]}"
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for file in sorted(unfinished.iterdir()):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # it is not empty: everything was written
+                folder.rmdir()
+
+
+def full_disk(problem: BaseException | None) -> str:
+    """One sentence if an error, or what it was raised from, is a full disk; empty if not.
+
+    >>> full_disk(OSError(errno.ENOSPC, "No space left on device", "a/b.png"))
+    'a/b.png cannot be written: No space left on device; make room, and run the same command again'
+    """
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in FULL_DISK:
+            what = problem.filename or "a file"
+            return f"{what} cannot be written: {problem.strerror}; make room, and run the same command again"
+        problem = problem.__cause__
+    return ""
+
+
 def write_text(file: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all: see `write_whole`."""
-    write_whole(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    """Write a text file in UTF-8, whole or not at all: see `write_whole`. Names of files that are not UTF-8 pass."""
+    write_whole(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8", errors="surrogateescape"))
+
+
+def write_json(file: str | Path, content: Any) -> None:
+    """Write JSON for people and programs, whole or not at all: see `write_whole`."""
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def write_figure(figure: Figure, file: str | Path) -> None:
+    """Write a figure of matplotlib, whole or not at all; as PNG if the file has no suffix."""
+    file = Path(file)
+    kind = file.suffix.removeprefix(".") or "png"
+    write_whole(file.with_suffix(f".{kind}"), lambda unfinished: figure.savefig(unfinished, dpi=120, format=kind))
 
 
 def write_cache(file: Path, write: Callable[[Path], object]) -> None:

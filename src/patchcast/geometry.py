@@ -1,4 +1,4 @@
-"""Grids of units, and rows of tensors by their units. Needs torch alone: plans, data and pictures use it too."""
+"""Grids of units, and indexing of tensors by unit. Imports only torch, because plans, data and pictures use it too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Grid(NamedTuple):
 
 
 def upsample(is_hidden: Bool[Tensor, "B rows cols"], size: tuple[int, int]) -> Bool[Tensor, "B H W"]:
-    """The mask of units at a finer resolution.
+    """A mask of units at a finer resolution.
 
     >>> upsample(torch.tensor([[[True, False]]]), (2, 4)).int().tolist()
     [[[1, 1, 0, 0], [1, 1, 0, 0]]]
@@ -39,10 +39,19 @@ def upsample(is_hidden: Bool[Tensor, "B rows cols"], size: tuple[int, int]) -> B
     return F.interpolate(is_hidden[:, None].to(torch.float32), size=size, mode="nearest")[:, 0] > 0.5
 
 
+def valid_share(is_valid: Bool[Tensor, "B H W"], stride: tuple[int, int]) -> Float[Tensor, "B N"]:
+    """The share of each unit's pixels that have data, row by row: a weight for each unit (`Pretrainer.forward`).
+
+    >>> valid_share(torch.tensor([[[True, True, False, False], [True, False, False, False]]]), (2, 2)).tolist()
+    [[0.75, 0.0]]
+    """
+    return F.avg_pool2d(is_valid[:, None].float(), stride).flatten(1)
+
+
 def paint(
     images: Real[Tensor, "B C H W"], is_hidden: Bool[Tensor, "B rows cols"], value: float = 0.0
 ) -> Real[Tensor, "B C H W"]:
-    """The images with the pixels of hidden units set to `value` (0 is the mean of normalised images)."""
+    """The images with the pixels of hidden units set to `value` (0 is the mean of normalized images)."""
     return images.masked_fill(upsample(is_hidden, (images.shape[-2], images.shape[-1]))[:, None], value)
 
 

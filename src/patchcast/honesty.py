@@ -15,37 +15,38 @@ from torch import Tensor
 from patchcast.backbones.backbone import ImageBatch, pixels_of, with_pixels
 from patchcast.geometry import upsample
 from patchcast.plans import Plan
-from patchcast.pretrainer import Pretrainer
+from patchcast.pretrainer import Output, Pretrainer, weighted_mean
 from patchcast.targets import patchify, unpatchify
 
 Judged = tuple[Bool[Tensor, "B N"], Bool[Tensor, "B P"]]
 
 FLOOR = 0.97
-"""Of the variance: an honest loss stays above, though chance alone takes it to 0.99."""
+"""As a share of the variance: an honest loss stays above it (by chance it can reach 0.99)."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """How far predictions moved when pixels changed that they may not use (`worst`), and those they may (`allowed`)."""
+    """How much predictions changed with pixels that they may not use (`worst`) and that they may (`allowed`)."""
 
     worst: float
     allowed: float
 
     @property
     def honest(self) -> bool:
-        """Nothing moved that must not, and something moved that may: a dead prediction proves nothing."""
+        """True if forbidden pixels change nothing and allowed pixels change something: a constant proves nothing."""
         return self.worst == 0.0 and self.allowed > 0.0
 
 
 @torch.no_grad()
 def no_leak(pretrainer: Pretrainer, images: ImageBatch, plan: Plan, *, limit: int | None = None) -> Leak:
-    """Change every pixel that one prediction may not use; it must not move at all. Then those it may; it should.
+    """Replace all pixels that a prediction may not use: it must not change at all. With the others replaced it should.
 
-    What a prediction may use is `plan.may_use()`, stated from the method's definition. Predictions of weight zero are
-    not looked at: they teach nothing. The pretrainer is run in eval mode; its mode is put back.
+    `plan.may_use()` says what a prediction may use, from the method's definition. Predictions of weight zero are
+    skipped: they are not trained. The pretrainer runs in eval mode; its mode is restored.
 
     Args:
-        limit: where every prediction may use something else, look at so many, evenly spread; None for all.
+        limit: maximum number of groups of predictions to test, evenly spaced, if each may use different units; None
+            for all.
 
     >>> from patchcast.backbones import wrap
     >>> from patchcast.methods import aim
@@ -57,17 +58,16 @@ def no_leak(pretrainer: Pretrainer, images: ImageBatch, plan: Plan, *, limit: in
     was_training = pretrainer.training
     pretrainer.eval()
     before = pretrainer(images, plan).predictions
-    # Whatever a plan says of itself, no prediction may use the unit that it predicts.
-    allowed = plan.may_use().scatter(-1, plan.predict[..., None], False)
+    allowed = without_own(plan)
     counts = torch.ones(before.shape[:3], dtype=torch.bool) if plan.weight is None else plan.weight.cpu() > 0
     noise = torch.randn_like(pixels_of(images))
     worst, moved = 0.0, 0.0
     for group in range(before.shape[1]):
-        # Predictions that may use the same units are judged in one pass: masked methods need one, causal ones P.
-        for may_use, these in _spread(_alike(allowed[:, group]), limit):
+        # Predictions that may use the same units are tested in one pass: masked methods need one, causal ones P.
+        for may_use, these in _spread(_groups(allowed[:, group]), limit):
             counted = these & counts[:, group]
             if counted.any():
-                # The same change must leave alone whatever else may use none of these pixels: earlier predictions.
+                # The same change must not affect other predictions that may use none of these pixels (earlier ones).
                 still = counts[:, group] & ~(allowed[:, group] & ~may_use[:, None]).any(dim=-1).cpu()
                 worst = max(worst, _movement(pretrainer, images, noise, plan, ~may_use, before, group, still))
                 moved = max(moved, _movement(pretrainer, images, noise, plan, may_use, before, group, counted))
@@ -75,7 +75,15 @@ def no_leak(pretrainer: Pretrainer, images: ImageBatch, plan: Plan, *, limit: in
     return Leak(worst, moved)
 
 
-def _alike(allowed: Bool[Tensor, "B P N"]) -> list[Judged]:
+def without_own(plan: Plan) -> Bool[Tensor, "B G P N"]:
+    """`may_use`; but whatever a plan says of itself, no prediction may use the unit that it predicts, unless the plan
+    declares that this unit is seen."""
+    may_use = plan.may_use()
+    own = torch.zeros_like(may_use) if plan.is_shown is None else may_use & plan.is_shown[..., None]
+    return torch.where(own, may_use, may_use.scatter(-1, plan.predict[..., None], False))
+
+
+def _groups(allowed: Bool[Tensor, "B P N"]) -> list[Judged]:
     """Predictions grouped by what they may use: (what, which)."""
     if bool((allowed == allowed[:, :1]).all()):
         return [(allowed[:, 0], torch.ones(allowed.shape[:2], dtype=torch.bool))]
@@ -99,7 +107,7 @@ def _movement(
     group: int,
     counted: Bool[Tensor, "B P"],
 ) -> float:
-    """The largest movement of the counted predictions of a group when the pixels of the changed units are replaced."""
+    """The largest change of a group's weighted predictions when the pixels of the changed units are replaced."""
     pixels = pixels_of(images)
     where = upsample(changed.unflatten(1, plan.grid), (pixels.shape[-2], pixels.shape[-1]))[:, None]
     after = pretrainer(with_pixels(images, torch.where(where, noise, pixels)), plan).predictions
@@ -109,12 +117,12 @@ def _movement(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `examine` found.
+    """The result of `examine`.
 
     Attributes:
-        leaks: by the way in which the method was run.
-        floor: the loss on noise over the variance; None if the target is learnt along, and has no floor.
-        steps: of training on noise.
+        leaks: one for each way in which the method was run.
+        floor: the loss on noise over the variance; None if the target is learned, and has no floor.
+        steps: number of training steps on noise.
     """
 
     leaks: dict[str, Leak]
@@ -128,23 +136,23 @@ class Verdict:
     def __str__(self) -> str:
         lines = []
         for name, leak in self.leaks.items():
-            outcome = "no prediction moved" if leak.worst == 0 else f"LEAK: predictions moved by {leak.worst:.2g}"
-            alive = "" if leak.allowed > 0 else "; DEAD: none moves with what it may use either"
+            outcome = "no prediction moved" if leak.worst == 0 else f"LEAK: predictions changed by {leak.worst:.2g}"
+            alive = "" if leak.allowed > 0 else "; DEAD: no prediction depends on what it may use either"
             lines.append(f"hidden pixels changed, {name}: {outcome}{alive}")
         if self.floor is None:
-            lines.append("noise: not tried, because the target is learnt along; a loss near 0 would be a collapse")
+            lines.append("noise: not tested, because the target is learned; a loss near 0 would be a collapse")
         else:
             outcome = "stayed at" if self.floor > FLOOR else "LEAK: it fell to"
             lines.append(f"{self.steps} steps of training on noise, the loss: {outcome} {self.floor:.2f} of the floor")
-        return "\n".join([*lines, "Honest." if self.honest else "Not honest: the method is shown its answers."])
+        return "\n".join([*lines, "Honest." if self.honest else "Not honest: the method sees its answers."])
 
 
 def examine(pretrainer: Pretrainer, *, limit: int | None = 24, seconds: float = 20.0) -> Verdict:
-    """Both tests, the first in every way in which training may run a method: as it is, with gradient checkpointing, in
+    """Run both tests, the first in every way in which training can run a method: plain, with gradient checkpointing, in
     bf16, and compiled.
 
-    The pretrainer itself is left alone. Compiling stops short of generating kernels (torch's `aot_eager`): that takes
-    seconds instead of a minute, and it is the tracing that could lose a mask.
+    The pretrainer is not changed. Compilation does not generate kernels (torch's `aot_eager`): that takes seconds
+    instead of a minute, and only tracing could lose a mask.
 
     >>> from patchcast.backbones import wrap
     >>> from patchcast.methods import aim
@@ -153,8 +161,8 @@ def examine(pretrainer: Pretrainer, *, limit: int | None = 24, seconds: float = 
     (True, ['as it is', 'with gradient checkpointing', 'in bf16', 'compiled'])
 
     Args:
-        limit: predictions to look at as it is, as in `no_leak`; a third of them in the other ways.
-        seconds: of training on noise, at least twenty steps.
+        limit: as in `no_leak`; a third of it in the other ways.
+        seconds: time for training on noise, with at least twenty steps.
     """
     moved = perturbed(copy.deepcopy(pretrainer))
     backbone = moved.backbone
@@ -191,8 +199,7 @@ def _ways(pretrainer: Pretrainer) -> Iterator[tuple[str, Pretrainer, AbstractCon
 
 @torch.no_grad()
 def perturbed(pretrainer: Pretrainer, seed: int = 0) -> Pretrainer:
-    """Every parameter moved off its value, in place: scales, heads and tables that start at zero hide what would pass
-    through them."""
+    """Add noise to every parameter in place: scales, heads and tables that start at zero would hide leaks."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in pretrainer.parameters():
         noise = torch.randn(parameter.shape, generator=generator) * (0.1 if parameter.ndim < 2 else 0.02)
@@ -201,13 +208,12 @@ def perturbed(pretrainer: Pretrainer, seed: int = 0) -> Pretrainer:
 
 
 def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr: float = 3e-3, seed: int = 0) -> float:
-    """Train on noise that is independent from unit to unit, new at every step; return the final loss over the variance
-    (over the entropy, where codes are predicted).
+    """Train on noise that is independent for each unit and new at every step; return the final loss over the variance
+    (for codes, over the entropy).
 
-    Such a unit cannot be predicted from others, so that an honest method cannot get below 1 but for chance; a method
-    that is shown its answer falls towards 0. Each unit is a random mixture of the same four patterns, because a copy of
-    four numbers is learnt in a hundred steps, and one of every pixel is not. The pretrainer's weights are changed by
-    it: give it a copy.
+    A unit of noise cannot be predicted from others, so an honest method cannot get below 1 except by chance. A method
+    that sees its answer falls toward 0. Each unit is a random mixture of the same four patterns: a hundred steps are
+    enough to learn to copy four numbers, but not every pixel. This changes the pretrainer's weights: pass a copy.
 
     Returns:
         the mean ratio, over the last quarter of the steps, of the loss to that of the best prediction without an image:
@@ -230,19 +236,28 @@ def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr
         pretrainer.after_step()
         if step >= steps * 3 // 4:
             blind = pretrainer.loss(pretrainer.target.blind(output.targets), output.targets)
-            ratios.append(output.loss.item() / blind.mean().item())
+            ratios.append(_loss_of_hidden(pretrainer, output).item() / blind.mean().item())
     return sum(ratios) / len(ratios)
+
+
+def _loss_of_hidden(pretrainer: Pretrainer, output: Output) -> Float[Tensor, ""]:
+    """The loss, without the predictions of units that are seen: those may copy."""
+    shown = output.plan.is_shown
+    if shown is None:
+        return output.loss.detach()
+    counts = (~shown).float() if output.plan.weight is None else output.plan.weight * ~shown
+    return weighted_mean(pretrainer.loss(output.predictions.detach(), output.targets), counts)
 
 
 def dependencies(
     pretrainer: Pretrainer, images: Real[Tensor, "B C H W"], plan: Plan
 ) -> tuple[Float[Tensor, "N N"], Bool[Tensor, "N N"]]:
-    """How much each prediction of the first image depends on the pixels of each unit, and on which it may.
+    """How much each prediction of the first image depends on the pixels of each unit, and on which it may depend.
 
     Returns:
         the largest gradient of the prediction of the unit of the row with respect to a pixel of the unit of the column,
-        relative to the row's largest (NaN in rows that are not predicted); and True where the plan allows it. Where
-        images become codes first, there are no gradients: it is how far the prediction moves with another unit there.
+        relative to the row's largest (NaN in rows that are not predicted); and True where the plan allows it. Images
+        that become codes have no gradients; for them it is the change of the prediction when the unit is replaced.
     """
     was_training = pretrainer.training
     pretrainer.eval()
@@ -254,7 +269,7 @@ def dependencies(
     units = plan.grid.units
     strength = torch.full((units, units), torch.nan)
     allowed = torch.zeros(units, units, dtype=torch.bool)
-    may_use = first.may_use()[0].flatten(0, 1).cpu()
+    may_use = without_own(first)[0].flatten(0, 1).cpu()
     direction = torch.randn(predictions.shape[-1], generator=torch.Generator().manual_seed(0)).to(predictions)
     along = predictions @ direction
     has_gradients = torch.autograd.grad(along.sum(), image, retain_graph=True, allow_unused=True)[0] is not None
@@ -268,7 +283,6 @@ def dependencies(
                 column = moved[row]
             strength[unit] = column / column.max().clamp_min(1e-30)
             allowed[unit] = may_use[row]
-            allowed[unit, unit] = False
     pretrainer.train(was_training)
     return strength, allowed
 
@@ -281,8 +295,8 @@ def _moved(
     direction: Float[Tensor, " T"],
     before: Float[Tensor, " P"],
 ) -> Float[Tensor, "P N"]:
-    """How far each prediction moves along a direction when the pixels of one unit after the other are replaced."""
-    # A seed of its own: noise equal to the image, as tests make it, would move nothing.
+    """How much each prediction changes along a direction when the pixels of each unit are replaced in turn."""
+    # Its own seed: noise equal to the image, as in some tests, would change nothing.
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(41)).to(image)
     columns = []
     for only in torch.eye(plan.grid.units, dtype=torch.bool, device=image.device):

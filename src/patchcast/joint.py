@@ -16,7 +16,7 @@ from patchcast.pretrainer import Pretrainer, weighted_mean
 
 @dataclass
 class JointOutput:
-    """What one forward pass of a `JointClassifier` gives.
+    """The output of a `JointClassifier`.
 
     Attributes:
         loss: the sum of both.
@@ -31,9 +31,9 @@ class JointOutput:
 
 
 class JointClassifier(nn.Module):
-    """A linear classifier of the mean feature, trained together with what the network was pretrained to do.
+    """A linear classifier on the mean feature, trained together with the pretraining task.
 
-    One pass serves both losses, and all weights are trained. The paper found L_GEN + L_CLF better than L_CLF alone, the
+    One pass gives both losses, and all weights are trained. The paper found L_GEN + L_CLF better than L_CLF alone, the
     head at the final layer better than at the best one, and a learning rate of a tenth of the pretraining's, constant.
 
     >>> from patchcast.geometry import Grid
@@ -58,7 +58,7 @@ class JointClassifier(nn.Module):
         super().__init__()
         if not pretrainer.view.holds_hidden:
             raise CannotError(
-                f"{type(pretrainer.view).__name__} leaves units out; their mean is no feature of the image"
+                f"{type(pretrainer.view).__name__} leaves units out; their mean is not a feature of the image"
             )
         self.pretrainer = pretrainer
         self.head = nn.Linear(pretrainer.backbone.width, classes, bias=False)
@@ -78,5 +78,5 @@ class JointClassifier(nn.Module):
 
     @torch.no_grad()
     def classify(self, images: Real[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
-        """Logits of whole images. The mode is the caller's."""
+        """Logits of whole images. Does not change train or eval mode."""
         return self.head(self.pretrainer.backbone.units(images).mean(dim=1)).float()

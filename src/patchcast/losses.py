@@ -1,4 +1,4 @@
-"""Losses: plain functions `(prediction, target) -> one number per prediction`. A plan's weights come after."""
+"""Losses: plain functions `(prediction, target) -> one number per prediction`. A plan's weights are applied later."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def squared(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P T
     >>> squared(torch.zeros(1, 1, 1, 2), torch.tensor([[[[1., 3.]]]])).item()
     5.0
     """
-    # torch's own keep nothing but what they are given; a difference and its square would be kept besides.
+    # torch's losses store only their inputs for the backward pass; writing them out would store intermediates too.
     return F.mse_loss(prediction, target, reduction="none").mean(dim=-1)
 
 
@@ -45,5 +45,5 @@ def cross_entropy(prediction: Float[Tensor, "B G P V"], target: Int[Tensor, "B G
     >>> cross_entropy(torch.zeros(1, 1, 1, 8), torch.tensor([[[[5]]]])).exp().item()
     8.0
     """
-    # Flattened, because with the codes' dimension in the second place the CPU kernel takes 2.3 times as long.
+    # Flattened: with the codes in the second dimension, the CPU kernel takes 2.3 times as long.
     return F.cross_entropy(prediction.flatten(0, 2), target.flatten(), reduction="none").view(target.shape[:-1])

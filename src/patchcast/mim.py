@@ -1,4 +1,4 @@
-"""The names of timm's issue 2540 on masked image modeling: `embed` and `forward_stages` on a model of one's own."""
+"""The API of timm's issue 2540 on masked image modeling: `embed` and `forward_stages` as methods of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def patch_model_for_mim(model: Model) -> Model:
     `model.forward_stages(model.embed(images))` is `model.forward_features(images)`, to the bit. `embed` returns
     `Tokens`, since for about 100 architectures the positions are no part of the tensor, and takes `is_hidden` and
     `mask_token` as `Backbone.embed` does; `forward_stages` takes the masks of `Backbone.forward_stages`. Parameters,
-    names and the model's own methods stay as they are, and a copy of the model has methods of its own.
+    names and the model's own methods do not change, and a copy of the model has its own `embed` and `forward_stages`.
 
     >>> import timm
     >>> model = patch_model_for_mim(timm.create_model("test_vit")).eval()
@@ -38,8 +38,8 @@ def patch_model_for_mim(model: Model) -> Model:
     """
     taken = [name for name in ("embed", "forward_stages") if BACKBONE not in vars(model) and hasattr(model, name)]
     if taken:
-        raise ValueError(f"{type(model).__name__} has a method {taken[0]!r} of its own already")
-    # Not registered as a submodule, which would be a circle of modules; copied and pickled with the model all the same.
+        raise ValueError(f"{type(model).__name__} already has a method {taken[0]!r}")
+    # Not registered as a submodule, which would make a cycle of modules; still copied and pickled with the model.
     vars(model)[BACKBONE] = wrap(model)
     vars(model)["embed"] = MethodType(embed, model)
     vars(model)["forward_stages"] = MethodType(forward_stages, model)
@@ -69,11 +69,10 @@ def forward_stages(self: nn.Module, tokens: Tokens, **masks: Any) -> Any:
 
 
 class MaskedImageModelingWrapper(nn.Module):
-    """A model that sees each image with a random share of its units replaced by a mask token.
+    """A model in which a random share of the units of each image is replaced by a mask token.
 
-    `int(N * (1 - mask_ratio))` of N units are kept. In the issue's text 0 is masked and 1 is kept, which is what
-    `mask` has here; its code has it the other way round. Hidden pixels are blanked as well: where stems overlap, they
-    would reach the tokens of the neighbors.
+    `int(N * (1 - mask_ratio))` of N units are kept. In `mask`, 0 is masked and 1 is kept, as in the text of the issue;
+    its code does the opposite. Hidden pixels are blanked too: in overlapping stems they would reach neighboring tokens.
 
     >>> import timm
     >>> wrapper = MaskedImageModelingWrapper(timm.create_model("test_vit"), 0.75, "learnable")
@@ -86,7 +85,7 @@ class MaskedImageModelingWrapper(nn.Module):
         mask_ratio: share of units masked, in (0, 1).
         mask_token_init: "learnable": a parameter, normal with deviation 0.02; "zero": zeros, which are not learned.
     Raises:
-        CannotError: if the model has no place for a mask token.
+        CannotError: if the model takes no mask token.
         ValueError: if the ratio is not in (0, 1), or `mask_token_init` is something else.
     """
 

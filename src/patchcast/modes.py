@@ -1,4 +1,4 @@
-"""Eval mode for a while: what looks at a module must leave it as it was."""
+"""Eval mode for the duration of a block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule has its own mode back, also one that was frozen in eval mode.
+    """Eval mode inside the block; then the mode of every submodule is restored, also of those frozen in eval mode.
 
     Gradients are not affected: see `evaluating`.
 
@@ -33,9 +33,9 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """`eval_mode` without gradients: how features, probes and pictures run a module.
+    """`eval_mode` without gradients, for features, probes and pictures.
 
-    Not inference mode: tensors that a module makes once and caches (tables of positions) must serve training as well.
+    Not inference mode: tensors that a module caches (tables of positions) must work in training too.
 
     >>> model = nn.Linear(2, 2)
     >>> with evaluating(model):

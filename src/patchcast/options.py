@@ -1,4 +1,4 @@
-"""What each command can be told: one dataclass per command, read by `patchcast.cli`. Imports nothing heavy.
+"""The options of each command: one dataclass per command, read by `patchcast.cli`. Imports nothing heavy.
 
 `pretrain`'s options are `patchcast.recipe.Recipe`. A field without a default is required; one with
 `place` metadata is positional. The class docstring is the command's description, and its "Args:" are the help texts.
@@ -31,6 +31,9 @@ class Probe:
     Args:
         source: a run folder, or a timm model by name.
         data: labeled images. Default: the run's own data.
+        image_column: column of the images, where it is not called image or by another usual name.
+        label_column: column of the labels, likewise.
+        max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
         limit: maximum number of training images. Default: all.
         untrained: probe the network before training, with its initial weights.
         against: further networks, as rows of the table: run folders or timm models (which have public weights).
@@ -40,6 +43,9 @@ class Probe:
 
     source: str = field(metadata=place("RUN_OR_MODEL"))
     data: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    max_pixels: int | None = None
     limit: int | None = None
     untrained: bool = False
     against: list[str] = field(default_factory=list)
@@ -203,6 +209,9 @@ class Embed:
         features: pooled gives one vector per image; tokens and maps one per unit.
         readout: how the units of an image become one vector, with --features pooled.
         split: of the data.
+        image_column: column of the images, where it is not called image or by another usual name.
+        label_column: column of the labels, likewise.
+        max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
         tile_size: cut images into tiles of this many pixels per side and run each tile by itself. Default: no tiles.
         max_tiles: maximum number of tiles per image, with --tile_size.
         batch_size: images per batch.
@@ -215,6 +224,9 @@ class Embed:
     features: Literal["pooled", "tokens", "maps"] = "pooled"
     readout: Readout = DEFAULT_READOUT
     split: str = "train"
+    image_column: str | None = None
+    label_column: str | None = None
+    max_pixels: int | None = None
     tile_size: int | None = None
     max_tiles: int = 6
     batch_size: int = 16
@@ -328,6 +340,9 @@ class Data:
     Args:
         action: check reads the source once and says what is in it.
         source: as --data of pretrain: a folder, parquet or tar files, hf:NAME, digits.
+        image_column: column of the images, where it is not called image or by another usual name.
+        label_column: column of the labels, likewise.
+        max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
         split: check only this split; may be repeated. Default: all.
         limit: maximum number of images per split, evenly spaced. Default: all.
         workers: processes. Default: one per core, where there is much to read.
@@ -336,6 +351,9 @@ class Data:
 
     action: Literal["check"] = field(metadata=place("ACTION"))
     source: str = field(metadata=place("SOURCE"))
+    image_column: str | None = None
+    label_column: str | None = None
+    max_pixels: int | None = None
     split: list[str] = field(default_factory=list)
     limit: int | None = None
     workers: int | None = None

@@ -1,4 +1,4 @@
-"""Fixed two-dimensional sine-cosine positions, as MAE and AIM lay them out."""
+"""Fixed two-dimensional sine-cosine positions, in the layout of MAE and AIM."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def sincos_positions(grid: Grid, width: int) -> Float[Tensor, "N D"]:
     if width % 4:
         raise ValueError(f"sine-cosine positions need a width divisible by 4; got {width}")
     quarters = build_sincos2d_pos_embed(list(grid), dim=width).chunk(4, dim=-1)
-    return torch.cat([quarters[i] for i in (1, 3, 0, 2)], dim=-1)  # timm has the same four in another order
+    return torch.cat([quarters[i] for i in (1, 3, 0, 2)], dim=-1)  # timm has the same four parts in another order
 
 
 class Positions(nn.Module):
-    """Sine-cosine positions of any grid; those of the usual one are kept ready and move with the module.
+    """Sine-cosine positions of any grid. Those of the usual grid are cached and move with the module.
 
     >>> Positions(Grid(2, 2), 8)(Grid(3, 5)).shape
     torch.Size([15, 8])

@@ -1,4 +1,4 @@
-"""Predictors: from what was seen to what was not. They know nothing of images or targets."""
+"""Predictors: from the features of visible units to predictions. They do not depend on images or targets."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Predictor(nn.Module):
     """`(context, plan) -> predictions`.
 
     Attributes:
-        reads_hidden: whether it reads the context at the place of hidden units, which the view must then hold.
+        reads_hidden: whether it reads features at hidden units, which the view must then provide.
         reads_prefix: whether it reads the features of prefix tokens.
-        plans: the kind of plan whose predictions it can make.
+        plans: the kind of plan that it works with.
     """
 
     reads_hidden: bool
@@ -39,7 +39,7 @@ class Predictor(nn.Module):
 
 
 class LinearHead(Predictor):
-    """One linear map of the feature at the place of each prediction."""
+    """One linear layer on the feature of each prediction's position."""
 
     reads_hidden = True
 
@@ -52,14 +52,14 @@ class LinearHead(Predictor):
 
 
 class MLPHead(Predictor):
-    """AIM's head: residual MLP blocks on each feature by itself (El-Nouby et al. 2024, section 3.2).
+    """AIM's head: residual MLP blocks on each feature separately (El-Nouby et al. 2024, section 3.2).
 
     A block is a transformer block whose attention is the identity: `x + norm1(x)`, then `x + mlp(norm2(x))`. Positions
     are added at the head's width. The paper's head is 2,048 wide and 12 blocks deep, whatever the trunk.
 
     Args:
-        query: tells which unit is to be predicted, for orders in which the place of the prediction does not. The paper
-            needs none: in raster order it is always the next one.
+        query: adds the position of the unit to predict, for orders in which it does not follow from the feature's
+            position. The paper needs none: in raster order it is always the next unit.
     """
 
     reads_hidden = True
@@ -86,11 +86,11 @@ class MLPHead(Predictor):
 
 
 class TargetQuery(nn.Module):
-    """The position of the unit that each prediction is of, through a map that is learnt.
+    """The position of the unit to predict, through a learned linear layer.
 
-    Where the order is another one in every image, the features before a prediction do not say which unit comes next:
-    without being told, a head can only predict the mean over all that are left (Hua et al. 2022, section 3.2, ask by
-    position too; Pannatier et al. 2024, section 2.1).
+    If the order differs from image to image, the features do not determine which unit comes next. Without its position,
+    a head could only predict the mean over all remaining units (Hua et al. 2022, section 3.2; Pannatier et al. 2024,
+    section 2.1).
 
     >>> from patchcast.plans import RandomOrder
     >>> TargetQuery(Grid(2, 3), 8)(RandomOrder()(Grid(2, 3), 4)).shape
@@ -121,12 +121,12 @@ class ResidualMLP(nn.Module):
 
 
 class Decoder(Predictor):
-    """The masked decoder of MAE and I-JEPA: context tokens and mask tokens, attending to one another.
+    """The decoder of MAE and the predictor of I-JEPA: context tokens and mask tokens that attend to one another.
 
-    In gather form, which serves both: the sequence is `[prefix, context at its positions, mask tokens at the positions
-    to predict]`, once for each group of targets, and the last P outputs are the predictions (He et al. 2022,
-    section 3; Assran et al. 2023, section 3). Prefix tokens have no position. Of a context that holds every unit, only
-    the visible ones are used: the decoder means the same under every view.
+    The sequence is `[prefix, context at its positions, mask tokens at the positions to predict]`, once for each group
+    of targets, and the last P outputs are the predictions (He et al. 2022, section 3; Assran et al. 2023, section 3).
+    Prefix tokens have no position. Only visible units of the context are used, so the decoder works the same under
+    every view.
 
     >>> from patchcast.geometry import Grid
     >>> from patchcast.plans import RandomMask
@@ -139,12 +139,12 @@ class Decoder(Predictor):
 
     Args:
         width: of the decoder's tokens.
-        grid: the usual one, whose positions are kept ready.
+        grid: the usual grid, whose positions are cached.
         embed: maps a feature of the backbone to `width`.
         head: maps `width` to the values of a unit. Both are initialized with the rest.
         drop_path: rate at which the last block is skipped in training, rising evenly from 0 at the first; or the rate
             of every block.
-        norm_layer: of the blocks and after them.
+        norm_layer: of the blocks and of the final norm.
         block: any other argument of timm's `Block`: `qkv_bias`, `qk_norm`, `proj_bias`, `proj_drop`, `attn_drop`,
             `init_values`, `act_layer`, `mlp_layer`, `attn_layer`, ...
     Raises:
@@ -175,7 +175,7 @@ class Decoder(Predictor):
         if width % heads:
             raise ValueError(f"the decoder's width must be divisible by its heads; got {width} and {heads}")
         if depth < 1:
-            raise ValueError(f"the decoder needs a block at least; got a depth of {depth}")
+            raise ValueError(f"the decoder needs at least one block; got a depth of {depth}")
         rates = torch.linspace(0, drop_path, depth).tolist() if isinstance(drop_path, float | int) else [*drop_path]
         if len(rates) != depth:
             raise ValueError(f"drop_path is one rate, or one for each block; got {len(rates)} for {depth} blocks")
@@ -201,8 +201,8 @@ class Decoder(Predictor):
         """Predict the units of `plan.predict`.
 
         Args:
-            can_see: True where a token of the row may look at that of the column, in the sequence of R prefix, V
-                context and P mask tokens; (L, L) for all, or (B, G, L, L). None: each sees every other.
+            can_see: True where the token of the row may attend to the token of the column, in the sequence of R prefix,
+                V context and P mask tokens; (L, L) for all, or (B, G, L, L). None: no mask.
         """
         assert isinstance(plan, MaskPlan)
         at, units, is_valid = context.at, context.units, context.is_valid
@@ -213,7 +213,7 @@ class Decoder(Predictor):
         positions = self.positions(plan.grid)
         seen = torch.cat([self.embed(context.prefix), self.embed(units) + positions[at]], dim=1)
         queries = self.mask_token + positions[plan.predict]
-        groups, asked = plan.predict.shape[1:]
+        groups, predicted = plan.predict.shape[1:]
         x = torch.cat([seen[:, None].expand(-1, groups, -1, -1), queries.to(seen.dtype)], dim=2).flatten(0, 1)
         mask = can_see.flatten(0, 1)[:, None] if can_see is not None and can_see.ndim == 4 else can_see
         if is_valid is not None:
@@ -221,41 +221,41 @@ class Decoder(Predictor):
         added = None if mask is None else additive(mask, x)
         for block in self.blocks[:-1]:
             x = checkpoint(block, x, attn_mask=added) if self.grad_checkpointing else block(x, attn_mask=added)
-        last = partial(self.blocks[-1], attn_mask=added, asked=asked)
+        last = partial(self.blocks[-1], attn_mask=added, last=predicted)
         x = checkpoint(last, x) if self.grad_checkpointing else last(x)
         return self.head(self.norm(x)).unflatten(0, (-1, groups))
 
 
-# Of each token by itself: of some rows they are the rows of the whole.
+# Applied to each token separately, so the rows can be selected first.
 NORMS = (RmsNorm, RmsNormFp32, SimpleNorm, SimpleNormFp32, nn.Identity, nn.LayerNorm, nn.RMSNorm)
 MLPS = (GluMlp, Mlp, SwiGLU)
 
 
 class LastBlock(Block):
-    """timm's block where only the last rows are needed: all tokens are attended to, and only the last attend.
+    """timm's block if only the last rows of its output are needed: all tokens are keys, and only the last are queries.
 
-    `block(x, asked=p)` is the plain block's `[:, -p:]`. All but keys and values then costs p tokens instead of L:
-    of I-JEPA's predictor, whose rows are mostly context, that is half of the block. Where the block's parts are not
-    timm's usual ones (other attention, an MLP or a norm over several tokens), the whole block is run.
+    `block(x, last=p)` equals the plain block's output `[:, -p:]`. Everything except keys and values is computed for
+    p tokens instead of L, which saves half of the block in I-JEPA's predictor. If the parts of the block are not timm's
+    usual ones (other attention, an MLP or a norm over several tokens), the whole block is run.
 
     >>> block = LastBlock(24, 3, qkv_bias=False)
-    >>> block(torch.zeros(1, 6, 24), asked=2).shape
+    >>> block(torch.zeros(1, 6, 24), last=2).shape
     torch.Size([1, 2, 24])
     """
 
     attn: Any
 
     def forward(  # type: ignore[override]  # it cannot stand for a plain block: it answers with fewer tokens
-        self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None = None, *, asked: int
+        self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None = None, *, last: int
     ) -> Float[Tensor, "B P D"]:
         if not self.is_row_by_row:
-            return super().forward(x, attn_mask=attn_mask)[:, -asked:]
-        answer = x[:, -asked:] + self.drop_path1(self.ls1(self.attend(self.norm1(x), attn_mask, asked)))
+            return super().forward(x, attn_mask=attn_mask)[:, -last:]
+        answer = x[:, -last:] + self.drop_path1(self.ls1(self.attend(self.norm1(x), attn_mask, last)))
         return answer + self.drop_path2(self.ls2(self.mlp(self.norm2(answer))))
 
     @property
     def is_row_by_row(self) -> bool:
-        """Whether no part but timm's own attention looks at several tokens."""
+        """Whether every part except timm's own attention works on each token separately."""
         if type(self.attn) is not Attention or type(self.mlp) not in MLPS:
             return False
         if getattr(self.attn, "gate", None) is not None:  # an older timm has no gates
@@ -264,32 +264,32 @@ class LastBlock(Block):
         return all(isinstance(norm, NORMS) for norm in (self.norm1, self.norm2, self.attn.norm, mlp.norm))
 
     def attend(
-        self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None, asked: int
+        self, x: Float[Tensor, "B L D"], attn_mask: Shaped[Tensor, "*b L L"] | None, last: int
     ) -> Float[Tensor, "B P D"]:
         attention = self.attn
-        queries, keys, values = self.project(x, asked)
-        rows = None if attn_mask is None else attn_mask[..., -asked:, :]
+        queries, keys, values = self.project(x, last)
+        rows = None if attn_mask is None else attn_mask[..., -last:, :]
         dropout = attention.attn_drop.p if self.training else 0.0
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=rows, dropout_p=dropout)
         return attention.proj_drop(attention.proj(attention.norm(mixed.transpose(1, 2).flatten(2))))
 
-    def project(self, x: Float[Tensor, "B L D"], asked: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, heads, P, d) of the last tokens, keys and values (B, heads, L, d) of all."""
+    def project(self, x: Float[Tensor, "B L D"], last: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, P, d) of the last tokens, and keys and values (B, heads, L, d) of all tokens."""
         qkv, heads = self.attn.qkv, self.attn.num_heads
-        if type(qkv) is not nn.Linear:  # an adapter (LoRA) or a quantized layer, whose weight alone is not what it does
+        if type(qkv) is not nn.Linear:  # an adapter (LoRA) or a quantized layer computes more than its weight says
             queries, keys, values = qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-            return queries[:, :, -asked:], keys, values
+            return queries[:, :, -last:], keys, values
         split = [qkv.out_features // 3, qkv.out_features * 2 // 3]
         weight = qkv.weight.split(split)
         bias = (None, None) if qkv.bias is None else qkv.bias.split(split)
-        queries = F.linear(x[:, -asked:], weight[0], bias[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        queries = F.linear(x[:, -last:], weight[0], bias[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
         keys, values = F.linear(x, weight[1], bias[1]).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         return queries, keys, values
 
 
 def seen_rows(is_valid: Bool[Tensor, "B L"], prefix: int, plan: MaskPlan) -> Bool[Tensor, "B S"]:
-    """Of a context that holds every unit: whether the prefix tokens and those of `plan.visible` are to be looked at."""
+    """For a context of all units: True for prefix tokens and units in `plan.visible` that are not padding."""
     seen = is_valid[:, prefix:].gather(1, plan.visible)
     return torch.cat([is_valid[:, :prefix], seen if plan.is_seen is None else seen & plan.is_seen], dim=1)
 
@@ -297,15 +297,15 @@ def seen_rows(is_valid: Bool[Tensor, "B L"], prefix: int, plan: MaskPlan) -> Boo
 def and_valid(
     can_see: Bool[Tensor, "..."] | None, is_valid: Bool[Tensor, "B S"], plan: MaskPlan
 ) -> Bool[Tensor, "BG 1 L L"]:
-    """The decoder's mask, without what is padding in the context or only fills up `plan.predict`."""
-    asked = torch.ones_like(plan.predict, dtype=torch.bool) if plan.is_predicted is None else plan.is_predicted
-    column = torch.cat([is_valid[:, None].expand(-1, asked.shape[1], -1), asked], dim=2).flatten(0, 1)
+    """The decoder's mask without padding in the context and in `plan.predict`."""
+    predicted = torch.ones_like(plan.predict, dtype=torch.bool) if plan.is_asked is None else plan.is_asked
+    column = torch.cat([is_valid[:, None].expand(-1, predicted.shape[1], -1), predicted], dim=2).flatten(0, 1)
     mask = column[:, None, None].expand(-1, -1, column.shape[1], -1)
     return mask if can_see is None else mask & can_see
 
 
 def usable_width(wish: int) -> int:
-    """The widest a decoder can be up to `wish` with heads of 32 channels; 32 at least.
+    """The largest decoder width up to `wish` with heads of 32 channels; at least 32.
 
     >>> usable_width(200), usable_width(24)
     (192, 32)
@@ -314,7 +314,7 @@ def usable_width(wish: int) -> int:
 
 
 def xavier(module: nn.Module) -> None:
-    """How MAE begins its linear maps (to be given to `apply`): uniform by fan-in and fan-out, biases zero."""
+    """MAE's initialization of linear layers, for `Module.apply`: Xavier uniform, with zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -322,7 +322,7 @@ def xavier(module: nn.Module) -> None:
 
 
 def small_normal(module: nn.Module) -> None:
-    """How I-JEPA and BEiT begin theirs (to be given to `apply`): normal with deviation 0.02, biases zero."""
+    """The initialization of I-JEPA and BEiT, for `Module.apply`: normal with deviation 0.02, and zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

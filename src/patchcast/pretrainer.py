@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, pixels_of
 from patchcast.geometry import take
 from patchcast.modes import evaluating
+from patchcast.objectives import SumOfLosses
 from patchcast.plans import Plan, Planner, draw_each
 from patchcast.predictors import Predictor
 from patchcast.targets import Target
@@ -25,13 +26,14 @@ Loss = Callable[[Float[Tensor, "B G P T"], Tensor], Float[Tensor, "B G P"]]
 
 @dataclass
 class Output:
-    """What one forward pass of a `Pretrainer` gives.
+    """The output of a `Pretrainer`.
 
     Attributes:
-        loss: the mean over the predictions that count; the same number in train and eval mode.
-        predictions: for the units of `plan.predict`.
-        targets: what they should have been.
-        plan: what was seen and what was asked.
+        loss: the weighted mean over all predictions; computed in train and eval mode.
+        predictions: of the units in `plan.predict`.
+        targets: of the same units.
+        plan: which units were visible and predicted.
+        losses: of each objective by name, without its weight, if there are several (`sum_of`); without gradients.
     """
 
     loss: Float[Tensor, ""]
@@ -40,25 +42,26 @@ class Output:
     plan: Plan
     _backbone: Backbone = field(repr=False)
     _images: ImageBatch = field(repr=False)
+    losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
     @cached_property
     def embedding(self) -> Float[Tensor, "B D"]:
-        """The pooled feature of the whole, unmasked images: what probes use.
+        """The pooled feature of the whole, unmasked images, which probes use.
 
-        The same in train and eval mode, and without gradient. It is computed when first asked for, because it takes a
-        pass of its own: training sees only what the plan shows.
+        The same in train and eval mode, and without gradients. It is computed on first access in an extra forward pass,
+        because the training pass sees only what the plan shows.
         """
         return embedding_of(self._backbone, self._images)
 
 
 def embedding_of(backbone: Backbone, images: ImageBatch) -> Float[Tensor, "B D"]:
-    """`backbone.pool` in eval mode and without gradients; every module gets its own mode back afterwards."""
+    """`backbone.pool` in eval mode and without gradients; restores the mode of every module."""
     with evaluating(backbone):
         return backbone.pool(images)
 
 
 class Pretrainer(nn.Module):
-    """A method over a backbone, as a plain module for any training loop: `after_step` after each optimizer step.
+    """A method over a backbone, as a plain module for any training loop. Call `after_step` after each optimizer step.
 
     >>> import timm
     >>> from patchcast.backbones import wrap
@@ -69,13 +72,14 @@ class Pretrainer(nn.Module):
     (torch.Size([2, 1, 75, 768]), torch.Size([2, 64]))
 
     Args:
-        plan: draws what may be seen and what is predicted.
-        view: makes the backbone see just that.
-        predictor: from what was seen to what was asked.
-        target: what it should be.
+        plan: draws which units are visible and which are predicted.
+        view: runs the backbone on the visible units.
+        predictor: from the view's features to predictions.
+        target: what is predicted.
         loss: `(prediction, target) -> one number per prediction`.
     Raises:
-        CannotError: if the backbone cannot do what the view needs, or the predictor reads where the view has nothing.
+        CannotError: if the backbone cannot do what the view needs, or the predictor reads features that the view does
+            not provide.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class Pretrainer(nn.Module):
             raise CannotError(backbone.cannot(view.needs))
         if view.separates_by_attention and not backbone.pixels_stay_in_unit:
             raise CannotError(
-                f"{type(view).__name__} would leak: the stem of {backbone.name} lets pixels through to neighbouring "
+                f"{type(view).__name__} would leak: the stem of {backbone.name} lets pixels through to neighboring "
                 f"units, which no attention mask undoes; it can {', '.join(sorted(backbone.can - {view.needs}))}"
             )
         if predictor.reads_hidden and not view.holds_hidden:
@@ -110,31 +114,55 @@ class Pretrainer(nn.Module):
         self._has_gradient, self._forgotten = False, 0
 
     def forward(
-        self, images: ImageBatch, plan: Plan | None = None, *, generator: torch.Generator | None = None
+        self,
+        images: ImageBatch,
+        plan: Plan | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        unit_weight: Float[Tensor, "B N"] | None = None,
     ) -> Output:
-        """Predict what the plan asks; `plan` is drawn (from a CPU generator) unless given."""
+        """Compute predictions and loss. `plan` is drawn (from a CPU generator) unless given.
+
+        Args:
+            unit_weight: how much each unit of each image counts in the loss, 0 or more, on top of the plan's weights: 0
+                where there are no data (`valid_share`). A batch of which nothing counts has a loss of 0.
+        Raises:
+            ValueError: if `unit_weight` has another shape, or a weight is negative or NaN (looked at on the CPU only: a
+                GPU would have to wait).
+        """
         self.backbone.check_dtype(images)
         if plan is None:
             plan = self.draw(images, generator)
-        targets = self.targets(images, plan)  # before the activations that are kept for the backward pass
+        targets = self.targets(images, plan)  # before the activations that are stored for the backward pass
+        weight = plan.weight
+        if unit_weight is not None:
+            weight = _weight_at(plan, unit_weight)
+            targets = targets.masked_fill((weight == 0)[..., None], 0)  # what has no data may be NaN
         predictions = self.predictor(self.view(self.backbone, images, plan), plan).float()
-        loss = weighted_mean(self.loss(predictions, targets), plan.weight)
+        mean = weighted_mean if unit_weight is None else _mean_of_any
+        parts: dict[str, Tensor] = {}
+        if isinstance(self.loss, SumOfLosses):
+            losses = self.loss.each(predictions, targets)
+            parts = {name: mean(part.detach(), weight) for name, part in losses.items()}
+            loss = mean(self.loss.join(losses), weight)
+        else:
+            loss = mean(self.loss(predictions, targets), weight)
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._check_after_step(loss)
-        return Output(loss, predictions, targets, plan, self.backbone, images)
+        return Output(loss, predictions, targets, plan, self.backbone, images, parts)
 
     def after_step(self) -> None:
-        """What a training loop calls after each optimizer step: a teacher that follows the backbone does so here."""
+        """Call this after each optimizer step: it updates a teacher that follows the backbone."""
         self.target.update(self.backbone)
         self._has_gradient, self._forgotten = False, 0
 
     def _check_after_step(self, loss: Float[Tensor, ""]) -> None:
         """Warn once if a second optimizer step was taken and nobody called `after_step`.
 
-        A step was taken if there were gradients, and now there are none or the weights' version is another (a fused
-        optimizer leaves the version as it is). Nothing of this waits for a GPU, and gathered gradients are no step.
+        A step was taken if there were gradients, and now there are none or the weights' version has changed (a fused
+        optimizer does not change the version). This never waits for a GPU, and accumulating gradients is not a step.
         """
-        if type(self.target).update is Target.update or self._forgotten > 1:
+        if not self.target.follows or self._forgotten > 1:
             return
         weights = [weight for weight in self.backbone.parameters() if weight.requires_grad]
         version = _version_of(weights)
@@ -159,7 +187,7 @@ class Pretrainer(nn.Module):
 
     @torch.no_grad()
     def targets(self, images: ImageBatch, plan: Plan) -> Num[Tensor, "B G P T"]:
-        """What the predictions of this plan should be."""
+        """The targets of this plan's predictions."""
         every = self.target(images)
         if every.shape[1] != plan.grid.units:
             raise ValueError(f"the target gives {every.shape[1]} rows for the {plan.grid.units} units of {plan.grid}")
@@ -171,9 +199,9 @@ class Pretrainer(nn.Module):
         backbone = self.backbone
         return backbone.parameters_in([*backbone.unused(), *backbone.not_in_features(), *for_prefix])
 
-    @torch.compiler.disable  # dynamo fails where chance is drawn for a batch of any size
+    @torch.compiler.disable  # dynamo cannot trace random numbers for a dynamic batch size
     def draw(self, images: ImageBatch, generator: torch.Generator | None = None) -> Plan:
-        """A plan for these images, on their device; for each by its own size, if they have different ones."""
+        """Draw a plan for these images, on their device. Images of different sizes are planned separately."""
         pixels, grid = pixels_of(images), self.backbone.grid(images)
         grids = self.backbone.grid_of_each(images)
         if grids is None:
@@ -181,12 +209,12 @@ class Pretrainer(nn.Module):
         return draw_each(self.plan, grids, grid, generator).to(pixels.device)
 
     def draw_piece(self, images: ImageBatch, piece: int, pieces: int) -> tuple[Plan, float]:
-        """The rows of a plan for a batch of which these images are one of several equal pieces, drawn as for the whole.
+        """Draw the plan of the whole batch and return the rows of this micro-batch, one of several equal `pieces`.
 
         Returns:
-            the plan, and the factor of the loss with which the mean over all pieces is that over every prediction of
-            the batch that counts, however they fall into pieces. Where images differ in size, each piece is planned
-            by itself, and the factor is 1.
+            the plan, and a factor for the loss, such that the mean over all micro-batches is the weighted mean over all
+            predictions of the batch. If images differ in size, each micro-batch is planned separately, and the factor
+            is 1.
         """
         if pieces == 1 or self.backbone.grid_of_each(images) is not None:
             return self.draw(images), 1.0
@@ -200,12 +228,34 @@ class Pretrainer(nn.Module):
 
 
 def _version_of(tensors: Sequence[Tensor]) -> int:
-    """A number that grows when a tensor is changed in place; the sum of what torch counts for each."""
+    """A number that increases when a tensor is changed in place: the sum of torch's version counters."""
     return sum(tensor._version for tensor in tensors if not tensor.is_inference())
 
 
 def weighted_mean(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"] | None) -> Float[Tensor, ""]:
-    """The mean over every prediction of the batch that counts, not the mean of the images' means."""
+    """The weighted mean over all predictions of the batch, not the mean of per-image means."""
     if weight is None:
         return losses.mean()
     return (losses * weight).sum() / weight.sum()
+
+
+def _weight_at(plan: Plan, unit_weight: Float[Tensor, "B N"]) -> Float[Tensor, "B G P"]:
+    """How much each prediction counts by the plan and by its unit."""
+    rows = (len(plan.predict), plan.grid.units)
+    if unit_weight.shape != rows:
+        raise ValueError(
+            f"unit_weight has a weight for each unit of each image, {rows} on {plan.grid}; "
+            f"got {tuple(unit_weight.shape)}"
+        )
+    if unit_weight.device.type == "cpu" and not bool((is_fine := unit_weight >= 0).all()):
+        raise ValueError(f"weights of units are 0 or more; got {float(unit_weight[~is_fine][0])}")
+    weight = unit_weight[:, None].float().expand(-1, plan.predict.shape[1], -1).gather(2, plan.predict)
+    return weight if plan.weight is None else weight * plan.weight
+
+
+def _mean_of_any(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"] | None) -> Float[Tensor, ""]:
+    """`weighted_mean`, or 0 if all weights are 0."""
+    if weight is None:
+        return losses.mean()
+    total = weight.sum()
+    return (losses * weight).sum() / torch.where(total > 0, total, 1.0)

@@ -1,4 +1,4 @@
-"""Ranges of numbers that users give, and the one sentence for a number outside of its range. Imports nothing heavy."""
+"""Ranges of numeric options, and the error for a number outside of its range. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Range:
     at least 0 and below 1
 
     Attributes:
-        without_low, without_high: whether that bound itself is outside.
+        without_low, without_high: whether the bound is excluded.
     """
 
     low: int | float = -math.inf
@@ -50,7 +50,7 @@ POSITIVE_SHARE = Range(0, 1, without_low=True)
 
 
 def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], *, prefix: str = "") -> None:
-    """Check numbers, and each number of a list or tuple; what is None is not checked.
+    """Check numbers, and each number of a list or tuple; None is skipped.
 
     >>> check_ranges({"lr": 0.0, "steps": None}, {"lr": POSITIVE, "steps": AT_LEAST_1})
     Traceback (most recent call last):
@@ -58,7 +58,7 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], *, pref
     ValueError: lr must be above 0; got 0.0
 
     Args:
-        prefix: of the names in the sentence, such as "--" for a command's options.
+        prefix: of the names in the message, such as "--" for a command's options.
     Raises:
         ValueError: if a number is outside of its range; names it, its range and its value.
     """

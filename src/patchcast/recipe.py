@@ -1,6 +1,6 @@
-"""`Recipe`: all options of a run, as plain values. Flags, YAML files and a run folder's config.yaml are the same thing.
+"""`Recipe`: all options of a run, as plain values, for flags, YAML files and a run folder's config.yaml.
 
-It imports neither torch nor timm, so that wrong options are found at once.
+It imports neither torch nor timm, so that wrong options are reported at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 
 Precision = Literal["fp32", "bf16"]
@@ -20,17 +21,18 @@ SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 HELD_OUT = 0.05
 """Share of a source without a validation or test split that is held out from training."""
 EARLIER: dict[str, Any] = {"held_out": 0.0, "crop_mode": "center"}
-"""Options that configs of earlier versions do not have, and what those versions did."""
+"""Options that configs of earlier versions lack, and the values that reproduce those versions."""
 NOT_LEARNED = frozenset(
     {
         *("out", "device", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
         *("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb"),
     }
 )
-"""Options that change nothing in what is learned (but for rounding): where and how fast a run goes, and what it logs.
-A run may be resumed with other values of these, and a model card leaves them out."""
+"""Options that do not change what is learned (up to rounding): devices, speed and logging. A run may be resumed with
+other values of these, and a model card leaves them out."""
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("image_size", "tile_size", "patch_size", "channels", "steps", "batch_size"), AT_LEAST_1),
+    "max_pixels": AT_LEAST_1,
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "devices", "nodes", "accumulate"), AT_LEAST_1),
     **dict.fromkeys(("epochs", "lr", "std"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip", "workers"), NOT_NEGATIVE),
@@ -41,7 +43,7 @@ RANGES: dict[str, Range] = {
     "crop_scale": POSITIVE_SHARE,
     "seed": Range(0, 2**63 - 1),
 }
-"""Of every number in a recipe."""
+"""The ranges of all numbers in a recipe."""
 
 
 @dataclass
@@ -67,12 +69,16 @@ class Recipe:
         start_bands: which three of the images' channels, counted from 0, are red, green and blue, if the images have
             more channels than the start. Default: of 4 channels the first three; of others none, and the first layer
             starts from random weights.
-        image_size: height and width in pixels. Default: the model's; the data's, if the images are smaller.
+        image_size: height and width in pixels. Default: the model's; if the images are smaller, the size nearest to
+            theirs that gives about as many patches as the model has on its own size. See docs/training.md.
         tile_size: pixels per side of a tile. Images are cut into tiles of this size, and the model, built for one
             tile, runs over all tiles together. Default: images are not cut.
-        patch_size: pixels per side of a patch. Default: the model's; if images are smaller than the model's, a patch
-            that gives at least 7 patches per side.
+        patch_size: pixels per side of a patch. Default: the model's; if images are smaller than the model's, the
+            largest with at least half as many patches per side as the model has. Pretrained models keep their own.
         channels: 1, 3 or 4 channels per image, or as many as the files have. Default: the data's.
+        image_column: of parquet files and datasets, where it is not called image or by another usual name.
+        label_column: likewise, of the labels, which probes need.
+        max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
         codes: number of codes that beit and imagegpt predict, found in the data's patches or colors. Default: 512.
         tokenizer: a saved palette or codebook to use instead. A copy is saved in the run folder.
         mean: of each channel, where white is 1. Default: measured on the data; the model's if it is pretrained.
@@ -126,6 +132,9 @@ class Recipe:
     tile_size: int | None = None
     patch_size: int | None = None
     channels: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    max_pixels: int | None = None
     codes: int | None = None
     tokenizer: Path | None = None
     mean: tuple[float, ...] | None = None
@@ -166,10 +175,10 @@ class Recipe:
         return {name: _plain(value) for name, value in values.items()}
 
     def check(self) -> None:
-        """Check the range of every number. The only place that does; called before anything is written.
+        """Check the range of every number, before anything is written.
 
         Raises:
-            ValueError: in one sentence, for the first number that is out of its range.
+            ValueError: for the first number that is out of range.
         """
         check_ranges(vars(self), RANGES)
         if self.pretrained and self.start is not None:
@@ -189,7 +198,7 @@ class Recipe:
         return self.model if self.pretrained else self.start
 
     def differences(self, other: Recipe) -> str:
-        """The options in which this recipe would learn something else than another, in words; empty if none.
+        """The options that differ between two recipes, as text; empty if none.
 
         Options in `NOT_LEARNED` are not compared.
         """
@@ -201,14 +210,14 @@ class Recipe:
         import yaml
 
         heading = f"# Run again with: patchcast pretrain --config {file.name} --out ANOTHER_FOLDER\n"
-        file.write_text(heading + yaml.safe_dump(self.to_dict(), sort_keys=False))
+        write_text(file, heading + yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     @classmethod
     def load(cls: type[SomeRecipe], file: Path) -> SomeRecipe:
-        """Read a recipe that `save` or a person wrote.
+        """Read a recipe from YAML.
 
         Raises:
-            ValueError: if the file is no recipe, or has an option that recipes do not have.
+            ValueError: if the file is not a recipe, or has unknown options.
         """
         values = _read_yaml(file)
         known = {each.name for each in dataclasses.fields(cls)}
@@ -217,14 +226,14 @@ class Recipe:
             raise ValueError(f"{file} has unknown options: {', '.join(unknown)}")
         required = [each.name for each in dataclasses.fields(cls) if _is_required(each)]
         if missing := [name for name in required if name not in values]:
-            raise ValueError(f"{file} is no whole recipe: it has no {', '.join(missing)}")
+            raise ValueError(f"{file} is not a complete recipe: it has no {', '.join(missing)}")
         if isinstance(values.get("image_size"), int):
             values["image_size"] = [values["image_size"]] * 2
         for name in ("image_size", "mean", "std", "crop_scale", "betas", "start_bands"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
         for name in ("epochs", "lr", "weight_decay", "warmup", "clip", "held_out"):
-            if values.get(name) is not None:  # a person writes 5, and YAML reads 1e-3 as a word
+            if values.get(name) is not None:  # people write 5, and YAML reads 1e-3 as text
                 values[name] = _as_float(values[name], name, file)
         for name in ("out", "tokenizer"):
             if values.get(name) is not None:
@@ -262,11 +271,11 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         reason = " ".join(str(problem).split())
-        raise ValueError(f"{file} is no recipe in YAML: {reason}") from problem
+        raise ValueError(f"{file} is not a recipe in YAML: {reason}") from problem
     except OSError as problem:
         raise ValueError(f"{file} cannot be read: {problem.strerror}") from problem
     if not isinstance(values, dict):
-        raise ValueError(f"{file} is no recipe: it holds no options")
+        raise ValueError(f"{file} is not a recipe: it has no options")
     return values
 
 

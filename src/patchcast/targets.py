@@ -1,4 +1,4 @@
-"""Targets: what is to be predicted, for every unit of the image. They know nothing of plans."""
+"""Targets: what is predicted for every unit of the image. They do not depend on plans."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from patchcast.backbones.backbone import Backbone, ImageBatch, pixels_of
 from patchcast.geometry import Grid
-from patchcast.tokenizers.base import Draws, Tokenizer
+from patchcast.tokenizers.base import DrawingTokenizer, Tokenizer
 
 Statistics = tuple[Sequence[float], Sequence[float]]
 
@@ -22,16 +22,26 @@ class Target(nn.Module):
     """`(images) -> one vector for every unit of the grid`.
 
     Attributes:
-        outputs: values to predict for a unit.
-        has_noise_floor: whether the loss on noise has a floor; not if the target is learnt along, and can collapse.
+        outputs: number of values to predict per unit.
+        has_noise_floor: whether the loss on noise has a floor. It has none if the target is learned and can collapse.
         is_drawn: whether predictions can be drawn: `to_pixels`.
-        from_image: what `to_pixels` takes from the image itself, in words, for the caption of a picture.
+        from_image: what `to_pixels` takes from the image itself, as text for the caption of a picture.
+        values: number of values of a target: that of `outputs`, or 1 for a code.
+        follows: whether `update` does something, so that a training loop must call it.
     """
 
     outputs: int
     has_noise_floor: bool = True
     is_drawn: bool = False
     from_image: str = ""
+
+    @property
+    def values(self) -> int:
+        return self.outputs
+
+    @property
+    def follows(self) -> bool:
+        return type(self).update is not Target.update
 
     def forward(self, images: ImageBatch) -> Num[Tensor, "B N T"]:
         """Targets of every unit, row by row: vectors, or a code each."""
@@ -40,15 +50,15 @@ class Target(nn.Module):
     def to_pixels(
         self, predictions: Float[Tensor, "B N T"], images: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"]:
-        """Predictions of every unit as pixels; what the target leaves out (mean and spread) is taken from `images`."""
-        raise ValueError(f"{type(self).__name__} are no pixels: their predictions cannot be drawn")
+        """Predictions of every unit as pixels; what targets omit (mean and contrast) is taken from `images`."""
+        raise ValueError(f"{type(self).__name__} are not pixels: their predictions cannot be drawn")
 
     def blind(self, targets: Num[Tensor, "B G P T"]) -> Float[Tensor, "B G P K"]:
-        """The best prediction of these that looks at no image: what an honest method is left with on noise."""
+        """The best prediction of these targets without an image: what an honest method can reach on noise."""
         return torch.zeros_like(targets)
 
     def update(self, backbone: Backbone) -> None:
-        """Called by `Pretrainer.after_step`; targets that follow the backbone do so here."""
+        """Called by `Pretrainer.after_step`: updates a target that follows the backbone."""
 
 
 class Pixels(Target):
@@ -60,10 +70,10 @@ class Pixels(Target):
 
     Args:
         stride: pixels per side of a unit, (rows, cols).
-        normalize: subtract each unit's mean and divide by its standard deviation, with the unbiased variance and 1e-6
-            under the root (He et al. 2022, section 3, "reconstruction target").
+        normalize: subtract each unit's mean and divide by its standard deviation: sqrt(unbiased variance + 1e-6)
+            (He et al. 2022, section 3, "reconstruction target").
     Raises:
-        ValueError: if a unit of one value is to be normalised.
+        ValueError: if `normalize` is given for units of one value.
     """
 
     is_drawn = True
@@ -95,9 +105,9 @@ class Pixels(Target):
 
 
 class Codes(Target):
-    """The code of each unit in the vocabulary of a tokenizer, to be predicted by one logit for each (BEiT, ImageGPT).
+    """The code of each unit in a tokenizer's vocabulary, predicted by one logit per code (BEiT, ImageGPT).
 
-    The tokenizer is frozen, kept in eval mode, and saved with the pretrainer if it is a module.
+    The tokenizer is frozen, always in eval mode, and saved with the pretrainer if it is a module.
 
     >>> from patchcast.tokenizers.patches import PatchCodebook
     >>> target = Codes(PatchCodebook(torch.tensor([[0.0], [1.0]]), stride=(1, 1), normalize=False))
@@ -111,10 +121,14 @@ class Codes(Target):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.tokenizer, self.outputs = tokenizer, tokenizer.vocabulary
-        self.is_drawn = isinstance(tokenizer, Draws)
-        self.from_image = tokenizer.from_image if isinstance(tokenizer, Draws) else ""
+        self.is_drawn = isinstance(tokenizer, DrawingTokenizer)
+        self.from_image = tokenizer.from_image if isinstance(tokenizer, DrawingTokenizer) else ""
         if isinstance(tokenizer, nn.Module):
             tokenizer.requires_grad_(False).eval()
+
+    @property
+    def values(self) -> int:
+        return 1
 
     def train(self, mode: bool = True) -> Codes:
         super().train(mode)
@@ -132,23 +146,25 @@ class Codes(Target):
         """The most likely codes, drawn.
 
         Raises:
-            ValueError: if the tokenizer does not say how.
+            ValueError: if the tokenizer cannot draw codes.
         """
-        if not isinstance(self.tokenizer, Draws):
-            raise ValueError(f"codes of {type(self.tokenizer).__name__} cannot be drawn: it has no `draw` (see Draws)")
+        if not isinstance(self.tokenizer, DrawingTokenizer):
+            raise ValueError(
+                f"codes of {type(self.tokenizer).__name__} cannot be drawn: it has no `draw` (see DrawingTokenizer)"
+            )
         return self.tokenizer.draw(predictions.argmax(dim=-1), images)
 
     def blind(self, targets: Int[Tensor, "B G P 1"]) -> Float[Tensor, "B G P K"]:
-        """The logarithm of how often each code is among them."""
+        """The log frequency of each code in these targets."""
         counts = F.one_hot(targets.flatten(), self.outputs).sum(0)
         return (counts / counts.sum()).log().clamp(min=-100).expand(*targets.shape[:3], -1)
 
 
 class EMAFeatures(Target):
-    """Layer-normed features of a teacher, which is a slowly moving average of the backbone (Assran et al. 2023).
+    """Layer-normalized features of a teacher: an exponential moving average of the backbone (Assran et al. 2023).
 
-    The teacher sees the whole image, in eval mode. Its momentum rises linearly to 1 over the training. Teacher and
-    step are part of the state, so that a training resumed is the same training.
+    The teacher sees the whole image, in eval mode. Its momentum rises linearly to 1 during training. Teacher and step
+    are in the state dict, so that training resumes exactly.
 
     >>> from patchcast.backbones import wrap
     >>> backbone = wrap("test_vit", img_size=32)
@@ -157,10 +173,10 @@ class EMAFeatures(Target):
     0.95
 
     Args:
-        backbone: copied; the copy takes no gradient.
+        backbone: the student. It is copied, and the copy gets no gradients.
         momentum: at the first step.
-        steps: optimiser steps after which it is 1; None: it stays where it is. It may be set later, when the length of
-            the training is known.
+        steps: optimizer steps until the momentum is 1; None: constant momentum. May be set later, when the number of
+            steps is known.
     """
 
     step: Tensor
@@ -177,7 +193,7 @@ class EMAFeatures(Target):
 
     @property
     def momentum(self) -> float:
-        """The teacher's share in its next value."""
+        """The weight of the teacher in its next value."""
         if self.steps is None:
             return self.start
         return self.start + (1 - self.start) * min(1.0, self._done / self.steps)

@@ -1,4 +1,4 @@
-"""Views: how a backbone is made to see what a plan lets it see, and nothing else."""
+"""Views: how a backbone sees exactly the units that a plan makes visible."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from patchcast.plans.plan import MaskPlan, OrderPlan, PlanT, StartPlan
 
 @dataclass(frozen=True)
 class Context:
-    """What the backbone made of what it saw.
+    """The features that a view returns.
 
     Attributes:
         prefix: features of class and register tokens.
-        units: features of the units that it holds.
-        at: which unit each row of `units` is; None for all of them, row by row.
-        is_valid: False where a row (prefix tokens in front) is padding, which is not to be looked at; None if none is.
+        units: features of units.
+        at: index of the unit of each row of `units`; None for all units, row by row.
+        is_valid: False where a row (prefix tokens first) is padding; None if none is.
     """
 
     grid: Grid
@@ -36,10 +36,10 @@ class View(nn.Module, Generic[PlanT]):
     """`(backbone, images, plan) -> Context`.
 
     Attributes:
-        needs: the capability that it asks of the backbone.
-        plans: the kind of plan that it can show.
-        holds_hidden: whether its context has a row for units that were not seen, so that a head may read there.
-        separates_by_attention: whether units are kept apart by attention alone, so that no stem may mix their pixels.
+        needs: the capability that the backbone must have.
+        plans: the kind of plan that it works with.
+        holds_hidden: whether its context has a feature for hidden units, so that a head can read there.
+        separates_by_attention: whether only attention separates units, so that the stem must not mix their pixels.
     """
 
     needs: Capability
@@ -52,9 +52,9 @@ class View(nn.Module, Generic[PlanT]):
 
 
 class Drop(View[MaskPlan]):
-    """The backbone runs on the visible units alone (MAE, I-JEPA).
+    """The backbone runs on the visible units only (MAE, I-JEPA).
 
-    Where stems overlap (Hiera), the pixels of the others are blanked first: visible tokens would hold some of them.
+    If stems overlap (Hiera), hidden pixels are blanked first: they would reach visible tokens.
 
     Args:
         prefix: keep class and register tokens; False drops them too, where the backbone can do without (`keep_rows`).
@@ -83,7 +83,7 @@ class Drop(View[MaskPlan]):
 
 
 class Attend(View[OrderPlan]):
-    """The backbone runs on every unit, and attention obeys the plan's order (AIM)."""
+    """The backbone runs on every unit, with the attention mask of the plan's order (AIM)."""
 
     needs = "attend"
     plans = OrderPlan
@@ -101,8 +101,8 @@ class Attend(View[OrderPlan]):
 
 
 class Shift(View[StartPlan]):
-    """The backbone runs on every unit, each moved on by one place behind a start token, so that all are predicted
-    (ImageGPT): at the place of a unit it has seen those before it, and not the unit itself."""
+    """The backbone runs on every unit, shifted by one position after a start token, so that all units are predicted
+    (ImageGPT): the feature at a unit's position depends on the units before it, and not on the unit itself."""
 
     needs = "shift"
     plans = StartPlan
@@ -116,9 +116,9 @@ class Shift(View[StartPlan]):
 
 
 class Replace(View[MaskPlan]):
-    """The backbone runs on every unit, with a learnt mask token in the place of those that are hidden (SimMIM, BEiT).
+    """The backbone runs on every unit, and a learned mask token replaces the hidden ones (SimMIM, BEiT).
 
-    Their pixels are blanked as well, because in stems that overlap they would reach the neighbours' tokens.
+    Hidden pixels are blanked too: in overlapping stems they would reach the tokens of neighboring units.
 
     >>> from patchcast.backbones import wrap
     >>> from patchcast.plans import RandomMask
@@ -128,7 +128,7 @@ class Replace(View[MaskPlan]):
     torch.Size([2, 16, 64])
 
     Args:
-        embed_width: channels of a token where the mask token goes in: `backbone.embed_width`.
+        embed_width: channels of the mask token: `backbone.embed_width`.
     """
 
     needs = "replace"
@@ -146,8 +146,9 @@ class Replace(View[MaskPlan]):
 
 
 class Blank(View[MaskPlan]):
-    """The backbone runs on every unit, with zeros in the place of those that are hidden (ImageGPT's masked objective):
-    only positions are left there, and no mask token is learnt."""
+    """The backbone runs on every unit, and zeros replace the hidden ones (ImageGPT's masked objective).
+
+    Hidden units have only their positions, and no mask token is learned."""
 
     needs = "replace"
     plans = MaskPlan
@@ -160,7 +161,7 @@ class Blank(View[MaskPlan]):
 
 
 class Paint(View[MaskPlan]):
-    """The backbone sees the image with hidden units painted over, in the mean colour: any model at all can do this.
+    """The backbone runs on images whose hidden units are painted over in the mean color. This works with any model.
 
     >>> from patchcast.backbones import wrap
     >>> from patchcast.plans import RandomMask
@@ -179,7 +180,7 @@ class Paint(View[MaskPlan]):
 
 
 def replace_or_paint(backbone: Backbone) -> Replace | Paint:
-    """A mask token in the place of hidden units, or where a model is not entered (ConvNeXt, ResNet), paint over them.
+    """`Replace` if the backbone takes mask tokens, else `Paint` (ConvNeXt, ResNet).
 
     >>> from patchcast.backbones import wrap
     >>> replace_or_paint(wrap("test_vit"))
@@ -189,7 +190,7 @@ def replace_or_paint(backbone: Backbone) -> Replace | Paint:
 
 
 def read(context: Context, units: Int[Tensor, "B G P"]) -> Float[Tensor, "B G P D"]:
-    """The features at the place of the given units, of a context that holds them all."""
+    """The features of the given units, from a context that holds all units."""
     if context.at is not None:
-        raise ValueError("this context holds only the units that were seen; a head cannot read at hidden ones")
+        raise ValueError("this context holds visible units only; a head cannot read at hidden ones")
     return take(context.units, units)

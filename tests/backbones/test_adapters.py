@@ -55,7 +55,7 @@ def test_any_other_model_of_timm_is_painted(name: str) -> None:
     with torch.no_grad():
         assert_same(backbone(images), backbone.model.forward_features(images))
         assert backbone.units(images).shape[1:] == (backbone.grid(images).units, backbone.width)
-    with pytest.raises(CannotError, match=r"cannot run on the visible units alone \('drop'\); it can be shown images"):
+    with pytest.raises(CannotError, match=r"cannot run on the visible units alone \('drop'\); it can run on images"):
         backbone.keep(backbone.embed(images), torch.zeros(2, 1, dtype=torch.long))
     with pytest.raises(CannotError, match="cannot put a mask token"):
         backbone.embed(images, is_hidden=torch.zeros(2, *backbone.grid(images), dtype=torch.bool))
@@ -75,7 +75,7 @@ def test_what_is_not_declared_is_refused(name: str) -> None:
         with pytest.raises(CannotError, match="cannot run on the visible units alone"):
             backbone.keep(tokens, torch.zeros(2, 1, dtype=torch.long))
     if "attend" not in backbone.can:
-        with pytest.raises(CannotError, match="cannot obey any attention mask"):
+        with pytest.raises(CannotError, match="cannot apply any attention mask"):
             backbone.forward_stages(tokens, is_causal=True)
 
 

@@ -30,7 +30,7 @@ def features(backbone: Backbone, moved: int | None, can_see: Bool[Tensor, "*B L 
         images[..., row * down : (row + 1) * down, col * right : (col + 1) * right] += 1.0
     with torch.no_grad():
         tokens = backbone.embed(images)
-        if moved is not None and not backbone.pixels_stay_in_unit:  # the stem would carry it to the neighbours
+        if moved is not None and not backbone.pixels_stay_in_unit:  # the stem would carry it to the neighbors
             tokens.x[:, tokens.prefix + moved] += torch.linspace(-1, 1, tokens.x.shape[-1])
         out = backbone.forward_stages(tokens, can_see=can_see, is_causal=can_see is None)
         return backbone.split(out, tokens)[1]
@@ -103,5 +103,5 @@ def test_masks_are_refused_with_what_the_backbone_can_do(name: str) -> None:
     backbone = small(name)
     tokens = backbone.embed(images_for(backbone))
     for mask in ({"is_causal": True}, {"can_see": torch.ones(4, 4, dtype=torch.bool)}):
-        with pytest.raises(CannotError, match=r"cannot obey any attention mask.*it can .*replace"):
+        with pytest.raises(CannotError, match=r"cannot apply any attention mask.*it can .*replace"):
             backbone.forward_stages(tokens, **mask)

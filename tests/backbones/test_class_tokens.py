@@ -105,14 +105,14 @@ def test_what_cannot_do_without_says_so() -> None:
     eva = build("vit_tiny_patch16_dinov3_qkvb", **BY_NAME["vit_tiny_patch16_dinov3_qkvb"])
     tokens = eva.embed(images_for(eva))
     rows: Tensor = torch.zeros(2, 1, dtype=torch.long)
-    with pytest.raises(CannotError, match="its rotary positions count on them"):
+    with pytest.raises(CannotError, match="its rotary positions need them"):
         eva.keep_rows(tokens, rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         swin = wrap("swin_tiny_patch4_window7_224", img_size=64, window_size=2, depths=(1, 1, 1, 1))
     with pytest.raises(CannotError, match="no place for a mask token among its class and register tokens"):
         swin.embed(torch.zeros(1, 3, 64, 64), is_hidden_prefix=torch.ones(1, 1, dtype=torch.bool))
-    with pytest.raises(CannotError, match="cannot do without its class"):
+    with pytest.raises(CannotError, match="cannot run without its class"):
         swin.keep_rows(swin.embed(torch.zeros(1, 3, 64, 64)), rows[:1])
     with pytest.raises(ValueError, match="is_hidden_prefix is for 2 prefix tokens"):
         wrap("test_vit", img_size=32).embed(

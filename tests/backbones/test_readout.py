@@ -64,7 +64,7 @@ def test_a_constant_unit_has_a_gradient() -> None:
 
 
 def test_what_a_model_does_not_have() -> None:
-    with pytest.raises(CannotError, match="has no class token to read out"):
+    with pytest.raises(CannotError, match="has no class token; use another readout"):
         wrap("test_efficientnet").pool(torch.zeros(1, 3, 160, 160), "class")
 
 

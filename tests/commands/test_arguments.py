@@ -91,7 +91,7 @@ def test_a_file_of_options_and_what_is_given_as_well(tmp_path: Path) -> None:
     file.write_text("method: mae\nmodle: test_vit\n")
     with pytest.raises(UsageError, match="no option --modle; did you mean --model"):
         parse("pretrain", ["--config", str(file)], [Recipe], from_file=True)
-    with pytest.raises(UsageError, match="--config nothing is not there"):
+    with pytest.raises(UsageError, match=r"there is no file nothing \(--config\)"):
         parse("pretrain", ["--config", "nothing"], [Recipe], from_file=True)
 
 
@@ -112,22 +112,22 @@ def test_a_file_of_options_and_what_is_given_as_well(tmp_path: Path) -> None:
         (["pretrain", *RECIPE, "--crop_scale", "0.2"], "--crop_scale takes 2 numbers; got '[0.2]'"),
         (["pretrain", *RECIPE, "--method_args", "x=1"], "--method_args takes options in JSON, such as"),
         (["pretrain", "--method", "mae"], "pretrain needs --model, --data, --out"),
-        (["pretrain", *RECIPE, "more"], "pretrain does not know what to do with 'more'"),
+        (["pretrain", *RECIPE, "more"], "pretrain does not take the argument 'more'"),
         (["pretrain", *RECIPE, "-x"], "pretrain has no option -x; options begin with two dashes"),
         (["pretrain", *RECIPE, "--method", "mea"], "no method is called 'mea'; did you mean mae?"),
         (["pretrain", *RECIPE, "--model", "test_vot"], "timm has no model 'test_vot'; did you mean"),
         (["pretrain", *RECIPE, "--data", "/not/there"], "/not/there is not there; --data takes a folder of images"),
         (["probe"], "probe needs RUN_OR_MODEL"),
-        (["probe", "runs/nothing"], "runs/nothing is not there; give the folder of a run"),
+        (["probe", "runs/nothing"], "there is no folder runs/nothing; give the folder of a run"),
         (["probe", "test_vit", "--dense", "colages"], "--dense takes one of masks, collages; got 'colages'"),
         (["probe", "test_vit", "--layers", "all", "--finetune", "3"], "--layers and --finetune are different"),
         (["probe", "test_vit", "--drws", "3"], "probe has no option --drws; did you mean --draws?"),
         (["compare", "--out", "x.parquet"], "compare needs RUN"),
         (["embed", "test_vit", "--data", "digits"], "embed needs --out"),
-        (["show", "nothing"], "nothing is not there; give the folder of a run"),
+        (["show", "nothing"], "there is no folder nothing; give the folder of a run"),
         (["data", "chek", "digits"], "ACTION takes one of check; got 'chek'; did you mean check?"),
         (["models", "--method", "simim"], "no method is called 'simim'; did you mean simmim?"),
-        (["shwo"], "no command is called 'shwo'; did you mean show?"),
+        (["shwo"], "there is no command 'shwo'; did you mean show?"),
     ],
 )  # fmt: skip
 def test_mistakes(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,7 +188,7 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     told = subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout
     assert "swin_tiny_patch4_window7_224" in told
     assert main(["models", "vit_tiny_r_s16_p8_224"]) == 0
-    assert "networks of its own: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
+    assert "its own networks: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
     assert set(METHOD_NAMES) == set(METHODS), "patchcast.backbones.capabilities and patchcast.methods differ"
     assert "did you mean mae?" in fails(capsys, "models", "--method", "mea")
     assert "that aim can be run on; beit, ijepa, mae, simmim can" in fails(
@@ -247,14 +247,14 @@ def test_check_tells_honest_from_leaking(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_aim_on_raw_pixels_completes_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["pretrain", "--method", "aim", *TINY]
-    for name, options in (("raw", '{"head_depth": 1, "normalize": false}'), ("normalised", '{"head_depth": 1}')):
+    for name, options in (("raw", '{"head_depth": 1, "normalize": false}'), ("normalized", '{"head_depth": 1}')):
         assert main([*small, "--method_args", options, "--out", str(tmp_path / name)]) == 0
     out = tmp_path / "completed.png"
     assert main(["complete", str(tmp_path / "raw"), "--count", "2", "--prefix", "4", "--out", str(out)]) == 0
     with Image.open(out) as picture:
         assert len(set(np.asarray(picture.convert("L")).ravel().tolist())) > 20, "the picture is blank"
     capsys.readouterr()
-    assert "normalize=False" in fails(capsys, "complete", str(tmp_path / "normalised"))
+    assert "normalize=False" in fails(capsys, "complete", str(tmp_path / "normalized"))
     assert "takes no temperature" in fails(capsys, "complete", str(tmp_path / "raw"), "--top_k", "3")
     assert "needs a prefix of 1 to 16 units; got 17" in fails(
         capsys, "complete", str(tmp_path / "raw"), "--prefix", "17"

@@ -40,7 +40,7 @@ SMALL = {
 
 
 def a_run(folder: Path, method: str = "mae", **given: Any) -> Path:
-    """A run as training leaves it, but that nothing was learnt in it."""
+    """A run as training leaves it, but that nothing was learned in it."""
     known: dict[str, Any] = {
         "model": "test_vit", "data": "digits", "out": folder, "image_size": (8, 8), "channels": 1, "mean": (0.31,),
         "std": (0.38,), "crop_scale": (0.2, 1.0), "flip": False, "epochs": 1.0, "steps": 4, "lr": 1e-3,
@@ -141,7 +141,7 @@ def test_timms_own_transform_shows_what_evaluation_does(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_timms_model_gives_the_embedding_that_probes_measure(tmp_path: Path) -> None:
-    """And says nothing of weights that are not these: timm's tag and licence."""
+    """And says nothing of weights that are not these: timm's tag and license."""
     run = a_run(tmp_path / "run")
     assert main(["export", str(run), "--out", str(tmp_path / "weights")]) == 0
     opened = open_run(run)
@@ -261,7 +261,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.Captur
         return capsys.readouterr().err
 
     assert "timm has no ImageGPT" in refused(runs["imagegpt"], "timm")
-    assert "for simmim take --to timm" in refused(runs["simmim"], "transformers")
+    assert "for simmim use --to timm" in refused(runs["simmim"], "transformers")
     assert main(["export", str(runs["mae"]), "--out", str(runs["mae"])]) == 2
     assert "is not empty" in capsys.readouterr().err
 
@@ -295,7 +295,7 @@ class Decides(nn.Module):
 
 def test_a_file_that_gives_something_else_is_not_left(tmp_path: Path) -> None:
     images = [torch.randn(1, 3, 32, 32)]
-    for norm, complaint in ((Counts(), "does not give what"), (Decides(), "cannot be exported by torch.export")):
+    for norm, complaint in ((Counts(), "does not compute what"), (Decides(), "cannot be exported by torch.export")):
         backbone = wrap("test_vit", img_size=32, depth=1)
         backbone.model.norm = norm
         with pytest.raises(ValueError, match=complaint) as problem:
@@ -304,7 +304,7 @@ def test_a_file_that_gives_something_else_is_not_left(tmp_path: Path) -> None:
         assert not (tmp_path / "model.pt2").exists()
 
 
-def test_trial_images_are_smooth_and_normalised(tmp_path: Path) -> None:
+def test_trial_images_are_smooth_and_normalized(tmp_path: Path) -> None:
     recipe = Resolved.load(a_run(tmp_path / "run", image_size=(32, 48), mean=(0.5,), std=(0.2,)) / CONFIG)
     one_noise, noise, one_natural, natural = trial_images(recipe)
     assert [len(each) for each in (one_noise, noise, one_natural, natural)] == [1, 3, 1, 3]
@@ -395,7 +395,7 @@ def test_push_that_goes_wrong(
     assert "hf auth login" in told(None), "the real client, which asks for a token before the network"
     assert "write USER/NAME" in told(Hub(tmp_path), "a name with spaces")
     public = told(Hub(tmp_path, exists=True, public=True), "me/there", "--private")
-    assert "is there already and is public" in public
+    assert "exists already and is public" in public
     refusal = HfHubHTTPError.__new__(HfHubHTTPError)  # it is made of an answer of the network's
     refusal.args = ("403 Forbidden: not yours.\n\nRequest ID: 1",)
     assert "the Hugging Face hub refused me/there: 403 Forbidden: not yours\n" in told(Hub(tmp_path, fails=refusal))

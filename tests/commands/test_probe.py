@@ -62,10 +62,10 @@ def test_a_model_of_timm_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "found" / "vit.json"
     data = tmp_path / "images"
     for split, count in (("train", 12), ("test", 4)):
-        for label, grey in (("dark", 60), ("bright", 180)):
+        for label, gray in (("dark", 60), ("bright", 180)):
             (data / split / label).mkdir(parents=True)
             for place in range(count):
-                pixels = np.full((40, 40, 3), grey + place, dtype=np.uint8)
+                pixels = np.full((40, 40, 3), gray + place, dtype=np.uint8)
                 Image.fromarray(pixels).save(data / split / label / f"{place}.png")
     options = ["--untrained", "--data", str(data), "--draws", "2", "--per_class", "2", "--device", "cpu"]
     assert main(["probe", "test_vit", *options, "--out", str(out)]) == 0
@@ -74,7 +74,7 @@ def test_a_model_of_timm_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "pretrained" not in found, "its weights were not asked for"
     assert found["raw pixels"]["linear"]["value"] == 1.0, "one is dark, the other bright"
     capsys.readouterr()
-    assert "has no data of its own: give --data" in said(capsys, "probe", "test_vit", "--untrained")
+    assert "has no data: give --data" in said(capsys, "probe", "test_vit", "--untrained")
     assert "did you mean test_vit" in said(capsys, "probe", "test_vot", "--untrained", "--data", "digits")
     assert "holds no run of patchcast" in said(capsys, "probe", str(tmp_path), "--data", "digits")
 

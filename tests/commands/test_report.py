@@ -95,8 +95,8 @@ def test_what_users_write_is_escaped(written: str) -> None:
 
 
 def test_it_says_what_was_measured(written: str) -> None:
-    for told in ("90.0 [85.0, 93.0]", "50.0 ± 2.0", "This run vs untrained: +3.1 points", "probes during the run"):
-        assert told in written
+    for alt in ("90.0 [85.0, 93.0]", "50.0 ± 2.0", "This run vs untrained: +3.1 points", "probes during the run"):
+        assert alt in written
     assert written.count("<polyline") >= 5
     assert "patchcast pretrain --method mae --model test_vit --data digits" in written
     assert "patchcast probe there --limit 7" in written
@@ -110,7 +110,7 @@ def test_a_run_without_labels_or_images(folder: Path, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
     assert main(["report", str(bare), "--data", gone, "--out", str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Nothing was measured with labels yet" in text
+    assert "Nothing has been measured with labels yet" in text
     assert "The images cannot be shown" in text
     assert not images_in(Checked(text))
 
@@ -129,14 +129,14 @@ def test_samples_and_completions(method: str, tmp_path: Path) -> None:
     pictures = len(images_in(Checked(text)))
     if method == "imagegpt":
         assert pictures == 6 * 4 + 24 + 6 * 3
-        assert "images that it draws from nothing" in text
+        assert "new images that it draws" in text
     else:
         assert pictures == 6 * 3 * 3
         assert "Completed from the first half" in text
 
 
 def test_charts_and_parts_escape_and_round() -> None:
-    chart = line_chart([Curve("<i>", [0, 1], [1.0, float("nan")])], x_label="a&b", y_label='"c"', told="<t>")
+    chart = line_chart([Curve("<i>", [0, 1], [1.0, float("nan")])], x_label="a&b", y_label='"c"', alt="<t>")
     assert "<i>" not in chart
     assert "nan" not in chart
     assert "a&amp;b" in chart
@@ -144,7 +144,7 @@ def test_charts_and_parts_escape_and_round() -> None:
     assert "<h>" not in table(["<h>"], [["<r>", "<c>"]])
     assert "&lt;v&gt;" in definitions({"k": "<v>"})
     with pytest.raises(ValueError, match="at least one curve with a point"):
-        line_chart([Curve("", [], [])], x_label="", y_label="", told="")
+        line_chart([Curve("", [], [])], x_label="", y_label="", alt="")
     for low, high in ((0.0, 1.0), (2.3, 2.31), (-5.0, 1e6), (1e-7, 3e-7)):
         found = ticks(low, high, 5)
         assert found[0] <= low

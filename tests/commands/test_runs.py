@@ -202,9 +202,9 @@ def test_a_yaml_recipe_may_say_numbers_as_people_do(tmp_path: Path) -> None:
     recipe = Recipe.load(file)
     assert (recipe.lr, recipe.image_size, recipe.epochs) == (1e-3, (32, 32), 5.0)
     for text, problem in (
-        ("", "holds no options"),
+        ("", "it has no options"),
         ("method: mae\n", "has no model, data, out"),
-        ("a: [", "no recipe in YAML"),
+        ("a: [", "not a recipe in YAML"),
         ("method: mae\nmodel: m\ndata: d\nout: o\nlr: fast\n", "lr is a number; got 'fast'"),
     ):
         file.write_text(text)

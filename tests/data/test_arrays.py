@@ -54,7 +54,7 @@ def test_thirteen_bands_are_exact(file, request):
         assert read_header(file).channels == 9
         return
     header = read_header(file)
-    assert (header.channels, header.is_grey, header.has_alpha) == (13, False, False)
+    assert (header.channels, header.is_gray, header.has_alpha) == (13, False, False)
     pixels = decode(file, 13)
     assert pixels.dtype == torch.float32
     assert pixels.shape[1:] == header.size
@@ -78,28 +78,28 @@ def test_numbers_are_scaled_by_their_kind_and_nothing_else(make):
         decode(make(np.array([[np.nan, 1]], dtype=np.float32)), 1)
 
 
-def test_sixteen_bit_colours_keep_their_bits_and_become_grey_if_asked():
-    colours = CHANCE.integers(0, 65536, (6, 7, 3), dtype=np.uint16)
-    file = tiff(colours, photometric="rgb")
-    assert np.array_equal(decode(file, 3).numpy(), colours.transpose(2, 0, 1) / np.float32(65535))
-    luma = colours @ np.array([0.299, 0.587, 0.114]) / 65535
+def test_sixteen_bit_colors_keep_their_bits_and_become_gray_if_asked():
+    colors = CHANCE.integers(0, 65536, (6, 7, 3), dtype=np.uint16)
+    file = tiff(colors, photometric="rgb")
+    assert np.array_equal(decode(file, 3).numpy(), colors.transpose(2, 0, 1) / np.float32(65535))
+    luma = colors @ np.array([0.299, 0.587, 0.114]) / 65535
     assert np.abs(decode(file, 1)[0].numpy() - luma).max() < 1e-6
 
 
-def test_eight_bits_of_grey_or_rgb_stay_eight_bits():
-    colours = CHANCE.integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    for file in (npy(colours), npy(np.ascontiguousarray(colours.transpose(2, 0, 1))), tiff(colours, photometric="rgb")):
+def test_eight_bits_of_gray_or_rgb_stay_eight_bits():
+    colors = CHANCE.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    for file in (npy(colors), npy(np.ascontiguousarray(colors.transpose(2, 0, 1))), tiff(colors, photometric="rgb")):
         assert read_header(file).channels is None
         assert decode(file, 3).dtype == torch.uint8
-        assert np.array_equal(decode(file, 3).numpy(), colours.transpose(2, 0, 1))
-        grey = decode(file, 1)
-        assert (grey.dtype, grey.shape) == (torch.uint8, (1, 6, 7))
-        assert np.abs(grey[0].numpy() - colours @ np.array([0.299, 0.587, 0.114])).max() <= 1
+        assert np.array_equal(decode(file, 3).numpy(), colors.transpose(2, 0, 1))
+        gray = decode(file, 1)
+        assert (gray.dtype, gray.shape) == (torch.uint8, (1, 6, 7))
+        assert np.abs(gray[0].numpy() - colors @ np.array([0.299, 0.587, 0.114])).max() <= 1
 
 
 def test_white_is_zero_files_are_turned_round():
-    grey = np.array([[0, 65535]], dtype=np.uint16)
-    bands = np.stack([grey] * 5, axis=-1)
+    gray = np.array([[0, 65535]], dtype=np.uint16)
+    bands = np.stack([gray] * 5, axis=-1)
     assert decode(tiff(bands, photometric="miniswhite", planarconfig="contig"), 5)[0].tolist() == [[1, 0]]
 
 
@@ -159,7 +159,7 @@ def test_preloaded_numbers_stay_as_they_are(tmp_path, monkeypatch):
     lazy, held = open_images(str(tmp_path)), open_images(str(tmp_path))
     assert held.preload()
     evaluate = Evaluate((8, 9), (0.03,) * 5, (0.01,) * 5)
-    for _ in range(2):  # normalising must not write into what is held
+    for _ in range(2):  # normalizing must not write into what is held
         assert all(torch.equal(evaluate(held[i].image), evaluate(lazy[i].image)) for i in range(3))
     monkeypatch.setattr(images_module, "DECODED_BYTES", 2000)  # enough for bytes, not for numbers
     assert not open_images(str(tmp_path)).preload()
@@ -176,7 +176,7 @@ def test_eight_and_sixteen_bits_together_mean_the_same(tmp_path):
     assert mean[0] == pytest.approx(100 / 255)
 
 
-def test_a_constant_band_can_be_normalised(tmp_path):
+def test_a_constant_band_can_be_normalized(tmp_path):
     np.save(tmp_path / "a.npy", np.full((8, 8), 1234.5678, dtype=np.float32))
     images = open_images(str(tmp_path))
     (mean,), (std,) = channel_statistics(images)

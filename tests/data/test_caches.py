@@ -12,11 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
+import torch
 
+from patchcast.backbones.sequence import ViT
 from patchcast.cli import main
 from patchcast.data import Evaluate, folder, open_images, parquet
 from patchcast.data.fingerprint import fingerprint_images
 from patchcast.data.seals import is_whole, seal
+from patchcast.evaluation import extract
 from patchcast.files import write_cache, write_whole
 from patchcast.geometry import Grid
 from patchcast.tokenizers import encoded
@@ -187,6 +192,19 @@ def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     write_whole(tmp_path / ".hidden.bin", lambda file: file.write_bytes(b"c"))
     write_another()
     assert (tmp_path / ".hidden.bin").exists()
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "other dtype"])
+def test_damaged_features_are_computed_again(tmp_path, damage):
+    torch.manual_seed(0)
+    backbone = ViT(timm.create_model("test_vit", img_size=32, patch_size=8))
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4))]
+    sound = extract(backbone, batches, cache=tmp_path).x
+    (file,) = tmp_path.rglob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(DAMAGE[damage](whole))
+    assert torch.equal(extract(backbone, batches, cache=tmp_path).x, sound)
+    assert torch.equal(safetensors.torch.load_file(file)["x"], sound)
 
 
 @pytest.mark.slow

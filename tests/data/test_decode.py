@@ -1,4 +1,4 @@
-"""One decoder for whatever a file calls its colours."""
+"""One decoder for whatever a file calls its colors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from patchcast.data.decode import UnreadableImageError, decode, is_transparent, read_header
 
 RAMP = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
-COLOURS = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=-1)
+COLORS = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=-1)
 
 
 def encode(image: Image.Image, kind: str = "png", **options) -> BytesIO:
@@ -25,21 +25,21 @@ def encode(image: Image.Image, kind: str = "png", **options) -> BytesIO:
 
 
 def rgba(alpha: int) -> Image.Image:
-    return Image.fromarray(np.dstack([COLOURS, np.full_like(RAMP, alpha)]))
+    return Image.fromarray(np.dstack([COLORS, np.full_like(RAMP, alpha)]))
 
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "tiff", "ppm"])
 def test_lossless_pixels_are_exact(kind):
-    decoded = decode(encode(Image.fromarray(COLOURS), kind), 3)
+    decoded = decode(encode(Image.fromarray(COLORS), kind), 3)
     assert decoded.dtype == torch.uint8
-    assert np.array_equal(decoded.permute(1, 2, 0).numpy(), COLOURS)
+    assert np.array_equal(decoded.permute(1, 2, 0).numpy(), COLORS)
 
 
-def test_grey_becomes_three_equal_channels_and_colours_become_luma():
-    from_grey = decode(encode(Image.fromarray(RAMP)), 3)
-    assert all(np.array_equal(channel.numpy(), RAMP) for channel in from_grey)
-    luma = COLOURS @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(decode(encode(Image.fromarray(COLOURS)), 1)[0].numpy() - luma).max() <= 1
+def test_gray_becomes_three_equal_channels_and_colors_become_luma():
+    from_gray = decode(encode(Image.fromarray(RAMP)), 3)
+    assert all(np.array_equal(channel.numpy(), RAMP) for channel in from_gray)
+    luma = COLORS @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(decode(encode(Image.fromarray(COLORS)), 1)[0].numpy() - luma).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
@@ -47,17 +47,17 @@ def test_sixteen_bits_are_kept(kind):
     values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
     file = encode(Image.fromarray(values), kind)
     assert read_header(file) == ((1, 4), True, False, 1)
-    grey = decode(file, 1)
-    assert grey.dtype == torch.float32
-    assert np.array_equal(grey[0].numpy(), values / np.float32(65535))
-    assert torch.equal(decode(file, 3), grey.expand(3, -1, -1))
+    gray = decode(file, 1)
+    assert gray.dtype == torch.float32
+    assert np.array_equal(gray[0].numpy(), values / np.float32(65535))
+    assert torch.equal(decode(file, 3), gray.expand(3, -1, -1))
 
 
-def test_palette_becomes_its_colours():
+def test_palette_becomes_its_colors():
     palette = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8))
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     file = encode(palette)
-    assert not read_header(file).is_grey
+    assert not read_header(file).is_gray
     assert decode(file, 3)[:, 0].T.tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
 
 
@@ -78,8 +78,8 @@ def test_cmyk_jpeg_becomes_rgb():
 def test_alpha_is_laid_onto_white_or_kept():
     clear, solid, half = encode(rgba(0)), encode(rgba(255)), encode(rgba(128))
     assert (decode(clear, 3) == 255).all()
-    assert np.array_equal(decode(solid, 3).permute(1, 2, 0).numpy(), COLOURS)
-    expected = 255 + (COLOURS.astype(float) - 255) * 128 / 255
+    assert np.array_equal(decode(solid, 3).permute(1, 2, 0).numpy(), COLORS)
+    expected = 255 + (COLORS.astype(float) - 255) * 128 / 255
     assert np.abs(decode(half, 3).permute(1, 2, 0).numpy() - expected).max() <= 1
     assert (decode(half, 4)[3] == 128).all()
     assert (decode(clear, 1) == 255).all()
@@ -127,13 +127,13 @@ def test_jpegs_are_the_same_without_torchvisions_decoder(monkeypatch):
 
 
 def test_first_frame_of_an_animation():
-    frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]
     decoded = decode(encode(frames[0], "gif", save_all=True, append_images=frames[1:]), 3)
     assert decoded[:, 0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
-def test_header_reads_size_and_colours_without_pixels(kind):
+def test_header_reads_size_and_colors_without_pixels(kind):
     noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     file = encode(Image.fromarray(noise), kind)
     start = BytesIO(file.getvalue()[:-1000])
@@ -158,7 +158,7 @@ def bomb() -> bytes:
         (b"", "empty file"),
         (b"this is no image", "no known image format"),
         (b"\x89PNG\r\n\x1a\n", "no known image format"),
-        (bomb(), r"decompression bomb: \(10000000000 pixels\) exceeds limit of \d+ pixels"),
+        (bomb(), r"decompression bomb: \(10000000000 pixels\) exceeds limit of \d+ pixels; --max_pixels .*"),
     ],
     ids=["empty", "text", "signature only", "bomb"],
 )
@@ -180,7 +180,7 @@ def test_a_truncated_file_is_refused(kind):
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about the damage
 def test_damaged_bytes_raise_nothing_else(kind):
     chance = np.random.default_rng(1)
-    whole = np.frombuffer(encode(Image.fromarray(COLOURS), kind).getvalue(), dtype=np.uint8)
+    whole = np.frombuffer(encode(Image.fromarray(COLORS), kind).getvalue(), dtype=np.uint8)
     refused = 0
     for _ in range(200):
         damaged = whole.copy()

@@ -27,13 +27,13 @@ def rows(first: int, count: int, **others):
     return {"image": images, **others}
 
 
-def labelled(first: int, labels: list[int]) -> datasets.Dataset:
+def labeled(first: int, labels: list[int]) -> datasets.Dataset:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     return datasets.Dataset.from_dict(rows(first, len(labels), label=labels), features=features)
 
 
 def test_saved_to_disk_with_splits(tmp_path):
-    both = datasets.DatasetDict(train=labelled(0, [1, 0, 1]), test=labelled(50, [0]))
+    both = datasets.DatasetDict(train=labeled(0, [1, 0, 1]), test=labeled(50, [0]))
     both.save_to_disk(str(tmp_path / "saved"))
     train, test = (open_images(str(tmp_path / "saved"), split=split) for split in ("train", "test"))
     assert (values(train), values(test), train.splits) == ([0, 1, 2], [50], ["train", "test"])
@@ -44,7 +44,7 @@ def test_saved_to_disk_with_splits(tmp_path):
 
 
 def test_saved_without_splits_and_after_a_shuffle(tmp_path):
-    shuffled = labelled(0, [1, 0, 1, 0, 0]).select([4, 2, 0])
+    shuffled = labeled(0, [1, 0, 1, 0, 0]).select([4, 2, 0])
     shuffled.save_to_disk(str(tmp_path / "one"))
     images = open_images(str(tmp_path / "one"))
     assert (values(images), images.labels.tolist(), images.splits) == ([4, 2, 0], [0, 1, 1], ["train"])
@@ -58,7 +58,7 @@ def test_by_name(tmp_path):
     assert (values(train), values(test)) == ([0, 1, 2], [9, 10, 11])
     assert (test.class_names, test.labels.tolist()) == (["ant", "bee", "cow"], [0, 1, 2])
     assert open_images(f"hf:{tmp_path / 'mine'}:default").splits == ["train", "test"]
-    with pytest.raises(ValueError, match=r"^hf:.*mine:other cannot be had: BuilderConfig 'other' not found[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^hf:.*mine:other cannot be fetched: BuilderConfig 'other' not found[^\n]*$"):
         open_images(f"hf:{tmp_path / 'mine'}:other")
 
 
@@ -75,12 +75,12 @@ def test_images_by_path_other_columns_and_holes(tmp_path):
 
 
 def test_what_cannot_be_had_is_said_in_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"^hf:.*nowhere cannot be had: [^\n]+$"):
+    with pytest.raises(ValueError, match=r"^hf:.*nowhere cannot be fetched: [^\n]+$"):
         open_images(f"hf:{tmp_path / 'nowhere'}")
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "words"))
     with pytest.raises(ValueError, match=r"no image column in .*words: .*; its columns are text$"):
         open_images(str(tmp_path / "words"))
-    labelled(0, [1]).save_to_disk(str(tmp_path / "broken"))
+    labeled(0, [1]).save_to_disk(str(tmp_path / "broken"))
     arrow = next((tmp_path / "broken").glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"broken cannot be read by datasets: [^\n]+$"):

@@ -185,10 +185,10 @@ def test_an_alpha_channel_that_says_nothing_is_dropped(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_channels_can_be_chosen(channels):
     images = open_images("digits", channels=channels)
-    grey = open_images("digits")[5].image
+    gray = open_images("digits")[5].image
     image = images[5].image
     assert image.shape == (channels, 8, 8)
-    assert torch.equal(image[:3], grey.expand(min(channels, 3), -1, -1))
+    assert torch.equal(image[:3], gray.expand(min(channels, 3), -1, -1))
     if channels == 4:
         assert (image[3] == 255).all()
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from patchcast.cli import main
 from patchcast.data import open_images, open_source
 from tests.data.test_sources import png, values, write
 from tests.data.test_tar import pack, webdataset
@@ -164,3 +165,28 @@ def test_datasets_have_the_same_rules(tmp_path):
     assert open_images(source, label_column="y").labels.tolist() == [1, 0, 1]
     assert np.array_equal(values(images), [0, 1, 2])
     assert Path(source).exists()
+
+
+def test_the_command_line_names_columns(tmp_path, capsys):
+    """From pretraining to the probe of the run's own data, of another source, and `data check`."""
+    for split, start in (("train", 0), ("test", 40)):
+        table = {"left": [png(9)] * 40, "breed": ["a", "b"] * 20, "age": list(range(40))}
+        write(tmp_path / "dogs" / f"{split}.parquet", "right", rows=40, start=start, is_struct=False, **table)
+    data, run = str(tmp_path / "dogs"), str(tmp_path / "run")
+    tiny = ["--model", "test_vit", "--steps", "1", "--batch_size", "4", "--workers", "0", "--image_size", "32", "32"]
+    pretrain = ["pretrain", "--method", "simmim", *tiny, "--data", data, "--out", run]
+    assert main(pretrain) == 2
+    assert "may hold images: right, left; name one with --image_column" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    columns = ["--image_column", "right", "--label_column", "breed"]
+    assert main([*pretrain, *columns]) == 0
+    few = ["--draws", "2", "--per_class", "2"]
+    assert main(["probe", run, *few]) == 0
+    assert main(["probe", run, "--data", data, *few]) == 2
+    assert main(["probe", run, "--data", data, *few, *columns]) == 0
+    capsys.readouterr()
+    assert main(["data", "check", data, *columns, "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    assert " a " in out
+    assert "80 images read" in out
+    assert main(["embed", run, "--data", data, *columns, "--out", str(tmp_path / "f.parquet")]) == 0

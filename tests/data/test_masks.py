@@ -69,7 +69,7 @@ def test_boxes_in_cocos_format(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs a folder 'images', and beside it"):
+    with pytest.raises(ValueError, match="needs a folder 'images', and next to it"):
         opened(tmp_path)
     draw(tmp_path, ["a", "b"])
     (tmp_path / "masks" / "b.png").unlink()

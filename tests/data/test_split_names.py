@@ -72,9 +72,9 @@ AMBIGUOUS = [
     (["train/a", "val/a", "valid/a"], "'val' and 'valid', and both names mean the validation split: rename"),
     (["train/a", "Train/a"], "'Train' and 'train', and both names mean the training split"),
     (["train/a", "test/a", "eval/a"], "both names mean the test split"),
-    (["cat", "dog", "test"], "a folder 'test' beside 'cat', 'dog', which has two readings: if 'test' is the test"),
-    (["bus", "car", "train"], "a folder 'train' beside 'bus', 'car', which has two readings: .*; if it is a class"),
-    ([".", "test"], "a folder 'test' beside images in no folder, which has two readings"),
+    (["cat", "dog", "test"], "a folder 'test' next to 'cat', 'dog', which has two readings: if 'test' is the test"),
+    (["bus", "car", "train"], "a folder 'train' next to 'bus', 'car', which has two readings: .*; if it is a class"),
+    ([".", "test"], "a folder 'test' next to images in no folder, which has two readings"),
     (["cat/train", "cat/test", "dog/train", "dog/test"], "'test' inside the folder 'cat': splits are the outer"),
 ]  # fmt: skip
 

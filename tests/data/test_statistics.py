@@ -25,6 +25,6 @@ def test_pixels_and_not_images_weigh(tmp_path):
     assert std == pytest.approx((np.sqrt(0.25 * 0.75),))
 
 
-def test_a_constant_channel_can_be_normalised():
+def test_a_constant_channel_can_be_normalized():
     mean, std = channel_statistics(open_images("digits", channels=4), limit=10)
     assert (mean[3], std[3]) == (1.0, 1 / 255)

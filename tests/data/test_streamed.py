@@ -120,7 +120,7 @@ def test_bad_rows_are_named(source):
 
 
 def test_streams_that_end_in_a_sentence(tmp_path, source):
-    with pytest.raises(ValueError, match=r"^hf-stream:.*nowhere cannot be had: [^\n]+$"):
+    with pytest.raises(ValueError, match=r"^hf-stream:.*nowhere cannot be fetched: [^\n]+$"):
         open_images(f"hf-stream:{tmp_path / 'nowhere'}")
     broken = Path(source.removeprefix("hf-stream:")) / "train-1.parquet"
     content = bytearray(broken.read_bytes())
@@ -136,11 +136,11 @@ def test_pretraining_on_a_stream(source, tmp_path, capsys):
     command = ["pretrain", "--method", "mae", "--model", "test_vit", "--data", source, "--batch_size", "4"]
     command += ["--workers", "0", "--out", str(tmp_path / "run"), "--crop_scale", "[0.5, 1]", "--image_size", "[8, 8]"]
     assert main(command) == 2
-    assert "is a stream, whose length is not known: give --steps" in capsys.readouterr().err
+    assert "is a stream of unknown length: give --steps" in capsys.readouterr().err
     assert main([*command, "--steps", "6"]) == 0
     assert "a stream of hf-stream:" in " ".join(capsys.readouterr().out.split())
     assert main([*command[:2], "imagegpt", *command[3:4], "imagegpt_s", *command[5:], "--steps", "6"]) == 2
-    assert "which a stream cannot be" in capsys.readouterr().err
+    assert "which a stream does not allow" in capsys.readouterr().err
 
 
 def test_a_loader_of_a_stream_knows_its_length(source):

@@ -104,3 +104,27 @@ def test_messages_are_rare_and_end_with_the_batches(monkeypatch):
     assert list(waiting.watch(slow(), patience=0.01)) == [1]
     assert time.monotonic() - began >= 0.04, "at 1, 2 and 4 times the patience"
     assert list(waiting.watch(iter([1, 2, 3]), patience=60.0)) == [1, 2, 3]
+
+
+# ---- huge images -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_the_limit_of_pixels_is_an_option(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    draw(tmp_path / "small.png", 1)
+    draw(tmp_path / "wide.png", 2, size=(30, 40))
+    draw(tmp_path / "wide.jpg", 3, size=(30, 40))
+    assert len(open_images(str(tmp_path))) == 3
+    assert len(open_images(str(tmp_path), max_pixels=1000)) == 1
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    images = open_images(str(tmp_path))
+    (reason,) = {bad.reason for bad in images.unreadable}
+    assert reason.startswith("decompression bomb: (1200 pixels) exceeds limit of 1000 pixels; --max_pixels ")
+    assert len(values(open_images(str(tmp_path), max_pixels=1200))) == 3
+    assert Image.MAX_IMAGE_PIXELS == 500
+    assert main(["data", "check", str(tmp_path), "--workers", "0"]) == 1
+    assert main(["data", "check", str(tmp_path), "--workers", "0", "--max_pixels", "1200"]) == 0
+    with pytest.raises(ValueError, match="max_pixels 0"):
+        open_images(str(tmp_path), max_pixels=0)

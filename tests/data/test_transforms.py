@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
-from patchcast.data import Augment, Evaluate, denormalise
+from patchcast.data import Augment, Evaluate, denormalize
 from patchcast.data.transforms import resize
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -28,7 +28,7 @@ def test_resizing_is_torchvisions(size, memory):
     assert torch.equal(resize(image, size), expected)
 
 
-def test_a_sample_is_a_crop_resized_perhaps_flipped_and_normalised():
+def test_a_sample_is_a_crop_resized_perhaps_flipped_and_normalized():
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     augment = Augment((16, 16), (0.2, 1.0), True, mean, std)
     image, flips = noise(40, 30), 0
@@ -123,12 +123,12 @@ def test_evaluate_covers_and_cuts_the_centre():
 
 def test_evaluate_leaves_pixels_of_the_right_size_alone_and_can_be_undone():
     image, mean, std = noise(12, 16), (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
-    assert torch.equal(denormalise(Evaluate((12, 16), mean, std)(image), mean, std), image)
+    assert torch.equal(denormalize(Evaluate((12, 16), mean, std)(image), mean, std), image)
 
 
-def test_denormalise_clips_and_takes_batches():
+def test_denormalize_clips_and_takes_batches():
     images = torch.tensor([-9.0, 0.0, 9.0]).reshape(3, 1, 1, 1)
-    assert denormalise(images, (0.5,), (0.5,)).flatten().tolist() == [0, 128, 255]
+    assert denormalize(images, (0.5,), (0.5,)).flatten().tolist() == [0, 128, 255]
 
 
 def test_impossible_values_are_refused():

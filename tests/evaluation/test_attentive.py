@@ -77,6 +77,6 @@ def test_rate_is_chosen_on_held_out_images_only():
 def test_errors():
     with pytest.raises(ValueError, match="divisible by its heads; got 10 and 4"):
         AttentiveProbe(10, 4, 2)
-    unlabelled = TokenFeatures(torch.zeros(2, 3, 4), torch.tensor([-1, -1]))
+    unlabeled = TokenFeatures(torch.zeros(2, 3, 4), torch.tensor([-1, -1]))
     with pytest.raises(ValueError, match="the source has no labels"):
-        attentive_probe(unlabelled, unlabelled, heads=1)
+        attentive_probe(unlabeled, unlabeled, heads=1)

@@ -10,12 +10,12 @@ from patchcast.evaluation.dense import Dense, confusion, dense_probe, raw_units,
 
 
 def checkers(count: int, *, seed: int, noise: float = 0.1) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Images of 4x4 units of 8 pixels, each unit of one of three colours, which is its class."""
+    """Images of 4x4 units of 8 pixels, each unit of one of three colors, which is its class."""
     generator = torch.Generator().manual_seed(seed)
     classes = torch.randint(0, 3, (count, 4, 4), generator=generator)
     mask = classes.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-    colours = torch.eye(3)[mask].movedim(-1, 1)
-    images = colours + noise * torch.randn(count, 3, 32, 32, generator=generator)
+    colors = torch.eye(3)[mask].movedim(-1, 1)
+    images = colors + noise * torch.randn(count, 3, 32, 32, generator=generator)
     return list(zip(images.split(4), mask.split(4), strict=True))
 
 

@@ -78,5 +78,5 @@ def test_errors(small):
         finetune(small, [(images, torch.tensor([0, -1]))], [], classes=2)
     with pytest.raises(ValueError, match="label 5 is not below the number of classes, 2"):
         finetune(small, [(images, torch.tensor([0, 5]))], [], classes=2)
-    with pytest.raises(ValueError, match=r"timm does not tell Identity's blocks apart"):
+    with pytest.raises(ValueError, match=r"Identity has no group_matcher in timm"):
         layer_decay_groups(Classifier(Bare(nn.Identity()), 2), lr=1.0, weight_decay=0.0, layer_decay=0.5)

@@ -18,7 +18,7 @@ def test_agrees_with_scikit_learn(digits, k):
     assert knn_accuracy(train, test, k=(k,))[k] == pytest.approx(expected, abs=1e-9)
 
 
-def test_weights_let_one_close_neighbour_outvote_two_far_ones():
+def test_weights_let_one_close_neighbor_outvote_two_far_ones():
     train = Features(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([0, 1, 1]))
     test = Features(torch.tensor([[1.0, 0.2]]), torch.tensor([0]))
     assert knn_accuracy(train, test, k=(3,)) == {3: 1.0}
@@ -33,7 +33,7 @@ def test_chunks_do_not_change_the_answer(digits, monkeypatch):
 def test_k_beyond_the_training_set_is_left_out():
     train = Features(torch.eye(4), torch.tensor([0, 1, 0, 1]))
     assert list(knn_accuracy(train, train, k=(20, 4, 1))) == [1, 4]
-    with pytest.raises(ValueError, match=r"no k of \(5, 9\) lies between 1 and the 4 training images"):
+    with pytest.raises(ValueError, match=r"no k of \(5, 9\) is between 1 and the 4 training images"):
         knn_accuracy(train, train, k=(5, 9))
 
 

@@ -9,11 +9,11 @@ from patchcast.collapse import diversity
 from patchcast.evaluation import alpha_req, lidar, rankme
 
 
-def with_spectrum(singular: list[float], rows: int = 50, *, centred: bool = False) -> torch.Tensor:
+def with_spectrum(singular: list[float], rows: int = 50, *, centered: bool = False) -> torch.Tensor:
     """A random matrix with exactly these singular values."""
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(rows, len(singular), generator=generator, dtype=torch.float64)
-    left = torch.linalg.qr(left - left.mean(dim=0) if centred else left).Q
+    left = torch.linalg.qr(left - left.mean(dim=0) if centered else left).Q
     right = torch.linalg.qr(torch.randn(len(singular), len(singular), generator=generator, dtype=torch.float64)).Q
     return left * torch.tensor(singular, dtype=torch.float64) @ right
 
@@ -36,7 +36,7 @@ def test_rankme_known_answers(singular, rank):
 def test_rankme_is_of_the_singular_values_and_not_centred():
     x = with_spectrum([2.0, 1.0, 1.0])
     assert rankme(5 * x) == pytest.approx(rankme(x), rel=1e-9)
-    assert rankme(torch.ones(10, 4)) == pytest.approx(1.0, rel=1e-4), "centred, it would be 0 / 0"
+    assert rankme(torch.ones(10, 4)) == pytest.approx(1.0, rel=1e-4), "centered, it would be 0 / 0"
 
 
 def views(between: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
@@ -80,14 +80,14 @@ def test_lidar_needs_images_and_views():
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 def test_alpha_known_answers(alpha):
     index = torch.arange(1, 121).double()
-    x = with_spectrum((index ** (-alpha / 2)).tolist(), rows=400, centred=True)
+    x = with_spectrum((index ** (-alpha / 2)).tolist(), rows=400, centered=True)
     assert alpha_req(x) == pytest.approx(alpha, abs=1e-6)
     assert alpha_req(x + 7) == pytest.approx(alpha, abs=1e-6), "a shift is not covariance"
 
 
 def test_alpha_fits_only_its_ranks():
     singular = torch.cat([torch.full((3,), 100.0), torch.arange(4, 101) ** -0.5, torch.full((20,), 1e-3)])
-    assert alpha_req(with_spectrum(singular.tolist(), rows=400, centred=True)) == pytest.approx(1.0, abs=1e-6)
+    assert alpha_req(with_spectrum(singular.tolist(), rows=400, centered=True)) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_alpha_weighs_ranks_by_their_inverse():
@@ -98,13 +98,13 @@ def test_alpha_weighs_ranks_by_their_inverse():
     values = index**-1.2 * np.where(index % 7 == 0, 1.5, 1.0)
     values = np.sort(values)[::-1]
     slope, _ = np.polyfit(np.log(index[3:]), np.log(values[3:]), 1, w=index[3:] ** -0.5)
-    x = with_spectrum(np.sqrt(values).tolist(), rows=100, centred=True)
+    x = with_spectrum(np.sqrt(values).tolist(), rows=100, centered=True)
     assert alpha_req(x) == pytest.approx(-slope, abs=1e-6)
 
 
 def test_alpha_of_too_few_directions_is_refused():
     with pytest.raises(ValueError, match="fits eigenvalues 4 to 100; these features have 5"):
-        alpha_req(with_spectrum([5.0, 4.0, 3.0, 2.0, 1.0], centred=True))
+        alpha_req(with_spectrum([5.0, 4.0, 3.0, 2.0, 1.0], centered=True))
 
 
 def test_rankme_and_the_watch_measure_different_things_under_different_names() -> None:

@@ -7,19 +7,19 @@ from patchcast.backbones import Grid
 from patchcast.evaluation.maps import pca_maps
 
 
-def test_units_with_like_features_have_like_colours_across_images():
+def test_units_with_like_features_have_like_colors_across_images():
     kinds = torch.randint(0, 3, (4, 36))
     features = 10 * torch.eye(3, 16)[kinds] + 0.01 * torch.randn(4, 36, 16)
-    colours = pca_maps(features, Grid(6, 6)).float().flatten(2).movedim(1, 2)
-    centres = torch.stack([colours[kinds == kind].mean(dim=0) for kind in range(3)])
+    colors = pca_maps(features, Grid(6, 6)).float().flatten(2).movedim(1, 2)
+    centres = torch.stack([colors[kinds == kind].mean(dim=0) for kind in range(3)])
     # The third component is noise: with three kinds of units there are two directions.
-    nearest = torch.cdist(colours[..., :2].flatten(0, 1), centres[:, :2]).argmin(dim=1)
+    nearest = torch.cdist(colors[..., :2].flatten(0, 1), centres[:, :2]).argmin(dim=1)
     assert torch.equal(nearest, kinds.flatten())
-    assert colours.min() == 0
-    assert colours.max() == 255
+    assert colors.min() == 0
+    assert colors.max() == 255
 
 
-def test_features_that_are_all_alike_have_a_colour_too():
+def test_features_that_are_all_alike_have_a_color_too():
     assert pca_maps(torch.ones(1, 16, 8), Grid(4, 4)).unique().numel() == 1
 
 

@@ -13,7 +13,7 @@ from patchcast.tokenizers.palette import Palette
 SQUARE = Grid(4, 4)
 
 
-def greys(k: int = 8) -> Palette:
+def grays(k: int = 8) -> Palette:
     return Palette(torch.linspace(-1, 1, k)[:, None])
 
 
@@ -22,8 +22,8 @@ def network(grid: Grid = SQUARE, k: int = 8, *, causal: bool = True, bias: bool 
 
 
 def causal(grid: Grid = SQUARE, k: int = 8, *, bias: bool = False) -> Pretrainer:
-    return imagegpt(ImageGPTBackbone(network(grid, k, bias=bias), greys(k), channels=1))
+    return imagegpt(ImageGPTBackbone(network(grid, k, bias=bias), grays(k), channels=1))
 
 
 def masked(grid: Grid = SQUARE, k: int = 8) -> Pretrainer:
-    return imagegpt_masked(ImageGPTBackbone(network(grid, k, causal=False), greys(k), channels=1))
+    return imagegpt_masked(ImageGPTBackbone(network(grid, k, causal=False), grays(k), channels=1))

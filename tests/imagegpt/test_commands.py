@@ -20,7 +20,7 @@ from patchcast.methods import on_codes
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs import run as opening
 from patchcast.runs.run import open_run, start_run
-from patchcast.runs.tokenizer import encode, kept_tokenizer
+from patchcast.runs.tokenizer import encode, saved_tokenizer
 from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
@@ -59,7 +59,7 @@ def test_an_imagegpt_run_leaves_everything_behind(runs: Path) -> None:
     found = json.loads((run / "metrics.json").read_text())
     assert found["unit"] == "nats per code"
     assert found["bits_per_pixel"] == pytest.approx(found["eval_loss"] / np.log(2))
-    assert found["floors"]["uniform"] == pytest.approx(np.log(17)), "the digits have 17 grey levels"
+    assert found["floors"]["uniform"] == pytest.approx(np.log(17)), "the digits have 17 gray levels"
     assert found["eval_loss"] < np.log(17)
     assert found["palette_psnr_db"] is None, "a palette of all 17 levels loses nothing"
     recipe = Resolved.load(run / "config.yaml")
@@ -143,10 +143,10 @@ def test_images_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_palette_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Palette(torch.linspace(-1, 1, 5)[:, None]).save(tmp_path / "greys.npy")
-    given = ["--tokenizer", str(tmp_path / "greys.npy"), *DIGITS]
+    Palette(torch.linspace(-1, 1, 5)[:, None]).save(tmp_path / "grays.npy")
+    given = ["--tokenizer", str(tmp_path / "grays.npy"), *DIGITS]
     assert main(["pretrain", "--method", "imagegpt", *NETWORK, *given, "--out", str(tmp_path / "a")]) == 0
-    kept = kept_tokenizer(tmp_path / "a")
+    kept = saved_tokenizer(tmp_path / "a")
     assert isinstance(kept, Palette)
     assert kept.vocabulary == 5
     assert Resolved.load(tmp_path / "a" / "config.yaml").codes == 5
@@ -170,7 +170,7 @@ def test_a_codebook_of_another_run(runs: Path, tmp_path: Path, capsys: pytest.Ca
     first, second = (load_file(folder / "tokenizer.safetensors") for folder in (runs / "beit", tmp_path / "same"))
     assert torch.equal(first["centres"], second["centres"])
     assert main([*command, "--patch_size", "4", "--out", str(tmp_path / "other")]) == 2
-    assert "the codebook is of units of 2x2 pixels" in capsys.readouterr().err
+    assert "the codebook has units of 2x2 pixels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["imagegpt", pytest.param("imagegpt_masked", marks=pytest.mark.slow), "beit"])
@@ -283,14 +283,14 @@ def test_mistakes_get_one_sentence(runs: Path, tmp_path: Path, capsys: pytest.Ca
     assert "is a codebook of patches" in pretrain("imagegpt", *NETWORK, "--tokenizer", codebook)
     assert "has 16 codes, not 9" in pretrain("beit", "--model", "test_vit", "--tokenizer", codebook, "--codes", "9")
     assert "too few for 100000 codes" in pretrain("beit", "--model", "test_vit", "--codes", "100000")
-    assert "a palette has 1 to 4096 colours" in pretrain("imagegpt", *NETWORK, "--codes", "5000")
+    assert "a palette has 1 to 4096 colors" in pretrain("imagegpt", *NETWORK, "--codes", "5000")
     assert not (tmp_path / "new").exists(), "a refused run leaves nothing behind"
     assert "cannot draw images code by code" in fails("sample", str(runs / "beit"))
     assert "cannot draw images code by code" in fails("complete", str(runs / "imagegpt_masked"))
     assert "cannot be kept" in fails("complete", str(runs / "imagegpt"), "--prefix", "65")
     assert "temperature >= 0" in fails("sample", str(runs / "imagegpt"), "--temperature", "-1")
     assert "names a PNG" in fails("sample", str(runs / "imagegpt"), "--out", str(tmp_path / "a.jpg"))
-    assert "no causal ImageGPT" in fails("export", str(runs / "imagegpt_masked"), "--out", str(tmp_path / "out"))
+    assert "not a causal ImageGPT" in fails("export", str(runs / "imagegpt_masked"), "--out", str(tmp_path / "out"))
     (tmp_path / "notes.txt").write_text("mine")
     assert "neither a palette" in pretrain("imagegpt", *NETWORK, "--tokenizer", str(tmp_path / "notes.txt"))
 
@@ -303,4 +303,4 @@ def test_a_codebook_is_found_in_what_training_sees(tmp_path: Path) -> None:
     assert (codebook.vocabulary, codebook.pixels.stride) == (8, (2, 2))
     train = TrainSet(images, run.augmentation, run.recipe.seed)
     used = codebook.encode(torch.stack([train[0, i][0] for i in range(100)])).unique()
-    assert len(used) == 8, "every centre is near some patch"
+    assert len(used) == 8, "every center is near some patch"

@@ -23,11 +23,11 @@ from patchcast.joint import JointClassifier
 from patchcast.methods import mae
 from patchcast.methods.imagegpt import imagegpt, imagegpt_masked, on_codes
 from patchcast.tokenizers import encoded
-from patchcast.tokenizers.encoded import AsItIs, CodeSet, Encoded, Mirror, encode_images
+from patchcast.tokenizers.encoded import CodeSet, Encoded, Mirror, Unchanged, encode_images
 from patchcast.tokenizers.palette import Palette, fit_palette
 from patchcast.tokenizers.patches import PatchCodebook
 from tests import contracts
-from tests.imagegpt.parts import causal, greys, masked, network
+from tests.imagegpt.parts import causal, grays, masked, network
 
 EVALUATE = Evaluate((8, 8), (0.5,), (0.5,))
 GRID = Grid(8, 8)
@@ -72,7 +72,7 @@ def test_codes_are_encoded_once_and_anew_for_another_palette(
     again = encode_images(digits, palette, EVALUATE, GRID, folder=tmp_path)
     assert counted == [64]
     assert np.array_equal(first.codes, again.codes)
-    other = encode_images(digits, greys(300 // 2), EVALUATE, GRID, folder=tmp_path)
+    other = encode_images(digits, grays(300 // 2), EVALUATE, GRID, folder=tmp_path)
     assert not np.array_equal(first.codes, other.codes)
     many = Palette(torch.linspace(-1, 1, 300)[:, None])
     assert encode_images(digits, many, EVALUATE, GRID, folder=tmp_path).codes.dtype == np.uint16
@@ -81,7 +81,7 @@ def test_codes_are_encoded_once_and_anew_for_another_palette(
 
 def batches(codes: CodeSet, steps: int, *, size: int = 32, start: int = 0, flip: bool = False) -> list[list[Tensor]]:
     sampler = EpochSampler(len(codes), size, seed=1, steps=steps, start_step=start)
-    return list(loader(TrainSet(codes, Mirror() if flip else AsItIs(), seed=3), sampler, workers=0))
+    return list(loader(TrainSet(codes, Mirror() if flip else Unchanged(), seed=3), sampler, workers=0))
 
 
 def test_batches_are_a_function_of_seed_and_step(codes: CodeSet) -> None:
@@ -157,19 +157,19 @@ def test_a_codes_that_never_occurred_costs_something_finite() -> None:
 
 
 @pytest.fixture(scope="module")
-def labelled() -> tuple[DataLoader, DataLoader]:
+def labeled() -> tuple[DataLoader, DataLoader]:
     return tuple(DataLoader(EvalSet(open_images("digits", split=each), EVALUATE), 200) for each in ("train", "test"))
 
 
 def test_layers_are_the_papers_features_and_can_be_probed(
-    labelled: tuple[DataLoader, DataLoader], palette: Palette
+    labeled: tuple[DataLoader, DataLoader], palette: Palette
 ) -> None:
     backbone = ImageGPTBackbone(ImageGPT(GRID, 16, depth=2, width=32, heads=4), palette, channels=1)
     backbone.train()
-    train, test = (extract_imagegpt_layers(backbone, loader) for loader in labelled)
+    train, test = (extract_imagegpt_layers(backbone, loader) for loader in labeled)
     assert backbone.training
     assert list(train) == [0, 1, 2]
-    images = torch.cat([images for images, _ in labelled[1]])
+    images = torch.cat([images for images, _ in labeled[1]])
     with torch.no_grad():
         h = backbone.model.place(backbone.model.codes(palette.encode(images)))
         for layer, block in enumerate(backbone.model.blocks):
@@ -221,8 +221,8 @@ def test_the_joint_classifier_learns_digits(codes: CodeSet) -> None:
 
 def test_a_palette_first_used_for_probing_can_train_afterwards() -> None:
     """What is built in inference mode must not stay behind."""
-    colours = Palette(torch.tensor([[-1.0], [0.0], [1.0]]))
-    pretrainer = imagegpt(ImageGPTBackbone(network(k=3), colours, channels=1))
+    colors = Palette(torch.tensor([[-1.0], [0.0], [1.0]]))
+    pretrainer = imagegpt(ImageGPTBackbone(network(k=3), colors, channels=1))
     images = contracts.images_for(pretrainer)
     with torch.inference_mode():
         pretrainer(images)
@@ -263,7 +263,7 @@ def test_finetuning_learns_digits_and_leaves_the_backbone_alone(palette: Palette
 
 
 def test_the_masked_objective_learns_digits(codes: CodeSet, palette: Palette, tmp_path: Path) -> None:
-    """From ln 16 to below what the pixel before alone would say, in 150 steps: most of a digit is in its neighbours."""
+    """From ln 16 to below what the pixel before alone would say, in 150 steps: most of a digit is in its neighbors."""
     held_out = encode_images(open_images("digits", split="test"), palette, EVALUATE, GRID, folder=tmp_path)
     model = ImageGPT(GRID, 16, depth=2, width=64, heads=4, causal=False)
     trainer = on_codes(imagegpt_masked(ImageGPTBackbone(model, palette, channels=1)))

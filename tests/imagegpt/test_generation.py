@@ -19,7 +19,7 @@ from patchcast.methods import aim
 from patchcast.methods.imagegpt import imagegpt
 from patchcast.pretrainer import Pretrainer
 from tests import contracts
-from tests.imagegpt.parts import SQUARE, causal, greys, masked, network
+from tests.imagegpt.parts import SQUARE, causal, grays, masked, network
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -148,7 +148,7 @@ def test_choosing() -> None:
 
 
 def test_any_tokenizers_codes_can_be_drawn() -> None:
-    """A learnt vocabulary in place of the palette: units of 2x2 pixels."""
+    """A learned vocabulary in place of the palette: units of 2x2 pixels."""
 
     class Brightness(torch.nn.Module):
         vocabulary = 8
@@ -180,13 +180,13 @@ def test_a_grid_of_images(tmp_path: Path, columns: int | None) -> None:
         assert picture.getpixel((0, 0)) == tuple(images[0, :, 0, 0].tolist())
         assert picture.getpixel((13 + 11, 0)) == tuple(images[1, :, 0, 3].tolist())
         assert picture.getpixel((12, 5)) == (255, 255, 255)
-    save_grid(images[:, :1], tmp_path / "grey.png")
-    with Image.open(tmp_path / "grey.png") as picture:
+    save_grid(images[:, :1], tmp_path / "gray.png")
+    with Image.open(tmp_path / "gray.png") as picture:
         assert picture.mode == "L"
 
 
 def test_the_drawing_order_as_a_film(tmp_path: Path) -> None:
-    palette = greys()
+    palette = grays()
     ids = torch.full((1, 16), 7)
     save_drawing(ids, palette, Grid(4, 4), tmp_path / "film.gif", frames=16, scale=1)
     with Image.open(tmp_path / "film.gif") as film:
@@ -201,7 +201,7 @@ def test_the_drawing_order_as_a_film(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_refused_in_one_sentence(drawer: Pretrainer) -> None:
     with pytest.raises(CannotError, match="cannot draw images code by code"):
         sample(masked(), 1)
-    regression = aim(ImageGPTBackbone(network(causal=False), greys(), channels=1), normalize=False)
+    regression = aim(ImageGPTBackbone(network(causal=False), grays(), channels=1), normalize=False)
     with pytest.raises(CannotError, match="cannot draw images code by code"):
         sample(regression, 1)
     with pytest.raises(ValueError, match=r"got -1\.0, None and None"):
@@ -210,7 +210,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(drawer: Pretrainer) -> 
         sample(drawer, 1, top_k=0)
     with pytest.raises(ValueError, match=r"got 1\.0, None and 1\.5"):
         sample(drawer, 1, top_p=1.5)
-    with pytest.raises(ValueError, match="has 16 codes; a prefix of 17"):
+    with pytest.raises(ValueError, match="has 16 codes; got a prefix of 17"):
         complete(drawer, contracts.images_for(drawer), 17)
     with pytest.raises(ValueError, match="takes 1 channels; got 3"):
         complete(drawer, torch.zeros(1, 3, 4, 4), 8)
@@ -219,7 +219,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(drawer: Pretrainer) -> 
 def test_drawing_drops_nothing() -> None:
     """In whatever mode the pretrainer is; and leaves the mode as it was."""
     model = ImageGPT(SQUARE, 8, depth=2, width=32, heads=4, embed_drop=0.5, attn_drop=0.5, proj_drop=0.5)
-    pretrainer = contracts.perturbed(imagegpt(ImageGPTBackbone(model, greys(), channels=1)))
+    pretrainer = contracts.perturbed(imagegpt(ImageGPTBackbone(model, grays(), channels=1)))
     drawn = []
     for mode in (True, False):
         pretrainer.train(mode)

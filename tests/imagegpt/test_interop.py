@@ -123,7 +123,7 @@ def test_a_folder_of_transformers_goes_in_and_out_exactly(tmp_path: Path, inner:
 
     pretrainer = load_imagegpt(tmp_path / "theirs").eval()
     assert pretrainer.backbone.channels == 3
-    torch.testing.assert_close(pretrainer.backbone.tokenizer.colours, torch.from_numpy(clusters), rtol=0, atol=0)
+    torch.testing.assert_close(pretrainer.backbone.tokenizer.colors, torch.from_numpy(clusters), rtol=0, atol=0)
     save_imagegpt(pretrainer, tmp_path / "ours")
 
     back = transformers.ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "ours").eval()
@@ -138,7 +138,7 @@ def test_a_folder_of_transformers_goes_in_and_out_exactly(tmp_path: Path, inner:
     own = pretrainer.backbone.tokenizer
     own.register_buffer("_table", None, persistent=False)
     pixels = (image.float() - 127.5) / 127.5
-    distance = torch.cdist(pixels.permute(0, 2, 3, 1).reshape(-1, 3), own.colours)
+    distance = torch.cdist(pixels.permute(0, 2, 3, 1).reshape(-1, 3), own.colors)
     assert torch.equal(processor(list(image), return_tensors="pt")["input_ids"][0], distance.argmin(1))
 
 
@@ -210,23 +210,23 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
     save_imagegpt(pretrainer, tmp_path)
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"size": {"height": 32, "width": 32}}))
-    with pytest.raises(ValueError, match="12 positions, which are no square; give the grid"):
+    with pytest.raises(ValueError, match="12 positions, which are not a square; give the grid"):
         load_imagegpt(tmp_path)
     with pytest.raises(ValueError, match="12 codes; a 3x5 grid has 15"):
         load_imagegpt(tmp_path, grid=Grid(3, 5))
     assert load_imagegpt(tmp_path, grid=Grid(2, 6)).backbone.image_size == (2, 6)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="no colours"):
+    with pytest.raises(ValueError, match="has no palette"):
         load_imagegpt(tmp_path, grid=Grid(2, 6))
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"add_cross_attention": True}))
-    with pytest.raises(ValueError, match="add_cross_attention=True; ours attends to nothing"):
+    with pytest.raises(ValueError, match="add_cross_attention=True; our network attends to the image only"):
         load_imagegpt(tmp_path, tokenizer=Encoded(8), grid=Grid(2, 6))
     file.write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(ValueError, match="'gpt2', not 'imagegpt'"):
         load_imagegpt(tmp_path)
-    with pytest.raises(ValueError, match="no causal ImageGPT"):
+    with pytest.raises(ValueError, match="not a causal ImageGPT"):
         save_imagegpt(masked(), tmp_path)
     state = theirs(add_cross_attention=False).state_dict()
     with pytest.raises(ValueError, match=r"h\.0\.extra\.weight has no place"):
@@ -249,5 +249,5 @@ def test_a_classifier_goes_to_transformers(tmp_path: Path) -> None:
     ids = model.pretrainer.backbone.tokenizer.encode(images)
     logits = other.eval()(shifted(ids, 8)).logits
     torch.testing.assert_close(logits, model.classify(images), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="no causal ImageGPT"):
+    with pytest.raises(ValueError, match="not a causal ImageGPT"):
         save_imagegpt_classifier(JointClassifier(masked(), 5), tmp_path)

@@ -22,7 +22,7 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Codes
 from patchcast.tokenizers.encoded import Encoded
 from tests import contracts
-from tests.imagegpt.parts import causal, greys, masked, network
+from tests.imagegpt.parts import causal, grays, masked, network
 
 METHODS: dict[str, Callable[[], Pretrainer]] = {
     "causal": causal,
@@ -30,7 +30,7 @@ METHODS: dict[str, Callable[[], Pretrainer]] = {
     "causal, not square": lambda: causal(Grid(2, 6)),
     "masked": masked,
     "AIM over the masked network": lambda: aim(
-        ImageGPTBackbone(network(causal=False), greys(), channels=1), head_depth=0, normalize=False
+        ImageGPTBackbone(network(causal=False), grays(), channels=1), head_depth=0, normalize=False
     ),
 }
 GOLDEN = {"causal": 2.0891457, "masked": 1.9833150}
@@ -81,7 +81,7 @@ class Unmoved(ImageGPT):
 
 def test_a_network_that_does_not_shift_is_condemned() -> None:
     def planted() -> Pretrainer:
-        return imagegpt(ImageGPTBackbone(Unmoved(Grid(4, 4), 8, depth=2, width=32, heads=4), greys(), channels=1))
+        return imagegpt(ImageGPTBackbone(Unmoved(Grid(4, 4), 8, depth=2, width=32, heads=4), grays(), channels=1))
 
     with pytest.raises(AssertionError, match="copies its answer"):
         contracts.check_noise_floor(planted())
@@ -136,7 +136,7 @@ def test_sizes_have_the_papers_parameters(name: str, millions: float) -> None:
     assert count / 1e6 == pytest.approx(millions, abs=0.05)
 
 
-def test_initialisation_is_the_published_codes() -> None:
+def test_initialization_is_the_published_codes() -> None:
     model = ImageGPT(Grid(16, 16), 256, depth=3, width=128, heads=4)
     stds = {
         "codes.weight": 0.02,
@@ -197,14 +197,14 @@ def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match="divisible by its heads; got 32 and 5"):
         ImageGPT(Grid(4, 4), 8, depth=1, width=32, heads=5)
     with pytest.raises(ValueError, match="8 codes and the tokenizer 16"):
-        ImageGPTBackbone(network(), greys(16), channels=1)
-    backbone = ImageGPTBackbone(network(), greys(), channels=1)
+        ImageGPTBackbone(network(), grays(16), channels=1)
+    backbone = ImageGPTBackbone(network(), grays(), channels=1)
     with pytest.raises(ValueError, match="this ImageGPT takes 4x4 only; got 8x8"):
         backbone.units(torch.zeros(1, 1, 8, 8))
     with pytest.raises(CannotError, match="put a mask token"):
         imagegpt_masked(backbone)
     with pytest.raises(CannotError, match="from a start token"):
-        imagegpt(ImageGPTBackbone(network(causal=False), greys(), channels=1))
+        imagegpt(ImageGPTBackbone(network(causal=False), grays(), channels=1))
     with pytest.raises(CannotError, match="any attention mask"):
         backbone.forward_stages(backbone.embed(torch.zeros(1, 1, 4, 4)), can_see=torch.ones(16, 16, dtype=torch.bool))
 
@@ -226,7 +226,7 @@ def test_cross_entropy_of_codes() -> None:
 
 def test_blind_codes_are_their_frequencies() -> None:
     target = torch.tensor([0, 0, 0, 2]).view(1, 1, 4, 1)
-    blind = Codes(greys(3)).blind(target)
+    blind = Codes(grays(3)).blind(target)
     torch.testing.assert_close(blind.softmax(-1)[0, 0, 0], torch.tensor([0.75, 0, 0.25]))
 
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from patchcast.cli import main
 from patchcast.data import Evaluate, open_images
 from patchcast.data.decode import decode
-from patchcast.data.transforms import denormalise
+from patchcast.data.transforms import denormalize
 from patchcast.geometry import Grid
 from patchcast.interop.imagegpt_weights import to_processor
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.run import open_run, start_run
 from patchcast.runs.run_folder import claim
 from patchcast.tokenizers.palette import Palette
-from tests.imagegpt.parts import greys
+from tests.imagegpt.parts import grays
 
 transformers = pytest.importorskip("transformers")
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -66,7 +66,7 @@ def processor(found: Palette, grid: Grid, *, squash: bool = True, pillow: bool =
 def differing(found: Palette, pixels: Tensor, codes: Tensor) -> int:
     """Codes of other colors than the nearest. Two that are equally near up to rounding are the same: which one is taken
     hangs on the processor."""
-    colors = found.colours.expand(-1, 3).double()
+    colors = found.colors.expand(-1, 3).double()
     wanted = pixels.flatten(1).T.double().expand(-1, 3) / 127.5 - 1
     distance = (wanted - colors[codes]).square().sum(dim=1)
     return int((distance > torch.cdist(wanted, colors).square().amin(dim=1) + 1e-5).sum())
@@ -82,7 +82,7 @@ def test_codes_of_photographs_of_ten_sizes_are_those_of_training(palette: Palett
         image = photo(rows, cols, mode)
         seen = evaluate(as_decoded(image))
         own = palette.encode(seen[None])
-        pixels = denormalise(seen, *HALF)
+        pixels = denormalize(seen, *HALF)
         codes = torch.as_tensor(theirs(image, return_tensors="pt")["input_ids"])
         assert differing(palette, pixels, own[0]) == differing(palette, pixels, codes[0]) == 0
 
@@ -100,17 +100,17 @@ def test_codes_of_real_photographs_are_those_of_training(palette: Palette, share
         seen = evaluate(photos[place][0])
         image = Image.fromarray(photos[place][0].permute(1, 2, 0).numpy())
         codes = torch.as_tensor(theirs(image, return_tensors="pt")["input_ids"])
-        assert differing(palette, denormalise(seen, *HALF), codes[0]) == 0
+        assert differing(palette, denormalize(seen, *HALF), codes[0]) == 0
 
 
-def test_grey_palettes_and_sizes_that_are_no_squares() -> None:
-    found, grid = greys(8), Grid(24, 32)
+def test_gray_palettes_and_sizes_that_are_no_squares() -> None:
+    found, grid = grays(8), Grid(24, 32)
     theirs = processor(found, grid)
     for rows, cols in SIZES:
         image = photo(rows, cols, "L")
         seen = Evaluate(tuple(grid), (0.5,), (0.5,), squash=True)(as_decoded(image, channels=1))
         codes = torch.as_tensor(theirs(image, return_tensors="pt")["input_ids"])
-        pixels = denormalise(seen, (0.5,), (0.5,)).expand(3, -1, -1)
+        pixels = denormalize(seen, (0.5,), (0.5,)).expand(3, -1, -1)
         assert codes.shape == (1, grid.units)
         assert differing(found, pixels, codes[0]) == differing(found, pixels, found.encode(seen[None])[0]) == 0
 
@@ -122,13 +122,13 @@ def test_a_center_is_cut_where_transformers_can(palette: Palette) -> None:
         image = photo(rows, cols)
         seen = Evaluate((32, 32), *HALF)(as_decoded(image))
         codes = torch.as_tensor(theirs(image, return_tensors="pt")["input_ids"])
-        assert differing(palette, denormalise(seen, *HALF), codes[0]) == 0
+        assert differing(palette, denormalize(seen, *HALF), codes[0]) == 0
     # No key of it cuts another shape: it takes images of the size itself then.
     other = processor(palette, Grid(16, 32), squash=False)
     image = photo(16, 32)
     seen = Evaluate((16, 32), *HALF)(as_decoded(image))
     codes = torch.as_tensor(other(image, return_tensors="pt")["input_ids"])
-    assert differing(palette, denormalise(seen, *HALF), codes[0]) == 0
+    assert differing(palette, denormalize(seen, *HALF), codes[0]) == 0
 
 
 def test_a_run_on_photographs_exports_the_processor_of_its_own_codes(
@@ -150,7 +150,7 @@ def test_a_run_on_photographs_exports_the_processor_of_its_own_codes(
         with file.open("rb") as opened:
             seen = run.evaluation(decode(opened, 3))
         codes = torch.as_tensor(theirs(Image.open(file), return_tensors="pt")["input_ids"])
-        assert differing(pretrainer.backbone.tokenizer, denormalise(seen, *HALF), codes[0]) == 0
+        assert differing(pretrainer.backbone.tokenizer, denormalize(seen, *HALF), codes[0]) == 0
 
 
 def test_configs_without_a_crop_mode_are_of_runs_that_cut_the_center(tmp_path: Path) -> None:

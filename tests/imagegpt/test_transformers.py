@@ -293,7 +293,7 @@ def test_our_own_classifier_opens_again(tmp_path: Path) -> None:
     assert torch.equal(again.classify(images), classifier.classify(images))
     assert ours.ImageGPTForImageClassification.from_pretrained(tmp_path / "theirs").config.id2label[2] == "c"
     theirs(CLASSIFIER, num_labels=3, problem_type="regression").save_pretrained(tmp_path / "numbers")
-    with pytest.raises(ValueError, match="a head for regression, and a JointClassifier chooses one class"):
+    with pytest.raises(ValueError, match="a head for regression, and a JointClassifier predicts one class"):
         load_imagegpt_classifier(tmp_path / "numbers", tokenizer=Encoded(8))
 
 
@@ -310,17 +310,17 @@ def test_what_does_not_fit_is_refused_or_started_anew_with_a_warning(tmp_path: P
     with pytest.warns(NoHeadWarning, match="has no head for ImageGPTForCausalImageModeling"):
         ours.ImageGPTForCausalImageModeling.from_pretrained(tmp_path)
     mine = own(theirs())
-    with pytest.raises(ValueError, match="16 positions; 17 places"):
+    with pytest.raises(ValueError, match="16 positions; the input has 17"):
         mine(codes(length=17))
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         mine()
-    with pytest.raises(ValueError, match="nothing but the image itself"):
+    with pytest.raises(ValueError, match="attends to the image only"):
         mine(codes(), encoder_hidden_states=torch.randn(2, 3, 32))
     with pytest.raises(ValueError, match="max_length or max_new_tokens"):
         mine.generate(codes())
     with pytest.raises(ValueError, match="problem_type is one of"):
         ours.ImageGPTConfig(problem_type="ranking")
-    with pytest.raises(ValueError, match="the hub is fetched first"):
+    with pytest.raises(ValueError, match="download a model from the hub first"):
         ours.ImageGPTModel.from_pretrained("openai/imagegpt-small")
     index = tmp_path / "index"
     index.mkdir()

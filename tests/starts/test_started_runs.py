@@ -53,12 +53,12 @@ def test_a_run_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     file, vit = weights(tmp_path / "theirs")
     run = start_run(recipe(tmp_path / "run", start=str(file)))
     assert run.recipe.patch_size == 4, "weights keep their patch"
-    assert run.recipe.image_size == (28, 28), "and digits are enlarged to seven units a side"
+    assert run.recipe.image_size == (32, 32), "and their image size: digits are enlarged"
     assert run.recipe.mean == (0.5,), "test_vit's, averaged"
     own, theirs = run.pretrainer.backbone.model.state_dict(), vit.state_dict()
     assert torch.equal(own["blocks.0.attn.qkv.weight"], theirs["blocks.0.attn.qkv.weight"])
     torch.testing.assert_close(own["patch_embed.proj.weight"], theirs["patch_embed.proj.weight"].sum(1, keepdim=True))
-    assert pretrain(tmp_path / "run", "--start", str(file)) == 0
+    assert pretrain(tmp_path / "run", "--start", str(file), "--image_size", "28") == 0
     shown = capsys.readouterr().out
     assert "resampled  pos_embed (1, 65, 64) to (1, 50, 64)" in shown
     assert "left out   head (2 tensors)" in shown
@@ -136,7 +136,7 @@ def test_an_imagegpt_run_from_a_run_keeps_its_palette(tmp_path: Path) -> None:
     run = start_run(
         Recipe("imagegpt", "imagegpt", "digits", tmp_path / "b", start=str(tmp_path / "first"), steps=2, seed=3)
     )
-    assert torch.equal(run.tokenizer.colours, first.tokenizer.colours)  # type: ignore[union-attr]
+    assert torch.equal(run.tokenizer.colors, first.tokenizer.colors)  # type: ignore[union-attr]
     theirs = first.pretrainer.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in run.pretrainer.state_dict().items())
 

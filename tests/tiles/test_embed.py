@@ -117,9 +117,9 @@ def test_it_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(command, "_write_part", stopped)
     assert main([*arguments, "--out", str(tmp_path / "f.safetensors")]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert main([*arguments, "--features", "maps", "--out", str(tmp_path / "f.safetensors")]) == 2
-    assert "holds the beginning of other features (kind differ)" in capsys.readouterr().err
+    assert "holds a part of other features (kind differ)" in capsys.readouterr().err
     written.clear()
     written.append(-1)
     assert main([*arguments, "--out", str(tmp_path / "f.safetensors")]) == 130
@@ -131,32 +131,34 @@ def test_it_goes_on_where_it_was_stopped(
 
 KILLED = """
 import os, signal, sys
+import safetensors.torch
 from patchcast.cli import main
 from patchcast.commands import embed as command
 
-command.PART, save_file = 2, command.save_file
+command.PART, save_file = 2, safetensors.torch.save_file
 
 def half(tensors, file, metadata):
     save_file(tensors, file, metadata)
-    if file.stem == "0000000002":
+    if file.name.startswith(".0000000002."):
         file.write_bytes(file.read_bytes()[:100])
         os.kill(os.getpid(), signal.SIGKILL)
 
-command.save_file = half
+safetensors.torch.save_file = half
 main(sys.argv[1:])
 """
 
 
 @pytest.mark.filterwarnings("ignore:skipped")
-def test_it_goes_on_where_it_was_killed(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_resumes_where_it_was_killed(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed by the kernel's own signal with its second part half written: no code of ours runs after it."""
     arguments = ["embed", *MODEL, "--tile_size", "32", "--features", "maps", "--data", str(photographs), "--out"]
     out, whole = tmp_path / "f.safetensors", tmp_path / "whole.safetensors"
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments, str(out)], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert not out.exists()
-    left = sorted(each.name for each in (tmp_path / "f.safetensors.parts").iterdir())
-    assert left == ["0000000000.safetensors", "0000000002.unfinished", "plan.json"]
+    half, *left = sorted(file.name for file in (tmp_path / "f.safetensors.parts").iterdir())
+    assert half.startswith(".0000000002.")
+    assert left == ["0000000000.safetensors", "plan.json"]
     monkeypatch.setattr(command, "PART", 2)
     write, written = command._write_part, []
     monkeypatch.setattr(
@@ -179,7 +181,7 @@ def test_mistakes_get_one_sentence(
     data = ("--data", str(photographs))
     assert "--out must end in .parquet or .safetensors" in fails(*MODEL, *data, "--out", str(tmp_path / "f.csv"))
     (tmp_path / "there.parquet").touch()
-    assert "is there already" in fails(*MODEL, *data, "--out", str(tmp_path / "there.parquet"))
+    assert "exists already" in fails(*MODEL, *data, "--out", str(tmp_path / "there.parquet"))
     out = ("--out", str(tmp_path / "f.parquet"))
     assert "did you mean test_vit" in fails("test_vot", "--untrained", *data, *out)
     assert "has tiles of 32 pixels already" in fails(str(run), *data, *out, "--tile_size", "32")
@@ -190,7 +192,8 @@ def test_readouts(photographs: Path, run: Path, tmp_path: Path, capsys: pytest.C
     """The pooled feature is that of `Backbone.pool`; over tiles, the same function of the units of all tiles."""
     out, data = tmp_path / "f.safetensors", ["--data", str(photographs)]
     assert main(["embed", str(run), *data, "--readout", "mean_std", "--out", str(out)]) == 0
-    recipe, pretrainer = open_run(run)
+    opened = open_run(run)
+    recipe, pretrainer = opened.recipe, opened.pretrainer
     image = open_images(str(photographs))[0].image
     with torch.no_grad():
         seen = Evaluate(recipe.image_size, recipe.mean, recipe.std)(image)[None]
@@ -210,6 +213,6 @@ def test_readouts(photographs: Path, run: Path, tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     new = ["--out", str(tmp_path / "new.parquet")]
     assert main(["embed", *MODEL, *data, "--tile_size", "32", "--readout", "class", *new]) == 2
-    assert "with --tile_size it is one of mean, mean_std" in capsys.readouterr().err
+    assert "with --tile_size, use one of mean, mean_std" in capsys.readouterr().err
     assert main(["embed", *MODEL, *data, "--features", "maps", "--readout", "class", *new]) == 2
-    assert "--features maps one of each unit" in capsys.readouterr().err
+    assert "--features maps one per unit" in capsys.readouterr().err

@@ -22,7 +22,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "class token last": {"append_cls_token": True, "out_indices": [0]},
     "no positions of tiles": {"use_tile_pos_embed": False},
     "one tile": {"max_num_tiles": 1},
-    "two tiles, grey": {"max_num_tiles": 2, "in_channels": 1},
+    "two tiles, gray": {"max_num_tiles": 2, "in_channels": 1},
 }
 
 
@@ -132,7 +132,7 @@ def test_padding_can_be_masked_out_of_the_same_weights() -> None:
         ({"tile_size": 36}, "tile_size must be divisible by patch_size; got 36 and 8"),
         ({"num_heads": 5}, "embed_dim must be divisible by num_heads; got 24 and 5"),
         ({"out_indices": [0, 1, 2, 3, 4]}, r"len\(out_indices\) must be <= num_layers; got \[0, 1, 2, 3, 4\] and 3"),
-        ({"out_indices": [-1]}, "out_indices must lie in 0..3"),
+        ({"out_indices": [-1]}, "out_indices must be in 0..3"),
     ],
 )
 def test_what_is_wrong_is_refused(wrong: dict[str, Any], sentence: str) -> None:
@@ -143,10 +143,10 @@ def test_what_is_wrong_is_refused(wrong: dict[str, Any], sentence: str) -> None:
 def test_states_of_other_models_are_refused() -> None:
     model = TorchtuneViT(**SMALL)
     state = to_torchtune(model)
-    with pytest.raises(ValueError, match=r"it lacks conv\.weight, and has other besides"):
+    with pytest.raises(ValueError, match=r"it lacks conv\.weight, and has other in addition"):
         load_torchtune(model, {**{k: v for k, v in state.items() if k != "conv.weight"}, "other": state["conv.weight"]})
     local = "token_pos_embedding.local_token_positional_embedding"
-    with pytest.raises(ValueError, match="has 14 patches a tile, which are no square"):
+    with pytest.raises(ValueError, match="its 14 patches per tile are not a square"):
         load_torchtune(model, {**state, local: torch.zeros(15, 24)})
     with pytest.raises(ValueError, match=r"conv\.weight has the shape"):
         load_torchtune(model, {**state, "conv.weight": torch.zeros(24, 3, 4, 4)})

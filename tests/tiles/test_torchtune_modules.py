@@ -86,7 +86,7 @@ def test_the_last_hidden_state_and_one_tile() -> None:
         ({"patch_size": -1}, "patch_size must be > 0"),
         ({"tile_size": 36}, "divisible by patch_size; got 36 and 8"),
         ({"out_indices": [0, 1, 2, 3]}, r"len\(out_indices\) must be <= num_layers; got \[0, 1, 2, 3\] and 3"),
-        ({"out_indices": [5]}, "out_indices must lie in 0..3"),
+        ({"out_indices": [5]}, "out_indices must be in 0..3"),
     ],
 )
 def test_what_is_wrong_is_refused(wrong: dict[str, Any], sentence: str) -> None:

@@ -66,7 +66,7 @@ def test_cropping_tiles_is_torchtunes() -> None:
 
 @pytest.mark.parametrize("enlarge", [False, True])
 def test_the_whole_transform_is_torchtunes(enlarge: bool) -> None:
-    """But for resizing in uint8 (half a level), and for normalising before padding, where `black` is not asked for."""
+    """But for resizing in uint8 (half a level), and for normalizing before padding, where `black` is not asked for."""
     theirs = pytest.importorskip("torchtune.models.clip", reason="peers extra")
     import PIL.Image
 

@@ -238,7 +238,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         assert main(command("mae", out)) == 2
-    assert "is full; make room, and the same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert "is full; make room, and the same command resumes from the last checkpoint" in capsys.readouterr().err
     assert [each.name for each in (out / "checkpoints").iterdir()] == ["step=7.ckpt"]
     assert main(command("mae", out)) == 0
 

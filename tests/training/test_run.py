@@ -15,8 +15,11 @@ from torch.utils.data import DataLoader
 
 from patchcast.backbones import wrap
 from patchcast.data import Augment, EvalSet, Evaluate, TrainSet, open_images
+from patchcast.losses import squared
 from patchcast.methods import aim, mae
+from patchcast.objectives import Objective, sum_of
 from patchcast.pretrainer import Pretrainer
+from patchcast.targets import Pixels
 from patchcast.training.engine import Engine
 from patchcast.training.log import curve
 from patchcast.training.loop import train
@@ -27,6 +30,16 @@ METHODS = {
     "mae": lambda backbone: mae(backbone, decoder_width=32, decoder_depth=1),
     "aim": lambda backbone: aim(backbone, head_depth=1),
 }
+
+
+def two_objectives() -> Pretrainer:
+    """Pixels normalized and raw, by one decoder each."""
+    one, other = tiny("mae"), tiny("mae")
+    raw = Pixels(one.backbone.stride, channels=1, normalize=False)
+    parts = sum_of(
+        contrast=Objective(one.predictor, one.target, squared), raw=Objective(other.predictor, raw, squared, weight=0.5)
+    )
+    return Pretrainer(one.backbone, plan=one.plan, view=one.view, **parts)
 
 
 def tiny(method: str) -> Pretrainer:
@@ -60,6 +73,16 @@ def run(
     how.setdefault("optimization", Optimization(lr=1e-3, clip=1.0))
     engine = Engine(precision=precision, device="cpu", log_every=2, eval_every=eval_every, checkpoint_every=5)
     train(pretrainer, stream, held_out, engine=engine, out=out, title="test", **how)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_objective_is_logged(tmp_path: Path, accumulate: int) -> None:
+    run(two_objectives(), tmp_path, steps=4, accumulate=accumulate)
+    _, losses = curve(tmp_path / "metrics.csv", "loss")
+    _, contrast = curve(tmp_path / "metrics.csv", "loss_contrast")
+    _, raw = curve(tmp_path / "metrics.csv", "loss_raw")
+    assert len(losses) == 2
+    assert losses == pytest.approx([one + 0.5 * other for one, other in zip(contrast, raw, strict=True)], rel=1e-5)
 
 
 class Killed(RuntimeError):

@@ -1,4 +1,4 @@
-"""The seam over timm: any vision transformer, entered between its embedding and its blocks."""
+"""Backbones over timm: any vision transformer, split between its embedding and its blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, when it is asked for: `patchcast models` needs neither torch nor timm."""
+    """Import a name when it is first used: `patchcast models` needs neither torch nor timm."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(HOMES.get(name, "patchcast.backbones.backbone")), name)

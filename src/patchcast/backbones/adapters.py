@@ -1,4 +1,4 @@
-"""From a timm name, or a model, to the backbone that knows where to enter it."""
+"""`wrap`: from a timm name or a model to its backbone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from patchcast.backbones.torchvision import TorchvisionSwin, TorchvisionViT
 from patchcast.backbones.twins import Twins
 from patchcast.backbones.visformer import Visformer
 
-# By the name of the model's class or of one it derives from: some came after the oldest timm that we support.
+# By class name (the model's or a base class's): some classes are missing in the oldest timm that we support.
 TIMM: dict[str, type[Backbone]] = {
     **dict.fromkeys(ROWS, Staged),
     "Beit": Beit,
@@ -74,7 +74,7 @@ ADAPTERS: dict[str, dict[str, type[Backbone]]] = {"timm": TIMM, "torchvision": T
 
 
 def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
-    """The backbone over a timm or torchvision model, given by timm's name or as it is; a backbone stays what it is.
+    """Make a backbone of a timm or torchvision model, or of a timm name. A backbone is returned unchanged.
 
     >>> sorted(wrap("test_vit", img_size=64).can)
     ['attend', 'drop', 'paint', 'replace']
@@ -83,11 +83,11 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
 
     Args:
         model: a name for `timm.create_model` (random weights unless `pretrained=True` is given), or a model.
-        timm_kwargs: arguments of `timm.create_model`, such as `in_chans`. `img_size` may be given for every model: to
-            those whose weights do not depend on it, it only tells the size that images will have.
+        timm_kwargs: arguments of `timm.create_model`, such as `in_chans`. `img_size` may be given for every model: if
+            the weights do not depend on it, it only sets the nominal image size.
     Raises:
-        ValueError: if timm knows no model of this name, or no adapter knows the model's class, or pretrained weights do
-            not fit the arguments, or it is neither a name nor a model.
+        ValueError: if timm has no model of this name, no adapter supports the model's class, the pretrained weights do
+            not fit the arguments, or `model` is neither a name nor a model.
     """
     if not isinstance(model, str | nn.Module):
         raise ValueError(f"a backbone is made of a model of timm or torchvision, or of timm's name; got {model!r:.80}")
@@ -114,7 +114,7 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
 
 
 def adapter_for(cls: type[nn.Module]) -> type[Backbone]:
-    """The adapter of a model's class, or of the nearest class that it derives from."""
+    """The adapter for a model's class or its nearest base class."""
     for base in cls.__mro__:
         known = ADAPTERS.get(base.__module__.split(".")[0], {})
         if base.__name__ in known:
@@ -131,7 +131,7 @@ def adapter_for(cls: type[nn.Module]) -> type[Backbone]:
 
 
 def create(name: str, **timm_kwargs: Any) -> nn.Module:
-    """`timm.create_model`, whose error names what is near, and which gives `img_size` only to those that take it."""
+    """`timm.create_model` with an error that names similar models; passes `img_size` only to models that take it."""
     if not timm.is_model(name):
         known = timm.list_models()
         near = difflib.get_close_matches(name.split(".")[0], known, n=3)

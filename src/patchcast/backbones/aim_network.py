@@ -21,14 +21,14 @@ AIM_SIZES: dict[str, dict[str, int]] = {
 """As the paper (El-Nouby et al. 2024) and its code have them: heads are 128 channels wide."""
 
 ARCHITECTURE = "vit_huge_patch14_224"
-"""The name in timm whose builder is used; `aim_args` replaces all that differs."""
+"""The timm name whose builder is used; `aim_args` overrides the rest."""
 
 
 def aim_args(size: str) -> dict[str, Any]:
     """The arguments of `timm.create_model("vit_huge_patch14_224", ...)` that make a published network.
 
-    They are plain values, so that they can stand in a recipe's `model_args`. There is no class token; linear maps have
-    no biases, but the patches' has, and a norm behind it.
+    They are plain values, so they can be used as a recipe's `model_args`. There is no class token. Linear layers have
+    no biases, except the patch embedding, which also has a norm after it.
 
     >>> aim_args("1B")["embed_dim"]
     2048
@@ -51,7 +51,7 @@ def aim_args(size: str) -> dict[str, Any]:
 
 
 def aim_vit(size: str, **changes: Any) -> VisionTransformer:
-    """A published network with its own initialisation and fixed sine-cosine positions, for `wrap`.
+    """A published network with its own initialization and fixed sine-cosine positions, for `wrap`.
 
     >>> with torch.device("meta"):  # shapes only: no memory is taken
     ...     vit = aim_vit("7B")
@@ -60,7 +60,7 @@ def aim_vit(size: str, **changes: Any) -> VisionTransformer:
 
     Args:
         size: 0.6B, 1B, 3B or 7B.
-        changes: arguments of `timm.create_model` that shall differ, such as `img_size`.
+        changes: arguments of `timm.create_model` to override, such as `img_size`.
     Raises:
         ValueError: if there is no such size.
     """

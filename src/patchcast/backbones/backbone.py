@@ -1,4 +1,4 @@
-"""What every backbone is: `embed` an image into tokens, run the stages over them, and say what else it can do."""
+"""`Backbone`: embed an image into tokens, run the stages over them, and declare what else is possible."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ ImageBatch = Real[Tensor, "B C H W"] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Tokens:
-    """What `Backbone.embed` returns: the input of the first block, and all that must travel with it.
+    """What `Backbone.embed` returns: the input of the first block, and everything that the blocks need with it.
 
-    A bare tensor would not do: for about 100 architectures of timm the positions are no part of it.
+    A tensor alone is not enough: in about 100 architectures of timm, positions are not part of it.
 
     Attributes:
         x: the tokens in the model's own layout (a tuple for the models with two streams).
-        grid: rows and columns of **tokens** that the image was cut into, before any were dropped.
-        prefix: how many class, register or distillation tokens stand in front.
+        grid: rows and columns of **tokens** in the whole image, before any were dropped.
+        prefix: number of class, register and distillation tokens, which come first.
         layout: how `x` is laid out.
         block_kwargs: keyword arguments of every block call (rotary positions, bias, sizes). They are arguments, and
             not state of the model, so that gradient checkpointing replays them.
-        visible: units that were kept, in the order in which they stand in `x`; None for all, row by row.
+        visible: indices of the units in `x`, in their order there; None for all, row by row.
         is_valid: False where a unit is padding (batches of images of different sizes); None if none is.
-        rows: the rows of the sequence that were kept, prefix tokens among them: see `Backbone.keep_rows`.
+        rows: indices of the rows of the whole sequence in `x`, prefix tokens included: see `Backbone.keep_rows`.
     """
 
     x: Any
@@ -56,7 +56,7 @@ class Tokens:
 
 
 class CannotError(ValueError):
-    """A backbone was asked for what it cannot do; the message says what it can.
+    """Raised when a backbone cannot do what a method needs. The message says what it can do.
 
     >>> from patchcast.backbones import wrap
     >>> wrap("pvt_v2_b0").keep(Tokens(torch.zeros(1, 1, 1), Grid(1, 1)), torch.zeros(1, 1, dtype=torch.long))
@@ -67,11 +67,11 @@ class CannotError(ValueError):
 
 
 class Backbone(nn.Module, ABC):
-    """A model that can be entered between its embedding and its blocks.
+    """A model that is split between its embedding and its blocks.
 
     `forward(images)`, which is `own_features(forward_stages(embed(images)))`, equals the wrapped model's own
-    `forward_features(images)` bit for bit. The wrapped model is `self.model`: its parameters, keys and state stay its
-    own.
+    `forward_features(images)` bit for bit. The wrapped model is `self.model`; its parameters and state-dict keys do not
+    change.
 
     >>> from patchcast.backbones import wrap
     >>> backbone = wrap("test_vit", img_size=64)
@@ -84,18 +84,18 @@ class Backbone(nn.Module, ABC):
     (torch.Size([2, 1, 64]), torch.Size([2, 3, 64]))
 
     Attributes:
-        can: what it can do besides; see `CAPABILITIES`.
+        can: what else it can do; see `CAPABILITIES`.
         width: channels of one unit's feature.
-        embed_width: channels of one token where a mask token takes its place (before positions are added).
+        embed_width: channels of a mask token (before positions are added).
         stride: pixels per side of a unit, (rows, cols).
         image_size: nominal (height, width).
         channels: of the image.
-        takes_any_size: whether images may have another size than `image_size`, as long as `stride` divides it.
-        takes_integers: whether images may be 8-bit, or codes (ImageGPT); others take floating point.
-        pixels_stay_in_unit: whether a token is made of its own unit's pixels only. Where stems overlap it is not:
-            hidden pixels must be blanked before units are dropped, and no attention mask is causal for pixels.
-        features_layout: how `forward_stages` lays out its result.
-        features_prefix: how many tokens stand in front of the units there.
+        takes_any_size: whether images may have any size that `stride` divides, not only `image_size`.
+        takes_integers: whether images may be 8-bit, or codes (ImageGPT); other backbones take floating point.
+        pixels_stay_in_unit: whether a token depends on its own unit's pixels only. If not (overlapping stems), hidden
+            pixels must be blanked before units are dropped, and no attention mask is causal for pixels.
+        features_layout: layout of the result of `forward_stages`.
+        features_prefix: number of tokens before the units in it.
     """
 
     can: frozenset[Capability] = frozenset({"paint"})
@@ -117,15 +117,13 @@ class Backbone(nn.Module, ABC):
         if any(
             isinstance(module, PatchDropout | PatchDropoutWithIndices) and module.prob for module in model.modules()
         ):
-            raise ValueError(
-                f"{self.name} drops patches of its own (patch_drop_rate): build it without, and use `keep`"
-            )
+            raise ValueError(f"{self.name} drops patches itself (patch_drop_rate): build it without, and use `keep`")
 
     # ---- what an adapter writes -------------------------------------------------------------------------------------
 
     @abstractmethod
     def to_patches(self, images: ImageBatch) -> Tokens:
-        """Cut and project the image: tokens with no position yet, which is where a mask token goes in."""
+        """Cut and project the image: tokens without positions. Mask tokens are inserted here."""
 
     def add_positions(self, patches: Tokens) -> Tokens:
         """From patches to the input of the first block: positions, prefix tokens, dropout, pre-norm."""
@@ -135,19 +133,19 @@ class Backbone(nn.Module, ABC):
     def run_stages(self, tokens: Tokens) -> Any:
         """Blocks and final norm: the wrapped model's `forward_features` from the first block on.
 
-        Everything that depends on positions or masks goes into the block calls as an argument (`block_kwargs`).
+        Everything that depends on positions or masks is passed to the blocks as an argument (`block_kwargs`).
         """
 
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
-        """`keep`, for those with "drop"."""
+        """`keep`, for backbones with "drop"."""
         raise NotImplementedError
 
     def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
-        """The tokens with an attention mask in their `block_kwargs` (None: the causal one), for those with "attend"."""
+        """The tokens with an attention mask in `block_kwargs` (None: the causal mask), for backbones with "attend"."""
         raise NotImplementedError
 
     def length(self, tokens: Tokens) -> int:
-        """How many rows and columns a mask for these tokens has, for those with "attend"."""
+        """Number of rows and columns of an attention mask for these tokens, for backbones with "attend"."""
         return tokens.x.shape[1]
 
     def own_features(self, features: Any) -> Any:
@@ -159,7 +157,7 @@ class Backbone(nn.Module, ABC):
         return ["head", "head_dist", "fc_norm", "attn_pool"]
 
     def not_in_features(self) -> list[str]:
-        """Names of those it reaches, but which no feature of a unit or a prefix token depends on (other scales)."""
+        """Names of those that it reaches but that no feature of a unit or a prefix token depends on (other scales)."""
         return []
 
     def prefix_only(self) -> list[str]:
@@ -178,16 +176,16 @@ class Backbone(nn.Module, ABC):
     ) -> Tokens:
         """Images to tokens, with hidden units replaced before positions are added (Xie et al. 2022, section 3.2).
 
-        The pixels of hidden units are blanked as well: where stems overlap, replacing the token alone would let up to
-        a quarter of them through to the neighbours.
+        The pixels of hidden units are blanked too: in overlapping stems, up to a quarter of them would otherwise reach
+        the tokens of neighboring units.
 
         Args:
             is_hidden: True where a unit is hidden, on the grid of units.
-            mask_token: stands for a hidden token; zeros if None. Needs "replace" where `is_hidden` is given.
+            mask_token: replaces each hidden token; zeros if None. With `is_hidden` it needs "replace".
             is_hidden_prefix: True where a class or register token is to be replaced by the mask token as well.
         Raises:
-            CannotError: if the backbone has no place for mask tokens, or none among its class tokens.
-            ValueError: if the image does not fit the model, or the mask not the grid.
+            CannotError: if the backbone takes no mask tokens, or none among its class tokens.
+            ValueError: if the image does not fit the model, or the mask does not fit the grid.
         """
         self.check_dtype(images)
         grid = self.grid(images)
@@ -209,12 +207,12 @@ class Backbone(nn.Module, ABC):
         """Run blocks and final norm over tokens.
 
         Args:
-            can_see: True where the unit of the row may look at the unit of the column, prefix tokens included, which
-                stand in front; (L, L), or (B, 1, L, L) for another mask per image. Needs "attend".
+            can_see: True where the token of the row may attend to the token of the column; prefix tokens come first.
+                (L, L), or (B, 1, L, L) for a different mask per image. Needs "attend".
             is_causal: each token sees itself and those before it. At most one of the two.
         Raises:
             CannotError: if a mask is given to a backbone without "attend".
-            ValueError: if both are given, or `can_see` is for another number of tokens, or a row of it has no True (its
+            ValueError: if both are given, `can_see` is for another number of tokens, or a row of it has no True (its
                 softmax would be NaN).
         """
         if can_see is None and not is_causal:
@@ -240,35 +238,35 @@ class Backbone(nn.Module, ABC):
     def keep(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         """The tokens of the given units only, in the given order, each with its own position. Needs "drop".
 
-        Where `pixels_stay_in_unit` is False, give `embed` the hidden units too, which blanks their pixels: the tokens
-        of visible units have seen across their borders.
+        If `pixels_stay_in_unit` is False, pass the hidden units to `embed` too. It blanks their pixels, which the
+        tokens of visible units would otherwise have seen.
 
         Raises:
-            CannotError: if the backbone cannot do without the others.
-            ValueError: if units were dropped before.
+            CannotError: if the backbone cannot run without the other units.
+            ValueError: if units were dropped already.
         """
         if "drop" not in self.can:
             raise CannotError(self.cannot("drop"))
         if tokens.visible is not None:
-            raise ValueError("units were dropped before; give all that shall stay in one call")
+            raise ValueError("units were dropped already; give all units to keep in one call")
         return self.select(tokens, visible)
 
     def keep_rows(self, tokens: Tokens, rows: Int[Tensor, "B K"]) -> Tokens:
         """The tokens of the given rows of the whole sequence, in which class and register tokens come first.
 
-        Other than by `keep`, those are dropped too where their row is not given, which only models can do whose
-        positions are added to the tokens or looked up by pair. `split` then calls all rows units.
+        Unlike `keep`, this can drop class and register tokens too. Only models whose positions are added to the tokens
+        or looked up by pair can do it. `split` then treats all rows as units.
 
         Raises:
-            CannotError: if the backbone cannot do without its class tokens.
-            ValueError: if tokens were dropped before.
+            CannotError: if the backbone cannot run without its class tokens.
+            ValueError: if tokens were dropped already.
         """
-        raise CannotError(f"{self.name} cannot do without its class and register tokens")
+        raise CannotError(f"{self.name} cannot run without its class and register tokens")
 
     def add_positions_hiding(
         self, patches: Tokens, is_hidden_prefix: Bool[Tensor, "B R"], mask_token: Float[Tensor, " E"] | None
     ) -> Tokens:
-        """`add_positions`, with the mask token in the place of some prefix tokens."""
+        """`add_positions`, with some prefix tokens replaced by the mask token."""
         raise CannotError(f"{self.name} has no place for a mask token among its class and register tokens")
 
     def split(self, features: Any, tokens: Tokens) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
@@ -278,7 +276,7 @@ class Backbone(nn.Module, ABC):
         return rows[:, :prefix], rows[:, prefix:]
 
     def validity(self, tokens: Tokens) -> Bool[Tensor, "B L"] | None:
-        """False where a row of the features (prefix tokens in front) is padding, and nothing; None if none is."""
+        """False where a row of the features (prefix tokens first) is padding; None if none is."""
         if tokens.is_valid is None:
             return None
         return torch.cat([tokens.is_valid.new_ones(len(tokens.is_valid), tokens.prefix), tokens.is_valid], dim=1)
@@ -297,10 +295,10 @@ class Backbone(nn.Module, ABC):
         return self.split(self.forward_stages(tokens), tokens)[1], tokens.is_valid
 
     def pool(self, images: ImageBatch, readout: Readout = DEFAULT_READOUT) -> Float[Tensor, "B D"]:
-        """The embedding of each image, whole and unmasked, by one of `patchcast.backbones.readout.READOUTS`.
+        """The embedding of each whole, unmasked image, by one of `patchcast.backbones.readout.READOUTS`.
 
         Raises:
-            CannotError: if it reads something that this model does not have.
+            CannotError: if the readout needs something that this model does not have.
         """
         return READOUTS[readout](self, images)
 
@@ -311,7 +309,7 @@ class Backbone(nn.Module, ABC):
             CannotError: if the model has none.
         """
         if not self.features_prefix or getattr(self.model, "cls_token", None) is None:
-            raise CannotError(f"{self.name} has no class token to read out; use another readout, such as mean")
+            raise CannotError(f"{self.name} has no class token; use another readout, such as mean")
         tokens = self.embed(images)
         return self.split(self.forward_stages(tokens), tokens)[0][:, 0]
 
@@ -321,22 +319,22 @@ class Backbone(nn.Module, ABC):
         """The raw output of each block as a map (B, D, rows, cols), before the final norm.
 
         Args:
-            blocks: the last so many, or their indices; None for all.
+            blocks: the number of last blocks, or their indices; None for all.
         Raises:
             CannotError: if timm gives this architecture no `forward_intermediates`.
         """
         forward = getattr(self.model, "forward_intermediates", None)
         if not callable(forward):
             raise CannotError(f"{self.name} cannot be probed by layer: timm gives it no forward_intermediates")
-        self.grid(images)  # the size is refused here in one sentence, and by some models' own forward not at all
+        self.grid(images)  # checked here: some models' own forward does not check the size
         indices = blocks if blocks is None or isinstance(blocks, int) else list(blocks)
         return list(forward(images, indices=indices, norm=False, intermediates_only=True, output_fmt="NCHW"))
 
     def check_dtype(self, images: ImageBatch) -> None:
-        """Refuse images that were not converted to floating point.
+        """Raise an error for images that were not converted to floating point.
 
         Raises:
-            ValueError: in one sentence, with what to do.
+            ValueError: if they are integers; says what to do.
         """
         pixels = images if isinstance(images, Tensor) else images.get("canvas", images.get("patches"))
         if isinstance(pixels, Tensor) and not (pixels.is_floating_point() or self.takes_integers):
@@ -367,17 +365,17 @@ class Backbone(nn.Module, ABC):
         return Grid(height // down, width // right)
 
     def grid_of_each(self, images: ImageBatch) -> list[Grid] | None:
-        """The units that each image has, from the upper left corner of `grid(images)`; None where each has them all."""
+        """The grid of each image, in the upper left corner of `grid(images)`; None if every image fills it."""
         return None
 
     def blank(self, images: ImageBatch, is_hidden: Bool[Tensor, "B rows cols"]) -> ImageBatch:
-        """The images with the pixels of hidden units set to 0, the mean of normalised images."""
+        """The images with the pixels of hidden units set to 0, the mean of normalized images."""
         return with_pixels(images, paint(pixels_of(images), is_hidden))
 
     def fill(
         self, patches: Tokens, is_hidden: Bool[Tensor, "B rows cols"], mask_token: Float[Tensor, " E"] | None
     ) -> Tokens:
-        """The patches with `mask_token` in the place of every token of a hidden unit."""
+        """The patches with every token of a hidden unit replaced by `mask_token`."""
         hidden = upsample(is_hidden, patches.grid)
         return patches.with_(x=put(patches.x, hidden, mask_token, patches.layout))
 
@@ -386,7 +384,7 @@ class Backbone(nn.Module, ABC):
         return type(self.model).__name__
 
     def cannot(self, wish: Capability) -> str:
-        """One sentence: what it cannot do, and what it can."""
+        """The error message: what it cannot do, and what it can."""
         known = "; ".join(CAPABILITIES[capability] for capability in CAPABILITIES if capability in self.can)
         return f"{self.name} cannot {CAPABILITIES[wish]} ({wish!r}); it can {known} ({', '.join(sorted(self.can))})"
 
@@ -418,9 +416,9 @@ def with_pixels(images: ImageBatch, pixels: Real[Tensor, "B C H W"]) -> ImageBat
 
 
 def additive(can_see: Bool[Tensor, "*B L L"], like: Tensor) -> Float[Tensor, "*B L L"]:
-    """The mask as attention adds it to its logits, in their precision.
+    """The mask as it is added to attention logits, in their precision.
 
-    Attention makes this of a mask of True and False by itself, and keeps it for the backward pass: once in every block.
+    Attention would otherwise convert the boolean mask in every block, and store each copy for the backward pass.
 
     >>> additive(torch.tensor([[True, False], [True, True]]), torch.zeros(1)).tolist()
     [[0.0, -inf], [0.0, 0.0]]

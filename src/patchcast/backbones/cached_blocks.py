@@ -1,4 +1,4 @@
-"""timm's plain transformer blocks run piece by piece, with cached keys and values of earlier pieces."""
+"""Incremental forward passes of timm's plain transformer blocks, with cached keys and values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from patchcast.backbones.sequence import ViT
 
 
 def can_cache(backbone: Backbone) -> bool:
-    """Whether every block is timm's plain one, with plain attention: ViT, DeiT, CLIP, SigLIP, DINOv2, AIM.
+    """Whether every block is timm's plain block with plain attention: ViT, DeiT, CLIP, SigLIP, DINOv2, AIM.
 
     >>> from patchcast.backbones import wrap
     >>> can_cache(wrap("test_vit")), can_cache(wrap("vit_tiny_patch16_dinov3_qkvb", depth=1))
@@ -29,13 +29,13 @@ def can_cache(backbone: Backbone) -> bool:
 
 
 def _is_plain(attn: nn.Module) -> bool:
-    # Gates and norms of the output came with later versions of timm; none of its models of this class has them.
+    # Gates and output norms came with later versions of timm; none of its models of this class has them.
     beside = [getattr(attn, "gate", None), getattr(attn, "norm", None)]
     return type(attn) is Attention and all(part is None or isinstance(part, nn.Identity) for part in beside)
 
 
 class CachedBlocks:
-    """The blocks and the final norm of a backbone, in eval mode, for tokens that come in pieces.
+    """The blocks and the final norm of a backbone, in eval mode, for tokens that arrive in several pieces.
 
     >>> from patchcast.backbones import wrap
     >>> backbone = wrap("test_vit", img_size=32).eval()
@@ -47,7 +47,7 @@ class CachedBlocks:
 
     Args:
         backbone: one that `can_cache`.
-        places: most tokens that will come, prefix tokens included.
+        places: maximum number of tokens in total, prefix tokens included.
     """
 
     def __init__(self, backbone: Backbone, *, batch: int, places: int) -> None:
@@ -59,11 +59,11 @@ class CachedBlocks:
         )  # fmt: skip
 
     def extend(self, x: Float[Tensor, "B P D"], *, is_causal: bool = False) -> Float[Tensor, "B P D"]:
-        """Features of the next tokens, which see all that came before them.
+        """Features of the next tokens, which attend to all earlier ones.
 
         Args:
-            is_causal: the tokens of this piece see only those before them; for the first piece. Otherwise they see one
-                another.
+            is_causal: within this piece, tokens attend to earlier tokens only (for the first piece). Otherwise they
+                all attend to one another.
         """
         at, end = self.cache.length, self.cache.length + x.shape[1]
         for layer, block in enumerate(self.model.blocks):

@@ -8,10 +8,10 @@ Capability = Literal["drop", "attend", "shift", "replace", "paint"]
 
 CAPABILITIES: dict[Capability, str] = {
     "drop": "run on the visible units alone",
-    "attend": "obey any attention mask",
+    "attend": "apply any attention mask",
     "shift": "predict every unit from those before it, the first from a start token",
-    "replace": "put a mask token in the place of hidden units",
-    "paint": "be shown images whose hidden units are painted over",
+    "replace": "replace hidden units by a mask token",
+    "paint": "run on images whose hidden units are painted over",
 }
 
 NEEDS: dict[str, tuple[Capability, ...]] = {
@@ -22,16 +22,16 @@ NEEDS: dict[str, tuple[Capability, ...]] = {
     "mae": ("drop",),
     "simmim": ("replace", "paint"),
 }
-"""What each method of `patchcast.methods.METHODS` needs of a backbone of timm: one of these, the first it has."""
+"""What each method of `patchcast.methods.METHODS` needs of a timm backbone: the first of these that it has."""
 
 OWN_NETWORKS = {"imagegpt": "shift", "imagegpt_masked": "replace"}
 """Methods that run on an ImageGPT network instead, and what they need of it."""
 
 METHOD_NAMES = (*sorted({*NEEDS, *OWN_NETWORKS}),)
-"""The names in `METHODS`, so that a wrong one is refused before torch is imported. A test holds the two equal."""
+"""The names in `METHODS`, to check a name without importing torch. A test keeps the two equal."""
 
 Readout = Literal["mean", "mean_std", "blocks", "class"]
 """Names of `patchcast.backbones.readout.READOUTS`: how the units of an image become one feature."""
 
 DEFAULT_READOUT: Readout = "mean"
-"""Of every probe, `embed`, ONNX and exported programs."""
+"""The readout of every probe, of `embed`, and of ONNX and exported programs."""

@@ -1,4 +1,4 @@
-"""Whether a model still computes what its library's class does: an adapter writes some of its methods out."""
+"""Whether a model still computes what its library's class does: an adapter reimplements some of its methods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HARMLESS = frozenset(
 def changed_methods(module: nn.Module) -> set[str]:
     """Methods of a library's class that a subclass, the instance or a patch of the class has replaced.
 
-    A module whose class derives from no class of a library has its `forward` replaced.
+    For a module whose class derives from no library class, this is `forward`.
 
     >>> import timm
     >>> model = timm.create_model("test_vit")
@@ -46,7 +46,7 @@ def changed_methods(module: nn.Module) -> set[str]:
 def _is_the_librarys(cls: type, name: str) -> bool:
     owner = next(each for each in cls.__mro__ if name in vars(each))
     function = vars(owner)[name]
-    # A function that was put into the library's class comes from elsewhere, whatever name it was given.
+    # A function that was patched into the library's class comes from another module, whatever its name.
     home = getattr(function, "__globals__", {}).get("__name__", owner.__module__)
     return top(owner) == "patchcast" or (top(owner) in KNOWN and home.split(".")[0] in KNOWN)
 
@@ -57,14 +57,14 @@ def top(cls: type) -> str:
 
 
 def check_methods(model: Any, written_out: Mapping[str, frozenset[str]], harmless: frozenset[str] = HARMLESS) -> None:
-    """Refuse a model that computes something else than the class that its adapter was written for.
+    """Raise an error for a model that computes something else than the class that its adapter was written for.
 
     Args:
-        written_out: paths of modules whose `forward` or `forward_features` the adapter writes out ("" for the model),
-            each with the methods that it calls all the same.
+        written_out: paths of modules whose `forward` or `forward_features` the adapter reimplements ("" for the
+            model), each with the methods that it still calls.
         harmless: methods of the model that may be replaced.
     Raises:
-        ValueError: if a method that the adapter writes out was replaced.
+        ValueError: if a method that the adapter reimplements was replaced.
     """
     for path, called in written_out.items():
         part = model
@@ -77,7 +77,7 @@ def check_methods(model: Any, written_out: Mapping[str, frozenset[str]], harmles
             base = next((cls for cls in type(part).__mro__ if top(cls) in LIBRARIES), type(part))
             raise ValueError(
                 f"{path or type(model).__name__} is no plain {base.__name__} of {top(base)}: it has a "
-                f"{', '.join(sorted(changed))} of its own, which this backbone would not call; change the modules "
+                f"{', '.join(sorted(changed))} that this backbone would not call; change the modules "
                 f"that it is made of instead{_or_called(called)}, or add an adapter: docs/add-a-backbone.md"
             )
 
@@ -92,7 +92,7 @@ def is_plain(module: Any) -> bool:
 
 
 def foreign_parts(blocks: Iterable[nn.Module]) -> set[str]:
-    """Classes of blocks, and of their attention and MLPs, that are no library's: they may mix tokens by their place."""
+    """Classes of blocks, attention and MLPs that are not from a library: they may depend on token positions."""
     found = set()
     for block in blocks:
         inside = [part for name, part in block.named_children() if any(kind in name for kind in ("att", "mlp", "ffn"))]

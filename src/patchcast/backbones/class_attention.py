@@ -17,7 +17,7 @@ from patchcast.geometry import Grid
 
 
 class CaiT(Sequence):
-    """timm's `Cait`. A mask holds for the units; the class token then looks at all of them, and they not at it."""
+    """timm's `Cait`. A mask applies to the units. The class token then attends to all units, and no unit to it."""
 
     def __init__(self, model: cait.Cait, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)
@@ -47,7 +47,7 @@ class CaiT(Sequence):
 
 
 class MaskedBlock(cait.LayerScaleBlock):
-    """timm's, which hands a mask to its attention."""
+    """timm's block, which passes a mask to its attention."""
 
     def forward(self, x: Float[Tensor, "B L D"], can_see: Bool[Tensor, "*B L L"] | None = None) -> Tensor:
         if can_see is None:
@@ -57,7 +57,7 @@ class MaskedBlock(cait.LayerScaleBlock):
 
 
 class MaskedTalkingHeads(cait.TalkingHeadAttn):
-    """timm's, with a mask."""
+    """timm's attention, with a mask."""
 
     def forward(self, x: Float[Tensor, "B L D"], can_see: Bool[Tensor, "*B L L"] | None = None) -> Tensor:
         if can_see is None:
@@ -72,7 +72,7 @@ class MaskedTalkingHeads(cait.TalkingHeadAttn):
 
 
 class XCiT(TimmBackbone):
-    """timm's `Xcit`: attention between channels, and convolutions between neighbours."""
+    """timm's `Xcit`: attention between channels, and convolutions between neighboring units."""
 
     can = frozenset({"replace", "paint"})
     takes_any_size = True

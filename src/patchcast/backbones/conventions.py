@@ -1,4 +1,4 @@
-"""What timm's models have in common, read from the fields that they declare."""
+"""What timm's models have in common, read from their attributes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from patchcast.backbones.changes import check_methods, foreign_parts, is_plain, 
 
 
 class TimmBackbone(Backbone):
-    """A timm model whose widths and sizes are where timm usually puts them; adapters correct what differs.
+    """A timm model whose widths and sizes have timm's usual attribute names; adapters override what differs.
 
     Attributes:
         written_out: see `check_methods`.
     Raises:
-        ValueError: if the model computes something else than timm's class, or its units do not divide its image.
+        ValueError: if the model does not compute what timm's class does, or its units do not divide its image.
     """
 
     written_out: ClassVar[Mapping[str, frozenset[str]]] = {"": frozenset()}
@@ -56,7 +56,7 @@ class TimmBackbone(Backbone):
 
 STEMS = ("patch_embed", "patch_embed1", "pixel_embed", "embeds")
 
-# Where classes keep the size that they were built for: (rows, cols), and pixels for each of them.
+# Attributes that hold the size that a model was built for: (rows, cols), and the pixels of each.
 BUILT: dict[str, Callable[[Any], tuple[Any, int]]] = {
     "CoaT": lambda model: (model.patch_embed1.img_size, 1),
     "EfficientFormerV2": lambda model: (model.stages[-1].downsample.attn.resolution, 16),
@@ -69,7 +69,7 @@ BUILT: dict[str, Callable[[Any], tuple[Any, int]]] = {
 
 
 def built_size(model: nn.Module) -> tuple[int, int] | None:
-    """The (height, width) that a timm model was built for, where it keeps it."""
+    """The (height, width) that a timm model was built for, if it stores it."""
     for cls in type(model).__mro__:
         if cls.__name__ in BUILT:
             (rows, cols), pixels = BUILT[cls.__name__](model)
@@ -80,35 +80,35 @@ def built_size(model: nn.Module) -> tuple[int, int] | None:
 
 
 def nominal_size(model: nn.Module) -> tuple[int, int]:
-    """The size that a timm model was built for, or else pretrained at."""
+    """The (height, width) that a timm model was built for, or else pretrained at."""
     size = built_size(model)
     if size is None:
         config = getattr(model, "pretrained_cfg", None)
         if not config:
-            raise ValueError(f"{type(model).__name__} does not tell its image size; give img_size to wrap")
+            raise ValueError(f"{type(model).__name__} does not store its image size; give img_size to wrap")
         size = (config["input_size"][1], config["input_size"][2])
     return size
 
 
 def channels_of(model: Any) -> int:
-    """Channels of the images: timm's own field, or where an older timm has none, what the first convolution takes."""
+    """Image channels: timm's attribute, or in older versions of timm those of the first convolution."""
     if hasattr(model, "in_chans"):
         return model.in_chans
     return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
 def width_after(stem: nn.Module, channels: int, size: tuple[int, int], dim: int) -> int:
-    """Channels that `stem` makes of an image."""
+    """Number of channels that `stem` outputs."""
     return on_meta(stem, channels, size).shape[dim]
 
 
 def on_meta(
     module: nn.Module, channels: int, size: tuple[int, int], parameters: Mapping[str, Tensor] | None = None
 ) -> Any:
-    """What `module` makes of two images, on the meta device: shapes only, nothing is computed.
+    """The output of `module` for two images on the meta device: shapes only, nothing is computed.
 
     Args:
-        parameters: on the meta device, to take the place of its own.
+        parameters: used instead of its own; on the meta device.
     """
     own = {name: tensor.detach().to("meta") for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
     images = torch.empty(2, channels, *size, device="meta")

@@ -13,8 +13,8 @@ from patchcast.geometry import Grid
 
 
 class ConViT(TimmBackbone):
-    """timm's `ConVit`. No dropping: its gated attention takes the grid from the number of tokens, so that fewer tokens
-    would run, and be at wrong places."""
+    """timm's `ConVit`. Units cannot be dropped: its gated attention derives the grid from the number of tokens, so
+    fewer tokens would get wrong positions without an error."""
 
     can = frozenset({"replace", "paint"})
 

@@ -18,8 +18,8 @@ from patchcast.geometry import Grid, put, upsample
 class CrossViT(TimmBackbone):
     """timm's `CrossVit`.
 
-    The two grids do not align (20x20 and 14x14 of a 240 px image). Units are those of the small patches; the features
-    of the large ones are resampled to them, and the widths add up. A mask token is cut into one part per stream.
+    The two grids do not align (20x20 and 14x14 for a 240 px image). Units are the small patches. The features of the
+    large patches are resampled to their grid and concatenated. A mask token is split into one part per stream.
     """
 
     can = frozenset({"replace", "paint"})
@@ -70,6 +70,6 @@ class CrossViT(TimmBackbone):
         return torch.cat([small[:, :1], large[:, :1]], dim=-1), units
 
     def prefix_only(self) -> list[str]:
-        # Streams exchange their class tokens behind the blocks of a stage: behind those of the last, no unit sees them.
+        # Streams exchange class tokens after the blocks of a stage; after the last stage, no unit sees them.
         last = f"blocks.{len(self.model.blocks) - 1}"
         return [f"{last}.{part}" for part in ("projs", "fusion", "revert_projs")]

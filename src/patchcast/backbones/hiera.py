@@ -13,10 +13,10 @@ from patchcast.geometry import Grid, take
 
 
 class Hiera(TimmBackbone):
-    """timm's `Hiera`. A unit is what the paper calls a mask unit: 8x8 tokens that are pooled into one in the end.
+    """timm's `Hiera`. A unit is what the paper calls a mask unit: 8x8 tokens that are pooled into one.
 
-    Hidden pixels must be blanked before units are dropped, since the 7x7 stem looks over the unit's border; then this
-    equals timm's own `forward_features(images, mask=...)`.
+    Hidden pixels must be blanked before units are dropped, because the 7x7 stem reaches over the border of a unit. The
+    result then equals timm's own `forward_features(images, mask=...)`.
     """
 
     can = frozenset({"drop", "replace", "paint"})
@@ -27,7 +27,7 @@ class Hiera(TimmBackbone):
         tokens, patch = model.tokens_spatial_shape, model.patch_stride
         super().__init__(model, (tokens[0] * patch[0], tokens[1] * patch[1]))
         if model.patch_drop_rate:
-            raise ValueError("Hiera drops mask units of its own (patch_drop_rate): build it without, and use `keep`")
+            raise ValueError("Hiera drops mask units itself (patch_drop_rate): build it without, and use `keep`")
         self.embed_width = model.patch_embed.proj.out_channels
         self.stride = tuple(size * step for size, step in zip(model.mask_unit_size, patch, strict=True))
 
@@ -41,7 +41,7 @@ class Hiera(TimmBackbone):
         return apply_blocks(self.model.blocks, tokens.x, self.model)
 
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
-        # Unrolled tokens stand as (place inside the unit, unit).
+        # Unrolled tokens are ordered as (position inside the unit, unit).
         inside = tokens.x.unflatten(1, (self.model.mu_size, -1))
         flat = inside.transpose(1, 2).flatten(2)
         rows = take(flat, visible).unflatten(2, (self.model.mu_size, -1)).transpose(1, 2)

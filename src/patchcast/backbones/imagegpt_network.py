@@ -80,11 +80,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
     "tanh": torch.tanh,
 }
-"""Those of transformers that have no parameters, under its names; the paper's is the first."""
+"""Parameter-free activations, by transformers' names; the first is the paper's."""
 
 
 class Cache(KeyValues):
-    """Keys and values of the places that an ImageGPT has been through."""
+    """Keys and values of the positions that an ImageGPT has processed."""
 
     def __init__(self, network: ImageGPT, batch: int, places: int | None = None) -> None:
         depth, width, heads = network.size
@@ -95,13 +95,13 @@ class Cache(KeyValues):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, fused; with kept keys and values if given.
+    """Fused multi-head self-attention, optionally with cached keys and values.
 
     Args:
-        drop: share of the attention weights that are dropped in training.
-        proj_drop: share of the outputs that are.
-        scale: of the products of queries and keys; the inverse root of a head's channels if None.
-        in_float32: compute products and softmax in float32, also under autocast and in half precision.
+        drop: dropout rate of the attention weights.
+        proj_drop: dropout rate of the output.
+        scale: factor of the attention logits; 1 / sqrt(head channels) if None.
+        in_float32: compute logits and softmax in float32, even under autocast or in half precision.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Attention(nn.Module):
         *,
         is_causal: bool = False,
     ) -> Float[Tensor, "B heads L d"]:
-        """The mean of the values that each query sees; a mask that is no bool is added to the products."""
+        """Attention of each query over the values. A mask that is not boolean is added to the logits."""
         drop = self.drop if self.training else 0.0
         if not self.in_float32:
             return F.scaled_dot_product_attention(
@@ -170,7 +170,7 @@ class Attention(nn.Module):
         k: Float[Tensor, "B heads S d"],
         mask: Float[Tensor, "*B L S"] | None = None,
     ) -> Float[Tensor, "B heads L S"]:
-        """How much each query takes of each value, which `attend` never forms; in training, some are dropped."""
+        """The attention weights, which `attend` never materializes; with dropout in training."""
         dtype, scale = q.dtype, q.shape[-1] ** -0.5 if self.scale is None else self.scale
         if self.in_float32:
             q, k = q.float(), k.float()
@@ -180,12 +180,12 @@ class Attention(nn.Module):
         return F.dropout(weights.to(dtype), self.drop, self.training)
 
     def merge(self, mixed: Float[Tensor, "B heads L d"]) -> Float[Tensor, "B L D"]:
-        """From what the heads have gathered to the block's channels."""
+        """Concatenate the heads and project to the block's channels."""
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 class MLP(nn.Module):
-    """Two linear maps with an activation between; the paper's is the quick GELU, x * sigmoid(1.702 x)."""
+    """Two linear layers with an activation between them; the paper's is the quick GELU, x * sigmoid(1.702 x)."""
 
     def __init__(
         self, width: int, hidden: int, bias: bool, *, act: Callable[[Tensor], Tensor] = quick_gelu, drop: float = 0.0
@@ -222,11 +222,11 @@ class Block(nn.Module):
 
 
 class ImageGPT(nn.Module):
-    """The network without its head: codes in, one feature for each of them out.
+    """The network without its head: one feature for each input code.
 
-    The causal one sees every code one place later, behind a start token: the feature at the place of code i has seen
-    those before i, and predicts it. The last code is never fed. The other one, of the paper's masked objective, has no
-    start token, moves nothing and sees everything.
+    The causal network shifts its input by one position and puts a start token first: the feature at the position of
+    code i has seen the codes before i, and predicts code i. The last code is never an input. The network of the paper's
+    masked objective has no start token and no shift, and attends to all codes.
 
     >>> network = ImageGPT(Grid(8, 8), 16, depth=2, width=32, heads=4)
     >>> network(torch.zeros(3, 64, dtype=torch.long)).shape
@@ -234,21 +234,21 @@ class ImageGPT(nn.Module):
 
     Args:
         grid: rows and columns of codes.
-        vocabulary: how many codes there are.
-        depth: blocks.
+        vocabulary: number of codes.
+        depth: number of blocks.
         width: channels.
-        heads: of attention; they divide the width.
+        heads: attention heads; they divide the width.
         mlp_width: hidden channels of the MLPs; 4 times the width if None.
         causal: whether units are predicted one after the other.
-        bias: linear maps have biases, as in transformers' version; the original has none.
+        bias: whether linear layers have biases, as in transformers' version; the original has none.
         act: activation of the MLPs, one of `ACTIVATIONS`. This and all below are the options of transformers' version,
             with the paper's values as defaults.
         eps: of the norms.
-        embed_drop, attn_drop, proj_drop: shares that are dropped in training: of what goes into the first block, of
-            attention weights, and of what attention and MLP give. Drawing drops nothing.
-        scale_attention: divide the products of queries and keys by the root of a head's channels.
-        scale_by_depth: divide them by the number of the block as well, the first being 1.
-        attention_in_float32: compute them and their softmax in float32 whatever the precision.
+        embed_drop, attn_drop, proj_drop: dropout rates of the input of the first block, of the attention weights, and
+            of the outputs of attention and MLPs. There is no dropout when images are drawn.
+        scale_attention: divide attention logits by the root of a head's channels.
+        scale_by_depth: also divide them by the number of the block, counted from 1.
+        attention_in_float32: compute logits and softmax in float32 in any precision.
     Raises:
         ValueError: if the heads do not divide the width, or there is no such activation.
     """
@@ -296,7 +296,7 @@ class ImageGPT(nn.Module):
                 bias,
                 drop=attn_drop,
                 proj_drop=proj_drop,
-                # The usual one is left to torch, which rounds it in its own way.
+                # torch computes the usual scale itself, and rounds it in its own way.
                 scale=1 / (divisor * number) if scale_by_depth else None if scale_attention else 1.0,
                 in_float32=attention_in_float32,
             )
@@ -309,7 +309,7 @@ class ImageGPT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The published code's initialisation: not transformers', and in the MLPs not scaled by depth."""
+        """The published code's initialization: not transformers', and in the MLPs not scaled by depth."""
         depth, width, _ = self.size
         for weight, std in ((self.codes.weight, 0.02), (self.start, 0.02), (self.positions, 0.01)):
             if weight is not None:
@@ -329,14 +329,14 @@ class ImageGPT(nn.Module):
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which block a parameter is of, as timm's models say it: for learning rates that fall from block to block."""
+        """Which block a parameter belongs to, as timm's models define it: for layer-wise learning rates."""
         return {"stem": r"^codes|^start|^positions", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
         return {"codes.weight", "start", "positions"}
 
     def forward(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-        """N may be less than the grid has: features of the beginnings of images, with gradients."""
+        """N may be smaller than the number of units: features of the first codes of images, with gradients."""
         return self.run(self.place(self.codes(ids)))
 
     def layers(self, ids: Int[Tensor, "B N"]) -> Iterator[Float[Tensor, "B N D"]]:
@@ -353,18 +353,18 @@ class ImageGPT(nn.Module):
 
     @torch.no_grad()
     def extend(self, ids: Int[Tensor, "B L"], cache: Cache) -> Float[Tensor, "B P D"]:
-        """Go on from what a cache holds with some more codes; features of the places that are new, without gradients.
+        """Process more codes after those in a cache; returns the features of the new positions, without gradients.
 
-        An empty cache is begun with the start token, so that L codes give L + 1 features; later it is L. The last one
-        predicts the code that comes next.
+        An empty cache starts with the start token: L codes then give L + 1 features, and L features later. The last
+        feature predicts the next code.
         """
-        assert self.start is not None, "only a causal network goes on from what it has seen"
+        assert self.start is not None, "only a causal network can process codes step by step"
         x = self.codes(ids)
         if cache.length == 0:
             x = torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
         at, end = cache.length, cache.length + x.shape[1]
         x = x + self.positions[at:end]
-        # The fused kernels' causal mask counts from the first key, so a later piece of several places brings its own.
+        # The causal mask of fused kernels starts at the first key: a later piece of several codes needs its own.
         is_first, is_piece = at == 0 and end > 1, at > 0 and end - at > 1
         can_see = torch.ones(end - at, end, dtype=torch.bool, device=x.device).tril(at) if is_piece else None
         for layer, block in enumerate(self.blocks):
@@ -373,7 +373,7 @@ class ImageGPT(nn.Module):
         return self.norm(x)
 
     def place(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """From embedded codes to the first block's input: moved on behind the start token, if causal, and placed."""
+        """From embedded codes to the first block's input: shifted after the start token if causal, with positions."""
         if self.start is not None:
             x = torch.cat([self.start.expand(x.shape[0], 1, -1).to(x.dtype), x[:, :-1]], dim=1)
         return self.embed_drop(x + self.positions[: x.shape[1]])
@@ -381,12 +381,12 @@ class ImageGPT(nn.Module):
     def run(
         self, x: Float[Tensor, "B L D"], *, can_see: Bool[Tensor, "*B L L"] | None = None, is_causal: bool = False
     ) -> Float[Tensor, "B L D"]:
-        """Blocks and final norm; the causal network is causal unasked."""
+        """Blocks and final norm, with a causal mask in the causal network."""
         return self.norm(apply_blocks(self.blocks, x, self, can_see=can_see, is_causal=is_causal or self.causal))
 
 
 class ImageGPTBackbone(Backbone):
-    """ImageGPT over images: a tokenizer makes their codes, and each code is a unit.
+    """ImageGPT as a backbone: a tokenizer turns images into codes, and each code is a unit.
 
     >>> from patchcast.tokenizers.palette import Palette
     >>> network = ImageGPT(Grid(4, 4), 3, depth=1, width=8, heads=2)
@@ -395,10 +395,10 @@ class ImageGPTBackbone(Backbone):
     (torch.Size([2, 16, 8]), ['paint', 'shift'])
 
     Args:
-        model: the network, over as many codes as the tokenizer has.
-        tokenizer: a palette, or anything else that gives codes.
-        channels: of the images that it takes.
-        stride: pixels per side of a unit, (rows, cols); palettes give each pixel a code.
+        model: the network, with the tokenizer's number of codes.
+        tokenizer: a palette, or any other tokenizer.
+        channels: of the images.
+        stride: pixels per side of a unit, (rows, cols). A palette gives each pixel a code.
     Raises:
         ValueError: if network and tokenizer differ in their number of codes.
     """

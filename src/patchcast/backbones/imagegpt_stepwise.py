@@ -1,4 +1,4 @@
-"""ImageGPT a code at a time, for drawing: the same numbers in a third of the kernels."""
+"""ImageGPT one code at a time, for drawing: the same results with a third of the kernels."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ QUICK_GELU = 1.702
 class Stepwise:
     """`head(network.extend(latest, cache))` for one new code of each image.
 
-    A step of drawing is a few rows through many small kernels, and their number is what it costs. So what is constant
-    is multiplied into the weights once: the norms' weights into the maps behind them, and the quick GELU's factor into
-    those around it. On a CPU the weights also lie column by column in memory, where products of a few rows are up to
-    2.3 times as fast (16 rows, width 512). All this takes the memory of the weights once more.
+    Drawing one code runs a few rows through many small kernels, and their number determines the time. So constants are
+    multiplied into the weights once: the norms' weights into the linear layers after them, and the quick GELU's factor
+    into the layers around it. On a CPU the weights are also stored column by column, which makes products of a few rows
+    up to 2.3 times as fast (16 rows, width 512). All this takes the memory of the weights a second time.
 
     >>> from patchcast.geometry import Grid
     >>> from patchcast.backbones.imagegpt_network import Cache
@@ -53,7 +53,7 @@ class Stepwise:
 
 
 class StepwiseBlock:
-    """A block of ImageGPT on one place of each image."""
+    """A block of ImageGPT for one position of each image."""
 
     def __init__(self, block: Any, width: int) -> None:
         self.heads = block.attn.heads
@@ -78,7 +78,7 @@ class StepwiseBlock:
 
 
 class FoldedNorm:
-    """An RMS norm whose weight is left to the map behind it.
+    """An RMS norm whose weight is folded into the next linear layer.
 
     x / sqrt(mean(x^2) + eps) is sqrt(width) x / hypot(|x|, sqrt(width eps)): three kernels, where torch's has twelve on
     a CPU.
@@ -96,7 +96,7 @@ class FoldedNorm:
 
 
 class FoldedLinear:
-    """A linear map, with factors of its inputs and outputs multiplied in."""
+    """A linear layer with constant factors of its inputs and outputs folded into the weight."""
 
     def __init__(self, linear: nn.Linear, before: Tensor | float = 1.0, after: float = 1.0) -> None:
         weight = linear.weight * before * after

@@ -1,4 +1,4 @@
-"""Keys and values of the places that a network has been through."""
+"""A cache of keys and values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from patchcast.backbones.precision import precision
 
 
 class KeyValues:
-    """Keys and values of every block, in memory that is taken once.
+    """Keys and values of every block, in memory that is allocated once.
 
     Attributes:
         memory: (depth, 2, batch, heads, places, channels of a head): keys and values.
-        length: places filled.
+        length: number of positions filled.
     """
 
     def __init__(self, *, depth: int, heads: int, channels: int, batch: int, places: int, like: Tensor) -> None:

@@ -18,9 +18,9 @@ from patchcast.geometry import Grid
 class NaFlex(RoPE):
     """timm's `NaFlexVit`.
 
-    A batch from timm's NaFlex loader is one row of N units, with padding after those of the smaller images:
-    `is_hidden` is (B, 1, N) there, and `Tokens.is_valid` tells padding apart. Units are dropped after positions were
-    added, because timm numbers the patches that it is given, whichever they are.
+    A batch from timm's NaFlex loader is one row of N units, with padding after the units of smaller images:
+    `is_hidden` is (B, 1, N), and `Tokens.is_valid` is False for padding. Units are dropped after positions are added,
+    because timm assigns positions by the index of a patch in its input.
 
     >>> import timm
     >>> backbone = NaFlex(timm.create_model("naflexvit_base_patch16_gap", depth=1))
@@ -62,7 +62,7 @@ class NaFlex(RoPE):
         return Tokens(x, grid, is_valid=images["patch_valid"], block_kwargs={"coord": images["patch_coord"]})
 
     def project(self, patches: Float[Tensor, "B N *pixels"]) -> Float[Tensor, "B N D"]:
-        """Pixels of patches to tokens; patches of another size than the model's have its weights resampled."""
+        """Pixels of patches to tokens. For patches of another size, the weights are resampled."""
         embeds = self.model.embeds
         if embeds.enable_patch_interpolator and patches.ndim == 5:
             size = tuple(patches.shape[2:4] if getattr(embeds, "channels_last", True) else patches.shape[3:5])

@@ -1,4 +1,4 @@
-"""Any other model of timm: images go in, features come out, and hidden units are painted over before."""
+"""Any other timm model: hidden units are painted over in the image."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from patchcast.geometry import Grid
 
 
 class Painted(Backbone):
-    """A model that is not entered, ConvNeXt or ResNet for example: all it can do is "paint", which leaks nothing.
+    """A model that is not split, such as ConvNeXt or ResNet. It can only "paint", which leaks nothing.
 
-    Width, stride and layout are read from the shape of its features on the meta device, where nothing is computed.
+    Width, stride and layout are derived from the shape of its features on the meta device, where nothing is computed.
 
     >>> import timm
     >>> backbone = Painted(timm.create_model("test_convnext"))
@@ -26,7 +26,7 @@ class Painted(Backbone):
 
     Args:
         model: anything whose `forward_features` returns a map (B, D, H, W), or (B, H, W, D) if it declares so as
-            `output_fmt`, or one row per unit; or a list, of which the last counts.
+            `output_fmt`, or one row per unit; or a list of these, of which the last is used.
     Raises:
         ValueError: if its units do not divide the image; another `image_size` may help.
     """
@@ -68,7 +68,7 @@ class Painted(Backbone):
         return self.model.forward_features(tokens.x)
 
     def unused(self) -> list[str]:
-        """Found by differentiating: every class calls its head something else."""
+        """Determined by differentiation, because every class has another name for its head."""
         parameters = {
             name: torch.empty_like(parameter, device="meta", requires_grad=True)
             for name, parameter in self.model.named_parameters()

@@ -14,8 +14,8 @@ from patchcast.geometry import Grid, to_rows
 class PiT(TimmBackbone):
     """timm's `PoolingVisionTransformer`.
 
-    Its own `forward_features` returns the normed class tokens alone; `forward_stages` returns the map of units as well,
-    which no norm follows in this model.
+    Its own `forward_features` returns only the normalized class tokens. `forward_stages` also returns the map of units,
+    which this model does not normalize.
     """
 
     can = frozenset({"replace", "paint"})

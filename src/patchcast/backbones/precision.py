@@ -1,4 +1,4 @@
-"""The precision that products come out in."""
+"""The dtype of matrix products."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def precision(like: Tensor) -> torch.dtype:
-    """Of products with this tensor: under autocast, where it is on, another one than its own.
+    """The dtype of products with this tensor: autocast's if it is on, else the tensor's own.
 
     >>> with torch.autocast("cpu", torch.bfloat16):
     ...     precision(torch.zeros(1))

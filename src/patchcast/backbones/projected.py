@@ -1,7 +1,7 @@
 """The vision encoders of DeepSeek-VL and Qwen-VL, and their classifiers: axial RoPE, and a feature map out.
 
 Some classifiers end in the language model's projector, which merges r x r tokens into one feature. There a unit is
-such a block of tokens: kept tokens stand block by block, so that the projector merges what belongs together.
+such a block of tokens: the tokens of kept units stay block by block, so that the projector merges the right ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the units of an image become one feature: the one place that every probe, `embed` and exported program uses."""
+"""Readouts: how the units of an image become one feature, in every probe, `embed` and exported program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def mean(units: Float[Tensor, "B N D"], is_valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B D"]:
-    """The mean over units, padding left out.
+    """The mean over units without padding.
 
     >>> mean(torch.tensor([[[1.0], [3.0], [100.0]]]), torch.tensor([[True, True, False]])).tolist()
     [[2.0]]
@@ -28,7 +28,7 @@ def mean(units: Float[Tensor, "B N D"], is_valid: Bool[Tensor, "B N"] | None = N
 
 
 def mean_std(units: Float[Tensor, "B N D"], is_valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B 2*D"]:
-    """The mean over units and the standard deviation over units, padding left out.
+    """The mean and the standard deviation over units without padding.
 
     >>> mean_std(torch.tensor([[[1.0], [3.0]]])).round(decimals=4).tolist()
     [[2.0, 1.0]]

@@ -1,7 +1,7 @@
 """Beit and VisionTransformerRelPos: a learned bias per pair of positions, added inside every attention.
 
-Their attention takes no mask, and knows its bias for the whole grid only. It gets a subclass (by `__class__`, so that
-parameters and keys stay) that reads both from the argument in which timm hands a shared bias down.
+Their attention takes no mask, and has its bias for the whole grid only. It gets a subclass (by `__class__`, so that
+parameters and keys do not change) that reads both from the argument in which timm passes a shared bias.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from patchcast.backbones.sequence import Sequence, lower_triangle
 
 @dataclass(frozen=True)
 class Bias:
-    """What is added to the attention's logits.
+    """What is added to the attention logits.
 
     Attributes:
         shared: the bias that all blocks share.
-        present: which tokens of the whole sequence are there; None for all.
-        can_see: True where the token of the row may look at the token of the column.
+        present: indices of the tokens that were not dropped; None for all.
+        can_see: True where the token of the row may attend to the token of the column.
     """
 
     shared: Float[Tensor, "1 heads N N"] | None = None
@@ -36,7 +36,7 @@ class Bias:
     can_see: Bool[Tensor, "*B L L"] | None = None
 
     def added_to(self, own: Float[Tensor, "1 heads N N"] | None) -> Float[Tensor, "*B heads L L"] | None:
-        """All of it, together with the block's own bias."""
+        """The sum of all of it and the block's own bias."""
         bias = self.shared if own is None else own if self.shared is None else own + self.shared
         if bias is not None and self.present is not None:
             row, col = self.present[:, :, None], self.present[:, None, :]
@@ -47,7 +47,7 @@ class Bias:
 
 
 class Relative(Sequence):
-    """What the two have in common; `argument` is timm's name for the shared bias."""
+    """The base of both; `argument` is timm's name for the shared bias."""
 
     argument: str
     takes_tiles = True
@@ -119,7 +119,7 @@ class RelPos(Relative):
 
 
 class BeitAttention(beit.Attention):
-    """timm's, with a bias for the tokens that are there, and a mask."""
+    """timm's attention, with the bias of the remaining tokens and a mask."""
 
     q_bias: Any
     k_bias: Any
@@ -137,7 +137,7 @@ class BeitAttention(beit.Attention):
 
 
 class RelPosAttention(vision_transformer_relpos.RelPosAttention):
-    """timm's, with a bias for the tokens that are there, and a mask."""
+    """timm's attention, with the bias of the remaining tokens and a mask."""
 
     q_norm: Any
     k_norm: Any

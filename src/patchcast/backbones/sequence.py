@@ -16,8 +16,8 @@ from patchcast.geometry import Grid, take
 
 
 class Sequence(TimmBackbone):
-    """What models of one sequence share: prefix tokens in front, then one token per unit, none of which is tied to its
-    neighbours but through attention. So units can be dropped, and attention can be masked."""
+    """Models of one sequence: prefix tokens first, then one token per unit. Tokens interact through attention only, so
+    units can be dropped and attention can be masked."""
 
     can = frozenset({"drop", "attend", "replace", "paint"})
     takes_tiles: bool = False
@@ -25,7 +25,7 @@ class Sequence(TimmBackbone):
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size)
-        self.features_prefix = getattr(self.model, "num_prefix_tokens", 0)  # classes that have none have no such field
+        self.features_prefix = getattr(self.model, "num_prefix_tokens", 0)  # not all classes have this attribute
         # A patch_embed that leaves the grid unflattened lets `_pos_embed` resample positions to any size.
         self.takes_any_size = getattr(self.model, "dynamic_img_size", False)
 
@@ -52,7 +52,7 @@ class Sequence(TimmBackbone):
         dropout = getattr(self.model, "pos_drop", None)
         if isinstance(dropout, nn.Dropout) and dropout.p and self.training:
             raise ValueError("class tokens are replaced after dropout (pos_drop_rate), which must be 0")
-        # Positions were added to the tokens: the difference takes one for the other.
+        # Positions were added to the tokens already: add the difference.
         change = -own if mask_token is None else mask_token - own
         prefix = tokens.x[:, : tokens.prefix] + change * is_hidden_prefix[..., None]
         x = torch.cat([prefix, tokens.x[:, tokens.prefix :]], dim=1)
@@ -67,19 +67,19 @@ class Sequence(TimmBackbone):
 
     def keep_rows(self, tokens: Tokens, rows: Int[Tensor, "B K"]) -> Tokens:
         if tokens.visible is not None or tokens.rows is not None:
-            raise ValueError("tokens were dropped before; give all that shall stay in one call")
+            raise ValueError("tokens were dropped already; give all tokens to keep in one call")
         if "drop" not in self.can or not tokens.prefix or tokens.is_valid is not None:
             return super().keep_rows(tokens, rows)
         return tokens.with_(x=take(tokens.x, rows), prefix=0, rows=rows, block_kwargs=self.kwargs_of(rows, tokens))
 
     def kwargs_of(self, rows: Int[Tensor, "B K"], tokens: Tokens) -> dict[str, Any]:
-        """The `block_kwargs` that fit the rows of the sequence."""
+        """The `block_kwargs` of these rows of the sequence."""
         if tokens.block_kwargs:  # rotations, which the attention applies to all but the first tokens
-            raise CannotError(f"{self.name} cannot do without its class tokens: its rotary positions count on them")
+            raise CannotError(f"{self.name} cannot run without its class tokens: its rotary positions need them")
         return {}
 
     def place(self, patches: Tokens) -> Tokens:
-        """Positions and prefix tokens: all of `add_positions` but the norm behind them."""
+        """Positions and prefix tokens: `add_positions` without the norm after them."""
         raise NotImplementedError
 
     def pre_norm(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
@@ -89,12 +89,17 @@ class Sequence(TimmBackbone):
         return self.model.norm(self.run_blocks(tokens))
 
     def run_blocks(self, tokens: Tokens, first: int = 0, last: int | None = None) -> Float[Tensor, "B L D"]:
-        """The blocks from `first` up to and without `last`, and no norm."""
+        """The blocks from `first` up to but not including `last`, without the final norm."""
         return apply_blocks(self.model.blocks[first:last], tokens.x, self.model, **tokens.block_kwargs)
 
     def positions_like(self, kwargs: Mapping[str, Any], own: Int[Tensor, "b L"]) -> dict[str, Any]:
-        """The `block_kwargs` of a sequence in which token i has the position of token `own[i]` of one image, whose
-        `block_kwargs` are given; as they are where positions were added to the tokens."""
+        """The `block_kwargs` of a sequence in which token i has the position of token `own[i]` of one image.
+
+        Unchanged in models that add positions to the tokens.
+
+        Args:
+            kwargs: the `block_kwargs` of one image.
+        """
         return dict(kwargs)
 
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
@@ -106,11 +111,11 @@ class Sequence(TimmBackbone):
         )
 
     def positions_of(self, visible: Int[Tensor, "B V"], tokens: Tokens) -> dict[str, Any]:
-        """The `block_kwargs` that fit the visible units; as they are where positions were added to the tokens."""
+        """The `block_kwargs` of the visible units. Unchanged in models that add positions to the tokens."""
         return dict(tokens.block_kwargs)
 
     def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
-        # Only a mask that is given is passed on: the unmasked call is then timm's own, to the bit.
+        # Without a mask, the call is exactly timm's own.
         mask = {"is_causal": True} if can_see is None else {"attn_mask": additive(can_see, tokens.x)}
         return tokens.with_(block_kwargs={**tokens.block_kwargs, **mask})
 
@@ -173,15 +178,15 @@ class RoPE(Sequence):
         if rope is None or not self.rope_per_block:
             return super().run_blocks(tokens, first, last)
         x, blocks = tokens.x, self.model.blocks[first:last]
-        for block, rotation in zip(blocks, rope[first:last], strict=True):  # every block learnt its own rotation
+        for block, rotation in zip(blocks, rope[first:last], strict=True):  # every block learned its own rotation
             x = apply_blocks([block], x, self.model, **{**tokens.block_kwargs, "rope": rotation})
         return x
 
     def positions_like(self, kwargs: Mapping[str, Any], own: Int[Tensor, "b L"]) -> dict[str, Any]:
         if "rope" not in kwargs:
             return dict(kwargs)
-        # The attention leaves the first tokens alone, as many as one image has prefix tokens; those of other tiles come
-        # after them and must be turned by nothing: by the sine 0 and the cosine 1, which timm keeps side by side.
+        # The attention does not rotate the prefix tokens of the first tile. Those of the other tiles come after them
+        # and need a rotation by zero: sine 0 and cosine 1, which timm stores next to each other.
         rope, prefix = kwargs["rope"], self.features_prefix
         nothing = torch.cat(
             [
@@ -202,7 +207,7 @@ class RoPE(Sequence):
 
 
 def lower_triangle(tokens: Tokens) -> Bool[Tensor, "L L"]:
-    """Each token sees itself and those before it, for attention that has no `is_causal` of its own."""
+    """The causal mask, for attention without an `is_causal` argument."""
     length = tokens.x.shape[1]
     return torch.ones(length, length, dtype=torch.bool, device=tokens.x.device).tril()
 

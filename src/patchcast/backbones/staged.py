@@ -20,7 +20,7 @@ from patchcast.geometry import Grid, Layout
 
 
 class StageRow(NamedTuple):
-    """Where a class of timm keeps its parts.
+    """The attributes in which a timm class holds its parts.
 
     Attributes:
         stem: attribute that makes the tokens of the first stage.
@@ -28,7 +28,7 @@ class StageRow(NamedTuple):
         tail: attributes that `forward_features` calls after them.
         layout: of the tokens.
         features_layout: of what the tail returns.
-        any_size: whether images of another size than the nominal one pass, however it was built.
+        any_size: whether the model takes images of other sizes, however it was built.
         overlaps: whether the stem's kernels reach over the border of a unit.
     """
 
@@ -94,7 +94,7 @@ class Staged(TimmBackbone):
 
     @staticmethod
     def has_fixed_size(model: Any) -> bool:
-        """Whether this build of a class that can take any size takes one alone."""
+        """Whether this model takes one size only, although its class can take any."""
         return False
 
     def to_patches(self, images: ImageBatch) -> Tokens:
@@ -141,15 +141,15 @@ class Swin(Staged):
         return model.patch_embed.strict_img_size
 
 
-# Over a map of the size that they were built for, or of a multiple of some number of units.
+# For a map of the size that they were built for, or of a multiple of some number of units.
 ATTENTION = (BatNonLocalAttn, BottleneckAttn, HaloAttn, LambdaLayer, MobileVitV2Block)
 
 
 class Byob(Staged):
     """timm's `ByobNet`: MobileViT, and convolutional networks, some with attention.
 
-    Where there is attention, the model keeps no size that it was built for, and what sizes pass follows from its
-    parts: they are tried on the meta device, where nothing is computed.
+    Models with attention do not store the size that they were built for. Which sizes they take depends on their parts,
+    so sizes are tried on the meta device, where nothing is computed.
     """
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None) -> None:
@@ -173,7 +173,7 @@ class Byob(Staged):
         return grid
 
     def passes(self, size: tuple[int, int]) -> bool:
-        """Whether images of this size become one feature for every unit."""
+        """Whether images of this size give one feature per unit."""
         if size not in self.passed:
             units = (size[0] // self.stride[0], size[1] // self.stride[1])
             try:

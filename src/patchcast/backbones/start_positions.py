@@ -14,12 +14,12 @@ from patchcast.positions import sincos_positions
 
 @torch.no_grad()
 def start_from_sincos(backbone: Backbone) -> bool:
-    """Write sine-cosine positions into the learnable table of a backbone that starts from scratch, zeros for prefixes.
+    """Initialize the learnable position table of a backbone with sine-cosine positions, and zeros for prefix tokens.
 
-    A tiled backbone starts with those of a tile and those of the whole image, half of each.
+    A tiled backbone starts with the mean of the positions in the tile and those in the whole image.
 
-    MAE and I-JEPA train with these (He et al. 2022, appendix A.1). Only for fresh weights: a trained table would be
-    lost. To be called before a method is built over the backbone, because a teacher is a copy of it.
+    MAE and I-JEPA train with these (He et al. 2022, appendix A.1). Only for random weights: a trained table would be
+    overwritten. Call it before a method is built over the backbone, because a teacher is a copy of it.
 
     >>> from patchcast.backbones import wrap
     >>> backbone = wrap("test_vit", img_size=64)
@@ -27,7 +27,7 @@ def start_from_sincos(backbone: Backbone) -> bool:
     (True, [0.0, 0.0])
 
     Returns:
-        whether the model has such a table: one row for each unit, after those of prefix tokens if any.
+        whether the model has such a table, with one row for each unit, after those of prefix tokens.
     """
     if isinstance(backbone, Tiled):
         start_tiles_from_sincos(backbone)

@@ -1,6 +1,6 @@
-"""Which architecture of timm can do what: a table made by `measure`, so that nothing need be built to look it up.
+"""What each timm architecture can do: a table written by `measure`, so that a look-up builds no model.
 
-python -m patchcast.backbones.support measure   # writes the table anew, for the timm that is installed
+python -m patchcast.backbones.support measure   # writes the table again, for the installed timm
 python -m patchcast.backbones.support page      # prints docs/backbones.md
 """
 
@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path
 
 from patchcast.backbones.capabilities import CAPABILITIES, NEEDS, Capability
+from patchcast.files import write_text
 
-IN_TIMM = [capability for capability in CAPABILITIES if capability != "shift"]  # that is ImageGPT, which is our own
+IN_TIMM = [capability for capability in CAPABILITIES if capability != "shift"]  # ImageGPT's, which is not timm's
 TABLE = Path(__file__).with_name("support.csv")
 TABLE_COLUMNS = ["name", "model_class", "can", "pixels_stay_in_unit", "takes_any_size", "image_size", "stride", "width"]
 
@@ -47,7 +48,7 @@ class Support:
 
 
 def support(pattern: str = "*", needs: Capability | None = None) -> list[Support]:
-    """The architectures whose name matches, and which can do what is needed.
+    """The architectures whose name matches and which have a capability.
 
     >>> [row.name for row in support("vit_tiny_patch16_224*", needs="attend")]
     ['vit_tiny_patch16_224']
@@ -56,26 +57,26 @@ def support(pattern: str = "*", needs: Capability | None = None) -> list[Support
 
     Args:
         pattern: as in `timm.list_models`: `*` and `?` stand for anything.
-        needs: "drop" for MAE, "attend" for AIM; "paint", which all can, for the others. "replace" and "drop" are better
-            for them.
+        needs: "drop" for MAE, "attend" for AIM. The other methods need "paint", which all have; they work better with
+            "replace" or "drop".
     """
     return [row for row in table() if fnmatch(row.name, pattern) and (needs is None or needs in row.can)]
 
 
 @cache
 def table() -> tuple[Support, ...]:
-    """Every architecture of the timm for which the table was made, by name."""
+    """Every architecture in the table, by name."""
     with TABLE.open(newline="") as file:
         return tuple(_from_text(row) for row in csv.DictReader(file))
 
 
 def made_for() -> str:
-    """The version of timm that the table was made for."""
+    """The version of timm in which the table was measured."""
     return TABLE.with_name("support_version.txt").read_text().strip()
 
 
 def measure(name: str) -> Support:
-    """Build an architecture on the meta device, without weights, and read what its backbone declares."""
+    """Build an architecture on the meta device, without weights, and read what its backbone can do."""
     import torch
 
     from patchcast.backbones.adapters import wrap
@@ -133,10 +134,10 @@ def _to_text(row: Support) -> dict[str, str]:
 
 
 def write_table() -> None:
-    """Measure every architecture of the timm that is installed; those that fit no size are told."""
+    """Measure every architecture of the installed timm; prints those for which no size works."""
     import timm
 
-    TABLE.with_name("support_version.txt").write_text(timm.__version__ + "\n")
+    write_text(TABLE.with_name("support_version.txt"), timm.__version__ + "\n")
     with TABLE.open("w", newline="") as file:
         writer = csv.DictWriter(file, TABLE_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -154,7 +155,7 @@ INTRODUCTION = """\
 by `python -m patchcast.backbones.support page` from a table of what every backbone declares, for timm {version}; in
 Python, `patchcast.backbones.support.support("vit_*", needs="drop")` looks names up in it without building anything.
 
-| capability | the backbone can | asked for by |
+| capability | the backbone can | needed by |
 |---|---|---|
 {capabilities}
 
@@ -185,7 +186,7 @@ Gradient checkpointing (`backbone.model.set_grad_checkpointing()`), `torch.compi
 through it. For DDP, freeze `backbone.unused_parameters()`. For FSDP2, shard a module whose `forward` makes these calls
 (`Pretrainer`, or the backbone), not the timm model itself, whose own `forward` is never called.
 
-Beside these, torchvision's `VisionTransformer` can drop, replace and paint, and its `SwinTransformer` (V1 and V2)
+In addition, torchvision's `VisionTransformer` can drop, replace and paint, and its `SwinTransformer` (V1 and V2)
 replace and paint, at any size. A class that is not listed can be added: see [add-a-backbone.md](add-a-backbone.md).
 """
 
@@ -205,7 +206,7 @@ def docs_page() -> list[str]:
     lines += [f"{len(table())} architectures in all: {counts}.", "", "## Entered between embedding and blocks", ""]
     lines += ["| class | architectures | drop | attend | causal for pixels | replace | any size | for example |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
-    for rows in _alike(entered):
+    for rows in _groups(entered):
         first = rows[0]
         marks = ["drop" in first.can, "attend" in first.can, first.is_causal_for_pixels, "replace" in first.can]
         cells = " | ".join("yes" if mark else "" for mark in [*marks, first.takes_any_size])
@@ -218,7 +219,7 @@ def docs_page() -> list[str]:
 
 
 def asked_by(capability: Capability) -> str:
-    """The methods that ask for a capability, in words: those that want it first, and those that make do with it.
+    """The methods that need a capability, as text: first those that prefer it, then those that fall back on it.
 
     >>> asked_by("replace")
     '`beit`, `simmim`; `ijepa` where it cannot drop'
@@ -236,8 +237,8 @@ def asked_by(capability: Capability) -> str:
     return "; ".join([*([", ".join(wanted)] if wanted else []), *others])
 
 
-def _alike(rows: list[Support]) -> list[list[Support]]:
-    """The rows by class and by what differs inside a class."""
+def _groups(rows: list[Support]) -> list[list[Support]]:
+    """The rows grouped by class and by what differs within a class."""
     kinds: dict[tuple[object, ...], list[Support]] = {}
     for row in rows:
         kind = (row.model_class.lower(), -len(row.can), not row.pixels_stay_in_unit, not row.takes_any_size)

@@ -1,4 +1,4 @@
-"""Tiles: images cut into them and put together again, and where each lies."""
+"""Tiles: cut images into them, put them together again, and their positions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assemble(tiles: Num[Tensor, "*B T C h w"], grid: Grid) -> Num[Tensor, "*B C 
     True
 
     Raises:
-        ValueError: if there are not as many tiles as the grid has places.
+        ValueError: if the number of tiles is not that of the grid.
     """
     if tiles.shape[-4] != grid.units:
         raise ValueError(f"a grid of {grid} has {grid.units} tiles; got {tiles.shape[-4]}")
@@ -62,7 +62,7 @@ def tiles_of(size: Sequence[int], tile: tuple[int, int]) -> Grid:
 
 @dataclass(frozen=True)
 class Places:
-    """Where each tile lies in its image, as tile row and column; one row for all images (b = 1) if they are alike.
+    """The row and column of each tile in its image; b = 1 if they are the same for all images.
 
     Attributes:
         is_real: False where a tile is padding; None if none is.
@@ -74,7 +74,7 @@ class Places:
 
     @classmethod
     def on(cls, tiles: Grid, device: torch.device | None = None) -> Places:
-        """Those of a whole grid of tiles, row by row.
+        """The places of a whole grid of tiles, row by row.
 
         >>> Places.on(Grid(2, 2)).cols.tolist()
         [[0, 1, 0, 1]]
@@ -84,7 +84,7 @@ class Places:
 
     @classmethod
     def listed(cls, tile_grid: Int[Tensor, "b 2"], tiles: int) -> Places:
-        """Those of images whose tiles are listed row by row, with padding behind; (rows, columns) of each is given.
+        """The places of tiles listed row by row, followed by padding, given each image's (rows, columns).
 
         >>> places = Places.listed(torch.tensor([[2, 1], [1, 3]]), 3)
         >>> places.rows.tolist(), places.is_real.tolist()

@@ -1,4 +1,4 @@
-"""Positions of tiles, learnt and gated: where a tile lies in its image."""
+"""Learned, gated positions of tiles in their image."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from patchcast.geometry import Grid
 
 
 class TilePositions(nn.Module):
-    """A vector for each place of a tile, the same for all of its tokens: `tanh(gate) * positions[row, col]`.
+    """A vector for each tile position, the same for all tokens of a tile: `tanh(gate) * positions[row, col]`.
 
-    The gate starts at 0, so that a pretrained backbone first sees each tile as it knows it. Until it opens, no gradient
-    reaches the table.
+    The gate starts at 0, so that a pretrained backbone first sees each tile as a plain image. While it is 0, no
+    gradient reaches the table.
 
     >>> added = TilePositions(Grid(2, 3), 8)(Places.on(Grid(2, 2)))
     >>> added.shape, bool((added == 0).all())
     (torch.Size([1, 4, 8]), True)
 
     Args:
-        grid: the most tiles an image can have, in rows and columns.
+        grid: maximum number of tiles of an image, in rows and columns.
     """
 
     def __init__(self, grid: Grid, width: int) -> None:
@@ -34,18 +34,18 @@ class TilePositions(nn.Module):
 
 
 class TokenPositions(nn.Module):
-    """A vector for each token of each tile, mixed with those that are the same in every tile.
+    """A vector for each token of each tile, mixed with the positions that are the same in every tile.
 
-    The backbone adds its own positions, the local ones; what is returned turns them into
-    `(1 - tanh(gate)) * local + tanh(gate) * positions[row, col]`. A padded tile has no global ones. The gate starts at
-    0: the local ones alone.
+    The backbone adds its own positions (local). The output turns them into
+    `(1 - tanh(gate)) * local + tanh(gate) * positions[row, col]`. A padded tile gets no global positions. The gate
+    starts at 0: local positions only.
 
     >>> TokenPositions(Grid(2, 3), tokens=5, width=8)(Places.on(Grid(1, 2)), torch.zeros(5, 8)).shape
     torch.Size([1, 2, 5, 8])
 
     Args:
-        grid: the most tiles an image can have, in rows and columns.
-        tokens: of one tile, prefix tokens first.
+        grid: maximum number of tiles of an image, in rows and columns.
+        tokens: number of tokens of one tile, prefix tokens included.
     """
 
     def __init__(self, grid: Grid, *, tokens: int, width: int) -> None:

@@ -19,16 +19,16 @@ from patchcast.geometry import Grid, Layout, take, to_rows
 
 @dataclass(frozen=True)
 class Cut:
-    """What `Tiled` must know of the tokens of a sequence, prefix tokens of all tiles in front.
+    """How the tokens of a sequence belong to tiles; the prefix tokens of all tiles come first.
 
     Attributes:
         tiles: rows and columns of tiles.
-        places: where each tile lies in its image.
+        places: the row and column of each tile in its image.
         layout: of the patches of one tile.
         kwargs: keyword arguments of the block calls for the tokens of one tile.
-        own: which token of its tile each one is.
-        tile: in which tile it is.
-        can_see: the mask to be obeyed; "earlier" for the causal one.
+        own: index of each token within its tile.
+        tile: index of its tile.
+        can_see: the attention mask; "earlier" for the causal mask.
     """
 
     tiles: Grid
@@ -42,12 +42,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class TileFeatures:
-    """Features tile by tile, of N images of each sample.
+    """Features tile by tile, for N images per sample.
 
     Attributes:
         prefix: of the class (and register) tokens of each tile; the class token is the first.
         units: of the units of each tile, row by row.
-        hidden: the same, without the final norm, at the depths that were asked for.
+        hidden: hidden states at the requested depths, without the final norm.
     """
 
     prefix: Float[Tensor, "B N T R D"]
@@ -55,12 +55,12 @@ class TileFeatures:
     hidden: tuple[TileFeatures, ...] = ()
 
     def rows(self, *, class_last: bool = False) -> Float[Tensor, "B N T L D"]:
-        """All tokens of each tile, the class token before its units or behind them."""
+        """All tokens of each tile, with the class token before or after its units."""
         return torch.cat([self.units, self.prefix] if class_last else [self.prefix, self.units], dim=3)
 
 
 class TiledModel(nn.Module):
-    """What a tiled backbone is made of: the backbone of one tile, and the positions of tiles."""
+    """The modules of a tiled backbone: the backbone of one tile, and the positions of tiles."""
 
     def __init__(
         self,
@@ -77,15 +77,15 @@ class TiledModel(nn.Module):
 
 
 class Tiled(Backbone):
-    """A backbone for images larger than the one that it wraps takes: cut into tiles, run as one sequence.
+    """A backbone for large images: they are cut into tiles, and all tiles run as one sequence.
 
-    Each tile is embedded as an image of its own, with its own class token; then the tokens of all tiles go through the
-    blocks together. To the plans, an image is one grid of units, row by row over all tiles, so that every method runs
-    on tiles as it does on images. Inside, the prefix tokens of all tiles stand in front.
+    Each tile is embedded as a separate image with its own class token. Then the tokens of all tiles go through the
+    blocks together. For plans, an image is one grid of units, row by row over all tiles, so every method works on
+    tiles as it does on images. In the sequence, the prefix tokens of all tiles come first.
 
     Images of different sizes come on canvases: `{"canvas": (B, C, H, W), "size": (B, 2)}`, as `patchcast.data.tiles`
-    makes them. What of a canvas is no image (a whole tile, or some of its units) is padding: no token looks at it, and
-    its features are zero. Samples of several images, as lists of tiles, go through `forward_tiles`.
+    makes them. The part of a canvas outside the image (whole tiles, or some of their units) is padding: no token
+    attends to it, and its features are zero. For samples of several images, as lists of tiles, see `forward_tiles`.
 
     >>> from patchcast.backbones import wrap
     >>> backbone = Tiled(wrap("test_vit", img_size=32), Grid(2, 3))
@@ -94,11 +94,11 @@ class Tiled(Backbone):
 
     Args:
         backbone: of one tile: a plain vision transformer, or one with rotary or relative positions.
-        grid: the most tiles of an image, in rows and columns; positions are learnt for so many.
+        grid: maximum number of tiles of an image, in rows and columns, for which positions are learned.
         before: add `TilePositions` to the patches of each tile.
         tokens: mix `TokenPositions` of each tile into those that the backbone adds in every tile.
         after: add `TilePositions` to the features.
-        sees_padding: let tokens look at padding, as torchtune's tiled transformer does.
+        sees_padding: let tokens attend to padding, as torchtune's tiled transformer does.
     Raises:
         CannotError: if the backbone cannot run over several tiles in one sequence.
     """
@@ -156,13 +156,13 @@ class Tiled(Backbone):
     def prefix_only(self) -> list[str]:
         return [f"tile.model.{each}" for each in self.tile.prefix_only()]
 
-    # ---- images, and how many tiles and units they have -------------------------------------------------------------
+    # ---- images: their tiles and units -------------------------------------------------------------
 
     def grid(self, images: ImageBatch | tuple[int, int]) -> Grid:
         """The grid of units of these images or canvases, or of this (height, width).
 
         Raises:
-            ValueError: if the channels are not the model's, tiles do not divide the size, or it has too many.
+            ValueError: if the channels are not the model's, tiles do not divide the size, or there are too many tiles.
         """
         if not isinstance(images, tuple):
             pixels = pixels_of(images)
@@ -180,7 +180,9 @@ class Tiled(Backbone):
         if isinstance(images, Tensor):
             return None
         if self.sees_padding:
-            raise CannotError("images of different sizes cannot be planned where tokens see padding: sees_padding")
+            raise CannotError(
+                "sees_padding=True does not work with images of different sizes: no plan can include padding"
+            )
         self.check_sizes(images)
         down, right = self.stride
         return [Grid(-(-height // down), -(-width // right)) for height, width in images["size"].tolist()]
@@ -247,7 +249,7 @@ class Tiled(Backbone):
         )
 
     def local_positions(self) -> Float[Tensor, "L D"] | None:
-        """The table that the backbone adds to the tokens of every tile, prefix tokens first, if it has one."""
+        """The position table of the backbone, prefix tokens first; None if it has none."""
         table = getattr(self.tile.model, "pos_embed", None)
         if not isinstance(table, Tensor) or table.ndim != 3:
             return None
@@ -255,17 +257,17 @@ class Tiled(Backbone):
         return torch.cat([table.new_zeros(missing, table.shape[2]), table[0]])
 
     def by_row(self, x: Shaped[Tensor, "B T U D"], tiles: Grid) -> Shaped[Tensor, "B N D"]:
-        """From tile by tile to row by row over all tiles."""
+        """Reorder from tile by tile to row by row over all tiles."""
         x = x.unflatten(2, self.tile_units).unflatten(1, tiles)
         return x.transpose(2, 3).flatten(1, 4)
 
     def by_tile(self, x: Shaped[Tensor, "B N D"], tiles: Grid) -> Shaped[Tensor, "B T U D"]:
-        """From row by row over all tiles to tile by tile."""
+        """Reorder from row by row over all tiles to tile by tile."""
         x = x.unflatten(1, (tiles.rows, self.tile_units.rows, tiles.cols, self.tile_units.cols))
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def index(self, tiles: Grid, device: torch.device) -> tuple[Int[Tensor, "1 L"], Int[Tensor, "1 L"]]:
-        """Which token of its tile each token of the sequence is, and in which tile."""
+        """For each token of the sequence, its index within its tile, and the index of its tile."""
         count, units = tiles.units, self.tile_units.units
         tile = torch.arange(count, device=device)[:, None]
         own = torch.arange(self.tile_prefix, device=device).repeat(count)
@@ -302,7 +304,7 @@ class Tiled(Backbone):
         return torch.cat([is_real.repeat_interleave(self.tile_prefix, dim=1), tokens.is_valid], dim=1)
 
     def sequence(self, tokens: Tokens) -> Tokens:
-        """The tokens as the backbone of one tile runs over them: with the positions and the mask in its own words."""
+        """The tokens with positions and mask in the format of the backbone of one tile."""
         cut = tokens.block_kwargs["cut"]
         alone = Tokens(
             tokens.x,
@@ -356,10 +358,9 @@ class Tiled(Backbone):
         (torch.Size([2, 1, 4, 5, 64]), torch.Size([2, 1, 4, 4, 64]))
 
         Args:
-            tiles: of N images of each sample; fewer images, or fewer tiles of one, are filled up with padding.
-            tile_grid: (rows, columns) of tiles of each image; (0, 0) for one that is padding. May be left out where
-                images have one tile.
-            depths: where to take hidden states: before block i, or behind the last one. In the order asked for.
+            tiles: of N images per sample, padded to the same number of images and of tiles.
+            tile_grid: (rows, columns) of tiles of each image; (0, 0) for padding. Optional if images have one tile.
+            depths: where to take hidden states: before block i, or after the last block. In this order.
         Raises:
             ValueError: if the tiles are not the backbone's, `tile_grid` does not fit them, or there is no such depth.
         """
@@ -411,12 +412,10 @@ class Tiled(Backbone):
 def without_padding(
     is_valid: Bool[Tensor, "B L"], can_see: Bool[Tensor, "*B L L"] | Literal["earlier"] | None
 ) -> Bool[Tensor, "B 1 L L"]:
-    """The mask that may be obeyed, and in which nothing looks at padding but a token that would see nothing at all."""
+    """The mask without padding. A token that would then attend to nothing attends to itself."""
     length = is_valid.shape[1]
     if can_see is None:
-        column = is_valid | ~is_valid.any(
-            dim=1, keepdim=True
-        )  # an image that is all padding has only itself to look at
+        column = is_valid | ~is_valid.any(dim=1, keepdim=True)  # padding tokens attend to themselves
         return column[:, None, None].expand(-1, -1, length, -1)
     if isinstance(can_see, str):
         can_see = torch.ones(length, length, dtype=torch.bool, device=is_valid.device).tril()
@@ -426,7 +425,7 @@ def without_padding(
 
 
 class ClassProjection(nn.Module):
-    """A linear map of the class token of each tile.
+    """A linear layer on the class token of each tile.
 
     >>> from patchcast.backbones import wrap
     >>> backbone = Tiled(wrap("test_vit", img_size=32), Grid(1, 1))

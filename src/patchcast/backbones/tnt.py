@@ -12,7 +12,7 @@ from patchcast.geometry import Grid, take, upsample
 
 
 class TNT(TimmBackbone):
-    """timm's `TNT`. `Tokens.x` is (pixel tokens of every patch, patch tokens); a mask token stands for the former."""
+    """timm's `TNT`. `Tokens.x` is (pixel tokens of every patch, patch tokens); a mask token replaces the former."""
 
     can = frozenset({"drop", "replace", "paint"})
     features_prefix = 1
@@ -30,7 +30,7 @@ class TNT(TimmBackbone):
         self, patches: Tokens, is_hidden: Bool[Tensor, "B rows cols"], mask_token: Float[Tensor, " E"] | None
     ) -> Tokens:
         token = patches.x.new_zeros(patches.x.shape[-1]) if mask_token is None else mask_token
-        hidden = upsample(is_hidden, patches.grid).flatten()  # pixel tokens stand as (image and patch, pixel)
+        hidden = upsample(is_hidden, patches.grid).flatten()  # pixel tokens are ordered as (image and patch, pixel)
         return patches.with_(x=torch.where(hidden[:, None, None], token, patches.x))
 
     def add_positions(self, patches: Tokens) -> Tokens:

@@ -15,7 +15,7 @@ from patchcast.geometry import Grid, take
 class TorchvisionViT(Backbone):
     """torchvision's `VisionTransformer`: `model.heads(forward(images)[:, 0])` is its own output.
 
-    Its blocks take no mask, and no argument at all.
+    Its blocks take no mask.
 
     >>> from torchvision.models import vit_b_16
     >>> backbone = TorchvisionViT(vit_b_16(image_size=32))
@@ -61,7 +61,7 @@ class TorchvisionViT(Backbone):
 
     def keep_rows(self, tokens: Tokens, rows: Int[Tensor, "B K"]) -> Tokens:
         if tokens.visible is not None or tokens.rows is not None:
-            raise ValueError("tokens were dropped before; give all that shall stay in one call")
+            raise ValueError("tokens were dropped already; give all tokens to keep in one call")
         return tokens.with_(x=take(tokens.x, rows), prefix=0, rows=rows)
 
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
@@ -73,7 +73,7 @@ class TorchvisionViT(Backbone):
 
 
 class TorchvisionSwin(Backbone):
-    """torchvision's `SwinTransformer`, V1 and V2. Windows are padded, so any size passes that 32 divides."""
+    """torchvision's `SwinTransformer`, V1 and V2. Windows are padded, so it takes any size that 32 divides."""
 
     can = frozenset({"replace", "paint"})
     takes_any_size = True

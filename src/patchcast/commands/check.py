@@ -1,4 +1,4 @@
-"""`patchcast check`: the two tests of honesty on the user's own model and method, with a verdict."""
+"""`patchcast check`: run both honesty tests on the user's own model and method."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
 from patchcast.drawing.figures import draw_dependencies
+from patchcast.files import write_figure
 from patchcast.honesty import Leak, dependencies, examine, no_leak, perturbed
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
@@ -20,7 +21,7 @@ from patchcast.runs.build import build
 from patchcast.runs.run import Run, start_run, untrained_run
 from patchcast.runs.run_folder import CONFIG
 
-SECONDS = 8.0  # for changing pixels at full size
+SECONDS = 8.0  # for the leak test at full size
 
 
 def check(source: Path, *, out: Path | None = None) -> bool:
@@ -38,7 +39,7 @@ def check(source: Path, *, out: Path | None = None) -> bool:
         verdict = examine(small)
         leaks_at_full_size = _at_full_size(full)
     images = torch.randn(1, recipe.channels, *small.backbone.image_size, generator=torch.Generator().manual_seed(0))
-    picture(small, images, title=f"{recipe.method} on {recipe.model}").savefig(out, dpi=120)
+    write_figure(picture(small, images, title=f"{recipe.method} on {recipe.model}"), out)
     verdict = dataclasses.replace(verdict, leaks={**verdict.leaks, "at full size": leaks_at_full_size})
     grid = small.backbone.grid(small.backbone.image_size)
     console.print(f"{recipe.method} on {recipe.model}, on {grid} units:")
@@ -48,13 +49,13 @@ def check(source: Path, *, out: Path | None = None) -> bool:
 
 
 def picture(pretrainer: Pretrainer, images: Tensor, *, title: str) -> Figure:
-    """The dependency matrix of the first image, and what its plan allows."""
+    """The dependency matrix of the first image, and the dependencies that its plan allows."""
     plan = pretrainer.draw(images, torch.Generator().manual_seed(1))
     return draw_dependencies(*dependencies(pretrainer, images, plan), title=title)
 
 
 def _open(source: Path) -> Run:
-    """With initial weights: whether the answer leaks depends on the network's structure and not on its weights."""
+    """A run with initial weights: leaks depend on the structure of the network and not on its weights."""
     if (source / CONFIG).exists():
         return untrained_run(source)
     if source.is_file():
@@ -63,7 +64,7 @@ def _open(source: Path) -> Run:
 
 
 def _at_full_size(pretrainer: Pretrainer) -> Leak:
-    """At the recipe's own size, as many predictions as there is time for, two at least."""
+    """The leak test at the recipe's own size, for as many predictions as time allows, at least two."""
     backbone = perturbed(pretrainer).backbone
     images = torch.randn(2, backbone.channels, *backbone.image_size, generator=torch.Generator().manual_seed(0))
     plan = pretrainer.draw(images, torch.Generator().manual_seed(1))
@@ -75,8 +76,9 @@ def _at_full_size(pretrainer: Pretrainer) -> Leak:
 
 
 def _small(recipe: Resolved, pretrainer: Pretrainer) -> Resolved:
-    """Up to six units a side, four of wide networks: what mask and loss do does not depend on the size. Of tiled
-    images, up to two tiles a side of half as many units."""
+    """The recipe with at most six units per side (four for wide networks): leaks do not depend on the size.
+
+    For tiled images, at most two tiles per side with half as many units."""
     backbone = pretrainer.backbone
     units = 6 if backbone.width < 512 else 4
     (height, width), (down, right) = recipe.image_size, backbone.stride

@@ -1,4 +1,4 @@
-"""`patchcast compare`: runs and what they have to beat, in one table and one parquet file."""
+"""`patchcast compare`: runs and their baselines in one table and one parquet file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from patchcast import options
 from patchcast.backbones import Backbone
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.commands.probe import feature_cache, open_against, subject_of
+from patchcast.data.fingerprint import fingerprint_images
+from patchcast.data.seals import is_whole, seal
 from patchcast.evaluation import (
     FinetuneResult,
     Interval,
@@ -29,30 +31,30 @@ from patchcast.evaluation.baselines import BASELINES
 from patchcast.evaluation.feature_protocol import FeatureProtocol, Scores, versus
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.finetune_protocol import PRECISION
-from patchcast.evaluation.labeled import Labeled, labels_of, paths_of
+from patchcast.evaluation.labeled import Labeled, labels_of
 from patchcast.evaluation.protocol import Request, new_table, percent
-from patchcast.files import cache_folder, write_whole
+from patchcast.files import cache_folder, write_weights, write_whole
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 
 SUPERVISED = "supervised"
 OTHER = "other network"
 RATES = (1e-3, 3e-3, 1e-2)
-"""Learning rates that a supervised run may choose from."""
+"""Learning rates to choose from for supervised runs."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network, or features that need none, and how good they are.
+    """The results of one network or baseline.
 
     Attributes:
-        run: the run folder that it is, or is compared with.
-        recipe: of that run, or of another run that is compared with; None for a model of timm.
+        run: the run folder that it is or is compared with.
+        recipe: of that run, or of another run that is compared with; None for a timm model.
         kind: pretrained, untrained, supervised, other network, or the name of a baseline.
-        label: what the table calls it.
-        gained: by how much its linear probe beats that of the untrained network, on the same test images.
-        own: accuracy of the classifier that a supervised network was trained with.
-        rate: the learning rate that a supervised run chose.
+        label: name in the table.
+        gained: difference of its linear probe and that of the untrained network, on the same test images.
+        own: accuracy of a supervised network's own classifier.
+        rate: the chosen learning rate of a supervised run.
     """
 
     run: Path
@@ -79,15 +81,15 @@ def compare(
     device: Device = "auto",
     cache: bool = True,
 ) -> list[Row]:
-    """Probe every run, its start, a supervised run of the same budget and the baselines; print and write a table.
+    """Probe every run, its untrained network, a supervised run of the same budget and baselines; write a table.
 
-    Rows that several runs share (the same start, the same supervised run) are measured and shown once.
+    Rows that several runs share (the same untrained network or supervised run) are measured and shown once.
 
     Args:
-        against: further networks: run folders, or models of timm by name.
+        against: further networks: run folders, or timm models by name.
         readout: how units become one feature, in every row.
     Raises:
-        ValueError: for anything that the user can put right, in one sentence.
+        ValueError: for anything that the user can fix.
     """
     if out.suffix != ".parquet":
         raise ValueError(f"--out must end in .parquet; got {out}")
@@ -120,7 +122,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Measure:
-    """How one run and everything that it is compared with are measured."""
+    """How a run and its baselines are measured."""
 
     network: Network
     recipe: Resolved
@@ -135,7 +137,7 @@ class Measure:
 
 
 def _rows(measure: Measure, shared: dict[str, Row], supervised: bool, against: Sequence[str]) -> tuple[Row, list[Row]]:
-    """The row of a run, and those that it is compared with; only what no earlier run shares is measured."""
+    """The rows of a run and its baselines; rows shared with an earlier run are not measured again."""
     network, recipe, run = measure.network, measure.recipe, Path(measure.network.name)
     before = network.before()
     seen_as = f"{network.size} {recipe.mean} {recipe.std} {recipe.channels} {measure.protocol.description}"
@@ -179,16 +181,16 @@ def _rows(measure: Measure, shared: dict[str, Row], supervised: bool, against: S
 def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Backbone, Tensor, float]:
     """The network trained with labels from the same start, for the run's steps, batches and augmentation.
 
-    All weights, by AdamW, at one rate for all blocks. The result is kept in the user's cache folder, because it takes
-    longer than pretraining.
+    All weights are trained by AdamW, with the same rate for all blocks. The result is cached in the user's cache
+    folder, because training takes longer than pretraining.
 
     Returns:
-        the backbone, which test images its own classifier got right, and the learning rate.
+        the backbone, True for test images that its own classifier predicts correctly, and the learning rate.
     """
     recipe, labeled = measure.recipe, measure.protocol.labeled
-    which = [budget, *paths_of(labeled.train), f"{labels_of(labeled.train).tolist()}"]
+    which = [budget, *(fingerprint_images(images).hex() for images in (labeled.train, labeled.test))]
     file = cache_folder() / SUPERVISED / f"{fingerprint(which)}.safetensors"
-    if file.exists():
+    if is_whole(file):
         state = load_file(file)
         correct, rate = state.pop("correct"), float(state.pop("rate"))
         start.load_state_dict(state)
@@ -198,15 +200,16 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
     backbone = result.model.backbone.cpu()
     state = {name: value.contiguous().clone() for name, value in backbone.state_dict().items()}
     beside = {"correct": result.correct, "rate": torch.tensor(rate, dtype=torch.float64)}
-    write_whole(file, lambda unfinished: save_file({**state, **beside}, unfinished))
+    write_weights({**state, **beside}, file)
+    seal(file)
     return backbone, result.correct, rate
 
 
 def choose_rate(start: Backbone, measure: Measure, recipe: Resolved) -> float:
-    """The rate that does best on a fifth of the training images, after a quarter of the steps on the others.
+    """The best rate on a fifth of the training images, after a quarter of the steps on the others.
 
-    At one rate for all, this baseline would be as weak as the rate is wrong: on digits, 400 steps of 64 images got
-    62.8 % right at 1e-3, and 75.0 % at 3e-3.
+    With a fixed rate, this baseline could be too weak: on digits, 400 steps of 64 images reached 62.8 % at 1e-3, and
+    75.0 % at 3e-3.
     """
     train = measure.protocol.labeled.train
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -235,7 +238,7 @@ def _train(
 
 
 def table(rows: Sequence[Row], description: str) -> Table:
-    """One row for each network or baseline, in per cent, with 95 % intervals."""
+    """One row per network or baseline, in per cent, with 95 % intervals."""
     shown = new_table(description, "network", "kNN", "linear", "RankMe")
     for row in rows:
         rank = "" if row.scores.rankme is None else f"{row.scores.rankme:.1f}"
@@ -250,7 +253,7 @@ def table(rows: Sequence[Row], description: str) -> Table:
 
 
 def write_parquet(rows: Sequence[Row], labeled: Labeled, out: Path) -> None:
-    """Every number of every row, accuracies as shares."""
+    """Write every number of every row; accuracies are in [0, 1]."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

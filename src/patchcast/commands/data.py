@@ -1,11 +1,11 @@
-"""`patchcast data check`: what a source holds, and what of it cannot be read."""
+"""`patchcast data check`: statistics of a source, and files that cannot be read."""
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,30 +14,33 @@ from rich.table import Table
 
 from patchcast.data import Images, Report
 from patchcast.data import check as check_images
+from patchcast.data.columns import Columns
 from patchcast.data.duplicates import Shared, shared_files
 from patchcast.data.images import find_splits, open_split
+from patchcast.files import write_json
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 
 LISTED = 50
-"""Unreadable images named in the terminal."""
+"""Maximum number of unreadable images that are listed in the terminal."""
 CLASSES = 40
-"""Classes that have a row each; more are summed up."""
+"""Maximum number of classes with their own row; others are summarized."""
 FEW = 2000
-"""Images that one process reads as fast as several, which have to start first."""
+"""Number of images below which one process is as fast as several, which have to start first."""
 
 
 def check_data(
     source: str, *, splits: list[str] | None = None, limit: int | None = None, workers: int | None = None,
-    out: Path | None = None,
+    out: Path | None = None, **reading: Any,
 ) -> bool:  # fmt: skip
-    """Read a source and print what is in it; True if all of it can be read.
+    """Read a source and print statistics; True if all of it can be read.
 
     Args:
         source: as `patchcast.data.open_images` takes it.
-        splits: those to read; all if None.
-        limit: of each split read no more images, evenly spaced.
-        workers: processes that decode; one for each core if None and there are many images.
-        out: a JSON file for all that was found.
+        splits: splits to read; None for all.
+        limit: maximum number of images per split, evenly spaced.
+        workers: processes that decode; None for one per core if there are many images.
+        out: a JSON file for the results.
+        reading: `image_column`, `label_column` and `max_pixels` of `open_images`.
     Raises:
         ValueError: if there is no such source or split, or nothing in it can be read.
     """
@@ -47,11 +50,14 @@ def check_data(
     reports, opened = [], []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="skipped ")  # they are listed below
-        listed = find_splits(source)
-        first = open_split(listed, source, split=splits[0] if splits else "train")
+        listed = find_splits(source, Columns(reading.get("image_column"), reading.get("label_column")))
+        most = reading.get("max_pixels")
+        first = open_split(listed, source, split=splits[0] if splits else "train", max_pixels=most)
         for split in splits or first.splits:
             is_first = split == first.split
-            images = first if is_first else open_split(listed, source, split=split, channels=first.channels)
+            images = (
+                first if is_first else open_split(listed, source, split=split, channels=first.channels, max_pixels=most)
+            )
             opened.append(images)
             few = min(len(images.store), limit or len(images.store)) <= FEW
             processes = workers if workers is not None else 0 if few else os.cpu_count() or 0
@@ -81,14 +87,14 @@ def check_data(
             )
     if out is not None:
         lines = [{**report.to_dict(), "shared": _plain(shared[report.split])} for report in reports]
-        out.write_text(json.dumps(lines, indent=2) + "\n")
+        write_json(out, lines)
         console.print(f"  Wrote {escape(str(out))}.", soft_wrap=True)
     console.print("All can be read." if not bad else f"{len(bad):,} cannot be read; training skips them.")
     return not bad
 
 
 def _shared(images: Images, earlier: list[Images]) -> dict[str, list[Shared]]:
-    """Image files that an earlier split holds too, by the name of that split."""
+    """Image files that are in an earlier split too, by the name of that split."""
     found = {other.split: shared_files(images, other) for other in earlier}
     return {split: files for split, files in found.items() if files}
 

@@ -1,4 +1,4 @@
-"""`patchcast demo`: the main job on the digits that come with scikit-learn, from nothing to a verdict."""
+"""`patchcast demo`: pretrain and probe on the digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def demo_recipe(out: Path) -> Recipe:
         data="digits",
         out=out,
         model_args={"depth": 6, "embed_dim": 96, "num_heads": 3},
-        # Four pixels are too few to normalise by, and digits too small to crop much.
+        # Four pixels are too few for normalization, and digits are too small to crop much.
         method_args={"decoder_width": 64, "decoder_depth": 2, "normalize": False},
         crop_scale=(0.7, 1.0),
         steps=900,

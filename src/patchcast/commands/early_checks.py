@@ -1,4 +1,4 @@
-"""Mistakes in what a command is given that can be seen without importing torch: names and paths that are not there."""
+"""Checks of options that do not need torch: ranges, names, and paths that do not exist."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WEIGHT_FILES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Check the range of every number, replace the method's name by the one it is known by, look for model and data.
+    """Check the range of every number, normalize the method's name, and check that model and data exist.
 
     Raises:
-        ValueError: in one sentence, if a number is out of its range, or one of them is not there.
+        ValueError: if a number is out of range, or one of them does not exist.
     """
     recipe.check()
     recipe.method = method_called(recipe.method)
@@ -31,13 +31,13 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def method_called(name: str) -> str:
-    """The method of this name, whatever its case and dashes.
+    """The name of a method, ignoring case and dashes.
 
     >>> method_called("I-JEPA"), method_called("MAE")
     ('ijepa', 'mae')
 
     Raises:
-        ValueError: if there is none; names the nearest.
+        ValueError: if there is none; suggests a similar name.
     """
     plain = {_plain(each): each for each in METHOD_NAMES}
     if _plain(name) in plain:
@@ -48,19 +48,22 @@ def method_called(name: str) -> str:
 
 
 def check_run(run: Path) -> None:
-    """Raises:
-    ValueError: if this is no run's folder.
+    """Check that a folder holds a run.
+
+    Raises:
+        ValueError: if it does not.
     """
     if not run.exists():
-        raise ValueError(f"{run} is not there; give the folder of a run")
+        raise ValueError(f"there is no folder {run}; give the folder of a run")
     if not (run / CONFIG).exists():
         raise ValueError(f"{run} holds no run of patchcast: it has no {CONFIG}")
 
 
 def check_network(name: str) -> None:
-    """Raises:
-    ValueError: if these are no words of a start: a path that is not there, or a name that, as far as the table of
-        timm's architectures goes, is no model's.
+    """Check the words that name a network.
+
+    Raises:
+        ValueError: if they are a path that is not there, or a name that is not in the table of timm's architectures.
     """
     name = name.partition("=")[2] or name
     if name.startswith("hf-hub:"):
@@ -75,10 +78,14 @@ def check_network(name: str) -> None:
 
 
 def check_model(name: str) -> None:
-    """Raises:
-    ValueError: if the installed timm has no architecture of this name; names the nearest.
+    """Check the name of a timm model.
+
+    Raises:
+        ValueError: if the installed timm has no such architecture; suggests similar names.
     """
-    if ":" in name or made_for() != version("timm"):  # a hub or folder, or the table is of another timm
+    if ":" in name or made_for() != version(
+        "timm"
+    ):  # on the hub or in a folder, or the table is for another version of timm
         return
     known = [row.name for row in table()]
     architecture = name.partition(".")[0]
@@ -89,11 +96,13 @@ def check_model(name: str) -> None:
 
 
 def check_data(source: str | None) -> None:
-    """Raises:
-    ValueError: if a source of images is a path that is not there.
+    """Check the path of a source of images.
+
+    Raises:
+        ValueError: if it does not exist.
     """
     if source is None or not source.startswith((".", "/", "~")):
-        return  # a name, a URL, a pattern, or a path that only the reader can tell from these
+        return  # a name, a URL, a pattern, or a path: only the reader knows
     if not re.search(r"[*?{\[]", source) and not Path(source).expanduser().exists():
         raise ValueError(f"{source} is not there; --data takes a folder of images, parquet or tar files, or hf:NAME")
 

@@ -1,4 +1,4 @@
-"""`patchcast embed`: features of a source of images, to parquet or safetensors; stopped, it goes on where it was."""
+"""`patchcast embed`: write features of images to parquet or safetensors; resumes after a stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcast.backbones import Backbone, Grid
@@ -28,23 +27,24 @@ from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
 from patchcast.evaluation.features import fingerprint
+from patchcast.files import write_text, write_weights, write_whole
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import is_run, open_network
 
 Kind = Literal["pooled", "tokens", "maps"]
 PART = 256
-"""Images of a part: what is lost, at most, when the command is stopped."""
+"""Number of images per part, and the maximum number that is lost when the command is stopped."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """From images to features: what is done to each image, and to those of a batch that came out of one size."""
+    """How images become features: a function for each image, and one for batches of images of the same size."""
 
     backbone: Backbone
     fit: Callable[[Tensor], Fitted]
     compute: Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B rows cols D"]]
-    told: str
+    description: str
     pool: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B P"]] = mean
 
 
@@ -55,6 +55,9 @@ def embed(
     out: Path,
     kind: Kind,
     split: str,
+    image_column: str | None,
+    label_column: str | None,
+    max_pixels: int | None,
     tile_size: int | None,
     max_tiles: int,
     batch_size: int,
@@ -64,51 +67,55 @@ def embed(
     """Write the features of every image that can be read.
 
     Args:
-        readout: how units become one feature, where `kind` is "pooled"; see `Backbone.pool`.
+        readout: how units become one feature if `kind` is "pooled"; see `Backbone.pool`.
     Raises:
-        ValueError: for anything that the user can put right, in one sentence.
+        ValueError: for anything that the user can fix.
     """
     values = {"batch_size": batch_size, "max_tiles": max_tiles, "tile_size": tile_size}
     check_ranges(values, dict.fromkeys(values, AT_LEAST_1), prefix="--")
     if out.suffix not in WRITERS:
         raise ValueError(f"--out must end in {' or '.join(WRITERS)}; got {out}")
     if out.exists():
-        raise ValueError(f"{out} is there already; choose another --out, or delete it to write it again")
+        raise ValueError(f"{out} exists already; choose another --out, or delete it to write it again")
     method, channels = _method(source, tile_size, max_tiles, untrained, readout, kind)
-    images = open_images(data, split=split, channels=channels)
+    reading: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "max_pixels": max_pixels}
+    images = open_images(data, split=split, channels=channels, **reading)
     method.backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     parts = out.with_name(out.name + ".parts")
     done = _claim(parts, out, _plan(method, images, kind))
     console = Console()
-    console.print(f"{len(images):,} images of {data}: {kind} features of {source}, {method.told}")
+    console.print(f"{len(images):,} images of {data}: {kind} features of {source}, {method.description}")
     if done:
-        console.print(f"Going on after {done} parts of {PART} images.")
+        console.print(f"Resuming after {done} parts of {PART} images.")
     starts = range(done * PART, len(images), PART)
     with evaluating(method.backbone):
         for start in track(starts, description="embedding", console=console, disable=not console.is_terminal):
             _write_part(parts, start, method, images, kind, batch_size)
-    unfinished = out.with_name(out.name + ".unfinished")
-    files = sorted(parts.glob("*.safetensors"))
-    count = WRITERS[out.suffix](files, unfinished, kind)
-    if not count:
-        raise ValueError(f"none of the {len(images)} images of {data} can be read")
-    unfinished.replace(out)
+    count = 0
+
+    def write(unfinished: Path) -> None:
+        nonlocal count
+        count = WRITERS[out.suffix](_parts(parts), unfinished, kind)
+        if not count:
+            raise ValueError(f"none of the {len(images)} images of {data} can be read")
+
+    write_whole(out, write)
     shutil.rmtree(parts)
     skipped = f"; {len(images) - count} could not be read" if count < len(images) else ""
     console.print(f"Wrote {out}: {count:,} rows{skipped}.")
 
 
-# ---- how images become features -------------------------------------------------------------------------------------
+# ---- from images to features ----------------------------------------------------------------------------------------
 
 
 def _method(
     source: str, tile_size: int | None, max_tiles: int, untrained: bool, readout: Readout, kind: Kind
 ) -> tuple[Method, int]:
     if readout != DEFAULT_READOUT and kind != "pooled":
-        raise ValueError(f"--readout {readout} makes one feature of an image, and --features {kind} one of each unit")
+        raise ValueError(f"--readout {readout} gives one feature per image, and --features {kind} one per unit")
     of_units = {"mean": mean, "mean_std": mean_std}
     if tile_size is not None and readout not in of_units:
-        raise ValueError(f"--readout {readout} reads whole images; with --tile_size it is one of {', '.join(of_units)}")
+        raise ValueError(f"--readout {readout} needs whole images; with --tile_size, use one of {', '.join(of_units)}")
     # A run knows its size; a timm model is built for whole images, or for tiles.
     size_given = {} if tile_size is None or is_run(source) else {"img_size": tile_size}
     network = open_network(source, untrained=untrained, **size_given)
@@ -124,29 +131,29 @@ def _method(
     if tile_size is None:
         evaluate = network.evaluate
         grid = backbone.grid(size)
-        told = f"at {size[0]}x{size[1]}, {grid} units"
+        description = f"at {size[0]}x{size[1]}, {grid} units"
         if isinstance(backbone, Tiled):
-            told += f", in tiles of {backbone.tile_size[0]}x{backbone.tile_size[1]} as one sequence"
+            description += f", in tiles of {backbone.tile_size[0]}x{backbone.tile_size[1]} as one sequence"
 
         def units_of(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B rows cols D"]:
             if kind == "pooled":  # a map of one unit, the pooled feature
                 return backbone.pool(images, readout)[:, None, None]
             return backbone.units(images).unflatten(1, grid)
 
-        told += "" if readout == "mean" else f", readout {readout}"
-        return Method(backbone, lambda image: Fitted(evaluate(image), size), units_of, told), backbone.channels
+        description += "" if readout == "mean" else f", readout {readout}"
+        return Method(backbone, lambda image: Fitted(evaluate(image), size), units_of, description), backbone.channels
     tile = (tile_size, tile_size)
-    told = f"each of up to {max_tiles} tiles of {tile_size}x{tile_size} by itself"
+    description = f"each of up to {max_tiles} tiles of {tile_size}x{tile_size} by itself"
     fit = FitTiles(tile, max_tiles, mean=network.mean, std=network.std)
-    told += "" if readout == "mean" else f", readout {readout}"
+    description += "" if readout == "mean" else f", readout {readout}"
     compute = partial(units_apart, backbone, tile=tile)
-    return Method(backbone, fit, compute, told, of_units[readout]), backbone.channels
+    return Method(backbone, fit, compute, description, of_units[readout]), backbone.channels
 
 
 def units_apart(
     backbone: Backbone, images: Float[Tensor, "B C H W"], tile: tuple[int, int]
 ) -> Float[Tensor, "B rows cols D"]:
-    """The units of the tiles of each image, each tile an image of its own, in their places.
+    """The units of an image as a map, with each tile run as a separate image.
 
     >>> from patchcast.backbones import wrap
     >>> units_apart(wrap("test_vit", img_size=32), torch.zeros(2, 3, 64, 96), (32, 32)).shape
@@ -181,15 +188,13 @@ def _write_part(parts: Path, start: int, method: Method, images: Images, kind: K
     rows = {"paths": paths, "labels": None if labels is None else [int(labels[index]) for index in fitted]}
     file = parts / f"{start:010d}.safetensors"
     # Sorted, so that the rows of a part stand in the order of the source.
-    unfinished = file.with_suffix(".unfinished")
-    save_file({name: found[name] for name in sorted(found)}, unfinished, {"rows": json.dumps(rows)})
-    unfinished.replace(file)
+    write_weights({name: found[name] for name in sorted(found)}, file, {"rows": json.dumps(rows)})
 
 
 def _shaped(
     units: Float[Tensor, "rows cols D"], size: tuple[int, int], method: Method, kind: Kind
 ) -> Float[Tensor, "..."]:
-    """The units that hold pixels of the image, as they were asked for."""
+    """The units that contain pixels of the image, in the requested form."""
     stride = method.backbone.stride
     real = units[: -(-size[0] // stride[0]), : -(-size[1] // stride[1])]
     if kind == "pooled":
@@ -197,15 +202,15 @@ def _shaped(
     return (real.flatten(0, 1) if kind == "tokens" else real.permute(2, 0, 1)).contiguous()
 
 
-# ---- parts, and going on with them -----------------------------------------------------------------------------------
+# ---- parts, and resuming --------------------------------------------------------------------------------------------
 
 
 def _plan(method: Method, images: Images, kind: Kind) -> dict[str, Any]:
-    """All that the features depend on: other features are not to be mixed with these."""
+    """All that the features depend on, to check that a resumed command computes the same."""
     names = [images.store.path(int(position)) for position in images.positions]
     return {
         "weights": fingerprint(method.backbone),
-        "how": method.told,
+        "how": method.description,
         "kind": kind,
         "images": fingerprint(names),
         "images_per_part": PART,
@@ -213,22 +218,24 @@ def _plan(method: Method, images: Images, kind: Kind) -> dict[str, Any]:
 
 
 def _claim(parts: Path, out: Path, plan: dict[str, Any]) -> int:
-    """How many parts are there of the same features."""
+    """The number of finished parts of the same features."""
     config = parts / "plan.json"
     if not config.exists():
-        parts.mkdir(parents=True, exist_ok=True)
-        unfinished = config.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(plan))
-        unfinished.replace(config)
+        write_text(config, json.dumps(plan))
         return 0
     before = json.loads(config.read_text())
     differing = [name for name in plan if plan[name] != before.get(name)]
     if differing:
         raise ValueError(
-            f"{parts} holds the beginning of other features ({', '.join(differing)} differ); "
+            f"{parts} holds a part of other features ({', '.join(differing)} differ); "
             f"delete it, or choose another --out than {out}"
         )
-    return len(list(parts.glob("*.safetensors")))
+    return len(_parts(parts))
+
+
+def _parts(parts: Path) -> list[Path]:
+    """The finished parts in their order; names of unfinished files begin with a dot."""
+    return sorted(parts.glob("[0-9]*.safetensors"))
 
 
 @dataclass(frozen=True)
@@ -249,7 +256,7 @@ def _open_parts(files: list[Path]) -> Iterator[Part]:
 
 
 def write_parquet(files: list[Path], out: Path, kind: Kind) -> int:
-    """A row for each image: path, label if there are any, features, and for tokens and maps the rows and columns."""
+    """One row per image: path, label if there are any, features, and for tokens and maps their shape."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -274,9 +281,9 @@ def write_parquet(files: list[Path], out: Path, kind: Kind) -> int:
 
 
 def write_safetensors(files: list[Path], out: Path, kind: Kind) -> int:
-    """`features` (M, D) if pooled, else one tensor for each image by its path; `labels`; paths among the metadata.
+    """Write `features` (M, D) if pooled, else one tensor per image by its path; `labels`; and paths as metadata.
 
-    Written part by part: tokens of many images need not fit into memory.
+    It is written part by part, because tokens of many images may not fit into memory.
     """
     entries: dict[str, Any] = {}
     paths: list[str] = []

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from patchcast.files import unfinished_folder
 from patchcast.interop.card import write_card
 from patchcast.interop.export_formats import default_format, write_encoder
 from patchcast.runs.results import encoder_of
@@ -13,25 +12,24 @@ from patchcast.runs.run import open_run
 
 
 def export(run: Path, out: Path, *, to: str | None = None) -> None:
-    """Write a run's encoder to a new folder, with a README.md that says what it is and how to load it.
+    """Write a run's encoder to a new folder, with a README.md that describes it and how to load it.
 
     Args:
         to: one of `patchcast.interop.export_formats.EXPORT_FORMATS`; None: the library that the network comes from
             (transformers for an ImageGPT, else timm).
     Raises:
-        ValueError: if the folder is not empty, or the format cannot hold the network; nothing is written then.
+        ValueError: if the folder is not empty, or this format cannot hold the network; nothing is written then.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} is not empty; choose another --out")
-    with TemporaryDirectory() as made:
-        write_folder(run, Path(made), to=to, where=f"local-dir:{out}")
-        shutil.copytree(made, out, dirs_exist_ok=True)
+    with unfinished_folder(out) as made:
+        write_folder(run, made, to=to, where=f"local-dir:{out}")
     print(f"{out} holds {', '.join(sorted(file.name for file in out.iterdir()))}.")
-    print("README.md says what it is and how to load it. It names no license yet: choose one there.")
+    print("README.md describes the weights and how to load them. It names no license yet: choose one there.")
 
 
 def write_folder(run: Path, out: Path, *, to: str | None, where: str) -> None:
-    """Write a run's encoder and its card to an empty folder; the card says to load it from `where`."""
+    """Write a run's encoder and its card to an empty folder; `where` is the address in the card's code."""
     encoder = encoder_of(open_run(run))
     to = to or default_format(encoder.method)
     write_encoder(encoder, out, to=to)

@@ -1,4 +1,4 @@
-"""`patchcast models`: which backbones there are, and what they can do. Imports neither torch nor timm."""
+"""`patchcast models`: list backbones and their capabilities. Imports neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from patchcast.backbones.support import IN_TIMM, Support, made_for, support, tab
 
 
 def models(pattern: str, method: str | None) -> None:
-    """Print the architectures whose name matches, or those of them that a method can be run on.
+    """Print the architectures whose name matches, optionally only those that a method can use.
 
     Raises:
-        ValueError: if the method has networks of its own, or nothing matches.
+        ValueError: if the method has its own networks, or nothing matches.
     """
     if method in OWN_NETWORKS:
-        raise ValueError(f"{method} has networks of its own: imagegpt_s, imagegpt_m, imagegpt_l, imagegpt_xl, imagegpt")
+        raise ValueError(f"{method} has its own networks: imagegpt_s, imagegpt_m, imagegpt_l, imagegpt_xl, imagegpt")
     matching = support(pattern if any(each in pattern for each in "*?[") else f"*{pattern}*")
     if not matching:
         families = {row.name.split("_")[0]: None for row in table()}
@@ -26,17 +26,17 @@ def models(pattern: str, method: str | None) -> None:
     rows = [row for row in matching if method is None or suits(row, method)]
     if not rows:
         others = [each for each in NEEDS if any(suits(row, each) for row in matching)]
-        raise ValueError(f"no model matches {pattern!r} that {method} can be run on; {', '.join(others)} can")
+        raise ValueError(f"no model matches {pattern!r} that {method} can use; {', '.join(others)} can")
     print(f"{len(rows)} architectures of timm {made_for()}\n")
     header = ("name", *IN_TIMM, "image", "unit", "class")
     lines = columns([header, *(cells(row) for row in rows)])
-    # Nothing is cut for a file, or for grep; in a terminal the class may be.
+    # In a terminal the class may be cut; in a file or pipe nothing is.
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(line[:room] for line in lines))
 
 
 def cells(row: Support) -> tuple[str, ...]:
-    """One architecture's line: what it can do, and height and width of image and unit, or one number for both."""
+    """The cells of an architecture: capabilities, and the sizes of image and unit (one number if square)."""
     sizes = (f"{size[0]}" if size[0] == size[1] else "{}x{}".format(*size) for size in (row.image_size, row.stride))
     return (row.name, *("yes" if each in row.can else "" for each in IN_TIMM), *sizes, row.model_class)
 
@@ -52,5 +52,5 @@ def columns(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def suits(row: Support, method: str) -> bool:
-    """Whether a method can be run on this architecture; AIM needs a stem that keeps pixels in their unit."""
+    """Whether a method can use this architecture; AIM needs a stem that does not mix pixels of units."""
     return any(need in row.can and (need != "attend" or row.is_causal_for_pixels) for need in NEEDS[method])

@@ -26,7 +26,7 @@ from patchcast.runs.results import write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, save_weights
 from patchcast.runs.starting import keep_report
-from patchcast.runs.tokenizer import CodeData, encode, keep_tokenizer
+from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
 from patchcast.tokenizers.palette import Palette
 from patchcast.training.engine import Engine, uses_cuda, whole_state
@@ -42,10 +42,10 @@ EVALUATED = 2000
 
 
 def pretrain(recipe: Recipe) -> Resolved:
-    """Carry out a recipe, or resume it; returns it with a value for every option.
+    """Run or resume a recipe; returns it with a value for every option.
 
     Raises:
-        ValueError: for anything that the user can fix, in one sentence, before training starts.
+        ValueError: for anything that the user can fix, before training starts.
     """
     # In the first process; those of other devices only train.
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ def pretrain(recipe: Recipe) -> Resolved:
     resumes = is_first and claim(run.recipe)
     with locked(run.folder) if is_first else nullcontext():
         if is_first:
-            keep_tokenizer(run.tokenizer, run.folder)
+            save_tokenizer(run.tokenizer, run.folder)
             console.print(_summary(run))
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
@@ -98,7 +98,7 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
 
 
 def _next(run: Run) -> str:
-    """The command that says most about this run: a probe needs labels."""
+    """The next command to suggest: a probe if there are labels."""
     return "probe" if run.source.has_labels else "report"
 
 
@@ -112,8 +112,8 @@ def _feed(run: Run, journal: Journal) -> Feed:
     judged = None
     if held_out is not None:
         held_out.images.write_down(journal)
-        judged = held_out.images.subset(np.array(evenly_spaced(len(held_out.images), EVALUATED)))
-    if run.method.codes == "colours":
+        judged = held_out.images.subset(np.array(evenly_spaced(len(held_out.images), EVALUATED))).readable()
+    if run.method.codes == "colors":
         assert isinstance(run.tokenizer, Palette)
         codes = encode(recipe, run.tokenizer, images, judged)
         return on_codes(run.pretrainer), codes.train, codes.held_out, codes
@@ -181,11 +181,12 @@ def _summary(run: Run) -> str:
     down, right = backbone.stride
     tiles = f" in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
     count = "a stream" if source.is_stream else f"{len(source.train):,} images"
-    held_out = source.held_out
+    held_out, typical = source.held_out, source.train.typical_size
+    resized = "" if typical == recipe.image_size else f" (from about {typical[0]} x {typical[1]})"
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
     return (
         f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/]: {count} of {escape(recipe.data)} ({evaluated}), "
-        f"{recipe.channels} x {height} x {width}, as {grid} units of {down}x{right} pixels{tiles}; "
+        f"{recipe.channels} x {height} x {width}{resized}, as {grid} units of {down}x{right} pixels{tiles}; "
         f"{millions:.1f} M parameters; {recipe.steps:,} steps of {recipe.batch_size} ({recipe.epochs:g} epochs), "
         f"lr {recipe.lr:.3g}, {recipe.precision}"
     )

@@ -1,9 +1,7 @@
-"""`patchcast probe`: open a network and data, measure every row by one protocol, print, and write JSON."""
+"""`patchcast probe`: open a network and data, measure every row with one protocol, print, and write JSON."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +10,28 @@ from rich.console import Console
 from patchcast import options
 from patchcast.evaluation.protocol import OURS, UNTRAINED, Request, Subject
 from patchcast.evaluation.protocols import PROTOCOLS
-from patchcast.files import cache_folder
+from patchcast.files import cache_folder, write_json
+from patchcast.recipe import Resolved
 from patchcast.runs.network import Network, is_run, open_network, torch_device
+from patchcast.runs.run import reading
 
 
 def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") -> dict[str, Any]:
-    """Measure a network, the same one before training, and what else it has to beat.
+    """Measure a network, the same network before training, and baselines.
 
     Args:
         protocol: a key of `PROTOCOLS`.
         chosen: the options of that protocol.
-        typed: the command that this is the result of, for the record.
+        typed: the command line, for the JSON file.
     Returns:
         the result of every row by its name.
     Raises:
-        ValueError: for anything that the user can put right, in one sentence.
+        ValueError: for anything that the user can fix.
     """
     network = open_network(given.source, untrained=given.untrained)
     data = given.data or (None if network.recipe is None else network.recipe.data)
     if data is None:
-        raise ValueError(f"{network.name} is a model of timm, which has no data of its own: give --data LABELED")
+        raise ValueError(f"{network.name} is a model of timm, which has no data: give --data LABELED")
     request = Request(
         data,
         network.backbone.channels,
@@ -39,6 +39,7 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
         limit=given.limit,
         device=torch_device(given.device),
         cache=feature_cache(),
+        reading=_reading(given, None if given.data is not None else network.recipe),
         held_out_share=network.held_out_share(data),
     )
     subject = subject_of(network)
@@ -56,7 +57,7 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
     for line in measuring.comparisons(results):
         console.print(line, highlight=False)
     if measuring.cache is not None:
-        console.print(f"Features are kept in {measuring.cache}, which may be deleted at any time.")
+        console.print(f"Features are cached in {measuring.cache}, which may be deleted at any time.")
     out = given.out or network.own_file(f"{measuring.file}.json")
     if out is not None:
         found = measuring.record(results)
@@ -67,14 +68,21 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
     return results
 
 
+def _reading(given: options.Probe, recipe: Resolved | None) -> dict[str, Any]:
+    """How the images are read: as the options say, or else as the run read its own."""
+    own = {} if recipe is None else reading(recipe)
+    asked = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
+    return {name: own.get(name) if value is None else value for name, value in asked.items()}
+
+
 def rows_of(network: Network, against: list[str]) -> dict[str, Subject]:
-    """What is measured: the network, itself before training (only that, if it is not trained), and others by name."""
-    rows = {name: subject_of(network, backbone, name) for name, backbone in network.beside_its_start().items()}
+    """The rows to measure: the network, the same network before training, and others by name."""
+    rows = {name: subject_of(network, backbone, name) for name, backbone in network.with_untrained().items()}
     return rows | {name: subject_of(open_against(name, network)) for name in against}
 
 
 def open_against(name: str, network: Network) -> Network:
-    """Another network for the same images: a run's by its folder, or one of timm's by its name.
+    """Another network for the same images: a run by its folder, or a timm model by its name.
 
     Raises:
         ValueError: if it takes another number of channels.
@@ -89,17 +97,11 @@ def open_against(name: str, network: Network) -> Network:
 
 
 def subject_of(network: Network, backbone: Any = None, name: str = OURS) -> Subject:
-    """A network as protocols take it, with another backbone in its place if one is given."""
+    """A network in the form that protocols take, optionally with another backbone."""
     is_trained = network.is_trained and name != UNTRAINED
     return Subject(backbone or network.backbone, network.evaluate, network.augment, network.size, is_trained)
 
 
 def feature_cache() -> Path:
-    """Where features are kept: a folder for each network and way of extraction, named by a hash of its weights."""
+    """The feature cache: a folder for each network and kind of features, named by a hash of the weights."""
     return cache_folder() / "features"
-
-
-def write_json(out: Path, found: Mapping[str, Any]) -> None:
-    """Write results for people and for `patchcast report`."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=2) + "\n")

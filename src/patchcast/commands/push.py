@@ -16,25 +16,25 @@ from patchcast.commands.export import write_folder
 
 
 def push(run: Path, repo: str, *, to: str | None = None, private: bool = False) -> None:
-    """Export a run and upload it: to a new repository, or as a new commit of one that is there.
+    """Export a run and upload it to a new repository, or as a new commit of an existing one.
 
     Raises:
-        ValueError: if the name is none, the hub does not know who asks, refuses or cannot be reached, or a repository
-            that shall be private is public; nothing is uploaded then.
+        ValueError: if the name is invalid, the login is missing, the hub refuses or cannot be reached, or `private` is
+            given for a public repository; nothing is uploaded then.
     """
     api = HfApi(library_name="patchcast", library_version=__version__)
     with _in_one_sentence(repo):
         validate_repo_id(repo)
-        user = api.whoami()["name"]  # asked before an export, which may take minutes
+        user = api.whoami()["name"]  # checked before the export, which may take minutes
     name = repo if "/" in repo else f"{user}/{repo}"
     with TemporaryDirectory() as folder:
         write_folder(run, Path(folder), to=to, where=f"hf-hub:{name}")
         with _in_one_sentence(name):
             api.create_repo(name, private=private or None, exist_ok=True)
             if private and not api.repo_info(name).private:
-                raise ValueError(f"{name} is there already and is public; make it private first, or take another name")
+                raise ValueError(f"{name} exists already and is public; make it private first, or choose another name")
             done = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export by patchcast")
-    print(f"\nPushed to {done.commit_url}.\nChoose a licence in its README.md: none has been.")
+    print(f"\nPushed to {done.commit_url}.\nChoose a license in its README.md: it names none yet.")
 
 
 @contextlib.contextmanager
@@ -42,7 +42,9 @@ def _in_one_sentence(repo: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError as problem:
-        raise ValueError(f"{repo!r} names no repository of the Hugging Face hub; write USER/NAME") from problem
+        raise ValueError(
+            f"{repo!r} is not the name of a repository on the Hugging Face hub; write USER/NAME"
+        ) from problem
     except LocalTokenNotFoundError as problem:
         raise ValueError(
             "the Hugging Face hub does not know who you are: log in with `hf auth login`, or set HF_TOKEN"

@@ -1,4 +1,4 @@
-"""`patchcast report`: a run as one HTML file, with all that is known of it."""
+"""`patchcast report`: everything known about a run in one HTML file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from torch import Tensor
 from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones import Backbone
-from patchcast.data import denormalise
+from patchcast.data import denormalize
 from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
 from patchcast.drawing.versions import completed, completes_pixels, draws_codes, samples, versions
 from patchcast.evaluation.maps import pca_maps
+from patchcast.files import write_text
 from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
@@ -38,17 +39,17 @@ from patchcast.training.log import curve
 from patchcast.views import Attend
 
 PICTURES, SAMPLES = 6, 24
-LINE = 110  # letters of a command on one line
+LINE = 110  # maximum number of letters of a command on one line
 NETWORKS = {OURS: "this run"}
-"""Rows of a run's JSON files that a reader knows by another name."""
+"""Other names for rows of a run's JSON files."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A run and its numbers; what was not measured is empty.
+class RunNumbers:
+    """A run and its results; empty if not measured.
 
     Attributes:
-        probes: the contents of probe.json and its like, by the name of the file.
+        probes: the contents of probe.json and similar files, by file name.
     """
 
     run: Run
@@ -63,13 +64,13 @@ class Found:
         return self.run.pretrainer
 
     def curve(self, column: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a column of metrics.csv; empty if it has none."""
+        """Steps and values of a column of metrics.csv; empty if there is none."""
         file = self.run.folder / METRICS
         return curve(file, column) if file.exists() else ([], [])
 
 
 def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Path:
-    """Write a page about a run, and return where it lies.
+    """Write a page about a run and return its path.
 
     Args:
         out: the file; None for report.html in the run folder.
@@ -81,16 +82,15 @@ def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Pa
     files = {name: run / f"{name}.json" for name in ("probe", "layers", "attentive", "finetune", "dense")}
     probes = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     with Console().status("Drawing"):
-        text = write(Found(opened, probes), data or opened.recipe.data)
+        text = write(RunNumbers(opened, probes), data or opened.recipe.data)
     out = out or run / "report.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
     print(f"Wrote {out}.")
     return out
 
 
-def write(found: Found, data: str) -> str:
-    """The page as text."""
+def write(found: RunNumbers, data: str) -> str:
+    """The HTML of the page."""
     sections = [
         _learning(found),
         *_accuracy(found),
@@ -114,13 +114,13 @@ def write(found: Found, data: str) -> str:
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 
-def _headline(found: Found) -> list[Tile]:
+def _headline(found: RunNumbers) -> list[Tile]:
     tiles: list[Tile] = []
     probe = found.probes.get("probe", {})
-    for name, told in (("linear", "linear probe"), ("knn", "nearest neighbors")):
+    for name, alt in (("linear", "linear probe"), ("knn", "nearest neighbors")):
         ours, other = (probe.get(which, {}).get(name) for which in (OURS, UNTRAINED))
         if ours:
-            tiles.append(Tile(_percent(ours), told, f"untrained: {_percent(other)}" if other else ""))
+            tiles.append(Tile(_percent(ours), alt, f"untrained: {_percent(other)}" if other else ""))
     losses, held = found.curve("loss")[1], found.curve("eval_loss")[1]
     if held:
         tiles.append(Tile(f"{held[-1]:.3g}", "loss on held-out images", f"first evaluation: {held[0]:.3g}"))
@@ -135,7 +135,7 @@ def _headline(found: Found) -> list[Tile]:
     return tiles
 
 
-def _learning(found: Found) -> Section:
+def _learning(found: RunNumbers) -> Section:
     charts: list[Html] = []
     loss, held = found.curve("loss"), found.curve("eval_loss")
     if loss[0] or held[0]:
@@ -154,25 +154,25 @@ def _learning(found: Found) -> Section:
         label = "share of features that differs between images"
         name = "feature variance"
         charts.append(_over_steps([Curve(name, *variance, dots=True)], label, "Variance of features by step"))
-    unit = " The loss is in nats per code." if found.run.method.codes == "colours" else ""
-    told = (
+    unit = " The loss is in nats per code." if found.run.method.codes == "colors" else ""
+    alt = (
         f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, "
         "not how good the features are."
     )
-    return Section("Learning curves", told if charts else "There is no log of this run.", [side_by_side(charts)])
+    return Section("Learning curves", alt if charts else "This run has no log.", [side_by_side(charts)])
 
 
-def _over_steps(curves: Sequence[Curve], label: str, told: str) -> Html:
-    return line_chart(curves, x_label="optimizer step", y_label=label, told=told)
+def _over_steps(curves: Sequence[Curve], label: str, alt: str) -> Html:
+    return line_chart(curves, x_label="optimizer step", y_label=label, alt=alt)
 
 
-def _accuracy(found: Found) -> list[Section]:
+def _accuracy(found: RunNumbers) -> list[Section]:
     rows: list[list[str]] = []
     probe = found.probes.get("probe")
     if not found.probes:
-        told = "Nothing was measured with labels yet. This does it, and this page shows it when it is written again:"
-        typed = f"patchcast probe {shlex.quote(str(found.run.folder))} --data LABELLED"
-        return [Section("What the features are worth", told, [commands([typed])])]
+        alt = "Nothing has been measured with labels yet. Run this command, and then write this page again:"
+        typed = f"patchcast probe {shlex.quote(str(found.run.folder))} --data LABELED"
+        return [Section("Probes", alt, [commands([typed])])]
     body: list[Html] = []
     if probe:
         counts = [row["per_class"] for row in probe.get(OURS, {}).get("few_labels", [])]
@@ -183,7 +183,7 @@ def _accuracy(found: Found) -> list[Section]:
             rows.append([NETWORKS.get(name, name), *few, _interval(one["linear"]), _percent(one.get("knn"), ""), rank])
         body.append(table(header, rows, strong=0))
         for other, gained in probe.get("differences", {}).items():
-            body.append(Html(f'<p class="told">{escape(_gained(other, gained))}</p>'))
+            body.append(Html(f'<p class="alt">{escape(_gained(other, gained))}</p>'))
     others = {"attentive": "Attentive probe", "finetune": "Fine-tuning, all weights"}
     for name, title in ((name, title) for name, title in others.items() if name in found.probes):
         one = found.probes[name]
@@ -191,13 +191,13 @@ def _accuracy(found: Found) -> list[Section]:
         body += [subheading(title), table(["% right", "accuracy"], lines, strong=0)]
     if dense := found.probes.get("dense"):
         body += [subheading("Dense: the class of every pixel"), _dense_table(dense)]
-        body.append(Html(f'<p class="told">On {escape(dense["data"])}.</p>'))
+        body.append(Html(f'<p class="alt">On {escape(dense["data"])}.</p>'))
     source = next(iter(found.probes.values())).get("data", "")
-    told = (
+    alt = (
         f"Accuracy in % on {source}; 95 % intervals over the test images in brackets, spread over draws after ±. "
         "Differences are between linear probes on all labels, on the same test images; they do not cover the seed."
     )
-    return [Section("What the features are worth", told, body)] if body else []
+    return [Section("Probes", alt, body)] if body else []
 
 
 def _dense_table(dense: Mapping[str, Any]) -> Html:
@@ -211,17 +211,17 @@ def _dense_table(dense: Mapping[str, Any]) -> Html:
 
 
 def _rows(probe: Mapping[str, Any], measure: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The rows of a JSON file: what has this measure."""
+    """The rows of a JSON file that have this measure."""
     return [(name, row) for name, row in probe.items() if isinstance(row, dict) and measure in row]
 
 
 def _gained(other: str, gained: Mapping[str, Any]) -> str:
     value, low, high = (100 * gained[each] for each in ("value", "low", "high"))
-    sure = "" if low > 0 or high < 0 else " (no difference that could be told from chance)"
+    sure = "" if low > 0 or high < 0 else " (not significant)"
     return f"This run vs {other}: {value:+.1f} points [{low:+.1f}, {high:+.1f}]{sure}."
 
 
-def _layers(found: Found) -> list[Section]:
+def _layers(found: RunNumbers) -> list[Section]:
     layers = found.probes.get("layers")
     if not layers:
         return []
@@ -229,12 +229,12 @@ def _layers(found: Found) -> list[Section]:
     for name, accuracy in ((name, accuracy) for name, accuracy in layers.items() if isinstance(accuracy, dict)):
         numbers, accuracies = map(int, accuracy), accuracy.values()
         curves.append(Curve(NETWORKS.get(name, name), list(numbers), [100 * each for each in accuracies], dots=True))
-    chart = line_chart(curves, x_label="layer", y_label="linear probe, %", told="Accuracy by layer")
-    told = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
-    return [Section("Where the features are", told, [side_by_side([chart])])]
+    chart = line_chart(curves, x_label="layer", y_label="linear probe, %", alt="Accuracy by layer")
+    alt = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
+    return [Section("Where the features are", alt, [side_by_side([chart])])]
 
 
-def _cost(found: Found) -> Section:
+def _cost(found: RunNumbers) -> Section:
     recipe, speed, seconds = found.recipe, _speed(found), _seconds(found)
     seen = recipe.steps * recipe.batch_size
     values = {
@@ -250,22 +250,22 @@ def _cost(found: Found) -> Section:
     charts = (
         [_over_steps([Curve("images per second", steps, speeds)], "images per second", "Throughput")] if steps else []
     )
-    told = "The time is that of the logged speed over all steps; evaluations and starting up come on top."
-    return Section("What it cost", told, [side_by_side([definitions(values), *charts])])
+    alt = "Time is computed from the logged speed, without evaluations and start-up."
+    return Section("What it cost", alt, [side_by_side([definitions(values), *charts])])
 
 
-def _again(found: Found) -> Section:
+def _again(found: RunNumbers) -> Section:
     run = shlex.quote(str(found.run.folder))
     lines = [pretrain_command(found.recipe)]
     lines += [probe["command"] for probe in found.probes.values() if probe.get("command")]
     lines += [f"patchcast report {run}"]
-    told = "The commands, with every option that is not the default. config.yaml in the run folder says the same."
+    alt = "The commands, with every option that is not the default. config.yaml in the run folder has the same options."
     config = (found.run.folder / CONFIG).read_text()
-    return Section("How to do it again", told, [commands(lines), folded("config.yaml", config)])
+    return Section("How to reproduce it", alt, [commands(lines), folded("config.yaml", config)])
 
 
 def pretrain_command(recipe: Recipe) -> str:
-    """The command that runs a recipe again: every option that is not the default.
+    """The command that reproduces a recipe, with every option that is not the default.
 
     >>> print(pretrain_command(Recipe("mae", "test_vit", "my photos", Path("runs/a"), steps=5, flip=True)))
     patchcast pretrain --method mae --model test_vit --data 'my photos' --out runs/a --flip --steps 5
@@ -280,13 +280,13 @@ def pretrain_command(recipe: Recipe) -> str:
     return " \\\n".join(lines)
 
 
-def _speed(found: Found) -> float | None:
+def _speed(found: RunNumbers) -> float | None:
     speeds = found.curve("images_per_second")[1]
     return statistics.median(speeds) if speeds else None
 
 
-def _seconds(found: Found) -> float:
-    """Of training, by the logged speed."""
+def _seconds(found: RunNumbers) -> float:
+    """Training time from the logged speed."""
     steps, speeds = found.curve("images_per_second")
     before = [-1, *steps][: len(steps)]
     covered = sum((step - last) / speed for step, last, speed in zip(steps, before, speeds, strict=True) if speed > 0)
@@ -294,7 +294,7 @@ def _seconds(found: Found) -> float:
 
 
 def _time(seconds: int | float) -> str:
-    """For people.
+    """Format a time.
 
     >>> _time(42), _time(150), _time(9000), _time(200_000)
     ('42 s', '2.5 min', '2.5 h', '2.3 days')
@@ -317,8 +317,8 @@ def _interval(accuracy: Mapping[str, Any]) -> str:
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _pictures(found: Found, data: str) -> list[Section]:
-    """What it predicts, draws, and makes of images; a sentence instead if the images are gone."""
+def _pictures(found: RunNumbers, data: str) -> list[Section]:
+    """Sections with predictions, drawings and feature maps; a sentence instead if the images cannot be read."""
     drawn = _samples(found.pretrainer) if draws_codes(found.pretrainer) else []
     try:
         part = found.run.shown(data)
@@ -329,7 +329,7 @@ def _pictures(found: Found, data: str) -> list[Section]:
     return [*_predictions(found, images, part.phrase), *drawn, *_maps(found, images)]
 
 
-def _predictions(found: Found, images: Tensor, phrase: str) -> list[Section]:
+def _predictions(found: RunNumbers, images: Tensor, phrase: str) -> list[Section]:
     pretrainer, target = found.pretrainer, found.pretrainer.target
     if not target.is_drawn:
         return []
@@ -337,24 +337,24 @@ def _predictions(found: Found, images: Tensor, phrase: str) -> list[Section]:
     body = [strips(versions(pretrainer, images, normalization))]
     which = f"{phrase[0].upper()}{phrase[1:]}"
     if draws_codes(pretrainer):
-        told = f"{which}. The upper half is given; the lower was drawn, twice, in the colors of the palette."
-        return [Section("How it goes on", told, body)]
+        alt = f"{which}. The upper half is given; the lower half was drawn twice, in the colors of the palette."
+        return [Section("Completions", alt, body)]
     note = f" {target.from_image[0].upper()}{target.from_image[1:]}." if target.from_image else ""
-    told = f"{which}: what was seen of each, and what was predicted in place of the rest.{note}"
+    alt = f"{which}: what was seen of each, and what was predicted in place of the rest.{note}"
     if isinstance(pretrainer.view, Attend):
-        told = f"{which}: their given units, and every other unit as predicted from all units before it.{note}"
+        alt = f"{which}: their given units, and every other unit as predicted from all units before it.{note}"
     if completes_pixels(pretrainer):
         body += [subheading("Completed from the first half"), strips(completed(pretrainer, images, normalization))]
-    return [Section("What it predicts", told, body)]
+    return [Section("What it predicts", alt, body)]
 
 
 def _samples(pretrainer: Pretrainer) -> list[Section]:
-    told = f"The first {SAMPLES} images that it draws from nothing, none left out."
-    return [Section("What it draws", told, [sheet(list(samples(pretrainer, SAMPLES)), "sample")])]
+    alt = f"The first {SAMPLES} new images that it draws, without selection."
+    return [Section("What it draws", alt, [sheet(list(samples(pretrainer, SAMPLES)), "sample")])]
 
 
-def _maps(found: Found, images: Tensor) -> list[Section]:
-    shown = denormalise(images, found.recipe.mean, found.recipe.std)
+def _maps(found: RunNumbers, images: Tensor) -> list[Section]:
+    shown = denormalize(images, found.recipe.mean, found.recipe.std)
     try:
         maps = {
             "image": Version(shown),
@@ -363,11 +363,11 @@ def _maps(found: Found, images: Tensor) -> list[Section]:
         }
     except ValueError:
         return []  # too few units or channels for three components
-    told = (
+    alt = (
         "The first three principal components of the features of all units shown, as red, green and blue: units of one "
         "color have similar features. The colors themselves mean nothing."
     )
-    return [Section("What its features look like", told, [strips(maps)])]
+    return [Section("Feature maps", alt, [strips(maps)])]
 
 
 def _map(backbone: Backbone, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`patchcast sample`: images that a run draws from nothing."""
+"""`patchcast sample`: draw new images."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def draw_samples(
     """Draw images with a run's ImageGPT and write them as PNG, and how they are drawn as GIF; returns the PNG's path.
 
     Raises:
-        ValueError: if the run is of another method, or an option is out of its range.
+        ValueError: if the run has another method, or an option is out of range.
     """
     ranges = {"count": AT_LEAST_1, "batch_size": AT_LEAST_1}
     check_ranges({"count": count, "batch_size": batch_size}, ranges, prefix="--")
     out = picture_path(out or run / "samples.png")
     pretrainer = open_run(run).pretrainer
-    parts(pretrainer)  # refuses other methods
+    parts(pretrainer)  # an error for other methods
     draws = DrawOptions(seed, temperature, top_k, top_p, batch_size, progress=True)
     write_samples(pretrainer, out, count=count, draws=draws)
     print(f"Wrote {out} and {out.with_suffix('.gif')}.")
@@ -38,7 +38,7 @@ def draw_samples(
 
 
 def picture_path(out: Path) -> Path:
-    """The path of a PNG, next to which a GIF will be written.
+    """Check the path of a PNG; a GIF is written next to it.
 
     Raises:
         ValueError: if it has another suffix.

@@ -1,4 +1,4 @@
-"""`patchcast show`: what a run predicts for images."""
+"""`patchcast show`: draw what a run predicts for images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from patchcast.data.decode import UnreadableImageError, decode
 from patchcast.drawing.figures import draw_versions
 from patchcast.drawing.versions import caption, versions
+from patchcast.files import write_figure
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.results import held_out_images
 from patchcast.runs.run import Run, open_run
@@ -26,23 +27,23 @@ def show(run: Path, images: Sequence[Path] = (), *, count: int = 8, seed: int = 
     check_ranges({"count": count}, {"count": AT_LEAST_1}, prefix="--")
     opened = open_run(run)
     if not opened.pretrainer.target.is_drawn:
-        raise ValueError(f"{opened.recipe.method} predicts no pixels, so there is nothing to draw; probe it instead")
+        raise ValueError(f"{opened.recipe.method} does not predict pixels, so nothing can be drawn; probe it instead")
     shown, phrase = chosen_images(opened, images, count=count)
     out = out or run / "show.png"
-    picture(opened, shown, phrase, seed=seed).savefig(out, dpi=120)
+    write_figure(picture(opened, shown, phrase, seed=seed), out)
     print(f"Wrote {out}.")
     return out
 
 
 def chosen_images(run: Run, files: Sequence[Path], *, count: int) -> tuple[Tensor, str]:
-    """Image files as the run's model sees them, or `count` of its held-out images; and which they are, in words."""
+    """Image files as the run's model sees them, or `count` of its held-out images; and a phrase that describes them."""
     if files:
         return torch.stack([run.evaluation(_read(file, run.recipe.channels)) for file in files]), "given images"
     return held_out_images(run, count)
 
 
 def picture(run: Run, images: Tensor, phrase: str, *, seed: int = 0) -> Figure:
-    """Images, what is seen of them, and what is predicted."""
+    """A figure of images, their visible parts and the predictions."""
     normalization = (run.recipe.mean, run.recipe.std)
     drawn = versions(run.pretrainer.cpu(), images, normalization, seed=seed)
     return draw_versions(drawn, caption=caption(run.pretrainer, phrase))

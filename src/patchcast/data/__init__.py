@@ -13,7 +13,7 @@ from patchcast.data.sampling import EpochSampler, EvalLoader, EvalSet, TrainSet,
 from patchcast.data.source import Source, open_source
 from patchcast.data.statistics import channel_statistics
 from patchcast.data.streamed import StreamSet
-from patchcast.data.transforms import Augment, Evaluate, denormalise
+from patchcast.data.transforms import Augment, Evaluate, denormalise, denormalize
 
 __all__ = [
     "Augment",
@@ -34,6 +34,7 @@ __all__ = [
     "channel_statistics",
     "check",
     "denormalise",
+    "denormalize",
     "finish",
     "loader",
     "open_images",

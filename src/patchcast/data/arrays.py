@@ -2,7 +2,7 @@
 
 They become float32. What white is depends on the kind of number, and on nothing in the data: unsigned integers are
 divided by the largest that they can hold, so that 65535 of 16 bits is 1, as 255 of 8 bits is. Signed integers
-(Hounsfield units, heights) and floating-point numbers are taken as they are. Normalising by the data's own mean and
+(Hounsfield units, heights) and floating-point numbers are taken as they are. Normalizing by the data's own mean and
 deviation, which a run does by default, makes any of these scales fit.
 """
 
@@ -21,9 +21,11 @@ from torch import Tensor
 
 NPY = b"\x93NUMPY"
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-"""Pillow's greys of more than 8 bits."""
+"""Pillow's grays of more than 8 bits."""
 LARGEST = 2**31
 """Bytes of pixels beyond which a file is taken for a decompression bomb."""
+PIXELS = 2 * 89_478_485
+"""Pillow's limit of an image's pixels, to which that of bytes belongs."""
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -45,7 +47,7 @@ class Deep(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it holds 8-bit grey or RGB after all, which stay uint8."""
+        """Whether it holds 8-bit gray or RGB after all, which stay uint8."""
         return self.kind == np.uint8 and self.layout.channels in (1, 3)
 
 
@@ -59,7 +61,7 @@ def decode_deep(found: Deep, channels: int) -> UInt8[Tensor, "C H W"] | Float32[
     """Its pixels: uint8 if it is plain, else float32.
 
     One channel is repeated where more are asked for, and three become one by ITU-R 601; other numbers of channels are
-    no colours, and are not converted.
+    no colors, and are not converted.
 
     Raises:
         ValueError: if it has another number of channels than is asked for, or holds no finite numbers.
@@ -74,8 +76,8 @@ def decode_deep(found: Deep, channels: int) -> UInt8[Tensor, "C H W"] | Float32[
         return pixels
     if layout.channels == 1:
         return pixels.expand(channels, -1, -1)
-    grey = torch.einsum("chw,c->hw", pixels.float(), torch.tensor(LUMA))[None]
-    return grey.round().to(torch.uint8) if found.is_plain else grey
+    gray = torch.einsum("chw,c->hw", pixels.float(), torch.tensor(LUMA))[None]
+    return gray.round().to(torch.uint8) if found.is_plain else gray
 
 
 def _values(array: np.ndarray, found: Deep) -> np.ndarray:
@@ -99,7 +101,8 @@ def checked(layout: Layout, kind: np.dtype) -> Layout:
         raise ValueError(f"numbers of kind {kind} are no pixels")
     pixels = layout.height * layout.width
     limit = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
-    if pixels > limit or pixels * layout.channels * kind.itemsize > LARGEST:
+    largest = LARGEST * max(1.0, limit / PIXELS)
+    if pixels > limit or pixels * layout.channels * kind.itemsize > largest:
         raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels, could be")
     if min(layout[:3]) < 1:
         raise ValueError("no pixels")

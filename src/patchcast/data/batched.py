@@ -41,7 +41,7 @@ class Cutter:
     >>> image = torch.randint(256, (1, 48, 64), dtype=torch.uint8)
     >>> batch, labels = collate([(Cutter(augment)(image, seed), 0) for seed in range(4)])
     >>> every = torch.stack([augment(image, seed) for seed in range(4)])
-    >>> bool(((finish(augment, batch) - every).abs() <= 2.01 / 255 / 0.5).all())  # a grey level or two, by rounding
+    >>> bool(((finish(augment, batch) - every).abs() <= 2.01 / 255 / 0.5).all())  # a gray level or two, by rounding
     True
     """
 
@@ -72,9 +72,9 @@ def collate(examples: list[tuple[Any, ...]]) -> Any:
 
 
 def finish(augment: Augment, cuts: Cuts) -> Float32[Tensor, "B C h w"]:
-    """Resize, flip and normalise, on the device of the crops."""
+    """Resize, flip and normalize, on the device of the crops."""
     chunks = zip(*(each.split(CHUNK) for each in cuts), strict=True)
-    return torch.cat([augment.normalise.batch(_resize(Cuts(*chunk), augment.size)) for chunk in chunks])
+    return torch.cat([augment.normalize.batch(_resize(Cuts(*chunk), augment.size)) for chunk in chunks])
 
 
 def _resize(cuts: Cuts, size: tuple[int, int]) -> UInt8[Tensor, "B C h w"] | Float32[Tensor, "B C h w"]:
@@ -104,9 +104,9 @@ def resampling(sizes: Int[Tensor, " B"], longest: int, size: int) -> Float[Tenso
     """
     scale = (sizes.double() / size)[:, None, None]
     width = scale.clamp(min=1.0)  # of the filter
-    centre = scale * (torch.arange(size, device=sizes.device)[None, :, None] + 0.5)
+    center = scale * (torch.arange(size, device=sizes.device)[None, :, None] + 0.5)
     place = torch.arange(longest, device=sizes.device)[None, None, :]
-    t = ((place + 0.5 - centre) / width).abs()
+    t = ((place + 0.5 - center) / width).abs()
     near = (1.5 * t - 2.5) * t * t + 1  # Keys's cubic with a = -0.5
     far = ((-0.5 * t + 2.5) * t - 4) * t + 2
     weight = torch.where(t < 1, near, torch.where(t < 2, far, 0.0))

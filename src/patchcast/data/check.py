@@ -78,7 +78,7 @@ def check(images: Images, *, limit: int | None = None, workers: int = 0, progres
     (37, [0.3])
 
     Args:
-        limit: look at no more than so many, evenly spaced.
+        limit: maximum number of images, evenly spaced.
         workers: processes that decode.
         progress: show a bar.
     """

@@ -1,8 +1,11 @@
-"""From the bytes of an image file to pixels, whatever the file calls its colours."""
+"""From the bytes of an image file to pixels, whatever the file calls its colors."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader, BytesIO
 from typing import NamedTuple
 
@@ -25,7 +28,7 @@ ImageFile = BytesIO | BufferedReader
 """An encoded image, opened: in memory or on disk."""
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-GREYS = ("L", "1", "LA", "La")
+GRAYS = ("L", "1", "LA", "La")
 JPEG, START_OF_FRAME, START_OF_SCAN = b"\xff\xd8\xff", (0xC0, 0xC1, 0xC2), 0xDA
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 XMP = ("xmp", "XML:com.adobe.xmp")
@@ -37,20 +40,36 @@ class UnreadableImageError(ValueError):
 
 
 class Header(NamedTuple):
-    """What a file says of itself before its pixels are decoded: (height, width) upright, and its kind of colours.
+    """What a file says of itself before its pixels are decoded: (height, width) upright, and its kind of colors.
 
-    `channels` is told by files whose pixels become float32: those of more than 8 bits, or of channels that are no
-    colours. It is None for 8-bit photographs.
+    `channels` is that of files whose pixels become float32: those of more than 8 bits, or of channels that are no
+    colors. It is None for 8-bit photographs.
     """
 
     size: tuple[int, int]
-    is_grey: bool
+    is_gray: bool
     has_alpha: bool
     channels: int | None = None
 
 
+@contextmanager
+def pixel_limit(max_pixels: int | None) -> Iterator[None]:
+    """Within it, images of up to `max_pixels` pixels are read; None leaves Pillow's limit of 178,956,970."""
+    if max_pixels is None:
+        yield
+        return
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow warns from here on, and refuses twice as many
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def read_header(file: ImageFile) -> Header:
-    """Size and colours of an image, from its first bytes only (20 to 45 microseconds).
+    """Size and colors of an image, from its first bytes only (20 to 45 microseconds).
 
     Empty files, text with an image's name and decompression bombs are found out here; truncated files are not.
 
@@ -65,7 +84,7 @@ def read_header(file: ImageFile) -> Header:
             width, height = image.size[::-1] if _is_sideways(image) else image.size
             if image.mode in DEEP_MODES:
                 return _header_of(from_pillow(image))._replace(size=(height, width))
-            return Header((height, width), image.mode in GREYS, image.has_transparency_data)
+            return Header((height, width), image.mode in GRAYS, image.has_transparency_data)
     except Exception as problem:  # a hostile file can raise nearly anything: struct.error, SyntaxError, KeyError ...
         raise UnreadableImageError(_reason(problem, file)) from problem
 
@@ -99,13 +118,13 @@ def decode(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Float32[T
 
     - Orientation is applied, whether EXIF or XMP tell it.
     - Pixels of 8 bits become uint8. All others become float32, white being 1; see `patchcast.data.arrays`.
-    - Palette, CMYK, YCbCr and LAB become RGB; colours become grey by ITU-R 601 where one channel is asked for.
+    - Palette, CMYK, YCbCr and LAB become RGB; colors become gray by ITU-R 601 where one channel is asked for.
     - Transparency is laid onto white, unless 4 channels are asked for.
 
     The tensor has channels last in memory, as decoders write it: resizing is faster so.
 
     Args:
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA), or as many as a file of other channels has.
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA), or as many as a file of other channels has.
     Raises:
         UnreadableImageError: with the reason.
     """
@@ -118,7 +137,7 @@ def decode(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Float32[T
             return decode_deep(deep, channels)
         with open_image(file) as image:
             if channels not in MODES and image.mode not in DEEP_MODES:
-                raise ValueError(f"{len(image.getbands())} channels of colour where {channels} are asked for")
+                raise ValueError(f"{len(image.getbands())} channels of color where {channels} are asked for")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode in DEEP_MODES:
@@ -131,14 +150,14 @@ def decode(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Float32[T
 
 def _decode_jpeg(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | None:
     """What Pillow would make of an ordinary JPEG, by torchvision, in about half the time (`benchmarks/input.py`); None
-    for all else: other formats, broken and huge files, those with EXIF, and colours that have to become grey."""
+    for all else: other formats, broken and huge files, those with EXIF, and colors that have to become gray."""
     file.seek(0)
     if decode_jpeg is None or file.read(3) != JPEG:
         return None
     file.seek(0)
     content = bytearray(file.read())
-    height, width, colours = _plain_jpeg(content)
-    is_ordinary = (colours, channels) in ((1, 1), (1, 3), (3, 3))
+    height, width, colors = _plain_jpeg(content)
+    is_ordinary = (colors, channels) in ((1, 1), (1, 3), (3, 3))
     if not is_ordinary or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
         return None
     try:
@@ -149,7 +168,7 @@ def _decode_jpeg(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Non
 
 
 def _plain_jpeg(content: bytearray) -> tuple[int, int, int]:
-    """Height, width and number of colours of a JPEG file; zeros if it has EXIF, or XMP that turns it, or another
+    """Height, width and number of colors of a JPEG file; zeros if it has EXIF, or XMP that turns it, or another
     structure than most."""
     at, found = 2, (0, 0, 0)
     while content[at : at + 1] == b"\xff":
@@ -180,8 +199,8 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     if channels == 4:
         return image.convert("RGBA")
     if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
+        colors = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colors.size, "white"), colors)
     return image.convert(MODES[channels])
 
 
@@ -190,5 +209,6 @@ def _reason(problem: Exception, file: ImageFile) -> str:
         file.seek(0)
         return "no known image format" if file.read(1) else "empty file"
     if isinstance(problem, Image.DecompressionBombError):
-        return "decompression bomb: " + str(problem).partition(",")[0].removeprefix("Image size ").strip()
+        limit = "; --max_pixels (max_pixels in Python) raises the limit"
+        return "decompression bomb: " + str(problem).partition(",")[0].removeprefix("Image size ").strip() + limit
     return str(problem).partition("\n")[0] or type(problem).__name__

@@ -13,7 +13,7 @@ from patchcast.data.stores import Splits, Store
 
 
 class DigitsStore(Store):
-    """Digits as PGM files in memory: an eleven-byte header and 64 grey values each."""
+    """Digits as PGM files in memory: an eleven-byte header and 64 gray values each."""
 
     def __init__(self, pixels: UInt8[np.ndarray, "N H W"], labels: Int64[np.ndarray, " N"], rows: np.ndarray) -> None:
         self.pixels = pixels

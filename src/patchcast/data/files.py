@@ -1,4 +1,4 @@
-"""Files that a source is made of: braces written out, remote ones fetched once, and told apart into splits."""
+"""Files that a source is made of: braces written out, remote ones fetched once, and grouped into splits."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def by_split(files: Sequence[File]) -> dict[str, list[File]]:
     # A word of all names, such as that of a folder which holds all the files, tells none of them apart.
     common = set.intersection(*map(set, words)) if len(words) > 1 else set()
     groups: dict[str, list[File]] = {}
-    told: dict[str, None] = {}  # the words that tell a split
+    split_words: dict[str, None] = {}
     unnamed: list[File] = []
     for file, path, own in zip(files, paths, words, strict=True):
         prefix = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
@@ -142,9 +142,9 @@ def by_split(files: Sequence[File]) -> dict[str, list[File]]:
             raise ValueError(f"{path} could be of the split {first!r} or {second!r}: leave one of them out of its name")
         else:
             word, split = next(iter(telling.items()))
-            told.setdefault(word)
+            split_words.setdefault(word)
             groups.setdefault(split, []).append(file)
-    by_split_name(told, os.path.commonpath([path.parent for path in paths]) or "the source")
+    by_split_name(split_words, os.path.commonpath([path.parent for path in paths]) or "the source")
     if unnamed:
         without = groups.setdefault("train", unnamed)
         if without is not unnamed and len(groups) > 1:

@@ -20,7 +20,7 @@ from patchcast.data.stores import Splits, Store
 from patchcast.files import cache_file, write_cache
 
 INDEX_FROM = 50_000
-"""Folders of at least this many files are listed once, and the list is kept in the user's cache folder."""
+"""Folders of at least this many files are listed once, and the list is cached in the user's cache folder."""
 MOST_LINKS = 4
 """Linked folders on the way to a file; folders that are all linked into each other would be listed without end."""
 SETTLED_SECONDS = 2
@@ -172,7 +172,7 @@ def folder_splits(root: Path, files: list[str]) -> Splits:
 
 
 def class_names_of(images: list[str], separator: str) -> list[str] | None:
-    """The first folders, if there are two or more and no image lies beside them; of all splits together, so that a
+    """The first folders, if there are two or more and no image lies next to them; of all splits together, so that a
     label means the same in each."""
     if any(separator not in image for image in images):
         return None

@@ -18,7 +18,7 @@ Pillow reads no pixels. HEIF and JXL come with plugins that a user may have regi
 OF_TIFFFILE = (".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi")
 """More names of TIFF files."""
 ARRAYS = (".npy",)
-"""Images too, where there are no others: beside photographs they are most likely features or masks."""
+"""Images too, where there are no others: next to photographs they are most likely features or masks."""
 
 
 @cache

@@ -80,21 +80,21 @@ def hub_splits(source: str, columns: Columns = ANY) -> Splits:
     The library reads data and runs no code of the data set's (from its version 4 on).
 
     Raises:
-        ValueError: in one sentence, if it cannot be had or holds no images.
+        ValueError: in one sentence, if it cannot be fetched or holds no images.
     """
     library = import_datasets(source)
     name, _, config = source.removeprefix(HUB).partition(":")
     try:
         found = library.load_dataset(name, config or None)
     except Exception as problem:  # the library's own, the hub's, the network's
-        raise ValueError(f"{source} cannot be had: {first_line(problem)}") from problem
+        raise ValueError(f"{source} cannot be fetched: {first_line(problem)}") from problem
     return splits_of(found, source, columns)
 
 
 def splits_of(found: Mapping[str, datasets.Dataset], source: str, columns: Columns = ANY) -> Splits:
     """Stores of some splits of one data set, with one numbering of labels for all."""
-    told = declared_splits(found)
-    found = {told[name]: dataset for name, dataset in found.items()}
+    names = declared_splits(found)
+    found = {names[name]: dataset for name, dataset in found.items()}
     features = next(iter(found.values())).features
     column, label = image_column(features, source, columns.image), label_column(features, source, columns.label)
     labels: Mapping[str, np.ndarray | None] = dict.fromkeys(found)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchcast.data.columns import ANY, Columns
-from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, read_header
+from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, pixel_limit, read_header
 from patchcast.data.digits import digits_splits
 from patchcast.data.files import SourceFile, find_files, is_url
 from patchcast.data.folder import folder_splits, list_files
@@ -85,8 +86,8 @@ class Images(Dataset[Example]):
         name: of the source, for people.
         split: which of `splits` this is.
         splits: those that the source has.
-        channels: of every image handed out: 1, 3 or 4, or any number where the files hold more than colours.
-        typical_size: (height, width) that most of a sample have.
+        channels: of every image handed out: 1, 3 or 4, or any number where the files hold more than colors.
+        typical_size: (height, width) of most of a sample, or the median height and width if none is so common.
         labels: class of each image, -1 for none; None if the source has no labels.
         class_names: what the labels mean, if the source says so; or the labels themselves, where they are text, truth
             values, or numbers too large or negative to count classes. They are numbered once, alike in all splits.
@@ -94,12 +95,24 @@ class Images(Dataset[Example]):
         positions: where in the store each image lies.
     """
 
-    def __init__(self, store: Store, *, name: str, split: str, splits: list[str], channels: int | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str,
+        split: str,
+        splits: list[str],
+        channels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
         """See `open_images`."""
         self.store = store
         self.name = name
         self.split = split
         self.splits = splits
+        if max_pixels is not None and max_pixels < 1:
+            raise ValueError(f"images have at least 1 pixel; got max_pixels {max_pixels}")
+        self.max_pixels = max_pixels
         self._bad: dict[int, Unreadable] = {}
         self._journal: Journal | None = None
         self._decoded: Tensor | None = None
@@ -113,9 +126,9 @@ class Images(Dataset[Example]):
         self.positions = np.setdiff1d(np.arange(len(store)), list(self._bad))
         readable = list(headers)
         sample = {readable[place]: headers[readable[place]] for place in evenly_spaced(len(readable), SAMPLE)}
-        self.typical_size = Counter(header.size for header in sample.values()).most_common(1)[0][0]
-        is_of_colours = all(header.channels is None for header in sample.values())
-        if is_of_colours and channels not in (None, *MODES):
+        self.typical_size = _typical([header.size for header in sample.values()])
+        is_of_colors = all(header.channels is None for header in sample.values())
+        if is_of_colors and channels not in (None, *MODES):
             raise ValueError(f"images can have {', '.join(map(str, MODES))} channels; asked for {channels}")
         self.channels = channels or self._common_channels(sample)
 
@@ -220,7 +233,7 @@ class Images(Dataset[Example]):
             file = self.store.open(position)
         except OSError as problem:
             raise UnreadableImageError(problem.strerror or str(problem)) from problem
-        with file:
+        with file, pixel_limit(self.max_pixels):
             return decode(file, self.channels)
 
     def preload(self) -> bool:
@@ -255,7 +268,7 @@ class Images(Dataset[Example]):
         headers = {}
         for position in positions:
             try:
-                with self.store.open(position) as file:
+                with self.store.open(position) as file, pixel_limit(self.max_pixels):
                     headers[position] = read_header(file)
             except (UnreadableImageError, OSError) as problem:
                 self._skip(position, getattr(problem, "strerror", None) or str(problem))
@@ -267,11 +280,11 @@ class Images(Dataset[Example]):
             return Counter(deep).most_common(1)[0][0]
         if all(header.has_alpha for header in headers.values()) and any(map(self._is_transparent, headers)):
             return 4
-        return 1 if all(header.is_grey for header in headers.values()) else 3
+        return 1 if all(header.is_gray for header in headers.values()) else 3
 
     def _is_transparent(self, position: int) -> bool:
         try:
-            with self.store.open(position) as file:
+            with self.store.open(position) as file, pixel_limit(self.max_pixels):
                 return is_transparent(file)
         except (UnreadableImageError, OSError):
             return False  # it is named when it is read for its pixels
@@ -284,6 +297,15 @@ class Images(Dataset[Example]):
         warnings.warn(f"skipped {bad.path}: {reason}", stacklevel=3)
 
 
+def _typical(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) of at least half of the images, or else the median height and the median width."""
+    size, count = Counter(sizes).most_common(1)[0]
+    if 2 * count >= len(sizes):
+        return size
+    heights, widths = zip(*sizes, strict=True)
+    return median_low(heights), median_low(widths)
+
+
 def open_images(
     source: str,
     *,
@@ -291,6 +313,7 @@ def open_images(
     channels: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    max_pixels: int | None = None,
 ) -> Images:
     """Open a source of images, whatever it is.
 
@@ -317,26 +340,36 @@ def open_images(
             give the splits: `train-*`, `test-*`, `validation-*`.
             A source without splits is all `train`.
         split: one of the source's splits.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
-            1 if all are grey, 4 if all have an alpha channel that is used, else 3; where there are files of more than
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA), to convert every image. By default they follow a sample of the data:
+            1 if all are gray, 4 if all have an alpha channel that is used, else 3; where there are files of more than
             8 bits or of other channels, as many as most of these have.
         image_column, label_column: of tables, where they are not recognized by their names; in tar files, the member
             that is the image (`jpg`), and the field of `.json` files that is the label.
+        max_pixels: of an image; larger ones are unreadable. None: Pillow's limit, 178,956,970.
     Raises:
         ValueError: in one sentence, if the source or the split is not there, or holds no images.
     """
     splits = find_splits(source, Columns(image_column, label_column))
-    return open_split(splits, source, split=split, channels=channels)
+    return open_split(splits, source, split=split, channels=channels, max_pixels=max_pixels)
 
 
-def open_split(splits: Splits, source: str, *, split: str = "train", channels: int | None = None) -> Images:
+def open_split(
+    splits: Splits, source: str, *, split: str = "train", channels: int | None = None, max_pixels: int | None = None
+) -> Images:
     """One of the splits that `find_splits` listed; arguments and errors as of `open_images`."""
     name = match_split(split, splits)
     if name is None:
         near = difflib.get_close_matches(split, splits, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{source} has no split {split!r}: it has {', '.join(splits)}{hint}")
-    return Images(splits[name](), name=_name(source), split=name, splits=list(splits), channels=channels)
+    return Images(
+        splits[name](),
+        name=_name(source),
+        split=name,
+        splits=list(splits),
+        channels=channels,
+        max_pixels=max_pixels,
+    )
 
 
 def find_splits(source: str, columns: Columns = ANY) -> Splits:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from patchcast.files import write_text
+
 
 class Journal:
     """A text file with a line for each image that cannot be read: its name, a tab, and why.
 
     Workers and ranks add to it as they find them; each line is one write to the end of the file, so that none is torn.
-    Several may find the same image, and a run that goes on finds some again: they count once.
+    Several processes, and a resumed run, may write the same image: it counts once.
 
     >>> import tempfile
     >>> journal = Journal(Path(tempfile.mkdtemp()) / "bad-images.txt")
@@ -35,5 +37,5 @@ class Journal:
         lines = self.file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         found = dict(sorted((name, reason) for name, _, reason in (line.partition("\t") for line in lines)))
         text = "".join(f"{name}\t{reason}\n" for name, reason in found.items())
-        self.file.write_text(text, encoding="utf-8", errors="surrogateescape")
+        write_text(self.file, text)
         return found

@@ -29,7 +29,7 @@ Pair = tuple[Float32[Tensor, "C H W"], Int64[Tensor, "H W"]]
 
 
 @runtime_checkable
-class Labelled(Protocol):
+class HasLabels(Protocol):
     """Images with one class each."""
 
     def __len__(self) -> int: ...
@@ -97,7 +97,7 @@ def open_masked(
     """
     images, masks, boxes = folder / "images", folder / "masks", folder / "boxes.json"
     if not images.is_dir() or not (masks.is_dir() or boxes.is_file()):
-        raise ValueError(f"{folder} needs a folder 'images', and beside it a folder 'masks' or a file 'boxes.json'")
+        raise ValueError(f"{folder} needs a folder 'images', and next to it a folder 'masks' or a file 'boxes.json'")
     names = sorted(name for name in list_files(images) if is_image(name))
     own = by_split_name(dict.fromkeys(name.split("/")[0] for name in names if "/" in name), str(images))
     if own:
@@ -132,11 +132,11 @@ class Collages(Dataset[Pair]):
     Args:
         images: as a network sees them, of one size.
         count: how many; each is another draw.
-        pieces: images in each, as many classes as can be had.
+        pieces: images in each, of as many classes as there are.
         seed: of the draws.
     """
 
-    images: Labelled
+    images: HasLabels
     count: int
     pieces: int = 3
     seed: int = 0
@@ -164,7 +164,7 @@ def read_mask(file: Path) -> Int64[Tensor, "H W"]:
     """The class of each pixel of a PNG.
 
     Raises:
-        ValueError: if it cannot be read, or has colours in the place of classes.
+        ValueError: if it cannot be read, or has colors where classes are expected.
     """
     try:
         with open_image(file) as opened:

@@ -1,6 +1,6 @@
 """Which image is seen when, and how it is augmented: a function of the seed and the step alone.
 
-A run that is stopped and goes on at step t, or has other workers or ranks, is given the very same batches: nothing
+A run that is stopped and resumed at step t, or has other workers or ranks, gets the very same batches: nothing
 here keeps a state, and no global random state is read or changed.
 """
 
@@ -40,7 +40,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         batch_size: images of one step, over all ranks together.
         seed: of the run.
         steps: of the whole run; the last batch is that of step `steps - 1`.
-        start_step: the first step to give a batch for; 0, or where a stopped run goes on.
+        start_step: the first step to give a batch for; 0, or where a stopped run resumes.
         rank: which part of each batch is given: the `rank`-th of `world` equal ones, in order.
         world: number of ranks.
         accumulate: pieces in which a rank is given its part, where it is too large for a device.
@@ -111,7 +111,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return [(epoch, self._permutation(epoch)[place]) for epoch, place in places]
 
     def place(self, step: int) -> None:
-        """Nothing: any image can be had at any time, and a step's number is all that a run needs to go on."""
+        """Nothing: any image can be read at any time, so a step's number is all that a run needs to resume."""
 
     def _permutation(self, epoch: int) -> list[int]:
         if self._latest[0] != epoch:

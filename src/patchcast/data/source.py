@@ -76,14 +76,22 @@ class Source:
         held_out_share: share of the training images that is held out where the source has no other split.
     """
 
-    def __init__(self, data: str, splits: Splits, *, channels: int | None = None, held_out_share: float = 0.0) -> None:
+    def __init__(
+        self,
+        data: str,
+        splits: Splits,
+        *,
+        channels: int | None = None,
+        held_out_share: float = 0.0,
+        max_pixels: int | None = None,
+    ) -> None:
         """See `open_source`."""
         if not 0 <= held_out_share < 1:
             raise ValueError(f"the share of images held out is at least 0 and below 1; got {held_out_share}")
         self.data, self.held_out_share = data, held_out_share
-        self._splits = splits
+        self._splits, self.max_pixels = splits, max_pixels
         self._opened: dict[str, Images] = {}
-        self._all = open_split(splits, data, channels=channels)
+        self._all = open_split(splits, data, channels=channels, max_pixels=max_pixels)
         self.channels = self._all.channels
 
     @property
@@ -189,7 +197,9 @@ class Source:
 
     def _open(self, split: str) -> Images:
         if split not in self._opened:
-            self._opened[split] = open_split(self._splits, self.data, split=split, channels=self.channels)
+            self._opened[split] = open_split(
+                self._splits, self.data, split=split, channels=self.channels, max_pixels=self.max_pixels
+            )
         return self._opened[split]
 
 
@@ -200,6 +210,7 @@ def open_source(
     held_out_share: float = 0.0,
     image_column: str | None = None,
     label_column: str | None = None,
+    max_pixels: int | None = None,
 ) -> Source:
     """Open a source of images once, with all its splits; `patchcast.data.open_images` opens a single split.
 
@@ -208,11 +219,12 @@ def open_source(
         channels: to convert every image to; see there.
         held_out_share: of a source without a validation or test split, the share that is held out from training.
         image_column, label_column: of tables, where they are not recognized by their names.
+        max_pixels: of an image; larger ones are unreadable. None: Pillow's limit, 178,956,970.
     Raises:
         ValueError: in one sentence, if the source is not there, or holds no images.
     """
     splits = find_splits(data, Columns(image_column, label_column))
-    return Source(data, splits, channels=channels, held_out_share=held_out_share)
+    return Source(data, splits, channels=channels, held_out_share=held_out_share, max_pixels=max_pixels)
 
 
 def _has_labels(images: Images) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from patchcast.data.beside import image_folder
+from patchcast.data.companions import image_folder
 from patchcast.data.split_names import PURPOSE, by_split_name, split_of
 
 
@@ -29,7 +29,7 @@ class Part:
 def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, Part]:
     """Images by split, as their first folders tell: `train` and its neighbors, or all in `train`.
 
-    A single folder around all others is looked into. Folders that are no splits, beside some that are, are passed over
+    A single folder around all others is looked into. Folders that are no splits, next to some that are, are passed over
     and named in a warning.
 
     >>> parts = arrange(["data/Train/cat/1.png", "data/Valid/cat/2.png"], "/", "photos")
@@ -99,12 +99,12 @@ def _check_readings(
     if "train" in named and (len(named) > 1 or others == [""] or _has_classes(parts["train"], separator)):
         return
     split, name = next(iter(named.items()))
-    beside = ", ".join(repr(folder) if folder else "images in no folder" for folder in others[:3])
+    neighbors = ", ".join(repr(folder) if folder else "images in no folder" for folder in others[:3])
     more = f" and {len(others) - 3} more" if others[3:] else ""
     training = "" if split == "train" else ", move what is for training into a folder 'train'"
     aside = ", move the others away" if split == "train" else ""
     raise ValueError(
-        f"{where} has a folder {name!r} beside {beside}{more}, which has two readings: if {name!r} is the "
+        f"{where} has a folder {name!r} next to {neighbors}{more}, which has two readings: if {name!r} is the "
         f"{PURPOSE[split]} split{training}{aside}; if it is a class, rename it (such as {name + '_class'!r})"
     )
 

@@ -69,8 +69,8 @@ def declared_splits(names: Iterable[str]) -> dict[str, str]:
     >>> declared_splits(["Train", "valid", "extra"]), declared_splits(["test", "eval"])
     ({'Train': 'train', 'valid': 'val', 'extra': 'extra'}, {'test': 'test', 'eval': 'eval'})
     """
-    told: dict[str, str] = {}
+    splits: dict[str, str] = {}
     for name in names:
         split = split_of(name) or name
-        told[name] = name if split in told.values() else split
-    return told
+        splits[name] = name if split in splits.values() else split
+    return splits

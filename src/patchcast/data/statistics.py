@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a source's channels, for normalising."""
+"""Mean and standard deviation of a source's channels, for normalizing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def channel_statistics(images: Images, limit: int = 1000) -> tuple[tuple[float, 
     >>> f"{mean[0]:.2f} {std[0]:.2f}"
     '0.31 0.38'
 
-    A standard deviation is never given as less than one grey level (1/255 or, of images of more bits, 1/65535 and a
-    thousandth of the mean): a channel that is constant (alpha, often) can then still be normalised.
+    A standard deviation is never given as less than one gray level (1/255 or, of images of more bits, 1/65535 and a
+    thousandth of the mean): a channel that is constant (alpha, often) can then still be normalized.
 
     Args:
         limit: most images to read.

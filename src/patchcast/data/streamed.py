@@ -2,7 +2,7 @@
 
 A stream has no image number seven million that could be asked for, and so no permutation of all its images. What can
 be had is this: it is cut into windows of some thousand images, and each window is shuffled. A window is a function of
-the stream and its number, its order one of the seed and its number. So a run that goes on reads the window that it was
+the stream and its number, its order one of the seed and its number. So a resumed run reads the window that it was
 stopped in once more, from the place saved with its checkpoint, and then sees the very batches that it would have seen.
 """
 
@@ -35,7 +35,7 @@ from patchcast.data.transforms import Cut
 
 STREAM = "hf-stream:"
 WINDOW = 2048
-"""Images that are held, encoded, and shuffled among each other; at least so many, in whole batches."""
+"""Smallest number of encoded images that are held and shuffled together; it is rounded up to whole batches."""
 HEAD = 1024
 """Images at a stream's beginning from which channels, sizes and statistics are taken."""
 
@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a window begins; `state` is what the datasets library goes on from, or None at the stream's beginning."""
+    """Where a window begins; `state` is what the datasets library resumes from, or None at the stream's beginning."""
 
     window: int = 0
     epoch: int = 0
@@ -73,12 +73,12 @@ class Rows:
     """
 
     def __init__(self, dataset: Any, column: str, label: str | None, name: str) -> None:
-        kept = dataset.select_columns([column] if label is None else [column, label])
-        self.dataset = encoded(kept, column)
+        selected = dataset.select_columns([column] if label is None else [column, label])
+        self.dataset = encoded(selected, column)
         self.column, self.label, self.name = column, label, name
 
     def read(self, place: Place) -> Iterator[tuple[Row, Callable[[], str]]]:
-        """Rows from a place on, pass after pass, each with what tells the state behind it.
+        """Iterate over rows from `place`, epoch after epoch, each with a function for the reader's state after it.
 
         Raises:
             ValueError: if there are no rows, or they cannot be read.
@@ -133,7 +133,7 @@ def stream_splits(source: str, columns: Columns = ANY) -> Splits:
     """The splits of `hf-stream:NAME` or `hf-stream:NAME:CONFIG`; of each the beginning is read when it is opened.
 
     Raises:
-        ValueError: in one sentence, if it cannot be had or holds no images.
+        ValueError: in one sentence, if it cannot be fetched or holds no images.
     """
     library = import_datasets(source)
     name, _, config = source.removeprefix(STREAM).partition(":")
@@ -141,12 +141,12 @@ def stream_splits(source: str, columns: Columns = ANY) -> Splits:
         found = library.load_dataset(name, config or None, streaming=True)
         features = next(iter(found.values())).features or {}
     except Exception as problem:  # the library's own, the hub's, the network's
-        raise ValueError(f"{source} cannot be had: {first_line(problem)}") from problem
+        raise ValueError(f"{source} cannot be fetched: {first_line(problem)}") from problem
     column, label = image_column(features, source, columns.image), label_column(features, source, columns.label)
     class_names = getattr(features.get(label), "names", None)
-    told = declared_splits(found)
+    names = declared_splits(found)
     return {
-        told[split]: partial(_head, dataset, column, label, f"{source} {split}", class_names)
+        names[split]: partial(_head, dataset, column, label, f"{source} {split}", class_names)
         for split, dataset in found.items()
     }
 
@@ -164,7 +164,7 @@ class WindowSampler(Sampler[list[Row]]):
         seed: of the run.
         steps: of the whole run.
         start_step: the first step to give a batch for.
-        place: what `place(start_step)` gave in the run that is gone on with; without it, the stream is read from its
+        place: what `place(start_step)` gave in the run that is resumed; without it, the stream is read from its
             beginning, which gives the same batches.
         rank: which part of each batch is given; every rank reads the whole stream.
         world: number of ranks.
@@ -213,7 +213,7 @@ class WindowSampler(Sampler[list[Row]]):
                     yield [taken[each][0] for each in order[first : first + share]]
 
     def place(self, step: int) -> dict[str, Any]:
-        """Where to go on from for the batch of a step, as plain values; steps before it are forgotten."""
+        """Where to resume from for the batch of a step, as plain values; earlier places are dropped."""
         window = step // self.batches_per_window
         for older in [each for each in self.places if each < window]:
             del self.places[older]

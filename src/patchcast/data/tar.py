@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from patchcast.data.beside import sample_of, second_images
 from patchcast.data.columns import ANY, COARSER, LABEL_COLUMNS, Columns, Value, number_classes
+from patchcast.data.companions import sample_of, second_images
 from patchcast.data.decode import ImageFile
 from patchcast.data.files import SourceFile, by_split
 from patchcast.data.folder import SETTLED_SECONDS, class_names_of, pick_images
@@ -52,8 +52,8 @@ class Index:
 class TarStore(Store):
     """The images of uncompressed tar files, in their order.
 
-    A tar file has no table of contents, so its headers are walked through once, and what is found is kept in the
-    user's cache folder until a shard changes. From then on a shard is as good as a folder: any image at any time, and
+    A tar file has no table of contents, so its headers are read once, and the index is cached in the user's cache
+    folder until a shard changes. From then on a shard is as good as a folder: any image at any time, and
     so shuffled without a buffer. Nothing is ever unpacked, and links inside are not followed.
 
     What a broken shard has lost is one unreadable image at its end.

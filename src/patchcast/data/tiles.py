@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from patchcast.backbones.tile_geometry import assemble, tile_crop, tiles_of
-from patchcast.data.transforms import Normalise
+from patchcast.data.transforms import Normalize
 from patchcast.geometry import Grid
 
 __all__ = [
@@ -106,7 +106,7 @@ def resize_with_padding(
 
 
 class FitTiles:
-    """From an image of any size to a normalised one on the canvas of tiles that it fits best.
+    """From an image of any size to a normalized one on the canvas of tiles that it fits best.
 
     >>> fit = FitTiles((224, 224), 4, mean=(0.5,) * 3, std=(0.5,) * 3)
     >>> fitted = fit(torch.zeros(3, 384, 512, dtype=torch.uint8))
@@ -120,7 +120,7 @@ class FitTiles:
         std: of each channel.
         enlarge: fill the canvas; otherwise an image is enlarged only up to the size of a tile.
         interpolation: of torchvision, with antialiasing, in uint8.
-        black: pad with black, as torchtune does, and not with the mean colour.
+        black: pad with black, as torchtune does, and not with the mean color.
     """
 
     def __init__(
@@ -136,14 +136,14 @@ class FitTiles:
     ) -> None:
         self.tile, self.most, self.enlarge = tile, most, enlarge
         self.interpolation, self.black = interpolation, black
-        self.normalise = Normalise(mean, std)
+        self.normalize = Normalize(mean, std)
 
     def __call__(self, image: UInt8[Tensor, "C H W"]) -> Fitted:
         grid = best_canvas((image.shape[-2], image.shape[-1]), self.tile, self.most, enlarge=self.enlarge)
         canvas = (grid.rows * self.tile[0], grid.cols * self.tile[1])
         limit = None if self.enlarge else self.tile
         padded, (height, width) = resize_with_padding(image, canvas, tile=limit, interpolation=self.interpolation)
-        normal = self.normalise(padded)
+        normal = self.normalize(padded)
         if not self.black:
             normal[:, height:] = 0.0
             normal[:, :, width:] = 0.0

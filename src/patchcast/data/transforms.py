@@ -26,7 +26,7 @@ class Cut(NamedTuple):
 
 
 class Augment:
-    """Random resized crop, horizontal flip, normalise: the augmentation of MAE and AIM.
+    """Random resized crop, horizontal flip, normalize: the augmentation of MAE and AIM.
 
     >>> augment = Augment((32, 32), scale=(0.2, 1.0), flip=True, mean=(0.5,), std=(0.5,))
     >>> image = torch.randint(256, (1, 48, 64), dtype=torch.uint8)
@@ -60,12 +60,12 @@ class Augment:
         self.size = size
         self.scale = scale
         self.flip = flip
-        self.normalise = Normalise(mean, std)
+        self.normalize = Normalize(mean, std)
 
     def __call__(self, image: Pixels, seed: int) -> Float32[Tensor, "C h w"]:
         cut = self.cut(image, seed)
         image = resize(cut.pixels, self.size)
-        return self.normalise(image.flip(-1) if cut.is_flipped else image)
+        return self.normalize(image.flip(-1) if cut.is_flipped else image)
 
     def cut(self, image: Pixels, seed: int) -> Cut:
         """All that is drawn: the crop, and whether it is flipped."""
@@ -108,19 +108,19 @@ class Evaluate:
         self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, squash: bool = False
     ) -> None:
         self.size, self.squash = size, squash
-        self.normalise = Normalise(mean, std)
+        self.normalize = Normalize(mean, std)
 
     def __call__(self, image: Pixels) -> Float32[Tensor, "C h w"]:
         if self.squash:
-            return self.normalise(resize(image, self.size))
+            return self.normalize(resize(image, self.size))
         (rows, cols), (height, width) = image.shape[-2:], self.size
         cover = max(height / rows, width / cols)
         image = resize(image, (max(height, round(rows * cover)), max(width, round(cols * cover))))
         top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-        return self.normalise(image[:, top : top + height, left : left + width])
+        return self.normalize(image[:, top : top + height, left : left + width])
 
 
-class Normalise:
+class Normalize:
     """(image / white - mean) / std, of each channel; white is 255 in uint8, and 1 in float32."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -150,14 +150,18 @@ def resize(image: Pixels, size: tuple[int, int]) -> UInt8[Tensor, "C h w"] | Flo
     return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
 
 
-def denormalise(
+def denormalize(
     images: Float[Tensor, "*B C H W"], mean: Sequence[float], std: Sequence[float]
 ) -> UInt8[Tensor, "*B C H W"]:
     """Back from what a model sees to pixels; values beyond black and white are clipped.
 
     >>> image = torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8)
-    >>> torch.equal(denormalise(Evaluate((8, 8), (0.3,), (0.4,))(image), (0.3,), (0.4,)), image)
+    >>> torch.equal(denormalize(Evaluate((8, 8), (0.3,), (0.4,))(image), (0.3,), (0.4,)), image)
     True
     """
     means, stds = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
     return ((images.float() * stds + means) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+Normalise, denormalise = Normalize, denormalize
+"""Their earlier names."""

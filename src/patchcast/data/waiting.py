@@ -39,7 +39,7 @@ def watch(batches: Iterator[Batch], patience: float | None = None) -> Iterator[B
     count, is_waiting, is_done = 0, False, False
 
     def look() -> None:
-        waited, told = 0, patience
+        waited, next_message = 0, patience
         while True:
             with state:
                 before = count
@@ -48,10 +48,10 @@ def watch(batches: Iterator[Batch], patience: float | None = None) -> Iterator[B
                     return
                 waited = waited + 1 if is_waiting and count == before else 0
             if not waited:
-                told = patience
-            elif waited * patience >= told:
+                next_message = patience
+            elif waited * patience >= next_message:
                 print(_message(waited * patience), file=sys.stderr, flush=True)
-                told *= 2
+                next_message *= 2
 
     watcher = threading.Thread(target=look, name="waiting for batches", daemon=True)
     watcher.start()

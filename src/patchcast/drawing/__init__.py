@@ -1,1 +1,1 @@
-"""Pictures: what a pretrainer predicts, completes or samples, as figures and image sheets."""
+"""Figures and image grids of what a pretrainer predicts, completes or samples."""

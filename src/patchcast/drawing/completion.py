@@ -1,4 +1,4 @@
-"""Complete images unit by unit, from a visible prefix: AIM whose targets are raw pixels."""
+"""Complete images unit by unit from a visible prefix, with AIM on raw pixels."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def complete_pixels(
     *,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """The images with all but the first `prefix` units of the order predicted, each from those before it.
+    """Predict all units after the first `prefix` units of the order, each from those before it.
 
-    Every prediction takes the place of its unit before the next one is made. It is the mean of all that could follow,
-    and no draw from it, so that completions are smooth. What the images hold elsewhere is not looked at.
+    Every prediction replaces its unit before the next one is made. It is the mean of what could follow and not a
+    sample, so completions are smooth. The other pixels of the images are not used.
 
     >>> from patchcast.backbones import wrap
     >>> from patchcast.methods import aim
@@ -38,31 +38,31 @@ def complete_pixels(
     >>> torch.equal(completed[:, :, :16], images[:, :, :16]), torch.equal(completed[:, :, 16:], images[:, :, 16:])
     (True, False)
 
-    timm's plain blocks cache keys and values; other backbones run the whole forward pass for every unit.
+    With timm's plain blocks, keys and values are cached; other backbones run the whole forward pass for every unit.
 
     Args:
-        pretrainer: of `aim(..., normalize=False)`; put in eval mode, and its mode back afterwards.
+        pretrainer: of `aim(..., normalize=False)`; runs in eval mode, and its mode is restored.
         images: normalized as in training.
-        prefix: units that are kept, 1 to N.
-        generator: of a CPU, for orders that are random.
+        prefix: number of given units, 1 to N.
+        generator: on the CPU, for random orders.
     Raises:
-        CannotError: if the method does not predict in order, or its targets are no raw pixels.
-        ValueError: if the prefix has no unit, or more than an image.
+        CannotError: if the method does not predict in order, or its targets are not raw pixels.
+        ValueError: if the prefix is not 1 to N.
     """
     target = pretrainer.target
     plan = pretrainer.draw(images, generator)
     if not isinstance(plan, OrderPlan):
         raise CannotError(f"only methods that predict in order complete images, such as aim; this one draws {plan}")
     if not isinstance(target, Pixels):
-        raise CannotError(f"{type(target).__name__} are no pixels: nothing can be drawn; use aim(..., normalize=False)")
+        raise CannotError(f"{type(target).__name__} are not pixels and cannot be drawn; use aim(..., normalize=False)")
     if target.normalize:
         raise CannotError(
-            "normalized targets leave out the mean and contrast of each unit, so that nothing can be drawn from their "
+            "normalized targets do not contain the mean and contrast of units, so that nothing can be drawn from their "
             "predictions; train with aim(..., normalize=False)"
         )
     if not 1 <= prefix <= plan.grid.units:
         raise ValueError(f"completing needs a prefix of 1 to {plan.grid.units} units; got {prefix}")
-    # A model that was trained without prefixes has never seen units that see later ones.
+    # A model trained without prefixes has never seen units that attend to later ones.
     given = torch.full_like(plan.prefix, prefix) if bool((plan.prefix > 0).all()) else torch.zeros_like(plan.prefix)
     plan = OrderPlan(plan.grid, plan.order, given, is_raster=plan.is_raster)
 
@@ -88,7 +88,7 @@ class NextUnit(Protocol):
 
 
 class FullForward:
-    """Run the whole forward pass and take one prediction: for any backbone that can attend."""
+    """Run the whole forward pass for each prediction: for any backbone that can attend."""
 
     def __init__(self, pretrainer: Pretrainer, plan: OrderPlan) -> None:
         self.pretrainer, self.plan = pretrainer, plan
@@ -102,8 +102,8 @@ class FullForward:
 class CachedForward:
     """Run new units only, with cached keys and values of the others.
 
-    The given units see one another and prefix tokens, and each later one all before it: no piece needs a mask, but the
-    first one where the order has no prefix.
+    Given units attend to one another and to prefix tokens, and each later unit to all before it. So only the first
+    piece may need a mask, if the order has no prefix.
     """
 
     def __init__(self, pretrainer: Pretrainer, plan: OrderPlan) -> None:
@@ -119,7 +119,7 @@ class CachedForward:
         x = tokens.x if is_first else tokens.x[:, tokens.prefix :]
         last = self.blocks.extend(x, is_causal=is_first and not bool(self.plan.prefix.any()))[:, -1:]
         self.seen = place
-        # A head reads at the place of the last unit, in a context that holds them all.
+        # The head reads the feature of the last unit, from a context that holds all units.
         step = Step(self.plan.grid, order[:, None, place - 1 : place], order[:, None, place : place + 1])
         everywhere = last.new_zeros(len(order), self.plan.grid.units, last.shape[-1])
         everywhere.scatter_(1, _rows(step.at[:, 0], everywhere), last)
@@ -128,7 +128,7 @@ class CachedForward:
 
 @dataclass(frozen=True)
 class Step(Plan):
-    """One prediction for each image: at the place of the latest unit, of the next."""
+    """One prediction per image: of the next unit, from the feature of the latest."""
 
     at: Int[Tensor, "B 1 1"]
     following: Int[Tensor, "B 1 1"]
@@ -143,5 +143,5 @@ class Step(Plan):
 
 
 def _rows(index: Int[Tensor, "B K"], like: Float[Tensor, "B N T"]) -> Int[Tensor, "B K T"]:
-    """An index of units as `scatter` wants it."""
+    """Expand an index of units for `scatter`."""
     return index[..., None].expand(-1, -1, like.shape[-1])

@@ -17,7 +17,7 @@ Curve = tuple[Sequence[int], Sequence[float]]
 
 
 class Version(NamedTuple):
-    """One version of some images; where `hidden` is True, there is nothing to show."""
+    """One version of some images; nothing is shown where `hidden` is True."""
 
     images: UInt8[Tensor, "B C H W"]
     hidden: Bool[Tensor, "B H W"] | None = None
@@ -28,10 +28,10 @@ LETTER = 0.062  # inches, of a caption
 
 
 def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
-    """Images side by side, and below each its other versions: a row per version, a column per image.
+    """A grid of images: a row per version, a column per image.
 
     Args:
-        caption: below all of them, in as many lines as it needs.
+        caption: shown below; it is wrapped.
     """
     images = next(iter(versions.values())).images
     height, width = images.shape[-2:]
@@ -56,9 +56,9 @@ def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
 
 
 def _pixels(image: UInt8[Tensor, "C H W"]) -> np.ndarray:
-    """An image as matplotlib wants it, in [0, 1]; of more than three channels, the first three."""
-    colour = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    return colour.permute(1, 2, 0).to(torch.float32).numpy() / 255
+    """An image for matplotlib, in [0, 1]; only the first three channels."""
+    color = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    return color.permute(1, 2, 0).to(torch.float32).numpy() / 255
 
 
 def draw_loss(training: Curve, held_out: Curve, *, title: str) -> Figure:
@@ -76,23 +76,23 @@ def draw_loss(training: Curve, held_out: Curve, *, title: str) -> Figure:
     return figure
 
 
-def draw_dependencies(found: Float[Tensor, "N N"], allowed: Bool[Tensor, "N N"], *, title: str) -> Figure:
-    """Which units' pixels each unit's prediction depends on, and which ones its plan allows; forbidden ones in red.
+def draw_dependencies(dependence: Float[Tensor, "N N"], allowed: Bool[Tensor, "N N"], *, title: str) -> Figure:
+    """The units that each prediction depends on, and those that its plan allows; forbidden ones in red.
 
     Args:
-        found: dependence of the row's prediction on the column's pixels, relative to the row's largest; NaN in rows
+        dependence: of the row's prediction on the column's pixels, relative to the row's largest; NaN in rows
             that are not predicted.
         allowed: True where the plan allows it.
     """
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    strength = np.clip(np.log10(found.clamp_min(1e-6).numpy()) / 6 + 1, 0, 1)  # six decades, white to dark
+    strength = np.clip(np.log10(dependence.clamp_min(1e-6).numpy()) / 6 + 1, 0, 1)  # six decades, white to dark
     predicted = ~np.isnan(strength)
-    leaks = (found > 0).numpy() & ~allowed.numpy()
-    colour = np.stack([1 - 0.85 * strength, 1 - 0.7 * strength, 1 - 0.45 * strength], axis=-1)
-    colour[leaks] = np.array([0.85, 0.1, 0.1])
-    colour[~predicted] = HIDDEN
-    left.imshow(colour, interpolation="nearest")
+    leaks = (dependence > 0).numpy() & ~allowed.numpy()
+    color = np.stack([1 - 0.85 * strength, 1 - 0.7 * strength, 1 - 0.45 * strength], axis=-1)
+    color[leaks] = np.array([0.85, 0.1, 0.1])
+    color[~predicted] = HIDDEN
+    left.imshow(color, interpolation="nearest")
     left.set_title(f"{title}: depends on" + (" (red: leaks)" if leaks.any() else ""), fontsize=9)
     plan = np.where(allowed.numpy()[..., None], np.array([0.15, 0.3, 0.55]), np.ones(3))
     plan[~predicted] = HIDDEN
@@ -102,5 +102,5 @@ def draw_dependencies(found: Float[Tensor, "N N"], allowed: Bool[Tensor, "N N"],
         axis.set_xlabel("pixels of unit")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set_ylabel("prediction of unit (grey: not predicted)")
+    left.set_ylabel("prediction of unit (gray: not predicted)")
     return figure

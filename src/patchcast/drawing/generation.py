@@ -1,4 +1,4 @@
-"""Draw images code by code: from nothing, or on from the beginning of an image."""
+"""Draw images code by code, or complete them from their first codes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sample(
     batch_size: int = 64,
     progress: bool = False,
 ) -> Int64[Tensor, "count N"]:
-    """Codes of images drawn from nothing; a palette's `decode` makes pictures of them.
+    """Draw codes of new images; a palette's `decode` turns them into pictures.
 
     >>> from patchcast.geometry import Grid
     >>> from patchcast.methods.imagegpt import imagegpt
@@ -39,20 +39,20 @@ def sample(
     >>> palette.decode(ids, network.grid).shape
     torch.Size([3, 1, 4, 4])
 
-    Image i is the same for the same generator and arguments whatever the batch size (but for rounding): all
-    random numbers are drawn at the start, N for each image.
+    Image i does not depend on the batch size (except for rounding): all random numbers are drawn at the start, N for
+    each image.
 
     Args:
         count: images.
-        generator: of a CPU; None: torch's own.
+        generator: on the CPU; None for torch's default.
         temperature: divides the logits; 1 as in the paper. 0 takes the most likely code each time.
-        top_k: draw from the k most likely codes only.
-        top_p: draw from the fewest codes that together have at least this probability.
+        top_k: sample from the k most likely codes.
+        top_p: sample from the smallest set of codes with at least this total probability.
         batch_size: images drawn at once.
-        progress: show a bar.
+        progress: show a progress bar.
     Raises:
-        CannotError: if the pretrainer's backbone is no causal ImageGPT.
-        ValueError: if temperature, top_k or top_p make no sense.
+        CannotError: if the pretrainer's backbone is not a causal ImageGPT.
+        ValueError: if temperature, top_k or top_p is out of range.
     """
     network = parts(pretrainer)[0]
     nothing = torch.empty(count, 0, dtype=torch.long, device=network.positions.device)
@@ -72,20 +72,20 @@ def complete(
     batch_size: int = 64,
     progress: bool = False,
 ) -> Int64[Tensor, "B copies N"]:
-    """Codes of images that go on from the first `prefix` codes of given ones: half of them, in the paper's figures.
+    """Complete images from their first `prefix` codes (half of them in the paper's figures); returns codes.
 
     Args:
         images: as the tokenizer takes them.
-        prefix: number of codes that are given, row by row: 0 to N; `grid.units // 2` is the upper half.
+        prefix: number of given codes, row by row, 0 to N; `grid.units // 2` is the upper half.
         copies: completions of each image.
         others: as in `sample`.
     Raises:
-        ValueError: as `sample`, or if the prefix is longer than an image.
+        ValueError: as in `sample`, or if the prefix is longer than an image.
     """
     network = parts(pretrainer)[0]
     units = network.grid.units
     if not 0 <= prefix <= units:
-        raise ValueError(f"an image has {units} codes; a prefix of {prefix} cannot be kept")
+        raise ValueError(f"an image has {units} codes; got a prefix of {prefix}")
     pretrainer.backbone.grid(images)
     ids = pretrainer.target(images.to(network.positions.device))[..., 0]
     given = ids[:, :prefix].repeat_interleave(copies, dim=0)
@@ -149,7 +149,7 @@ def choose(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Int64[Tensor, " B"]:
-    """A code for each row, by where a number from [0, 1) falls in the cumulated probabilities.
+    """Sample a code for each row, from a number in [0, 1) and the cumulative probabilities.
 
     >>> logits = torch.tensor([[0.1, 0.2, 0.7]]).log()
     >>> [choose(logits, torch.tensor([u])).item() for u in (0.0, 0.09, 0.11, 0.29, 0.31, 0.99)]
@@ -165,18 +165,18 @@ def choose(
         logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p is not None and top_p < 1:
         ordered, where = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-        is_enough = ordered.cumsum(dim=-1) - ordered >= top_p  # the codes before it have that probability already
+        is_enough = ordered.cumsum(dim=-1) - ordered >= top_p  # the more likely codes have that probability already
         logits = logits.masked_fill(is_enough.scatter(1, where, is_enough), -torch.inf)
     total = logits.softmax(dim=-1).cumsum(dim=-1)
-    # A code that was ruled out adds nothing to the sum, so that no number can fall on it: not even 0.
+    # An excluded code adds nothing to the sum, so no number can select it, not even 0.
     return (total <= chance[:, None] * total[:, -1:]).sum(dim=-1)
 
 
 def parts(pretrainer: Pretrainer) -> tuple[ImageGPT, nn.Linear]:
-    """The network and the head that generation runs.
+    """The network and the head for generation.
 
     Raises:
-        CannotError: if the pretrainer's backbone is no causal ImageGPT.
+        CannotError: if the pretrainer's backbone is not a causal ImageGPT.
     """
     backbone, predictor = pretrainer.backbone, pretrainer.predictor
     if not isinstance(backbone, ImageGPTBackbone) or not backbone.model.causal:

@@ -1,4 +1,4 @@
-"""What a pretrainer makes of images: what it saw, and what it predicted, as pixels."""
+"""Reconstructions: the visible and the predicted pixels of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from patchcast.pretrainer import Pretrainer
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Images, what was seen of them, and what was predicted; NaN where nothing is to be shown."""
+    """Images, their visible pixels, and the predictions; NaN where nothing is shown."""
 
     images: Float[Tensor, "B C H W"]
     seen: Float[Tensor, "B C H W"]
@@ -24,9 +24,9 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan) -> Reconstruction:
-    """Predict what the plan asks and put it in its place; what counts for nothing is shown as it was seen.
+    """Predict hidden units and insert them into the images; predictions of weight zero are not shown.
 
-    Predictions of normalised targets say nothing of a unit's mean and spread: these are lent by the original.
+    Predictions of normalized targets do not contain a unit's mean and contrast: these are taken from the original.
 
     >>> from patchcast.backbones import wrap
     >>> from patchcast.methods import mae
@@ -40,6 +40,8 @@ def reconstruct(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: 
     pretrainer.eval()
     output = pretrainer(images, plan)
     counts = torch.ones_like(plan.predict, dtype=torch.bool) if plan.weight is None else plan.weight > 0
+    if plan.is_shown is not None:
+        counts = counts & ~plan.is_shown
     asked = plan.predict.flatten(1)
     values = output.predictions.new_zeros(len(images), plan.grid.units, output.predictions.shape[-1])
     values.scatter_(1, asked[..., None].expand(-1, -1, values.shape[-1]), output.predictions.flatten(1, 2))

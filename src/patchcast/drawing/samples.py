@@ -1,4 +1,4 @@
-"""What an ImageGPT draws, as files: a PNG of the finished images, and a GIF of how they are drawn code by code."""
+"""Write images that an ImageGPT draws: a PNG of the images, and a GIF that shows them drawn code by code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchcast.drawing.generation import complete, parts, sample
-from patchcast.drawing.sheets import GREY, save_drawing, save_grid
+from patchcast.drawing.sheets import GRAY, save_drawing, save_grid
 from patchcast.pretrainer import Pretrainer
 
 
@@ -27,13 +27,13 @@ class DrawOptions:
     progress: bool = False
 
     def arguments(self) -> dict[str, Any]:
-        """For `sample` and `complete`."""
+        """Arguments for `sample` and `complete`."""
         values = dict(vars(self))
         return {"generator": torch.Generator().manual_seed(values.pop("seed")), **values}
 
 
 def write_samples(pretrainer: Pretrainer, out: Path, *, count: int, draws: DrawOptions) -> None:
-    """Draw images, and write them as PNG and as GIF."""
+    """Draw images and write a PNG and a GIF."""
     pretrainer.eval().to(_device())
     tokenizer: Any = pretrainer.target.tokenizer
     grid = parts(pretrainer)[0].grid
@@ -51,13 +51,13 @@ def write_completions(
     copies: int,
     draws: DrawOptions,
 ) -> None:
-    """Complete images, and write a PNG and a GIF.
+    """Complete images and write a PNG and a GIF.
 
-    A row of the PNG is an image: its first codes, its completions, and the image itself in the palette's colors. The
-    GIF holds the completions only.
+    A row of the PNG shows an image: its first codes, its completions, and the image in the palette's colors. The GIF
+    shows the completions only.
 
     Args:
-        prefix: number of codes that are given; half of them if None.
+        prefix: number of given codes; None for half of them.
     """
     tokenizer: Any = pretrainer.target.tokenizer
     grid = parts(pretrainer)[0].grid
@@ -67,7 +67,7 @@ def write_completions(
     pretrainer.cpu()
     whole = tokenizer.decode(tokenizer.encode(images), grid)
     is_given = (torch.arange(grid.units) < prefix).view(1, 1, *grid)
-    shown = torch.where(is_given, whole, torch.full_like(whole, GREY))
+    shown = torch.where(is_given, whole, torch.full_like(whole, GRAY))
     completions = tokenizer.decode(ids.flatten(0, 1), grid).unflatten(0, (-1, copies))
     rows = torch.cat([shown[:, None], completions, whole[:, None]], dim=1).flatten(0, 1)
     save_grid(rows, out, columns=copies + 2)

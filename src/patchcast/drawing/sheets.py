@@ -1,8 +1,9 @@
-"""Pictures of drawn codes: a grid of them as PNG, and the order in which they were drawn as an animated GIF."""
+"""Write images as a grid in a PNG, and images drawn code by code as an animated GIF."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,14 +12,15 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from patchcast.files import write_whole
 from patchcast.geometry import Grid
 
-GAP, GREY = 1, 128
+GAP, GRAY = 1, 128
 
 
 @runtime_checkable
 class Decoder(Protocol):
-    """What makes pictures of codes: a palette, or a learnt decoder of yours."""
+    """Turns codes into images: a palette, or your own learned decoder."""
 
     def decode(self, ids: Int[Tensor, "B N"], grid: Grid) -> UInt8[Tensor, "B C H W"]: ...
 
@@ -29,10 +31,11 @@ def save_grid(
     """Write images side by side, row by row, as PNG.
 
     Args:
-        columns: images in a row; as many as make the whole about square if None.
-        scale: pixels of the file for one of an image; about 64 to an image if None.
+        columns: images per row; None for an approximately square grid.
+        scale: factor by which images are enlarged; None for about 64 pixels per side.
     """
-    sheet(images, columns=columns, scale=scale).save(path)
+    drawn = sheet(images, columns=columns, scale=scale)
+    write_whole(path, drawn.save)
 
 
 def save_drawing(
@@ -47,12 +50,12 @@ def save_drawing(
     columns: int | None = None,
     scale: int | None = None,
 ) -> None:
-    """Write how the images came to be as an animated GIF, code by code in raster order; what is still to come is grey.
+    """Write an animated GIF that shows images drawn code by code in raster order; the rest is gray.
 
     Args:
-        given: codes that were not drawn, and stand in the first frame already.
-        frames: about how many; the last one, the finished images, is held for two seconds.
-        milliseconds: of each frame.
+        given: number of given codes, which the first frame shows already.
+        frames: approximate number of frames; the last one, the finished images, is shown for two seconds.
+        milliseconds: per frame.
         columns, scale: as in `save_grid`.
     """
     images = tokenizer.decode(ids, grid)
@@ -64,10 +67,11 @@ def save_drawing(
     for count in shown:
         is_drawn = (torch.arange(units) < count).view(1, 1, *grid).float()
         is_drawn = torch.nn.functional.interpolate(is_drawn, size=size, mode="nearest").bool()
-        shown_now = torch.where(is_drawn.to(images.device), images, GREY)
+        shown_now = torch.where(is_drawn.to(images.device), images, GRAY)
         pictures.append(sheet(shown_now, columns=columns, scale=scale))
     durations = [milliseconds] * (len(pictures) - 1) + [2000]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    first, *others = pictures
+    write_whole(path, partial(first.save, save_all=True, append_images=others, duration=durations, loop=0))
 
 
 def sheet(images: UInt8[Tensor, "B C H W"], *, columns: int | None = None, scale: int | None = None) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Versions of images side by side: what a pretrainer sees of them, predicts in place of the rest, or completes."""
+"""Versions of images for pictures: what a pretrainer sees, predicts and completes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.backbones.imagegpt_network import ImageGPTBackbone
-from patchcast.data import denormalise
+from patchcast.data import denormalize
 from patchcast.drawing.completion import complete_pixels
 from patchcast.drawing.figures import Version
 from patchcast.drawing.generation import complete, parts, sample
 from patchcast.drawing.reconstruction import reconstruct
-from patchcast.drawing.sheets import GREY, sheet
+from patchcast.drawing.sheets import GRAY, sheet
 from patchcast.geometry import upsample
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
@@ -26,19 +26,19 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def draws_codes(pretrainer: Pretrainer) -> bool:
-    """Whether it draws images code by code, as a causal ImageGPT does."""
+    """Whether it is a causal ImageGPT, which draws images code by code."""
     backbone = pretrainer.backbone
     return isinstance(backbone, ImageGPTBackbone) and bool(backbone.model.causal)
 
 
 def completes_pixels(pretrainer: Pretrainer) -> bool:
-    """Whether it can complete images patch by patch, as AIM does on raw pixels."""
+    """Whether it can complete images patch by patch, as AIM on raw pixels."""
     target = pretrainer.target
     return isinstance(pretrainer.view, Attend) and isinstance(target, Pixels) and not target.normalize
 
 
 def caption(pretrainer: Pretrainer, phrase: str) -> str:
-    """What a figure of `versions` says below: which images they are, and what of them was not predicted."""
+    """The caption of a figure of `versions`: which images they are, and what was not predicted."""
     lent = "in the colors of the palette" if draws_codes(pretrainer) else pretrainer.target.from_image
     return f"{phrase}; {lent}" if lent else phrase
 
@@ -46,7 +46,7 @@ def caption(pretrainer: Pretrainer, phrase: str) -> str:
 def versions(
     pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], normalization: Normalization, *, seed: int = 0
 ) -> dict[str, Version]:
-    """Images, what a plan shows of them, and what is predicted; of an ImageGPT, two completions of their upper halves.
+    """Images, their visible parts, and predictions; for an ImageGPT, two completions of their upper halves.
 
     Pretrainer and images are on the same device; results are on the CPU.
 
@@ -78,10 +78,10 @@ def completed(
     prefix: int | None = None,
     seed: int = 0,
 ) -> dict[str, Version]:
-    """AIM on raw pixels: images, their first units, and those completed patch by patch.
+    """For AIM on raw pixels: images, their first units, and their completions patch by patch.
 
     Args:
-        prefix: number of units that are given; half of them if None.
+        prefix: number of given units; None for half of them.
     Raises:
         CannotError, ValueError: see `complete_pixels`.
     """
@@ -98,7 +98,7 @@ def completed(
 
 
 def samples(pretrainer: Pretrainer, count: int, *, seed: int = 0) -> UInt8[Tensor, "count C H W"]:
-    """Images that an ImageGPT draws from nothing."""
+    """New images drawn by an ImageGPT."""
     tokenizer: Any = pretrainer.target.tokenizer
     ids = sample(pretrainer, count, generator=torch.Generator().manual_seed(seed))
     return tokenizer.decode(ids, parts(pretrainer)[0].grid).cpu()
@@ -107,7 +107,7 @@ def samples(pretrainer: Pretrainer, count: int, *, seed: int = 0) -> UInt8[Tenso
 def progress_sheet(
     pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], normalization: Normalization
 ) -> Image.Image:
-    """One picture of the pretrainer as it is: a row per version, and of an ImageGPT a row of samples."""
+    """One picture of the pretrainer's current state: a row per version, and for an ImageGPT a row of samples."""
     rows = [_as_png(version) for version in versions(pretrainer, images, normalization).values()]
     if draws_codes(pretrainer):
         rows.append(samples(pretrainer, len(images)))
@@ -134,11 +134,11 @@ def _completed_halves(
 
 
 def _drawn(images: Float[Tensor, "B C H W"], normalization: Normalization) -> UInt8[Tensor, "B C H W"]:
-    return denormalise(images.cpu(), *normalization)
+    return denormalize(images.cpu(), *normalization)
 
 
 def _as_png(version: Version) -> UInt8[Tensor, "B C H W"]:
-    """As a PNG can hold it: the first three channels, or one; gray where there is nothing to show."""
+    """An image for a PNG: one channel or the first three; gray where hidden."""
     images, hidden = version
     shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
-    return shown if hidden is None else shown.masked_fill(hidden[:, None], GREY)
+    return shown if hidden is None else shown.masked_fill(hidden[:, None], GRAY)

@@ -1,4 +1,4 @@
-"""Evaluation: what a backbone has learnt, one protocol a file."""
+"""Evaluation of backbones, one protocol per file."""
 
 from patchcast.data.splits import draw_per_class, stratified_split
 from patchcast.evaluation.attentive import AttentiveProbe, AttentiveResult, attentive_probe

@@ -1,4 +1,4 @@
-"""The attentive probe: one learnt query looks at the units of the frozen backbone (El-Nouby et al. 2024, section 5)."""
+"""The attentive probe: a learned query attends to the units of a frozen backbone (El-Nouby et al. 2024, section 5)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from patchcast.evaluation.features import TokenFeatures, check_probe
 class AttentiveProbe(nn.Module):
     """Attention pooling and a linear classifier: 2 * width^2 + width * (1 + classes) parameters.
 
-    What autoregressive and masked methods learn sits in the units, and is lost on their plain mean.
+    The features of autoregressive and masked methods are in the units, and are partly lost in their mean.
 
     >>> AttentiveProbe(width=64, heads=4, classes=10)(torch.zeros(2, 16, 64)).shape
     torch.Size([2, 10])
@@ -39,7 +39,7 @@ class AttentiveProbe(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B K"]:
         x = self.norm(tokens.transpose(1, 2)).transpose(1, 2)
-        query = self._split(self.query.expand(len(x), 1, -1))  # the query is learnt as it is: no projection
+        query = self._split(self.query.expand(len(x), 1, -1))  # the query is a parameter without a projection
         pooled = F.scaled_dot_product_attention(query, self._split(self.key(x)), self._split(self.value(x)))
         return self.classify(pooled.transpose(1, 2).flatten(2).mean(dim=1))
 
@@ -49,13 +49,13 @@ class AttentiveProbe(nn.Module):
 
 @dataclass(frozen=True)
 class AttentiveResult:
-    """What the attentive probe found.
+    """The result of the attentive probe.
 
     Attributes:
         accuracy: on the test images, in [0, 1].
         lr: the chosen learning rate.
-        validation: held-out accuracy at each learning rate; empty if there was one only.
-        correct: which test images were right.
+        validation: held-out accuracy for each learning rate; empty if there was only one.
+        correct: True for test images that were classified correctly.
         probe: trained on all training images.
     """
 
@@ -81,8 +81,8 @@ def attentive_probe(
 ) -> AttentiveResult:
     """Train an attentive probe on cached units, with AdamW and a cosine to 0.
 
-    The learning rate is chosen on held-out training images, like the linear probe's strength: one rate for all left
-    some features half trained (0.67 at 1e-3 and 0.89 at 1e-2 for an untrained ViT-Tiny's on scikit-learn's digits).
+    The learning rate is chosen on held-out training images, like the strength of the linear probe. A fixed rate would
+    undertrain some features (an untrained ViT-Tiny on scikit-learn's digits: 0.67 at 1e-3 and 0.89 at 1e-2).
 
     >>> units, labels = torch.randn(40, 4, 8), torch.arange(40) % 2
     >>> units[:, 2] += 4 * labels[:, None]
@@ -92,12 +92,12 @@ def attentive_probe(
 
     Args:
         train, test: from `extract_tokens`, which averages raw block outputs as AIM does.
-        heads: AIM takes as many as the backbone has.
-        lrs: learning rates to choose from. With a single one nothing is held out.
-        seed: of weights, held-out images and the order of the images; global random states are left alone.
-        device: where the probe is trained; the features may stay where they are, batches travel.
+        heads: AIM uses the backbone's number of heads.
+        lrs: learning rates to choose from. With a single one, no images are held out.
+        seed: of weights, held-out images and image order; global random states are not changed.
+        device: where the probe is trained; batches of features are moved there.
     Raises:
-        ValueError: if the features cannot be probed, or a class has a single image to choose a rate with.
+        ValueError: if the features cannot be probed, or a class has only one image, so that none can be held out.
     """
     check_probe(train, test)
     classes, targets = train.labels.unique(return_inverse=True)

@@ -1,4 +1,4 @@
-"""`patchcast probe --attentive`: AIM's own probe, which pools the units by itself."""
+"""`patchcast probe --attentive`: AIM's probe, which learns how to pool units."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ EPOCHS = 20
 
 @dataclass(frozen=True)
 class AttentiveScore:
-    """What the attentive probe reached with the mean of some blocks.
+    """The result of the attentive probe on the mean of some blocks.
 
     Attributes:
-        correct: which test images were right.
-        choices: held-out accuracy, by a linear classifier, of every choice of blocks; empty for the last ones.
+        correct: True for test images that were classified correctly.
+        choices: held-out accuracy of a linear classifier for every choice of blocks; empty for the last blocks.
     """
 
     correct: Tensor
@@ -39,7 +39,7 @@ class AttentiveScore:
 
 
 class AttentiveProtocol(Protocol[AttentiveScore]):
-    """AIM's probe on the mean of six blocks: the last, or those that held-out training images choose."""
+    """AIM's probe on the mean of six blocks: the last six, or six chosen on held-out training images."""
 
     file = "attentive"
 

@@ -1,4 +1,4 @@
-"""Features that need no training: what a pretrained network has to beat."""
+"""Baseline features without training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 PIXELS, STATISTICS, CONVOLUTIONS = "raw pixels", "image statistics", "random convolutions"
 
 PIXELS_A_SIDE = 16
-"""Raw pixels are averaged down to this: a classifier on 12,288 numbers takes minutes."""
+"""Raw pixels are averaged down to this size: a classifier on 12,288 values takes minutes."""
 
 
 class RawPixels(nn.Module):
@@ -53,9 +53,9 @@ class RandomConvolutions(nn.Module):
 
     Args:
         channels: of the images.
-        count: number of filters; there are two features for each.
-        size: pixels per side of a filter. Of a smaller image, only as much of the filters is used.
-        seed: of the filters, whose weights are normally distributed. The global random state is left alone.
+        count: number of filters; each gives two features.
+        size: pixels per side of a filter. Filters are cropped for smaller images.
+        seed: of the filters, whose weights are normally distributed. The global random state is not changed.
     """
 
     filters: Tensor
@@ -85,4 +85,4 @@ BASELINES: dict[str, Callable[[int], nn.Module]] = {
     STATISTICS: lambda channels: ImageStatistics(),
     CONVOLUTIONS: RandomConvolutions,
 }
-"""By name of the row, and made for a number of channels."""
+"""By name of the row; each is called with the number of channels."""

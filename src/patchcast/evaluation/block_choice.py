@@ -1,4 +1,4 @@
-"""Which blocks a probe looks at: generative networks know most of an image somewhere in their middle."""
+"""The choice of blocks for a probe: the best features of generative networks are often in middle blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from patchcast.evaluation.features import Features
 from patchcast.evaluation.linear import logistic_path
 
 SIX = 6
-"""How many blocks AIM's probe averages (El-Nouby et al. 2024, section 5)."""
+"""Number of blocks that AIM's probe averages (El-Nouby et al. 2024, section 5)."""
 
 BLOCK_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -28,10 +28,10 @@ def last_blocks(depth: int, size: int = SIX) -> tuple[int, ...]:
 def best_blocks(
     layers: Mapping[int, Features], *, size: int = SIX, held_out: float = 0.2, seed: int = 0
 ) -> tuple[tuple[int, ...], dict[tuple[int, ...], float]]:
-    """The `size` neighbouring blocks whose mean is told apart best, and the accuracy of every choice.
+    """The `size` consecutive blocks whose mean is classified best, and the accuracy of every choice.
 
-    Judged by a linear classifier of the mean over units, on training images that it was not fitted on: the attentive
-    probe itself would take minutes for each choice. Test images must not choose. Of equals, the deepest.
+    Measured by a linear classifier of the mean over units, on held-out training images: the attentive probe itself
+    would take minutes for each choice. Test images are not used. Of equal choices, the deepest is taken.
 
     >>> labels = torch.arange(400) % 2
     >>> sharp, blurred = labels[:, None] + 0.1 * torch.randn(400, 3), torch.randn(400, 3)
@@ -41,14 +41,16 @@ def best_blocks(
 
     Args:
         layers: training features of every block, from `extract_layers`; blocks of one width.
-        held_out: share of each class to choose by.
+        held_out: share of each class that is held out for the choice.
         seed: of the held-out draw.
     Raises:
         ValueError: if the blocks differ in width, or a class has a single image.
     """
     widths = {features.x.shape[1] for features in layers.values()}
     if len(widths) > 1:
-        raise ValueError(f"blocks of one width can be averaged; these have {', '.join(map(str, sorted(widths)))}")
+        raise ValueError(
+            f"only blocks of the same width can be averaged; these have {', '.join(map(str, sorted(widths)))}"
+        )
     labels = next(iter(layers.values())).labels
     fit, held = stratified_split(labels, held_out, generator=torch.Generator().manual_seed(seed))
     accuracies = {}

@@ -1,4 +1,4 @@
-"""Dense probes: what the feature of a single unit tells of what is in it. What masked methods are judged by."""
+"""Dense probes: classify each unit from its own feature."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from patchcast.evaluation.linear import LogisticProbe, logistic_path
 from patchcast.modes import evaluating
 
 UNITS = 20_000
-"""Most units that a probe is fitted on."""
+"""Maximum number of units that a probe is fitted on."""
 DENSE_NEIGHBORS = 20
 DENSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 RESAMPLES = 1000
@@ -32,28 +32,28 @@ Score = Callable[[Float[Tensor, "M D"]], Float[Tensor, "M K"]]
 
 @dataclass(frozen=True)
 class Dense:
-    """Which class was predicted where.
+    """The result of one dense probe.
 
     Attributes:
-        confusions: for each test image, pixels by true (row) and predicted (column) class.
+        confusions: for each test image, numbers of pixels by true (row) and predicted (column) class.
     """
 
     confusions: Int64[Tensor, "I K K"]
 
     @property
     def mean_iou(self) -> Interval:
-        """Intersection over union, the mean over the classes that occur, with its 95 % interval over test images."""
+        """Mean intersection over union of the classes that occur, with its 95 % interval over test images."""
         return _with_interval(self.confusions, _mean_iou)
 
     @property
     def pixel_accuracy(self) -> Interval:
-        """Share of pixels, of those that count, whose class is predicted, with its 95 % interval over test images."""
+        """Share of pixels (without ignored ones) whose class is predicted, with its 95 % interval over test images."""
         return _with_interval(self.confusions, _pixel_accuracy)
 
 
 @dataclass(frozen=True)
 class DenseResult:
-    """What the dense probes found: by a linear classifier of units, and by their nearest neighbours."""
+    """The results of the dense probes: a linear classifier of units, and their nearest neighbors."""
 
     linear: Dense
     knn: Dense
@@ -61,12 +61,12 @@ class DenseResult:
 
 
 def units_of(backbone: Backbone) -> Extract:
-    """The feature of each unit in its place."""
+    """The features of units as a map."""
     return lambda images: backbone.units(images).unflatten(1, backbone.grid(images))
 
 
 def raw_units(grid: tuple[int, int]) -> Extract:
-    """The pixels of each unit, averaged down to at most 8x8: what a feature has to beat.
+    """The baseline: pixels of each unit, averaged down to at most 8x8.
 
     >>> raw_units((2, 2))(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 2, 2, 192])
@@ -85,12 +85,12 @@ def raw_units(grid: tuple[int, int]) -> Extract:
 def dense_probe(
     backbone: Backbone | Extract, train: Batches, test: Batches, *, device: str = "cpu", seed: int = 0
 ) -> DenseResult:
-    """Tell the class of each unit from its feature alone, and judge by the pixels of test images.
+    """Classify each unit from its own feature, and evaluate on the pixels of test images.
 
-    A unit's class in training is that of most of its pixels. Probabilities of test units are enlarged to pixels
-    (bilinearly), and the highest one counts. Both probes are fitted on up to 20,000 units of the training images:
-    logistic regression whose strength is chosen, by likelihood, on a fifth of those images, and the votes of 20
-    neighbours, weighted as in `knn_accuracy`.
+    In training, the class of a unit is that of most of its pixels. Class probabilities of test units are upsampled to
+    pixels (bilinearly), and the most probable class is predicted. Both probes are fitted on up to 20,000 units of the
+    training images: logistic regression, whose strength is chosen by likelihood on a fifth of those images, and the
+    votes of 20 neighbors, weighted as in `knn_accuracy`.
 
     >>> from patchcast.backbones import wrap
     >>> images = torch.randn(4, 1, 1, 1).repeat(1, 3, 32, 32)
@@ -99,10 +99,10 @@ def dense_probe(
     (0, 4)
 
     Args:
-        backbone: or anything that gives a feature for each unit.
-        train, test: batches of images and of masks of the same size, 255 where a pixel counts for nothing.
+        backbone: a backbone, or any function that returns a feature for each unit.
+        train, test: batches of images and masks of the same size; 255 marks ignored pixels.
     Raises:
-        ValueError: if training images have fewer than two classes, or there are too few of them to hold a fifth out.
+        ValueError: if training images have fewer than two classes, or there are too few to hold out a fifth.
     """
     if isinstance(backbone, Backbone):
         with evaluating(backbone.to(device)):
@@ -112,16 +112,16 @@ def dense_probe(
 
 
 def _probe(extract: Extract, train: Batches, test: Batches, device: str, seed: int) -> DenseResult:
-    fitted, of_image = _labelled_units(extract, train, device)
+    fitted, of_image = _labeled_units(extract, train, device)
     with torch.enable_grad():
         linear, strength = _fit(fitted, of_image, seed)
         few = fitted.take(_some(len(fitted), seed))
     classes = fitted.labels.unique()
-    neighbours = _neighbours(few, classes)
+    neighbors = _neighbors(few, classes)
     confusions: dict[str, list[Tensor]] = {"linear": [], "knn": []}
     for images, masks in test:
         features = extract(images.to(device)).float().cpu()
-        for name, score in (("linear", linear), ("knn", neighbours)):
+        for name, score in (("linear", linear), ("knn", neighbors)):
             scores = score(features.flatten(0, 2)).unflatten(0, features.shape[:3]).permute(0, 3, 1, 2)
             large = F.interpolate(scores.float(), tuple(masks.shape[1:]), mode="bilinear")
             confusions[name].append(confusion(masks, classes[large.argmax(dim=1)]))
@@ -134,7 +134,7 @@ def _probe(extract: Extract, train: Batches, test: Batches, device: str, seed: i
 
 
 def unit_classes(masks: Int64[Tensor, "B H W"], grid: tuple[int, int]) -> Int64[Tensor, "B rows cols"]:
-    """The class that most pixels of each unit have; -1 where all of them are ignored.
+    """The class of most pixels of each unit; -1 if all are ignored.
 
     >>> unit_classes(torch.tensor([[[0, 0, 1, 255], [0, 2, 1, 255]]]), (1, 2)).tolist()
     [[[0, 1]]]
@@ -146,7 +146,7 @@ def unit_classes(masks: Int64[Tensor, "B H W"], grid: tuple[int, int]) -> Int64[
 
 
 def confusion(masks: Int64[Tensor, "B H W"], predicted: Int64[Tensor, "B H W"]) -> Int64[Tensor, "B K K"]:
-    """For each image, pixels by true and predicted class; those that are ignored are left out.
+    """For each image, numbers of pixels by true and predicted class, without ignored pixels.
 
     >>> confusion(torch.tensor([[[0, 1, 255]]]), torch.tensor([[[0, 0, 0]]])).tolist()
     [[[1, 0], [1, 0]]]
@@ -158,8 +158,8 @@ def confusion(masks: Int64[Tensor, "B H W"], predicted: Int64[Tensor, "B H W"]) 
     return one[:, :-1].unflatten(1, (classes, classes))
 
 
-def _labelled_units(extract: Extract, batches: Batches, device: str) -> tuple[Features, Int64[Tensor, " N"]]:
-    """Every unit that has a class, and the image that it is of."""
+def _labeled_units(extract: Extract, batches: Batches, device: str) -> tuple[Features, Int64[Tensor, " N"]]:
+    """The features and classes of all units with a class, and the index of their image."""
     xs, labels, of_image, images_before = [], [], [], 0
     for images, masks in batches:
         features = extract(images.to(device)).float().cpu()
@@ -176,10 +176,10 @@ def _labelled_units(extract: Extract, batches: Batches, device: str) -> tuple[Fe
 
 
 def _fit(units: Features, of_image: Int64[Tensor, " N"], seed: int) -> tuple[Score, float]:
-    """Logistic regression, its strength chosen on images that it was not fitted on."""
+    """Logistic regression, with its strength chosen on held-out images."""
     order = torch.randperm(int(of_image.max()) + 1, generator=torch.Generator().manual_seed(seed))
     if len(order) < 2:
-        raise ValueError("one training image is not enough: some are held out to choose the strength on")
+        raise ValueError("one training image is not enough: some are held out to choose the strength")
     held = torch.isin(of_image, order[: max(1, len(order) // 5)]).nonzero().flatten()
     rest = (~torch.isin(of_image, order[: max(1, len(order) // 5)])).nonzero().flatten()
     fit = units.take(rest[_some(len(rest), seed)])
@@ -192,22 +192,22 @@ def _fit(units: Features, of_image: Int64[Tensor, " N"], seed: int) -> tuple[Sco
     place = torch.searchsorted(every, probe.classes)
 
     def score(x: Float[Tensor, "M D"]) -> Float[Tensor, "M K"]:
-        # Probabilities, as votes are: enlarged, a sure unit is not to outweigh its neighbours beyond its own place.
-        # A class too rare to be among the units that were drawn has none.
+        # Probabilities and not logits: when upsampled, a confident unit must not outweigh its neighbors.
+        # A class may be missing in the sampled units.
         return torch.zeros(len(x), len(every)).index_copy(1, place, probe.logits(x).softmax(dim=1).float())
 
     return score, best
 
 
 def _likelihood(probe: LogisticProbe, judge: Features) -> float:
-    """How likely the classes are, in the logarithm: it asks for honest probabilities, which accuracy does not, and they
-    are what is enlarged. Classes that were not fitted have none."""
+    """The mean log-likelihood: unlike accuracy, it depends on the probabilities, which are upsampled. Classes that were
+    not fitted are left out."""
     place = torch.searchsorted(probe.classes, judge.labels).clamp(max=len(probe.classes) - 1)
     known = probe.classes[place] == judge.labels
     return -float(F.cross_entropy(probe.logits(judge.x[known]), place[known]))
 
 
-def _neighbours(units: Features, classes: Int64[Tensor, " K"]) -> Score:
+def _neighbors(units: Features, classes: Int64[Tensor, " K"]) -> Score:
     reference = F.normalize(units.x, dim=1).T
     votes = F.one_hot(torch.searchsorted(classes, units.labels), len(classes)).float()
     count = min(DENSE_NEIGHBORS, len(units))
@@ -240,7 +240,7 @@ def _pixel_accuracy(confusion: Int64[Tensor, "*R K K"]) -> Float[Tensor, "*R"]:
 
 
 def _with_interval(confusions: Int64[Tensor, "I K K"], measure: Callable[[Tensor], Tensor]) -> Interval:
-    """Of all images, and what 95 % of resamples of the images give (Efron's bootstrap)."""
+    """The value over all images, and its 95 % bootstrap interval over images (Efron)."""
     generator = torch.Generator().manual_seed(0)
     counts = torch.zeros(RESAMPLES, len(confusions), dtype=torch.int64)
     drawn = torch.randint(len(confusions), (RESAMPLES, len(confusions)), generator=generator)

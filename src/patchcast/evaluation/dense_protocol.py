@@ -1,4 +1,4 @@
-"""`patchcast probe --dense`: what single units know, on images whose every pixel has a class."""
+"""`patchcast probe --dense`: classify single units, on images with a class for every pixel."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from patchcast.evaluation.protocol import Protocol, Request, Subject, new_table,
 
 BATCH = 64
 TRAINING, JUDGING = 1000, 300
-"""Collages to fit on, and to judge by."""
+"""Numbers of collages for training and for testing."""
 
 
 class DenseProtocol(Protocol[DenseResult]):
-    """Every pixel's class from the feature of the unit that it is in, on masks (or boxes) or on collages."""
+    """The class of every pixel from the feature of its unit, on masks (or boxes) or on collages."""
 
     file = "dense"
 
@@ -36,7 +36,7 @@ class DenseProtocol(Protocol[DenseResult]):
         *_, self.description = self._open(subject)
 
     def _open(self, subject: Subject) -> tuple[DataLoader[Any], DataLoader[Any], str]:
-        """Batches to fit on and to judge by, and a description of both."""
+        """Training batches, test batches, and a description of both."""
         fit: Any
         judge: Any
         if self.labeled is None:
@@ -60,7 +60,7 @@ class DenseProtocol(Protocol[DenseResult]):
             )
             judge = Collages(Prepared(self.labeled.test, subject.evaluate), JUDGING, seed=1)
             description = f"collages of {self.labeled.description}"
-        description += f": {len(fit):,} to fit on, {len(judge):,} to judge by"
+        description += f": {len(fit):,} for training, {len(judge):,} for testing"
         return DataLoader(fit, batch_size=BATCH), DataLoader(judge, batch_size=BATCH), description
 
     def measure(self, subject: Subject) -> DenseResult:

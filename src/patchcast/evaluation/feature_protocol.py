@@ -24,16 +24,16 @@ from patchcast.evaluation.linear import LinearResult, linear_probe
 from patchcast.evaluation.protocol import OURS, Protocol, Request, Subject, new_table, points
 
 LIDAR_IMAGES = 1000
-"""Images whose views LiDAR looks at, as in its paper."""
+"""Number of images that LiDAR uses, as in its paper."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the probes say about one set of features; accuracies as shares.
+    """The results of the probes of one set of features; accuracies are in [0, 1].
 
     Attributes:
-        correct: which test images the linear probe got right.
-        rankme, alpha_req, lidar: of a network's features; None where they were not measured, or cannot be.
+        correct: True for test images that the linear probe classified correctly.
+        rankme, alpha_req, lidar: of a network's features; None if they were not or cannot be measured.
     """
 
     knn: KnnResult
@@ -122,7 +122,7 @@ class FeatureProtocol(Protocol[Scores]):
         neighbors = ", ".join(f"{scores.knn.k}" for scores in results.values())
         accuracy.caption = (
             f"Linear classifier; few labels: mean ± spread over {self.options.draws} draws; all: "
-            f"{len(self.labeled.train):,} images, judged on {len(self.labeled.test):,}; kNN among all, with "
+            f"{len(self.labeled.train):,} images, tested on {len(self.labeled.test):,}; kNN among all, with "
             f"{neighbors} neighbors. Regularization and neighbors are chosen on held-out training images. Raw "
             f"pixels are averaged down to at most {PIXELS_A_SIDE}x{PIXELS_A_SIDE}."
         )
@@ -170,16 +170,16 @@ class FeatureProtocol(Protocol[Scores]):
 
 
 def versus(ours: Scores, other: Scores) -> str:
-    """By how much our linear probe beats another one, in words."""
+    """The difference of our linear probe and another one, as text."""
     gained = paired_accuracy_difference(ours.correct, other.correct)
-    return in_words(gained, paired_differences(ours.few, other.few))
+    return as_text(gained, paired_differences(ours.few, other.few))
 
 
-def in_words(gained: Interval, few: Sequence[PairedDifference]) -> str:
-    """A difference with all labels, and differences with few.
+def as_text(gained: Interval, few: Sequence[PairedDifference]) -> str:
+    """A difference with all labels, and differences with few labels, as text.
 
     >>> gained, sure, unsure = Interval(0.1, 0.04, 0.16), Interval(0.2, 0.1, 0.3), Interval(0.0, -0.1, 0.1)
-    >>> in_words(gained, [PairedDifference(2, unsure, 0.5), PairedDifference(5, sure, 1.0)])
+    >>> as_text(gained, [PairedDifference(2, unsure, 0.5), PairedDifference(5, sure, 1.0)])
     '+10.0 points [+4.0, +16.0] with all labels; +20.0 at 5 labels/class; no difference at 2 labels/class'
     """
     parts = [f"{points(gained)} with all labels"]
@@ -194,7 +194,7 @@ def lidar_of(subject: Subject, labeled: Labeled, chosen: options.Features, *, de
     """LiDAR of some training images, augmented as in training.
 
     Raises:
-        ValueError: if there is one view, or one image.
+        ValueError: if there is only one view or one image.
     """
     some = TrainSet(some_of(labeled.train, LIDAR_IMAGES), subject.augment, seed=0)
     parts = torch.arange(len(some)).split(BATCH)
@@ -211,7 +211,7 @@ def lidar_of(subject: Subject, labeled: Labeled, chosen: options.Features, *, de
 
 
 def _or_none(measure: Callable[[Tensor], float], x: Tensor) -> float | None:
-    """A measure, or None where there are too few features for it."""
+    """A measure, or None if there are too few features for it."""
     try:
         return measure(x)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Frozen features: what every probe starts from. One pass over the images, in eval mode, cached by content."""
+"""Extract frozen features: one pass over the images, in eval mode, cached by content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone, ImageBatch
@@ -26,14 +27,14 @@ Loader = Iterable[Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Features:
-    """One vector per image, with its label. Probes compute where the features live: `features.to("cuda")` moves them.
+    """One vector per image, with its label. Probes run on the device of the features: `features.to("cuda")` moves them.
 
     >>> features = Features(torch.eye(3), torch.tensor([0, 1, 1]))
     >>> len(features), features.take(torch.tensor([2])).labels.tolist()
     (3, [1])
 
     Attributes:
-        labels: class indices; -1 where the source has no label.
+        labels: class indices; -1 without a label.
     """
 
     x: Float[Tensor, "N D"]
@@ -78,14 +79,14 @@ AnyFeatures = TypeVar("AnyFeatures", Features, TokenFeatures)
 
 
 def check_probe(train: AnyFeatures, test: AnyFeatures) -> None:
-    """Refuse what no probe can work with, in one sentence.
+    """Check that features can be probed.
 
     >>> check_probe(Features(torch.eye(2), torch.tensor([-1, -1])), Features(torch.eye(2), torch.tensor([0, 1])))
     Traceback (most recent call last):
     ValueError: the source has no labels; a probe needs them
 
     Raises:
-        ValueError: if labels are missing, an image set is empty, widths differ, all training labels are one class, or
+        ValueError: if labels are missing, an image set is empty, widths differ, all training labels are equal, or
             features are not finite.
     """
     for name, features in (("training", train), ("test", test)):
@@ -120,9 +121,9 @@ def extract(
     torch.Size([2, 64])
 
     Args:
-        loader: yields batches of (images, labels); the images as the backbone wants them. Labels are class indices, -1
-            for none. It must not augment: what is cached, and compared, is one view of each image.
-        device: where the backbone runs, and where it is left. The features come back in main memory, as float32.
+        loader: yields batches of (images, labels), with images as the backbone takes them. Labels are class indices, -1
+            for none. It must not augment: one view of each image is cached and compared.
+        device: where the backbone runs, and where it stays. Features are returned on the CPU, as float32.
         readout: how units become one feature; see `Backbone.pool`.
         precision: dtype of autocast (torch.bfloat16); None computes in the weights' own.
         cache: folder in which each batch's features are kept, under a hash of the weights and one of the images as
@@ -131,7 +132,7 @@ def extract(
     Raises:
         ValueError: if the loader is empty, or an image does not fit the backbone.
     """
-    what = "pool" if readout == "mean" else f"pool {readout}"  # so that features of earlier versions are still valid
+    what = "pool" if readout == "mean" else f"pool {readout}"  # keeps features that earlier versions cached valid
     compute = lambda images: {"x": backbone.pool(images, readout)}  # noqa: E731
     outputs, labels = run_over(backbone, loader, what, compute, device, precision, cache)
     return Features(outputs["x"], labels)
@@ -140,7 +141,7 @@ def extract(
 def extract_with(
     model: nn.Module, loader: Loader, *, device: torch.device | str = "cpu", cache: Path | None = None
 ) -> Features:
-    """What any model of images returns, one vector per image; arguments as in `extract`.
+    """The outputs of any model of images, one vector per image; arguments as in `extract`.
 
     >>> extract_with(nn.Flatten(), [(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))]).x.shape
     torch.Size([2, 48])
@@ -157,7 +158,7 @@ def extract_layers(
     precision: torch.dtype | None = None,
     cache: Path | None = None,
 ) -> dict[int, Features]:
-    """The mean over units of every block's raw output (no final norm), all in one pass; keys are block indices.
+    """The mean over units of every block's raw output (without final norm), in one pass; keys are block indices.
 
     >>> from patchcast.backbones.sequence import ViT
     >>> backbone = ViT(timm.create_model("test_vit", img_size=32, patch_size=8))
@@ -165,7 +166,7 @@ def extract_layers(
     >>> {block: tuple(features.x.shape) for block, features in layers.items()}
     {0: (2, 64), 1: (2, 64), 2: (2, 64), 3: (2, 64), 4: (2, 64), 5: (2, 64)}
 
-    A hierarchical model answers stage by stage, each with its own width. Arguments as in `extract`.
+    A hierarchical model has one entry per stage, with its own width. Arguments as in `extract`.
 
     Raises:
         ValueError: if timm gives this architecture no `forward_intermediates`.
@@ -187,7 +188,7 @@ def extract_tokens(
     precision: torch.dtype | None = None,
     cache: Path | None = None,
 ) -> TokenFeatures:
-    """Every unit's feature, averaged over the raw outputs of some blocks: the attentive probe's input (AIM, sec. 5).
+    """The features of units, averaged over the raw outputs of some blocks: input of the attentive probe (AIM, sec. 5).
 
     >>> from patchcast.backbones.sequence import ViT
     >>> backbone = ViT(timm.create_model("test_vit", img_size=32, patch_size=8))
@@ -195,7 +196,7 @@ def extract_tokens(
     torch.Size([2, 16, 64])
 
     Args:
-        blocks: the last so many blocks, or their indices; AIM averages six. Others as in `extract`.
+        blocks: the number of last blocks, or their indices; AIM averages six. Others as in `extract`.
     Raises:
         ValueError: if timm gives this architecture no `forward_intermediates`, or the blocks differ in shape.
     """
@@ -214,13 +215,13 @@ def extract_tokens(
 
 
 def raw_pixels(loader: Loader, *, size: tuple[int, int] | None = None) -> Features:
-    """The pixels themselves as features: the baseline that a learnt feature has to beat.
+    """The pixels themselves as features: the baseline for learned features.
 
     >>> raw_pixels([(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))], size=(8, 8)).x.shape
     torch.Size([2, 192])
 
     Args:
-        size: (height, width) to average the images down to first; None keeps every pixel. The linear probe took 1 s
+        size: (height, width) to average the images down to first; None for all pixels. The linear probe took 1 s
             for 5,000 images of 8x8x3 on one core, and 70 s for 32x32x3.
     Raises:
         ValueError: if the loader is empty.
@@ -245,7 +246,7 @@ def run_over(
     precision: torch.dtype | None,
     cache: Path | None,
 ) -> tuple[dict[str, Tensor], Int[Tensor, " N"]]:
-    """What `compute` finds in every batch, joined, and the labels; `what` names it in the cache."""
+    """The concatenated outputs of `compute` for every batch, and the labels; `what` names them in the cache."""
     device = torch.device(device)
     backbone.to(device)
     folder = None
@@ -256,17 +257,36 @@ def run_over(
     with evaluating(backbone), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
         for images, labels in loader:
             file = None if folder is None else folder / f"{_digest(_tensor_content(images))}.safetensors"
-            if file is not None and file.exists():
-                batches.append(load_file(file))
-            else:
+            cached = None if file is None else _read_batch(file)
+            if cached is None:
                 outputs = compute(images.to(device))
-                batches.append({name: x.float().cpu().contiguous() for name, x in outputs.items()})
+                cached = {name: x.float().cpu().contiguous() for name, x in outputs.items()}
                 if file is not None:
-                    write_cache(file, partial(save_file, batches[-1]))
+                    write_cache(file, partial(_write_batch, cached))
+            batches.append(cached)
             all_labels.append(labels)
     if not batches:
         raise ValueError("the loader yields no images")
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}, torch.cat(all_labels)
+
+
+def _write_batch(batch: dict[str, Tensor], unfinished: Path) -> None:
+    save_file(batch, unfinished, {"digest": _batch_digest(batch)})
+
+
+def _read_batch(file: Path) -> dict[str, Tensor] | None:
+    """Cached features; None if there are none, or they are not what was written."""
+    try:
+        with safe_open(file, "pt") as opened:
+            digest = (opened.metadata() or {}).get("digest")
+            batch = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+    return batch if digest == _batch_digest(batch) else None
+
+
+def _batch_digest(batch: dict[str, Tensor]) -> str:
+    return _digest(*(piece for name in sorted(batch) for piece in (name.encode(), _tensor_content(batch[name]))))
 
 
 def _join(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -277,7 +297,7 @@ def _join(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def fingerprint(content: nn.Module | Sequence[str]) -> str:
-    """A name for a model's weights and settings, or for a list of names: another one if anything in it is another.
+    """A hash of a model's weights and settings, or of a list of names.
 
     >>> fingerprint(["a", "b"]) == fingerprint(["ab"])
     False
@@ -301,9 +321,9 @@ def _tensor_content(x: Tensor) -> Iterator[bytes | memoryview]:
 
 
 def _weights_content(model: nn.Module) -> Iterator[bytes | memoryview]:
-    """All that the output depends on besides the image: tensors, each module's class and plain settings, versions.
+    """All that the output depends on except the image: tensors, the class and settings of every module, versions.
 
-    The tensors alone would not do: two models that differ in the number of heads can share every one of them.
+    Tensors are not enough: two models with different numbers of heads can have the same tensors.
     """
     yield f"torch {torch.__version__} timm {timm.__version__} ".encode()
     for name, module in model.named_modules():
@@ -312,6 +332,6 @@ def _weights_content(model: nn.Module) -> Iterator[bytes | memoryview]:
         yield f"{name} {type(module).__module__}.{type(module).__qualname__} {sorted(plain.items())} ".encode()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name.rpartition(".")[2].startswith("_"):
-            continue  # a palette's table, made when it is first needed
+            continue  # a palette's table, built on first use
         yield f"{name} ".encode()
         yield from _tensor_content(tensor)

@@ -1,4 +1,4 @@
-"""`patchcast probe --finetune`: how good a start a network is, compared with training it from scratch."""
+"""`patchcast probe --finetune`: fine-tune all weights, and compare with training from scratch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from patchcast.evaluation.protocol import Protocol, Request, Subject, new_table
 
 BATCH = 64
 LAYER_DECAY = 0.65
-"""From each block to the one before it, in a trained network; MAE's for ViT-B is 0.65 to 0.75."""
+"""Factor of the learning rate from each block to the one before it; MAE uses 0.65 to 0.75 for ViT-B."""
 PRECISION = {"cpu": None, "cuda": torch.bfloat16}
 
 
 class FinetuneProtocol(Protocol[Tensor]):
-    """Which test images a network gets right after all its weights were trained with the labels."""
+    """The test images that a network classifies correctly after training all weights with labels."""
 
     file = "finetune"
 
@@ -39,7 +39,7 @@ class FinetuneProtocol(Protocol[Tensor]):
             self.labeled.augmented(subject.augment, steps=self.steps, batch_size=BATCH, seed=0),
             self.labeled.loaders(subject.evaluate)[1],
             classes=self.labeled.classes,
-            # An untrained network has nothing to preserve, and learns at one rate in all its blocks.
+            # An untrained network has nothing to preserve: all its blocks have the same rate.
             layer_decay=LAYER_DECAY if subject.is_trained else 1.0,
             device=self.request.device,
             precision=PRECISION[self.request.device],

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight is trained on the labels, the early blocks more slowly than the late ones."""
+"""Full fine-tuning with labels, with layer-wise learning-rate decay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from patchcast.schedules import warmup_cosine
 
 @runtime_checkable
 class SizedLoader(Protocol):
-    """Batches of (images, labels), of which it is known how many there will be: a `DataLoader`, or a list."""
+    """Batches of (images, labels) with a length: a `DataLoader` or a list."""
 
     def __iter__(self) -> Iterator[Sequence[Tensor]]: ...
 
@@ -30,7 +30,7 @@ class SizedLoader(Protocol):
 
 
 class Classifier(nn.Module):
-    """A backbone's embedding and a linear layer that starts at zero, so that the first step is the labels' alone.
+    """A backbone's embedding and a linear layer that is initialized to zero.
 
     >>> import timm
     >>> from patchcast.backbones.sequence import ViT
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What fine-tuning reached: accuracy on the test images, in [0, 1]; which were right; the trained classifier."""
+    """The result of fine-tuning: test accuracy in [0, 1], the images classified correctly, and the classifier."""
 
     accuracy: float
     correct: Bool[Tensor, " N"]
@@ -68,7 +68,7 @@ def layer_decay_groups(
     """Parameter groups whose learning rate falls by `layer_decay` from each block to the one before it (BEiT, MAE).
 
     The classifier has `lr`, the last block and the final norm `lr * layer_decay`, and so on down to the patch
-    embedding. Norms, biases, positions and class tokens are not decayed. Blocks are told apart by timm's own
+    embedding. Norms, biases, positions and class tokens have no weight decay. Blocks are identified by timm's
     `group_matcher`; parameters that no feature depends on are left out.
 
     >>> import timm
@@ -78,13 +78,13 @@ def layer_decay_groups(
     [0.008, 0.016, 0.031, 0.062, 0.125, 0.25, 0.5, 1.0]
 
     Raises:
-        ValueError: if timm gives this architecture no `group_matcher`, and the rates are not to be all alike.
+        ValueError: if timm gives this architecture no `group_matcher` and `layer_decay` is not 1.
     """
     backbone = model.backbone
     for parameter in backbone.unused_parameters():
         parameter.requires_grad_(False)
     undecayed: Sequence[str] = list(getattr(backbone.model, "no_weight_decay", tuple)())
-    if layer_decay == 1.0:  # all blocks alike: they need not be told apart
+    if layer_decay == 1.0:  # the same rate for all blocks
         alike = param_groups_weight_decay(backbone.model, weight_decay, no_weight_decay_list=undecayed)
         groups = [{**group, "lr_scale": 1.0} for group in alike]
     elif callable(getattr(backbone.model, "group_matcher", None)):
@@ -92,8 +92,8 @@ def layer_decay_groups(
             backbone.model, weight_decay=weight_decay, no_weight_decay_list=undecayed, layer_decay=layer_decay
         )
     else:
-        raise ValueError(f"timm does not tell {backbone.name}'s blocks apart (no group_matcher): no layer-wise decay")
-    # timm counts its own head, if the model has one, as the last layer; here that place is the classifier's.
+        raise ValueError(f"{backbone.name} has no group_matcher in timm, which layer-wise decay needs")
+    # timm counts its own head, if there is one, as the last layer; here that is the classifier.
     last = max(group["lr_scale"] for group in groups)
     scaled = [
         {
@@ -126,7 +126,7 @@ def finetune(
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
 ) -> FinetuneResult:
-    """Train a copy of the backbone and a linear classifier on its embedding, and test it; `backbone` stays as it was.
+    """Train and test a copy of the backbone with a linear classifier on its embedding; `backbone` is not changed.
 
     AdamW, linear warm-up and cosine to 0, gradients clipped at 1 (MAE, He et al. 2022, appendix A.1, without mixing
     images; augmentation is the training loader's).
@@ -139,14 +139,14 @@ def finetune(
     0.5
 
     Args:
-        train: the (images, labels) of the whole run, epochs one after another: as many steps as it has batches.
-        classes: how many; labels are 0 to classes - 1.
-        lr: the classifier's; MAE takes 1e-3 per 512 images a batch for ViT-B.
+        train: the batches of the whole run, epoch after epoch; each batch is one step.
+        classes: number of classes; labels are 0 to classes - 1.
+        lr: of the classifier; MAE uses 1e-3 per 512 images per batch for ViT-B.
         warmup: share of the steps.
-        seed: of dropout and stochastic depth; global random states are left alone.
+        seed: of dropout and stochastic depth; global random states are not changed.
         precision: dtype of autocast (torch.bfloat16); None computes in the weights' own.
     Raises:
-        ValueError: if labels are missing or not below `classes`, or the backbone's blocks cannot be told apart.
+        ValueError: if labels are missing or not below `classes`, or the backbone has no `group_matcher`.
     """
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

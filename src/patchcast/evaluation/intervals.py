@@ -1,4 +1,4 @@
-"""How sure a number is."""
+"""Confidence intervals."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def mean_interval(samples: Float[Tensor, " N"]) -> Interval:
     0.900 [0.652, 1.148]
 
     Raises:
-        ValueError: if there is one sample only: its spread is unknown.
+        ValueError: if there is only one sample.
     """
-    from scipy.stats import ttest_1samp  # here, because it takes as long to import as torch
+    from scipy.stats import ttest_1samp  # imported here, because it takes as long as torch
 
     if len(samples) < 2:
         raise ValueError(f"an interval needs at least 2 samples; got {len(samples)}")
     values = samples.double().cpu().numpy()
     if values.min() == values.max():
-        return Interval(*[float(values.mean())] * 3)  # scipy divides by the spread
+        return Interval(*[float(values.mean())] * 3)  # scipy divides by the standard deviation
     low, high = ttest_1samp(values, popmean=0.0).confidence_interval(0.95)
     return Interval(float(values.mean()), float(low), float(high))
 
 
 def accuracy_interval(correct: Bool[Tensor, " N"]) -> Interval:
-    """An accuracy, with Wilson's 95 % interval for as many test images (Wilson 1927).
+    """An accuracy with Wilson's 95 % interval for this number of test images (Wilson 1927).
 
     >>> import torch
     >>> print(accuracy_interval(torch.arange(100) < 90))
@@ -59,9 +59,9 @@ def accuracy_interval(correct: Bool[Tensor, " N"]) -> Interval:
 
 
 def paired_accuracy_difference(ours: Bool[Tensor, " N"], theirs: Bool[Tensor, " N"]) -> Interval:
-    """By how much one probe is more accurate than another on the same test images, with its 95 % interval.
+    """The difference in accuracy of two probes on the same test images, with its 95 % interval.
 
-    Only the images on which they disagree count, so this is much narrower than two intervals side by side.
+    Only images on which they disagree matter, so it is much narrower than the two separate intervals suggest.
 
     >>> import torch
     >>> ours, theirs = torch.arange(100) < 90, torch.arange(100) < 80

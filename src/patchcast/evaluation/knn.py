@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours: the probe with nothing to train."""
+"""Weighted nearest neighbors, a probe without training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from patchcast.data.splits import stratified_split
 from patchcast.evaluation.features import Features, check_probe
 
 TEMPERATURE = 0.07
-NEIGHBOURS = (1, 5, 10, 20, 50, 200)
-CHUNK_ELEMENTS = 2**24  # of the similarity matrix held at a time: 64 MiB of float32
+NEIGHBORS = (1, 5, 10, 20, 50, 200)
+CHUNK_ELEMENTS = 2**24  # elements of the similarity matrix in memory at a time: 64 MiB of float32
 
 
-def knn_accuracy(train: Features, test: Features, *, k: Sequence[int] = NEIGHBOURS) -> dict[int, float]:
+def knn_accuracy(train: Features, test: Features, *, k: Sequence[int] = NEIGHBORS) -> dict[int, float]:
     """Accuracy, in [0, 1], of the vote of the `k` nearest training images, for each k.
 
-    Neighbours are the most similar by cosine, each voting with exp(similarity / 0.07) (Wu et al. 2018, section 3.4;
+    Neighbors are the most similar by cosine, each voting with exp(similarity / 0.07) (Wu et al. 2018, section 3.4;
     the protocol of DINO, Caron et al. 2021).
 
     >>> train = Features(torch.tensor([[1., 0.], [0., 1.]]), torch.tensor([0, 1]))
@@ -29,8 +29,8 @@ def knn_accuracy(train: Features, test: Features, *, k: Sequence[int] = NEIGHBOU
     {1: 0.5}
 
     Args:
-        k: numbers of neighbours. One larger than the training set is left out of the answer: it would repeat the vote
-            of everybody under a number that was not used.
+        k: numbers of neighbors. Values above the number of training images are skipped: they would all give the same
+            vote.
     Raises:
         ValueError: if no k is left, or the features cannot be probed.
     """
@@ -39,14 +39,14 @@ def knn_accuracy(train: Features, test: Features, *, k: Sequence[int] = NEIGHBOU
 
 @dataclass(frozen=True)
 class KnnResult:
-    """What the nearest neighbours found.
+    """The result of the nearest-neighbor probe.
 
     Attributes:
         accuracy: on the test images, in [0, 1], with the chosen k.
         k: chosen on held-out training images.
-        validation: held-out accuracy at each k.
-        by_k: accuracy on the test images at each k, for the record: none of them chose.
-        correct: which test images were right with the chosen k.
+        validation: held-out accuracy for each k.
+        by_k: test accuracy for each k, for information only: it is not used to choose k.
+        correct: True for test images that were classified correctly with the chosen k.
     """
 
     accuracy: float
@@ -57,10 +57,9 @@ class KnnResult:
 
 
 def knn_probe(
-    train: Features, test: Features, *, k: Sequence[int] = NEIGHBOURS, held_out: float = 0.2, seed: int = 0
+    train: Features, test: Features, *, k: Sequence[int] = NEIGHBORS, held_out: float = 0.2, seed: int = 0
 ) -> KnnResult:
-    """`knn_accuracy` with the number of neighbours chosen as the linear probe chooses its strength: not on the test
-    images. Of equals, the largest.
+    """`knn_accuracy` with the number of neighbors chosen on held-out training images; of equals, the largest.
 
     >>> labels = torch.arange(60) % 3
     >>> features = Features(F.one_hot(labels, 3).float(), labels)
@@ -72,7 +71,7 @@ def knn_probe(
         held_out: share of each class to choose k on.
         seed: of the held-out draw, the only random step.
     Raises:
-        ValueError: if the features cannot be probed, or a class has a single image to choose k with.
+        ValueError: if the features cannot be probed, or a class has only one image, so that none can be held out.
     """
     check_probe(train, test)
     fit, held = stratified_split(train.labels, held_out, generator=torch.Generator().manual_seed(seed))
@@ -87,7 +86,7 @@ def _correct(train: Features, test: Features, k: Sequence[int]) -> dict[int, Boo
     check_probe(train, test)
     usable = sorted({count for count in k if 1 <= count <= len(train)})
     if not usable:
-        raise ValueError(f"no k of {tuple(k)} lies between 1 and the {len(train)} training images")
+        raise ValueError(f"no k of {tuple(k)} is between 1 and the {len(train)} training images")
     reference = F.normalize(train.x, dim=1).T
     classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
     hits: dict[int, list[Tensor]] = {count: [] for count in usable}

@@ -1,4 +1,4 @@
-"""Few labels: what a feature is worth when a handful of images per class is all that was labelled."""
+"""Few-label probes: accuracy with a few labeled images per class."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Probe = Callable[[Features, Features], float]
 
 @dataclass(frozen=True)
 class FewLabels:
-    """Accuracies at one number of labels per class, one for each draw of the labelled images.
+    """Accuracies for one number of labels per class, one for each draw of the labeled images.
 
     Attributes:
         accuracies: in [0, 1].
-        drawn: a hash of which images were drawn, so that only what was measured on the same draws is paired.
+        drawn: a hash of the drawn images, so that only results of the same draws are paired.
     """
 
     per_class: int
@@ -38,7 +38,7 @@ class FewLabels:
 
     @property
     def std(self) -> float:
-        """Spread from draw to draw."""
+        """Standard deviation over draws."""
         return float(self.accuracies.std())
 
     @property
@@ -50,10 +50,10 @@ class FewLabels:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """By how much one feature set beats another at one number of labels per class.
+    """The difference of two feature sets for one number of labels per class.
 
     Attributes:
-        difference: mean of ours minus theirs with its 95 % interval; an interval above 0 says that ours is better.
+        difference: mean of ours minus theirs with its 95 % interval; ours is better if the interval is above 0.
         wins: share of draws in which ours was better, in [0, 1].
     """
 
@@ -71,29 +71,29 @@ def few_labels(
     seed: int = 0,
     probe: Probe = ridge_accuracy,
 ) -> list[FewLabels]:
-    """Probe with a few random labelled images of each class, many times over; always tested on all of `test`.
+    """Probe with a few random labeled images of each class, repeatedly; always tested on all of `test`.
 
-    The draws depend on the labels, their order, and the seed alone, so every feature set of the same images sees the
-    same ones: compare two with `paired_differences`. More draws or other numbers per class leave the rest as they were.
+    The draws depend only on the labels, their order and the seed, so they are the same for every feature set of the
+    same images: compare two with `paired_differences`. More draws or other numbers per class do not change the others.
 
     >>> labels = torch.arange(40) % 2
     >>> features = Features(labels[:, None].float(), labels)
     >>> [(row.per_class, row.mean) for row in few_labels(features, features, per_class=(1, 5), draws=3)]
     [(1, 1.0), (5, 1.0)]
 
-    The intervals are about which images get labelled. They do not cover the choice of test images, nor the seed of the
-    pretraining; and where `per_class` is nearly all there is, draws are nearly alike and the interval says little.
+    The intervals cover the choice of labeled images. They do not cover the choice of test images or the seed of the
+    pretraining. If `per_class` includes nearly all images, draws are nearly equal and the interval means little.
 
     Args:
-        draws: how often, at least 2.
-        probe: `(train, test) -> accuracy`. It should choose its own regularisation from the labels it is given: at one
-            fixed for all, the comparison of two feature sets is decided by whom it suits.
+        draws: number of draws, at least 2.
+        probe: `(train, test) -> accuracy`. It should choose its regularization from the given labels: a fixed one would
+            favor one of two feature sets.
     Raises:
         ValueError: if a class has fewer images than labels per class, or the features cannot be probed.
     """
     check_probe(train, test)
     if draws < 2:
-        raise ValueError(f"few_labels needs at least 2 draws to tell their spread; got {draws}")
+        raise ValueError(f"few_labels needs at least 2 draws to estimate their spread; got {draws}")
     rows = []
     for count in per_class:
         if count < 1:
@@ -109,7 +109,7 @@ def few_labels(
 
 
 def paired_differences(ours: Sequence[FewLabels], theirs: Sequence[FewLabels]) -> list[PairedDifference]:
-    """Draw by draw, how much better `ours` is than `theirs`: the draws' own luck cancels.
+    """Paired differences of `ours` and `theirs`, draw by draw.
 
     >>> row = lambda *accuracies: FewLabels(1, torch.tensor(accuracies), "same draws")
     >>> [found] = paired_differences([row(0.5, 0.7, 0.9)], [row(0.4, 0.6, 0.9)])

@@ -1,4 +1,4 @@
-"""Measures of an embedding that need no labels. Each says something of its spectrum; none replaces a probe."""
+"""Measures of an embedding without labels. Each describes its spectrum; none replaces a probe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def rankme(x: Float[Tensor, "N D"], *, epsilon: float = 1e-7) -> float:
-    """RankMe: how many directions the embeddings use, from 1 to min(N, D) (Garrido et al. 2023, equations 1 and 2).
+    """RankMe: the effective number of directions of the embeddings, 1 to min(N, D) (Garrido et al. 2023, eq. 1 and 2).
 
     exp of the entropy of p_k = sigma_k / sum(sigma) + epsilon, where sigma are the singular values of the embeddings
     as they are, not centered. The paper uses 25,600 images, and shows that fewer give less.
@@ -20,7 +20,7 @@ def rankme(x: Float[Tensor, "N D"], *, epsilon: float = 1e-7) -> float:
 
 
 def lidar(x: Float[Tensor, "N Q D"], *, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
-    """LiDAR: how many directions tell images apart rather than views of one image (Thilak et al. 2024, section 3).
+    """LiDAR: the effective number of directions that separate images and not views (Thilak et al. 2024, section 3).
 
     The entropy rank of S_w^-1/2 S_b S_w^-1/2. S_b is the covariance of the images' mean embeddings, S_w that of the
     views around their image's mean, plus `delta` on the diagonal. At most N - 1, so take more images than D; the paper
@@ -34,9 +34,9 @@ def lidar(x: Float[Tensor, "N Q D"], *, delta: float = 1e-4, epsilon: float = 1e
     Args:
         x: Q augmented views of each of N images, for example `torch.stack` of Q calls of `extract` on loaders that
             augment.
-        delta: keeps S_w invertible; directions in which views vary by less than it are not told from those.
+        delta: keeps S_w invertible.
     Raises:
-        ValueError: if there is one image, or one view of each.
+        ValueError: if there is only one image, or one view per image.
     """
     images, views, width = x.shape
     if images < 2 or views < 2:
@@ -54,9 +54,9 @@ def lidar(x: Float[Tensor, "N Q D"], *, delta: float = 1e-4, epsilon: float = 1e
 
 
 def alpha_req(x: Float[Tensor, "N D"], *, ranks: tuple[int, int] = (4, 100)) -> float:
-    """alpha-ReQ: how fast the eigenvalues of the covariance fall, lambda_i ~ i^-alpha (Agrawal et al. 2022).
+    """alpha-ReQ: the power-law decay of the covariance eigenvalues, lambda_i ~ i^-alpha (Agrawal et al. 2022).
 
-    Near 1 is what the paper finds to go with good probes; much larger means few directions, much smaller noise.
+    In the paper, values near 1 go with good probes; much larger means few directions, much smaller means noise.
 
     >>> axes = torch.linalg.qr(torch.randn(500, 60, generator=torch.Generator().manual_seed(0)).double()).Q
     >>> axes = torch.linalg.qr(axes - axes.mean(dim=0)).Q
@@ -65,8 +65,8 @@ def alpha_req(x: Float[Tensor, "N D"], *, ranks: tuple[int, int] = (4, 100)) -> 
 
     Args:
         ranks: first and last eigenvalue, counted from 1, of the straight line through log(lambda) over log(i), each
-            weighted by 1 / i. The paper leaves the range open; these are from the authors' published code. Eigenvalues
-            that are zero to rounding are left out.
+            weighted by 1 / i. The paper gives no range; this one is from the authors' published code. Eigenvalues that
+            are zero up to rounding are left out.
     Raises:
         ValueError: if fewer than 3 eigenvalues are left.
     """

@@ -1,4 +1,4 @@
-"""Labeled images for a protocol: some to fit on, others to judge by."""
+"""Labeled images for a protocol: a training and a test set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Prepared:
-    """Images as a network sees them, with their labels."""
+    """Preprocessed images with their labels."""
 
     images: Images
     transform: Callable[[Tensor], Tensor]
@@ -33,7 +33,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Labeled:
-    """Images to fit on, images to judge by, and a description of both."""
+    """Training images, test images, and a description of both."""
 
     train: Images
     test: Images
@@ -41,7 +41,7 @@ class Labeled:
 
     @property
     def classes(self) -> int:
-        """Labels are below this."""
+        """The number of classes: labels are below it."""
         return int(max(labels_of(self.train).max(), labels_of(self.test).max())) + 1
 
     def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[EvalLoader, EvalLoader]:
@@ -57,13 +57,13 @@ class Labeled:
         return loader(TrainSet(self.train, augment, seed), sampler, workers=0)
 
     def affordable(self, per_class: Sequence[int]) -> list[int]:
-        """Those numbers of labels per class that every class has."""
+        """The numbers of labels per class that are available in every class."""
         fewest = int(np.unique(labels_of(self.train), return_counts=True)[1].min())
         return [count for count in per_class if count <= fewest]
 
 
 def open_labeled(
-    data: str | Source, *, channels: int, limit: int | None = None, held_out_share: float = 0.0
+    data: str | Source, *, channels: int, limit: int | None = None, held_out_share: float = 0.0, **reading: Any
 ) -> Labeled:
     """The labeled images of a source, for a probe; see `patchcast.data.Source.labeled`.
 
@@ -71,17 +71,18 @@ def open_labeled(
         data: the source, or one that is open already.
         limit: maximum number of training images, drawn at random with a fixed seed.
         held_out_share: what a run on this source held out.
+        reading: `image_column`, `label_column` and `max_pixels` of `patchcast.data.open_source`.
     Raises:
         ValueError: if the source has no labels.
     """
     if not isinstance(data, Source):
-        data = open_source(data, channels=channels, held_out_share=held_out_share)
+        data = open_source(data, channels=channels, held_out_share=held_out_share, **reading)
     parts = data.labeled(limit)
     return Labeled(parts.train, parts.test, parts.phrase)
 
 
 def labels_of(images: Images) -> np.ndarray:
-    """The class of each image, as the source lists them."""
+    """The class of each image, in the order of the source."""
     labels = images.labels
     assert labels is not None, "a Labeled has labels only"
     return labels

@@ -1,4 +1,4 @@
-"""A network layer by layer: ImageGPT's features are best in the middle of the network, and not at its end."""
+"""Linear probes of each layer: ImageGPT's best features are in the middle of the network."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def extract_imagegpt_layers(
 ) -> dict[int, Features]:
     """The paper's features of every layer, in one pass (Chen et al. 2020, section 2.2).
 
-    Layer l is the input of block l's attention, after its norm, averaged over positions; the last one is the network's
-    output. They are not the raw outputs of blocks that `extract_layers` takes of other backbones.
+    Layer l is the input of block l's attention, after its norm, averaged over positions; the last layer is the
+    network's output. They differ from the raw block outputs that `extract_layers` uses for other backbones.
 
     >>> from patchcast.geometry import Grid
     >>> from patchcast.backbones.imagegpt_network import ImageGPT
@@ -41,10 +41,10 @@ def extract_imagegpt_layers(
     {0: (2, 8), 1: (2, 8), 2: (2, 8), 3: (2, 8)}
 
     Args:
-        loader: yields batches of (images, labels); the images as the tokenizer wants them.
-        device: where the backbone runs, and where it is left. The features come back in main memory, as float32.
+        loader: yields batches of (images, labels), with images as the tokenizer takes them.
+        device: where the backbone runs, and where it stays. Features are returned on the CPU, as float32.
         precision: dtype of autocast (torch.bfloat16); None computes in the weights' own.
-        cache: folder in which features are kept, as in `extract`.
+        cache: folder for cached features, as in `extract`.
     Raises:
         ValueError: if the loader is empty.
     """
@@ -57,10 +57,10 @@ def extract_imagegpt_layers(
 
 
 def probe_layers(train: Mapping[int, Features], test: Mapping[int, Features]) -> dict[int, LinearResult]:
-    """The linear probe of each layer: logistic regression by L-BFGS, its strength chosen on held-out training images.
+    """The linear probe of each layer: logistic regression, with its strength chosen on held-out training images.
 
-    `torch.cat` the features of the layers around the best one, as the paper did of five for its largest model, and
-    give them to `linear_probe` for a wider one.
+    For a wider feature, concatenate several layers around the best one, as the paper does with five for its largest
+    model, and pass them to `linear_probe`.
     """
     return {layer: linear_probe(features, test[layer]) for layer, features in train.items()}
 
@@ -70,7 +70,7 @@ def draw_layers(curves: Mapping[str, Mapping[int, float]], *, axis: str = IMAGEG
 
     Args:
         curves: by name, accuracies in [0, 1] by layer.
-        axis: what a layer is: `IMAGEGPT_LAYERS`, or the `BLOCKS` of `extract_layers`.
+        axis: the axis label: `IMAGEGPT_LAYERS`, or `BLOCKS` for `extract_layers`.
     """
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     plot = figure.subplots()

@@ -1,4 +1,4 @@
-"""`patchcast probe --layers`: where in the network the features are."""
+"""`patchcast probe --layers`: which layers have the best features."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from patchcast.backbones.imagegpt_network import ImageGPTBackbone
 from patchcast.evaluation.features import Features, Loader, extract_layers
 from patchcast.evaluation.layer_probe import BLOCKS, IMAGEGPT_LAYERS, draw_layers, extract_imagegpt_layers, probe_layers
 from patchcast.evaluation.protocol import Protocol, Request, Subject, new_table
+from patchcast.files import write_figure
 
 Curve = dict[int, float]
 
@@ -59,7 +60,7 @@ class LayerProtocol(Protocol[Curve]):
 
     def save_pictures(self, results: Mapping[str, Curve], out: Path) -> list[Path]:
         picture = out.with_suffix(".png")
-        draw_layers(results, axis=self.axis, title=f"Linear probe on {self.description}").savefig(picture, dpi=120)
+        write_figure(draw_layers(results, axis=self.axis, title=f"Linear probe on {self.description}"), picture)
         return [picture]
 
 

@@ -1,4 +1,4 @@
-"""The linear probe: logistic regression, fitted to convergence, its one setting chosen on held-out training images."""
+"""The linear probe: logistic regression to convergence, with its strength chosen on held-out training images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from patchcast.data.splits import stratified_split
 from patchcast.evaluation.features import Features, check_probe
 
-STRENGTHS = tuple(10 ** (half / 2) for half in range(-10, 5))  # 1e-5 to 100 in half decades
+STRENGTHS = tuple(10 ** (half / 2) for half in range(-10, 5))  # 1e-5 to 100, two per decade
 
 
 @dataclass(frozen=True)
 class LogisticProbe:
-    """A fitted linear classifier over standardised features.
+    """A fitted linear classifier of standardized features.
 
     Attributes:
-        mean, scale: of the training features, by which all are standardised.
+        mean, scale: of the training features, for standardization.
         classes: label of each output.
         strength: scikit-learn's C, the weight of the data against the penalty.
     """
@@ -46,12 +46,12 @@ class LogisticProbe:
 
 @dataclass(frozen=True)
 class LinearResult:
-    """What the linear probe found.
+    """The result of the linear probe.
 
     Attributes:
         accuracy: on the test images, in [0, 1].
         strength: the chosen C.
-        validation: held-out accuracy at each strength; empty if there was one strength only.
+        validation: held-out accuracy for each strength; empty if there was only one.
         probe: the classifier, fitted on all training images.
     """
 
@@ -64,11 +64,11 @@ class LinearResult:
 def linear_probe(
     train: Features, test: Features, *, strengths: Sequence[float] = STRENGTHS, held_out: float = 0.2, seed: int = 0
 ) -> LinearResult:
-    """Multinomial logistic regression on standardised features, the L2 strength chosen on held-out training images.
+    """Multinomial logistic regression on standardized features; the L2 strength is chosen on held-out training images.
 
-    Minimises C * sum of cross-entropies + ||w||^2 / 2, the intercept unpenalised, as scikit-learn's
-    `LogisticRegression` does. Each strength is fitted on a stratified part of `train` and judged on the rest; the best
-    (the most regularised among equals) is fitted again on all of `train`. `test` is looked at once.
+    Minimizes C * sum of cross-entropies + ||w||^2 / 2, without a penalty on the intercept, as scikit-learn's
+    `LogisticRegression`. Each strength is fitted on a stratified part of `train` and evaluated on the rest; the best
+    (of equals, the smallest) is fitted again on all of `train`. `test` is used once.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> labels = torch.arange(60) % 3
@@ -77,11 +77,11 @@ def linear_probe(
     1.0
 
     Args:
-        strengths: values of C. With a single one nothing is held out.
-        held_out: share of each class to choose the strength on.
+        strengths: values of C. With a single one, no images are held out.
+        held_out: share of each class for choosing the strength.
         seed: of the held-out draw, the only random step.
     Raises:
-        ValueError: if the features cannot be probed, or a class has a single image to choose a strength with.
+        ValueError: if the features cannot be probed, or a class has only one image, so that none can be held out.
     """
     check_probe(train, test)
     if not strengths or min(strengths) <= 0:
@@ -98,37 +98,37 @@ def linear_probe(
 
 
 def logistic_path(train: Features, strengths: Sequence[float]) -> Iterator[LogisticProbe]:
-    """Fitted classifiers from the smallest strength to the largest, each started from the one before.
+    """Fitted classifiers from the smallest strength to the largest, each initialized with the previous one.
 
     >>> train = Features(torch.tensor([[0.], [1.], [2.], [3.]]), torch.tensor([0, 0, 1, 1]))
     >>> [round(float(probe.weight[0, 1]), 3) for probe in logistic_path(train, (0.1, 1.0))]
     [0.149, 0.684]
 
-    L-BFGS in double precision, in coordinates where the problem is round: the features are rotated onto their
-    principal axes, which leaves the penalty as it is, and each axis is scaled by the curvature expected along it. That
-    takes tens of evaluations where the plain problem takes hundreds, and fewer axes than images where images are few.
+    L-BFGS in double precision with preconditioning: features are rotated onto their principal axes, which does not
+    change the penalty, and each axis is scaled by its expected curvature. This takes tens of evaluations instead of
+    hundreds, and with few images there are fewer axes than features.
     """
-    x, mean, scale = standardise(train.x)
+    x, mean, scale = standardize(train.x)
     z, axes, variance = principal_axes(x)
     z = F.pad(z, (0, 1), value=1.0)  # the intercept is the last coordinate
     classes, targets = train.labels.unique(return_inverse=True)
     weight = z.new_zeros(z.shape[1], len(classes))
     for strength in sorted(strengths):
-        weight = _minimise(z, targets, variance, strength, start=weight)
+        weight = _minimize(z, targets, variance, strength, start=weight)
         yield LogisticProbe(mean, scale, axes @ weight[:-1], weight[-1], classes, strength)
 
 
-def standardise(
+def standardize(
     x: Float[Tensor, "N D"],
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, " D"], Float[Tensor, " D"]]:
-    """Each feature with mean 0 and variance 1, in double precision, and the mean and scale that did it.
+    """Features with mean 0 and variance 1 in double precision, and the mean and scale that were used.
 
-    >>> standardise(torch.tensor([[1., 5.], [3., 5.]]))[0].tolist()
+    >>> standardize(torch.tensor([[1., 5.], [3., 5.]]))[0].tolist()
     [[-1.0, 0.0], [1.0, 0.0]]
     """
     x = x.double()
     mean, scale = x.mean(dim=0), x.std(dim=0, correction=0)
-    # A constant feature has a spread of rounding errors at most, which must not be blown up to one.
+    # A constant feature varies by rounding errors only, which must not be scaled up to variance 1.
     scale = torch.where(scale > 1e-12 * (1 + mean.abs()), scale, 1.0)
     return (x - mean) / scale, mean, scale
 
@@ -136,7 +136,7 @@ def standardise(
 def principal_axes(
     x: Float[Tensor, "N D"],
 ) -> tuple[Float[Tensor, "N R"], Float[Tensor, "D R"], Float[Tensor, " R"]]:
-    """Coordinates, directions and squared lengths along the directions in which `x` varies.
+    """Coordinates, directions and squared lengths along the principal axes of `x`.
 
     >>> principal_axes(torch.tensor([[3., 0., 4.]]))[2].tolist()
     [25.0]
@@ -151,7 +151,7 @@ def principal_axes(
     return sides[:, keep] * lengths, x.T @ sides[:, keep] / lengths, squares[keep]
 
 
-def _minimise(
+def _minimize(
     z: Float[Tensor, "N R1"],
     targets: Int[Tensor, " N"],
     variance: Float[Tensor, " R"],

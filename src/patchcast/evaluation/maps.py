@@ -1,4 +1,4 @@
-"""What the features of units look like: their first three principal components as colours."""
+"""Pictures of unit features: their first three principal components as colors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from patchcast.geometry import Grid
 def pca_maps(units: Float[Tensor, "B N D"], grid: Grid) -> UInt8[Tensor, "B 3 rows cols"]:
     """The first three principal components over the units of all images together, as red, green and blue.
 
-    Units of one colour have like features, in one image and from image to image. Each component runs over the middle 98
-    of its values; its sign, and so the colours themselves, mean nothing.
+    Units of similar color have similar features, within and across images. Each component runs over the middle 98
+    of its values; its sign, and so the colors themselves, have no meaning.
 
     >>> left_and_right = torch.randn(2, 1, 8).repeat_interleave(8, dim=1).view(1, 16, 8)
     >>> pca_maps(left_and_right, Grid(4, 4)).shape

@@ -1,4 +1,4 @@
-"""Floors for a loss on codes: what counting alone predicts. A network that is not below them has learnt nothing."""
+"""Baselines for a loss on codes, from counting. A network that is not below them has learned nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Floors:
 
     Attributes:
         uniform: the logarithm of the vocabulary.
-        unigram: predicted by how often a code occurs in the training images.
-        bigram: by how often it follows the code before it, row by row.
+        unigram: predicted from code frequencies in the training images.
+        bigram: predicted from the frequencies of pairs of consecutive codes, row by row.
     """
 
     uniform: float
@@ -29,10 +29,10 @@ class Floors:
 
 
 def floors(train: Int[Tensor, "M N"], test: Int[Tensor, "B N"], vocabulary: int) -> Floors:
-    """Count codes and pairs of codes in the training images, and score the test images by them.
+    """Count codes and pairs of codes in the training images, and evaluate on the test images.
 
-    Pairs are mixed with single codes, as if each code had been followed by that many more of those; the number is the
-    best of five on the test images, so that the floor is rather too low than too high.
+    Pair counts are smoothed with single-code counts. The amount of smoothing is the best of five on the test images, so
+    the floor is too low rather than too high.
 
     >>> coin = torch.randint(2, (500, 16), generator=torch.Generator().manual_seed(0))
     >>> print(floors(coin[:400].cumsum(1) % 2, coin[400:].cumsum(1) % 2, 2))
@@ -55,7 +55,7 @@ def floors(train: Int[Tensor, "M N"], test: Int[Tensor, "B N"], vocabulary: int)
 def bits_per_pixel(nats_per_code: float, *, pixels_per_code: int = 1) -> float:
     """A loss in nats per code as bits per pixel of the image that the codes stand for.
 
-    With a palette that is the quantised image: not comparable with bits per dimension of models of 8-bit pixels.
+    With a palette this is the quantized image: not comparable with bits per dimension of models of 8-bit pixels.
 
     >>> round(bits_per_pixel(2.0895), 3)
     3.015

@@ -1,10 +1,10 @@
-"""What every evaluation protocol is: a way to measure a network, which `patchcast probe` loops over the rows with."""
+"""`Protocol`: the interface of evaluation protocols, which `patchcast probe` applies to every row."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,19 +18,19 @@ from patchcast.evaluation.intervals import Interval, paired_accuracy_difference
 from patchcast.evaluation.labeled import Labeled, open_labeled
 
 OURS, UNTRAINED = "pretrained", "untrained"
-"""Names of the rows of the network that is probed, and of the same network before training."""
+"""Names of the rows of the probed network, and of the same network before training."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, and how images are prepared for it.
+    """A network and its preprocessing.
 
     Attributes:
-        evaluate: the whole image, without anything random.
-        augment: as in training.
-        size: (height, width) of what it sees.
+        evaluate: deterministic preprocessing.
+        augment: the augmentation of training.
+        size: (height, width) of the input.
         is_trained: False for initial weights.
     """
 
@@ -43,15 +43,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of any protocol.
+    """The arguments of every protocol.
 
     Attributes:
         data: the source of images.
         channels: of the images.
-        is_own: whether the data is the run's own, and not named by `--data`.
+        is_own: whether the data is the run's own, and not given by `--data`.
         limit: maximum number of training images.
         device: where networks run.
-        cache: folder for features, of protocols that keep them.
+        cache: folder for cached features.
+        reading: how the images are read: `image_column`, `label_column` and `max_pixels` of `open_source`.
         held_out_share: share of the data that the run held out, if it is the run's own.
     """
 
@@ -61,6 +62,7 @@ class Request:
     limit: int | None = None
     device: str = "cpu"
     cache: Path | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
     held_out_share: float = 0.0
 
     def labeled(self) -> Labeled:
@@ -69,7 +71,13 @@ class Request:
         Raises:
             ValueError: if they have no labels.
         """
-        return open_labeled(self.data, channels=self.channels, limit=self.limit, held_out_share=self.held_out_share)
+        return open_labeled(
+            self.data,
+            channels=self.channels,
+            limit=self.limit,
+            held_out_share=self.held_out_share,
+            **self.reading,
+        )
 
 
 class Protocol(ABC, Generic[Result]):
@@ -78,8 +86,8 @@ class Protocol(ABC, Generic[Result]):
 
     Attributes:
         file: name, without its ending, of the JSON file in a run's folder.
-        description: what is measured on, in words.
-        cache: folder in which features are kept; None for none.
+        description: of the data, as text.
+        cache: folder for cached features; None for none.
     """
 
     file: str
@@ -88,30 +96,30 @@ class Protocol(ABC, Generic[Result]):
 
     @abstractmethod
     def __init__(self, options: Any, request: Request, subject: Subject) -> None:
-        """Open the data, and check the options: nothing is computed before they are known to be right."""
+        """Open the data and check the options, before anything is computed."""
 
     @abstractmethod
     def measure(self, subject: Subject) -> Result:
         """Measure one network."""
 
     def baselines(self, subject: Subject) -> Iterator[tuple[str, Callable[[], Result]]]:
-        """Names of rows that need no network, and how to measure them on images as the network sees them."""
+        """Names of rows without a network, and functions that measure them on the network's preprocessed images."""
         return iter(())
 
     @abstractmethod
     def tables(self, results: Mapping[str, Result]) -> list[Table]:
-        """For the terminal: a row for each result."""
+        """Tables for the terminal, with one row per result."""
 
     @abstractmethod
     def record(self, results: Mapping[str, Result]) -> dict[str, Any]:
-        """For the JSON file: each result by its name, and what they have in common."""
+        """The content of the JSON file: each result by its name, and common entries."""
 
     def correct(self, result: Result) -> Tensor | None:
-        """Which test images a result got right, if it is of that kind: then rows are compared image by image."""
+        """The test images that were classified correctly, if there are any; rows are then compared image by image."""
         return None
 
     def comparisons(self, results: Mapping[str, Result]) -> list[str]:
-        """One line for each row that the pretrained network is compared with."""
+        """One line per row that the pretrained network is compared with."""
         ours = self.correct(results[OURS]) if OURS in results else None
         others = {name: self.correct(result) for name, result in results.items() if name != OURS}
         return [
@@ -121,7 +129,7 @@ class Protocol(ABC, Generic[Result]):
         ]
 
     def save_pictures(self, results: Mapping[str, Result], out: Path) -> list[Path]:
-        """Draw pictures next to the JSON file; returns where they are."""
+        """Draw pictures next to the JSON file; returns their paths."""
         return []
 
 
@@ -136,7 +144,7 @@ def new_table(description: str, first: str, *columns: str, title: str = "Accurac
 
 
 def percent(interval: Interval, form: str = ".1f") -> str:
-    """A share with its interval.
+    """A share with its interval, in per cent.
 
     >>> percent(Interval(0.5, 0.4, 0.6))
     '50.0 [40.0, 60.0]'

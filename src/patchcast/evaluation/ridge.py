@@ -1,4 +1,4 @@
-"""A linear probe in closed form, for few labels: its penalty has to be chosen on the labels themselves."""
+"""A closed-form linear probe for few labels, with the penalty chosen on these labels."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchcast.evaluation.features import Features
-from patchcast.evaluation.linear import principal_axes, standardise
+from patchcast.evaluation.linear import principal_axes, standardize
 
-# Of the penalty, per feature. Wide, because feature sets want very different ones: the choice of a single penalty
-# would decide which of them looks best.
+# Penalties per feature. The range is wide because feature sets need very different ones: a fixed penalty would
+# decide which of them looks best.
 PENALTIES = tuple(10 ** (half / 2) for half in range(-8, 9))
 
 
 def ridge_accuracy(train: Features, test: Features) -> float:
-    """Accuracy, in [0, 1], of ridge regression to one-hot labels, its penalty chosen by exact leave-one-out.
+    """Accuracy, in [0, 1], of ridge regression to one-hot labels, with the penalty chosen by exact leave-one-out.
 
-    The features are standardised on `train`. The leave-one-out error of every penalty follows from one decomposition
-    (Allen's PRESS, 1974), so nothing is held out and nothing is iterated. The same answer as scikit-learn's
-    `RidgeClassifierCV`. With 1 or 2 labels per class there is hardly anything to choose by, and features whose signal
-    lies in directions of little variance look worse than they are.
+    Features are standardized on `train`. The leave-one-out error of every penalty follows from one decomposition
+    (Allen's PRESS, 1974), so no images are held out. The result is that of scikit-learn's `RidgeClassifierCV`. With 1
+    or 2 labels per class, the choice is very noisy, and features whose signal is in directions of little variance look
+    worse than they are.
 
     >>> import torch
     >>> train = Features(torch.tensor([[0.], [1.], [4.], [5.]]), torch.tensor([3, 3, 7, 7]))
     >>> ridge_accuracy(train, Features(torch.tensor([[-1.], [9.]]), torch.tensor([3, 7])))
     1.0
     """
-    x, mean, scale = standardise(train.x)
+    x, mean, scale = standardize(train.x)
     classes, targets = train.labels.unique(return_inverse=True)
     one_hot = F.one_hot(targets, len(classes)).to(x)
     y = one_hot - one_hot.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Weights in from the papers', transformers' and timm's formats, and out again."""
+"""Weights from and to the formats of the papers, transformers and timm."""
 
 from patchcast.interop.aim_weights import load_aim, load_aim_probe
 from patchcast.interop.ijepa_weights import load_ijepa

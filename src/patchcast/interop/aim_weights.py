@@ -1,4 +1,4 @@
-"""AIM checkpoints in the published format: trunks, and the attentive probes that came with them."""
+"""AIM checkpoints in the published format: trunks and their attentive probes."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ PROBE = {
 
 
 def load_aim(backbone: Backbone, path: str | Path) -> None:
-    """Load a trunk in AIM's published format into a timm ViT of its size; a probe in the same file is left out.
+    """Load a trunk in AIM's published format into a timm ViT of its size. A probe in the same file is ignored.
 
-    The result is timm's: `backbone.model.state_dict()` loads into `timm.create_model` with `aim_args(size)`. Positions
-    are no part of the format: they are computed, for the grid of the backbone.
+    `backbone.model.state_dict()` loads into `timm.create_model` with `aim_args(size)`. The format has no positions:
+    they are computed for the grid of the backbone.
 
     >>> from patchcast.backbones import wrap
     >>> from patchcast.backbones.aim_network import aim_vit
@@ -54,7 +54,7 @@ def load_aim(backbone: Backbone, path: str | Path) -> None:
                 name = re.sub(pattern, ours, name)
             state[name] = value
     if not state:
-        raise ValueError(f"{path} holds no trunk; the files of AIM's heads go into load_aim_probe")
+        raise ValueError(f"{path} holds no trunk; use load_aim_probe for the files of AIM's heads")
     grid = backbone.grid(backbone.image_size)
     state["pos_embed"] = sincos_positions(grid, backbone.width)[None]
     load_exactly(backbone.model, state, source=str(path), fresh=tuple(backbone.unused()))
@@ -67,7 +67,7 @@ def load_aim_probe(path: str | Path, *, heads: int) -> AttentiveProbe:
     last layers; of the best layers, blocks 14 to 19 for 0.6B and 7B and 12 to 17 for 1B and 3B, counted from 0.
 
     Args:
-        heads: as many as the trunk's, which the file does not tell.
+        heads: the trunk's number of heads, which the file does not contain.
     Raises:
         ValueError: if the file holds no probe.
     """

@@ -1,6 +1,6 @@
-"""The README.md of exported weights: a model card that says what the run was, what it reached, and how to load it.
+"""The README.md of exported weights: a model card with the run's recipe, its results, and how to load it.
 
-Its text is `card.md.jinja`, and the code that loads the weights `loading.py.jinja`.
+Its text is in `card.md.jinja`, and the code that loads the weights in `loading.py.jinja`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
+from patchcast.files import write_text
 from patchcast.geometry import to_rows
 from patchcast.interop.export_formats import Exported
 from patchcast.methods import Method
@@ -34,7 +35,7 @@ TEMPLATES = Environment(
 HUB_LIBRARIES = {"timm": "timm", "transformers": "transformers", "onnx": "onnx", "torch": "pytorch"}
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's names of images by their number of channels."""
+"""Pillow's image modes by number of channels."""
 RESIZING = {
     "center": "Other images are resized (bicubic, antialiased) to just cover that size, and their center is cut out.",
     "squash": "Other images are resized to that size, whatever their shape (bicubic, antialiased).",
@@ -77,11 +78,11 @@ def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) 
         std=list(recipe.std),
         resizing=RESIZING[recipe.crop_mode],
     )
-    card.save(out / "README.md")
+    write_text(out / "README.md", str(card))
 
 
 def markdown(text: str) -> str:
-    r"""Text as Markdown that shows exactly this text, on one line.
+    r"""Escape text for Markdown, on one line.
 
     >>> markdown("a_b | `c`"), markdown("x\n# y")
     ('a\\_b \\| \\`c\\`', 'x \\# y')
@@ -90,21 +91,23 @@ def markdown(text: str) -> str:
 
 
 def fenced(code: str, language: str) -> str:
-    """A block of code, in a fence that is longer than any in the code."""
+    """A code block, with a fence longer than any in the code."""
     longest = max((len(ticks) for ticks in re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{code}\n{fence}"
 
 
 def command(recipe: Recipe) -> str:
-    """The command that learns the same again, with every resolved option, and paths by their last part.
+    """The command that repeats the training, with every resolved option, and only the last part of paths.
 
     >>> recipe = Recipe("mae", "test_vit", "/home/me/photos", Path("runs/first"), steps=9, flip=True)
     >>> print(command(recipe))
     patchcast pretrain --method mae --model test_vit --data photos --out RUN --flip --steps 9
     """
     words = ["patchcast", "pretrain"]
-    recipe = dataclasses.replace(recipe, model_args=_placeless(recipe.model_args))
+    # As a `Recipe`, whose defaults are those of the command line: a resolved one has the defaults of earlier versions.
+    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
+    recipe = Recipe(**{**values, "model_args": _placeless(recipe.model_args)})
     for name, typed in words_of(recipe):
         if name == "out":
             words += ["--out", "RUN"]
@@ -123,13 +126,13 @@ def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, wh
     encoder = backbone.tile if isinstance(backbone, Tiled) and to == "timm" else backbone
     height, width = _image_size(recipe, to)
     code = TEMPLATES.get_template("loading.py.jinja").render(
-        to="imagegpt" if to == "transformers" and method.codes == "colours" else to,
+        to="imagegpt" if to == "transformers" and method.codes == "colors" else to,
         where=repr(where),
         name=repr(name),
         file=file,
         is_download=is_download,
         is_plain=to == "timm" and _is_plain(encoder),
-        # Of what timm's `forward_features` returns: the units, and the dimensions over which they lie.
+        # How to select the units from timm's `forward_features`, and the dimensions over which to take the mean.
         units=f"[:, {encoder.features_prefix}:]" if encoder.features_prefix else "",
         dims={"NLC": "1", "NHWC": "(1, 2)", "NCHW": "(2, 3)"}[encoder.features_layout],
         mode=MODES.get(recipe.channels),
@@ -145,7 +148,7 @@ def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, wh
 
 @torch.no_grad()
 def _is_plain(backbone: Backbone) -> bool:
-    """Whether the model's own features are one tensor of prefix tokens and units in their order."""
+    """Whether the model's own features are one tensor of prefix tokens and units, in order."""
     images = torch.randn(1, backbone.channels, *backbone.image_size, generator=torch.Generator().manual_seed(0))
     features = backbone.model.forward_features(images)
     if not isinstance(features, torch.Tensor):
@@ -155,7 +158,7 @@ def _is_plain(backbone: Backbone) -> bool:
 
 
 def _image_size(recipe: Resolved, to: str) -> tuple[int, int]:
-    """Of the input; for timm, which has the network of one tile only, of a tile."""
+    """The size of the input; for timm, which gets the network of one tile only, of a tile."""
     return (recipe.tile_size, recipe.tile_size) if to == "timm" and recipe.tile_size else recipe.image_size
 
 
@@ -195,7 +198,7 @@ def _results(run: Path) -> Iterator[tuple[str, str]]:
 
 
 def _probes(run: Path) -> Iterator[tuple[str, str]]:
-    """Accuracies with their intervals or spreads, of every probe that was run."""
+    """Accuracies of every probe that was run, with their intervals or standard deviations."""
     for name in ("probe", "attentive", "finetune"):
         results = _read(run / f"{name}.json")
         if "data" in results:
@@ -204,7 +207,7 @@ def _probes(run: Path) -> Iterator[tuple[str, str]]:
 
 
 def _accuracies(results: Any, label: str = "") -> Iterator[tuple[str, str]]:
-    """Everything in a probe's file that is an accuracy and has an interval or a spread, at any depth."""
+    """Every accuracy in a probe's file that has an interval or a standard deviation, at any depth."""
     if isinstance(results, list):
         for result in results:
             yield from _accuracies(result, label)
@@ -239,6 +242,6 @@ def _placeless(value: Any) -> Any:
 
 
 def _without_place(value: str) -> str:
-    """Of an absolute path its last part: the rest says something about a person's machine."""
+    """The last part of an absolute path: the rest may identify a user or machine."""
     path = value.removeprefix("local-dir:").rpartition("=")[2]  # `local-dir:FOLDER` and `MODEL=FILE`
     return Path(path).name if path.startswith(("/", "~")) else value

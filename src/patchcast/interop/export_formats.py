@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
-from patchcast.data.transforms import Normalise
+from patchcast.data.transforms import Normalize
+from patchcast.files import write_weights
 from patchcast.interop import save_imagegpt, save_mae
 from patchcast.interop.graph import Difference, save_onnx, save_torch
 from patchcast.interop.timm_weights import save_pretrained
@@ -23,7 +23,7 @@ from patchcast.recipe import Resolved
 
 @dataclass(frozen=True)
 class Exported:
-    """What is exported: a run's pretrainer, and how it was trained."""
+    """What is exported: a run's pretrainer, recipe and method."""
 
     recipe: Resolved
     method: Method
@@ -33,45 +33,44 @@ class Exported:
 
 def default_format(method: Method) -> str:
     """The library that a method's networks come from."""
-    return "transformers" if method.codes == "colours" else "timm"
+    return "transformers" if method.codes == "colors" else "timm"
 
 
 def is_exported(method: Method) -> bool:
-    """Whether another library can hold the network: none has a masked ImageGPT."""
-    return method.codes != "colours" or method.causal
+    """Whether another library has this network: none has a masked ImageGPT."""
+    return method.codes != "colors" or method.causal
 
 
 def exported_as(method: Method) -> str:
-    """Which file of a finished run holds its weights, in words."""
+    """The files of a finished run that hold its weights, as text."""
     if not is_exported(method):
         return "the weights (pretrainer.safetensors)"
     return f"the weights for {default_format(method)} (model.safetensors, config.json)"
 
 
 def write_encoder(encoder: Exported, out: Path, *, to: str | None = None) -> None:
-    """Write an encoder; of a tiled network the encoder of one tile, and the positions of tiles in a file of their own.
+    """Write an encoder. For a tiled network, write the encoder of one tile, and the positions of tiles to another file.
 
     Args:
         to: one of `EXPORT_FORMATS`; None: the library that the network comes from.
     Raises:
-        ValueError: if the format cannot hold the network.
+        ValueError: if the network cannot be written in this format.
     """
     EXPORT_FORMATS[to or default_format(encoder.method)](encoder, out)
 
 
 def _for_timm(source: Exported, out: Path) -> None:
     recipe = source.recipe
-    if source.method.codes == "colours":
+    if source.method.codes == "colors":
         raise ValueError(
-            "timm has no ImageGPT; leave out --to, which writes it for transformers, or take onnx or torch"
+            "timm has no ImageGPT; leave out --to to write it for transformers, or use --to onnx or --to torch"
         )
     encoder = source.pretrainer.backbone
     if isinstance(encoder, Tiled):
         positions = {
             name: weight for name, weight in encoder.model.state_dict().items() if not name.startswith("tile.")
         }
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(positions, out / "tiles.safetensors")
+        write_weights(positions, out / "tiles.safetensors")
         encoder = encoder.tile
     save_pretrained(
         encoder.model,
@@ -85,13 +84,13 @@ def _for_timm(source: Exported, out: Path) -> None:
 
 
 def _for_transformers(source: Exported, out: Path) -> None:
-    if source.method.codes == "colours":
+    if source.method.codes == "colors":
         save_imagegpt(source.pretrainer, out, squash=source.recipe.crop_mode == "squash")
     elif source.recipe.method == "mae":
         recipe = source.recipe
         save_mae(source.pretrainer, out, mean=recipe.mean, std=recipe.std, squash=recipe.crop_mode == "squash")
     else:
-        raise ValueError(f"transformers has MAE and ImageGPT only; for {source.recipe.method} take --to timm")
+        raise ValueError(f"transformers has MAE and ImageGPT only; for {source.recipe.method} use --to timm")
 
 
 def _for_torch(source: Exported, out: Path) -> None:
@@ -115,7 +114,7 @@ EXPORT_FORMATS: dict[str, Callable[[Exported, Path], None]] = {
 
 
 def trial_images(recipe: Resolved) -> list[Tensor]:
-    """Batches of 1 and 3 images of noise, and of 1 and 3 with the spectrum of photographs, normalised as the run's.
+    """Batches of 1 and 3 images of noise, and of 1 and 3 with the spectrum of photographs, normalized as in the run.
 
     Photographs have amplitudes that fall as one over the frequency (Field 1987): large smooth parts, and edges of all
     sizes.
@@ -126,6 +125,6 @@ def trial_images(recipe: Resolved) -> list[Tensor]:
     frequency = (torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width).square()).sqrt()
     smooth = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency.clamp_min(1 / max(height, width)), (height, width))
     smooth = (0.5 + 0.2 * smooth / smooth.std(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
-    normalise = Normalise(recipe.mean, recipe.std)
-    natural = torch.stack([normalise(image) for image in smooth])
+    normalize = Normalize(recipe.mean, recipe.std)
+    natural = torch.stack([normalize(image) for image in smooth])
     return [noise[:1], noise[1:], natural[:1], natural[1:]]

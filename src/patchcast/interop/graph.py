@@ -1,4 +1,4 @@
-"""The encoder as one graph that runs without this library: torch.export's file, and ONNX."""
+"""Export the encoder as a graph that runs without this library: torch.export and ONNX."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone
+from patchcast.files import full_disk, unfinished_folder
 
 TOLERANCE = 1e-4
-"""Of the largest value of a feature; float32 in another order of summation differs by about a hundredth of it."""
+"""Relative to the largest feature value. Another order of summation in float32 differs by about a hundredth of this."""
 Forward = Callable[[Tensor], Sequence[Tensor]]
 T = TypeVar("T")
 
 
 class Difference(NamedTuple):
-    """Between a file's outputs and the backbone's own: the greatest one, and the largest value that there is."""
+    """The greatest difference between the outputs of a file and of the backbone, and the largest output value."""
 
     greatest: float
     largest: float
@@ -34,7 +35,7 @@ class Difference(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """What is exported: from normalised images to their embeddings, and the features of their units, row by row.
+    """What is exported: from normalized images to their embeddings and the features of their units, row by row.
 
     >>> from patchcast.backbones import wrap
     >>> embedding, units = Encoder(wrap("test_vit", img_size=32))(torch.zeros(2, 3, 32, 32))
@@ -52,27 +53,29 @@ class Encoder(nn.Module):
 
 
 def save_torch(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ C H W"]]) -> Difference:
-    """Write what `torch.export.load(file).module()` makes a module of, for batches of any number of images.
+    """Write an exported program for `torch.export.load(file).module()`, for any batch size.
 
     Args:
-        images: batches on which the file, read back, must give what the backbone gives.
+        images: batches on which the outputs of the file must equal those of the backbone.
     Raises:
-        ValueError: if the backbone cannot be exported, or the file gives something else; no file is left then.
+        ValueError: if the backbone cannot be exported, or the outputs differ; no file is written then.
     """
-    torch.export.save(_program(backbone), file)
-    return _checked(file, torch.export.load(file).module(), backbone, images)
+    program, file = _program(backbone), Path(file)
+    with unfinished_folder(file.parent) as unfinished:
+        torch.export.save(program, unfinished / file.name)
+        return _checked(file, torch.export.load(unfinished / file.name).module(), backbone, images)
 
 
 def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ C H W"]]) -> Difference:
-    """Write an ONNX model with the input `images` and the outputs `embedding` and `units`, for any number of images.
+    """Write an ONNX model with the input `images` and the outputs `embedding` and `units`, for any batch size.
 
-    Needs onnx, onnxscript and onnxruntime, which `pip install 'patchcast[export]'` brings.
+    Needs onnx, onnxscript and onnxruntime: `pip install 'patchcast[export]'`.
 
     Args:
-        images: batches on which the file, run by onnxruntime, must give what the backbone gives.
+        images: batches on which the outputs of the file, run by onnxruntime, must equal those of the backbone.
     Raises:
-        ValueError: if one of these is missing, the backbone cannot be exported, or the file gives something else; no
-            file is left then.
+        ValueError: if one of these packages is missing, the backbone cannot be exported, or the outputs differ; no file
+            is written then.
     """
     try:
         import onnxruntime
@@ -81,23 +84,27 @@ def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ 
         raise ValueError(
             f"ONNX needs onnx, onnxscript and onnxruntime ({missing}): pip install 'patchcast[export]'"
         ) from missing
-    program = _program(backbone)
+    program, file = _program(backbone), Path(file)
 
-    def session_of(program: torch.export.ExportedProgram) -> Any:
+    def session_of(program: torch.export.ExportedProgram, file: Path) -> Any:
         made = torch.onnx.export(program, dynamo=True, verbose=False)
         assert made is not None
         _name(made.model.graph, inputs=["images"], outputs=["embedding", "units"])
         made.save(file)
         return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
-    with _refusing(backbone, "ONNX", "--to torch may"), _quiet():
-        # Attention within windows has five dimensions, for which ONNX has no attention, but products and a softmax.
-        session = _first_of(lambda: session_of(program), lambda: session_of(program.run_decompositions()))
+    with unfinished_folder(file.parent) as folder:
+        unfinished = folder / file.name
+        with _refusing(backbone, "ONNX", "--to torch may"), _quiet():
+            # Attention within windows has five dimensions. ONNX has no such attention, but products and a softmax.
+            session = _first_of(
+                lambda: session_of(program, unfinished), lambda: session_of(program.run_decompositions(), unfinished)
+            )
 
-    def run(batch: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(output) for output in session.run(None, {"images": batch.numpy()})]
+        def run(batch: Tensor) -> list[Tensor]:
+            return [torch.from_numpy(output) for output in session.run(None, {"images": batch.numpy()})]
 
-    return _checked(file, run, backbone, images)
+        return _checked(file, run, backbone, images)
 
 
 def _program(backbone: Backbone) -> torch.export.ExportedProgram:
@@ -105,13 +112,13 @@ def _program(backbone: Backbone) -> torch.export.ExportedProgram:
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
     trace = partial(torch.export.export, Encoder(backbone).eval(), (example,), dynamic_shapes=shapes)
     with _refusing(backbone, "torch.export", "--to timm may"), _quiet(), torch.no_grad():
-        backbone.units(example)  # a palette looks up its table when it is first needed, which no graph can hold
-        # The first is quick, and takes the size of a batch for a constant where a model computes with it in Python.
+        backbone.units(example)  # a palette builds its table on first use, which cannot be traced
+        # Non-strict tracing is fast, but fixes the batch size in models that compute with it in Python.
         return _first_of(partial(trace, strict=False), partial(trace, strict=True))
 
 
 def _first_of(*ways: Callable[[], T]) -> T:
-    """What the first way gives that does not fail; if all do, the error of the last."""
+    """The result of the first function that does not raise an error; if all do, the error of the last."""
     for way in ways[:-1]:
         with contextlib.suppress(Exception):
             return way()
@@ -119,7 +126,7 @@ def _first_of(*ways: Callable[[], T]) -> T:
 
 
 def _name(graph: Any, *, inputs: list[str], outputs: list[str]) -> None:
-    """Name what goes in and out, and its batches; a value inside that has such a name gets another."""
+    """Name the inputs, the outputs and their batch dimension; inner values with such a name are renamed."""
     for node in graph:
         for value in node.outputs:
             if value.name in (*inputs, *outputs):
@@ -137,31 +144,31 @@ def _checked(file: Path, run: Forward, backbone: Backbone, images: Sequence[Tens
             greatest = max(greatest, float((theirs - own).abs().max()))
             largest = max(largest, float(own.abs().max()))
     difference = Difference(greatest, largest)
-    if not greatest <= TOLERANCE * largest:  # also where it is no number
-        for part in (file, file.with_name(f"{file.name}.data")):
-            part.unlink(missing_ok=True)
-        raise ValueError(f"{file.name} does not give what {backbone.name} gives: it differs by {difference}")
+    if not greatest <= TOLERANCE * largest:  # also if it is NaN
+        raise ValueError(f"{file.name} does not compute what {backbone.name} computes: it differs by {difference}")
     return difference
 
 
 @contextlib.contextmanager
 def _refusing(backbone: Backbone, exporter: str, instead: str) -> Iterator[None]:
-    """Exporters fail with errors of any kind, pages long: one sentence of them is for the user."""
+    """Exporters raise long errors of any kind: raise their first line as a ValueError."""
     try:
         yield
     except Exception as problem:
+        if full_disk(problem):
+            raise
         cause: BaseException = problem
         while cause.__cause__ is not None:
             cause = cause.__cause__
         first = str(cause).strip().split("\n")[0][:200]
         raise ValueError(
-            f"{backbone.name} cannot be exported by {exporter} ({type(cause).__name__}: {first}); {instead} take it"
+            f"{backbone.name} cannot be exported by {exporter} ({type(cause).__name__}: {first}); {instead} work"
         ) from problem
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' notes to those who develop them."""
+    """Suppress the exporters' messages to their developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -24,10 +24,11 @@ def load_ijepa(pretrainer: Pretrainer, path: str | Path) -> None:
 
     The original's ViT has no class token and a final norm: `wrap("vit_huge_patch14_224", class_token=False,
     global_pool="avg", fc_norm=False)` for ViT-H/14, with `ijepa(backbone, predictor_width=384, predictor_depth=12,
-    predictor_heads=16)`. The checkpoint does not tell the heads. Positions are resampled where the grid is another.
+    predictor_heads=16)`. The checkpoint does not contain the number of heads. Positions are resampled if
+    the grid differs.
 
     Raises:
-        ValueError: if the pretrainer is no I-JEPA, or the checkpoint does not fit.
+        ValueError: if the pretrainer is not an I-JEPA, or the checkpoint does not fit.
     """
     if not (isinstance(pretrainer.predictor, Decoder) and isinstance(pretrainer.target, EMAFeatures)):
         raise ValueError("an I-JEPA checkpoint needs a Decoder and EMAFeatures; see patchcast.methods.ijepa")

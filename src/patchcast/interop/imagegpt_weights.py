@@ -1,4 +1,4 @@
-"""ImageGPT's weights in transformers' folders and in OpenAI's arrays, in and out."""
+"""ImageGPT's weights from and to transformers' folders and OpenAI's arrays."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ OPTIONS = {
     "scale_attn_by_inverse_layer_idx": ("scale_by_depth", False),
     "reorder_and_upcast_attn": ("attention_in_float32", False),
 }
-"""What transformers' config may change about the network: our names, and the values where the config names none."""
+"""Fields of transformers' config that change the network: our names and their defaults."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A network with its heads, in the names of this library.
+    """The weights of a network and its heads, by this library's names.
 
     Attributes:
         network: a `state_dict` of `ImageGPT`.
-        head: one row for each code; None where there is no head that predicts codes.
-        score: one row for each class or value of a classifier; None where there is none.
+        head: of the head that predicts codes, one row per code; None if there is none.
+        score: of a classifier, one row per class or value; None if there is none.
     """
 
     network: dict[str, Tensor]
@@ -57,20 +57,19 @@ class Weights:
 
 
 def load_imagegpt(folder: str | Path, *, tokenizer: Tokenizer | None = None, grid: Grid | None = None) -> Pretrainer:
-    """Read a folder of transformers' ImageGPT, of any of its three classes, without transformers; in eval mode.
+    """Read a folder of any of transformers' three ImageGPT classes, without transformers; returns it in eval mode.
 
-    Biases that are all zero are left out, as in the original network. Everything else that the config says of the
-    network holds, dropout too. A head that shares its weights with the embedding (`tie_word_embeddings`) becomes one of
-    its own, for the codes only: the start token is never predicted. Where there is none, it starts from zero, with a
-    warning; a classifier's is left out, which `load_imagegpt_classifier` reads.
+    Biases that are all zero are left out, as in the original network. All other options of the config are used,
+    including dropout. A head tied to the embedding (`tie_word_embeddings`) becomes a separate head for the codes only:
+    the start token is never predicted. A missing head is initialized to zero, with a warning. The head of a classifier
+    is ignored; use `load_imagegpt_classifier` for it.
 
     Args:
-        tokenizer: of the images; if None, the palette of colors in `preprocessor_config.json`.
-        grid: rows and columns of codes; if None, those of `preprocessor_config.json`, or the square with as many codes
-            as the network has positions.
+        tokenizer: of the images; None for the palette in `preprocessor_config.json`.
+        grid: rows and columns of codes; None for those of `preprocessor_config.json`, or a square.
     Raises:
-        ValueError: if the network computes something that ours does not, if there is no palette, or if the number of
-            positions fits no square or not the given grid.
+        ValueError: if the config has options that ours does not have, there is no palette, or the number of positions
+            does not match the grid or a square.
     """
     return _load(Path(folder), tokenizer, grid)[0]
 
@@ -78,15 +77,15 @@ def load_imagegpt(folder: str | Path, *, tokenizer: Tokenizer | None = None, gri
 def load_imagegpt_classifier(
     folder: str | Path, *, tokenizer: Tokenizer | None = None, grid: Grid | None = None
 ) -> JointClassifier:
-    """Read a folder of transformers' `ImageGPTForImageClassification`, or of `save_imagegpt_classifier`; in eval mode.
+    """Read a folder of transformers' `ImageGPTForImageClassification` or of `save_imagegpt_classifier`, in eval mode.
 
-    Neither holds a head that predicts codes: it starts from zero, as untrained.
+    These have no head that predicts codes: it is initialized to zero.
 
     Args:
-        tokenizer, grid: as of `load_imagegpt`.
+        tokenizer, grid: as in `load_imagegpt`.
     Raises:
-        ValueError: as `load_imagegpt`; or if there is no classifier, or it is for regression or several labels at once:
-            `patchcast.interop.transformers` has those.
+        ValueError: as `load_imagegpt`; or if there is no classifier, or it is for regression or several labels per
+            image (see `patchcast.interop.transformers` for those).
     """
     folder = Path(folder)
     with warnings.catch_warnings():
@@ -97,7 +96,7 @@ def load_imagegpt_classifier(
     kind = config.get("problem_type") or ("regression" if len(weights.score) == 1 else SINGLE_LABEL)
     if kind != SINGLE_LABEL:
         raise ValueError(
-            f"{folder} has a head for {kind}, and a JointClassifier chooses one class; use "
+            f"{folder} has a head for {kind}, and a JointClassifier predicts one class; use "
             "ImageGPTForImageClassification of patchcast.interop.transformers"
         )
     model = JointClassifier(pretrainer, len(weights.score)).to(weights.score.dtype)
@@ -106,7 +105,7 @@ def load_imagegpt_classifier(
 
 
 class NoHeadWarning(UserWarning):
-    """Weights were read that have no head to predict codes with."""
+    """The weights have no head that predicts codes."""
 
 
 def _load(folder: Path, tokenizer: Tokenizer | None, grid: Grid | None) -> tuple[Pretrainer, Weights, dict[str, Any]]:
@@ -123,9 +122,9 @@ def _load(folder: Path, tokenizer: Tokenizer | None, grid: Grid | None) -> tuple
         **options_of(config),
     )
     if weights.head is None and not config.get("tie_word_embeddings", False):
-        classifier = "; its classifier is left out: load_imagegpt_classifier" if weights.score is not None else ""
+        classifier = "; its classifier is ignored: use load_imagegpt_classifier" if weights.score is not None else ""
         warnings.warn(
-            f"{folder} has no head that predicts codes (lm_head): it starts from zero{classifier}",
+            f"{folder} has no head that predicts codes (lm_head): it is initialized to zero{classifier}",
             NoHeadWarning,
             stacklevel=3,
         )
@@ -139,21 +138,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of an ImageGPT.
 
     Raises:
-        ValueError: if the folder has none, it is another model's, or its network is one that ours cannot be.
+        ValueError: if there is none, it is of another model, or it has options that our network does not have.
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"there is no {file}; a model on the hub is fetched first: huggingface_hub.snapshot_download")
+        raise ValueError(f"there is no {file}; download a model from the hub first: huggingface_hub.snapshot_download")
     config = json.loads(file.read_text())
     if config.get("model_type") != "imagegpt":
         raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, not 'imagegpt'")
     if config.get("add_cross_attention", False):
-        raise ValueError(f"{folder} has add_cross_attention=True; ours attends to nothing but the image itself")
+        raise ValueError(f"{folder} has add_cross_attention=True; our network attends to the image only")
     return config
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `ImageGPT` that a config of transformers says."""
+    """The options of `ImageGPT` in a config of transformers."""
     return {ours: config.get(theirs, default) for theirs, (ours, default) in OPTIONS.items()}
 
 
@@ -161,17 +160,18 @@ SINGLE_LABEL = "single_label_classification"
 
 
 def save_imagegpt(pretrainer: Pretrainer, folder: str | Path, *, squash: bool = True) -> None:
-    """Write what transformers' `ImageGPTForCausalImageModeling.from_pretrained` reads, palette included.
+    """Write a folder for transformers' `ImageGPTForCausalImageModeling.from_pretrained`, including the palette.
 
-    The last row of its embedding is our start token; where ours has no biases, its are zero. A palette of greys is
-    written with three equal channels, because transformers' processor knows colors only: give it grey images then.
+    The last row of its embedding is our start token. If our network has no biases, they are written as zeros. A gray
+    palette is written with three equal channels, because transformers' processor knows RGB only: give it gray images
+    in RGB.
 
     Args:
         squash: how images came to the network's size in training: `Evaluate(..., squash=True)`, which transformers'
-            processor does to the bit; or False, by cutting their center out. Its torchvision backend does that for a
-            square size, to a pixel in the longer side of the resized image; its Pillow backend does not.
+            processor reproduces exactly; or False, by a center crop. Its torchvision backend does that for a square
+            size, up to one pixel in the longer side of the resized image; its Pillow backend does not.
     Raises:
-        ValueError: if the pretrainer is no causal ImageGPT.
+        ValueError: if the pretrainer is not a causal ImageGPT.
     """
     network, head, tokenizer = _parts(pretrainer)
     folder = Path(folder)
@@ -200,19 +200,19 @@ def save_imagegpt(pretrainer: Pretrainer, folder: str | Path, *, squash: bool = 
 
 
 def to_processor(palette: Palette, grid: Grid, *, squash: bool) -> dict[str, Any]:
-    """The config of transformers' `ImageGPTImageProcessor` that makes the codes of a palette."""
+    """The config of transformers' `ImageGPTImageProcessor` for a palette."""
     half = (0.5, 0.5, 0.5)
     config = processor_config("ImageGPTImageProcessor", (grid.rows, grid.cols), mean=half, std=half, squash=squash)
-    return config | {"clusters": palette.colours.cpu().expand(-1, 3).tolist(), "do_color_quantize": True}
+    return config | {"clusters": palette.colors.cpu().expand(-1, 3).tolist(), "do_color_quantize": True}
 
 
 def save_imagegpt_classifier(model: JointClassifier, folder: str | Path, *, squash: bool = True) -> None:
-    """Write what transformers' `ImageGPTForImageClassification.from_pretrained` reads, palette included.
+    """Write a folder for transformers' `ImageGPTForImageClassification.from_pretrained`, including the palette.
 
-    It averages over what it is fed, which has to be what ours is: the start token, and all codes but the last.
+    It averages over its inputs, which must be those of our network: the start token, and all codes except the last.
 
     Raises:
-        ValueError: if the model's network is no causal ImageGPT.
+        ValueError: if the model's network is not a causal ImageGPT.
     """
     folder = Path(folder)
     save_imagegpt(model.pretrainer, folder, squash=squash)
@@ -231,7 +231,7 @@ def save_imagegpt_classifier(model: JointClassifier, folder: str | Path, *, squa
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> Weights:
-    """From the names and layouts of transformers' ImageGPT, of any of its three classes.
+    """Convert weights from the names and layouts of transformers' ImageGPT (any of its three classes).
 
     Raises:
         ValueError: if a weight has no place here, or some are missing.
@@ -242,7 +242,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> Weights:
         state = {f"transformer.{name}": value for name, value in state.items()}
     ends = [f"transformer.{name}.weight" for name in ("wte", "wpe", "ln_f", "h.0.attn.c_attn")]
     if missing := [name for name in ends if name not in state]:
-        raise ValueError(f"these are no weights of an ImageGPT: {missing[0]} is missing")
+        raise ValueError(f"these are not weights of an ImageGPT: {missing[0]} is missing")
     table = state["transformer.wte.weight"]
     network = {
         "codes.weight": table[:-1].clone(),
@@ -271,13 +271,13 @@ def from_transformers(state: Mapping[str, Tensor]) -> Weights:
     if unknown := sorted(set(state) - taken):
         raise ValueError(f"{unknown[0]} has no place in this library's ImageGPT")
     head = state.get("lm_head.weight")
-    # One that is tied to the embedding has a row for the start token too, which is never predicted.
+    # A tied head has a row for the start token too, which is never predicted.
     return Weights(network, None if head is None else head[: len(table) - 1], state.get("score.weight"))
 
 
 def to_transformers(weights: Weights) -> dict[str, Tensor]:
-    """To the names and layouts of transformers' `ImageGPTForCausalImageModeling`, or, with a `score`, of its
-    `ImageGPTForImageClassification`."""
+    """Convert weights to the names and layouts of transformers' `ImageGPTForCausalImageModeling`, or of its
+    `ImageGPTForImageClassification` if there is a `score`."""
     network = weights.network
     state = {
         "transformer.wte.weight": torch.cat([network["codes.weight"], network["start"][None]]),
@@ -300,10 +300,10 @@ def to_transformers(weights: Weights) -> dict[str, Tensor]:
 
 
 def from_openai(arrays: Mapping[str, np.ndarray]) -> tuple[Weights, int]:
-    """From the variables of OpenAI's TensorFlow checkpoints (`model/h0/attn/q_proj` and so on), and their heads.
+    """Convert the variables of OpenAI's TensorFlow checkpoints (`model/h0/attn/q_proj` and so on); returns heads too.
 
-    Read them with `tf.train.load_checkpoint(path).get_tensor(name)`. Optimiser state and the classifier (`clf`) are
-    left out.
+    Read them with `tf.train.load_checkpoint(path).get_tensor(name)`. Optimizer state and the classifier (`clf`) are
+    ignored.
 
     Raises:
         ValueError: if there is no start token: a checkpoint of the masked objective.
@@ -336,14 +336,14 @@ def from_openai(arrays: Mapping[str, np.ndarray]) -> tuple[Weights, int]:
 
 
 def to_openai(weights: Weights, heads: int) -> dict[str, np.ndarray]:
-    """To the names and layouts of OpenAI's checkpoints.
+    """Convert weights to the names and layouts of OpenAI's checkpoints.
 
     Raises:
-        ValueError: if there are biases, which theirs has no place for.
+        ValueError: if there are biases, which OpenAI's network does not have.
     """
     network = weights.network
     if any(name.endswith(".bias") for name in network):
-        raise ValueError("this network has biases; OpenAI's has none, so that they would be lost")
+        raise ValueError("this network has biases, which would be lost: OpenAI's has none")
     if weights.head is None:
         raise ValueError("these weights have no head that predicts codes, and OpenAI's checkpoints have one")
     width = network["start"].numel()
@@ -371,15 +371,15 @@ def to_openai(weights: Weights, heads: int) -> dict[str, np.ndarray]:
 def assemble(
     weights: Weights, tokenizer: Tokenizer, *, heads: int, grid: Grid, channels: int = 3, **options: Any
 ) -> Pretrainer:
-    """A pretrainer with these weights; the head starts from zero where they have none.
+    """A pretrainer with these weights; a missing head is initialized to zero.
 
     Args:
-        heads: of attention; the weights do not tell.
+        heads: attention heads, which cannot be derived from the weights.
         grid: rows and columns of codes.
         channels: of the images that the tokenizer takes.
         options: of `ImageGPT`: activation, dropout and so on.
     Raises:
-        ValueError: if the grid has not as many units as there are positions, or the tokenizer not as many codes.
+        ValueError: if the number of positions is not the grid's, or the number of codes not the tokenizer's.
     """
     network = weights.network
     positions, width = network["positions"].shape
@@ -411,7 +411,7 @@ LINEAR = {"attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj", "mlp.c_fc": "ml
 def _parts(pretrainer: Pretrainer) -> tuple[ImageGPT, Tensor, Tokenizer]:
     backbone = pretrainer.backbone
     if not isinstance(backbone, ImageGPTBackbone) or not backbone.model.causal:
-        raise ValueError(f"{backbone.name} is no causal ImageGPT, and transformers has no other")
+        raise ValueError(f"{backbone.name} is not a causal ImageGPT, the only one that transformers has")
     head: Any = pretrainer.predictor
     return backbone.model, head.project.weight.detach(), backbone.tokenizer
 
@@ -428,10 +428,10 @@ def _read_grid(folder: Path, positions: int) -> Grid:
     if isinstance(size, dict) and size.get("height", 0) * size.get("width", 0) == positions:
         return Grid(size["height"], size["width"])
     if side * side != positions:
-        raise ValueError(f"{folder} has {positions} positions, which are no square; give the grid")
+        raise ValueError(f"{folder} has {positions} positions, which are not a square; give the grid")
     return Grid(side, side)
 
 
 def _depth(names: Mapping[str, Any], pattern: str) -> int:
-    """How many layers the names tell of."""
+    """The number of layers in these names."""
     return 1 + max(int(found[1]) for name in names if (found := re.match(pattern, name)))

@@ -1,7 +1,7 @@
-"""MAE checkpoints: the paper's format and transformers' in, transformers' out.
+"""MAE checkpoints: load the paper's and transformers' formats, save transformers'.
 
-Both are read into one set of names, those of the paper's files: timm's for the encoder, `decoder_*` and `mask_token`
-for the decoder.
+Both are converted to the names of the paper's files: timm's for the encoder, `decoder_*` and `mask_token` for the
+decoder.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ OURS = {
     "decoder_pred": "predictor.head",
     "mask_token": "predictor.mask_token",
 }
-# transformers has had three sets of names: those of its hub files, those of its modules since version 5, and those that
-# version 5 writes (decoder_encoder).
+# transformers has had three sets of names: those of its hub files, those of its modules since version 5, and those
+# that version 5 writes (decoder_encoder).
 FROM_TRANSFORMERS = (
     (r"^(vit\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^(vit\.)?embeddings\.position_embeddings$", "pos_embed"),
@@ -87,7 +87,7 @@ TO_TRANSFORMERS = (
 def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
     """Load an MAE checkpoint, of the paper's format or transformers', with its decoder if it has one.
 
-    Encoder positions are resampled where the backbone's grid is another.
+    Encoder positions are resampled if the backbone's grid differs.
 
     >>> import tempfile
     >>> folder, pretrainer = tempfile.mkdtemp(), mae(wrap("test_vit", img_size=32))
@@ -99,7 +99,7 @@ def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
         pretrainer: of `patchcast.methods.mae`, over a plain timm ViT of the checkpoint's size.
         path: a file of `torch.save` or safetensors, or transformers' folder.
     Returns:
-        whether the file held a decoder; if not, that of `pretrainer` stays as it was.
+        whether the file has a decoder; if not, that of `pretrainer` is not changed.
     Raises:
         ValueError: if the checkpoint does not fit, or its decoder has other positions than sine-cosine ones.
     """
@@ -119,7 +119,7 @@ def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
 
 
 def mae_from_transformers(folder: str | Path) -> Pretrainer:
-    """The pretrainer, backbone and all, that transformers' folder of a `ViTMAEForPreTraining` describes.
+    """The pretrainer, including the backbone, of a folder of transformers' `ViTMAEForPreTraining`.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -170,7 +170,7 @@ def save_mae(
     std: Sequence[float] | None = None,
     squash: bool = False,
 ) -> None:
-    """Write the folder that transformers' `ViTMAEForPreTraining.from_pretrained` reads.
+    """Write a folder for transformers' `ViTMAEForPreTraining.from_pretrained`.
 
     Args:
         mean, std, squash: of the `Evaluate` that prepares images; given, `preprocessor_config.json` says the same to
@@ -227,7 +227,7 @@ def _config(backbone: Backbone, decoder: Decoder, plan: RandomMask, target: Pixe
 
 
 def paper_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state with the names of the paper's files, from either format."""
+    """A state dict with the names of the paper's files, from either format."""
     if any(name.startswith(("vit.", "embeddings.")) for name in state):
         return join_qkv({_rename(name, FROM_TRANSFORMERS): value for name, value in state.items()})
     return dict(state)

@@ -1,4 +1,4 @@
-"""stable-pretraining's `iGPT`, which is AIM with a linear head: its arguments, and where this one departs."""
+"""stable-pretraining's `iGPT`, which is AIM with a linear head: same arguments; the differences are listed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def iGPT(  # the name that users of stable-pretraining know
 ) -> Pretrainer:
     """Predict the next patch's normalized pixels from those before it, with a linear head.
 
-    The same as `aim(backbone, plan=RasterOrder(random_prefix=False), head_depth=0)`. It departs from
-    stable-pretraining 0.1.8, by which it is called, in this:
+    The same as `aim(backbone, plan=RasterOrder(random_prefix=False), head_depth=0)`. It differs from
+    stable-pretraining 0.1.8 as follows:
 
-    - its mask is the wrong way round: True stands for "blocked" where timm takes it for "may be seen", so that each
-      patch sees those after it, its target among them. Turned round, its loss is this one's.
+    - there, the mask is inverted: True means "blocked", but "may be seen" for timm, so that each patch attends to those
+      after it, including its target. With the mask inverted, the loss is the same as here.
     - a named encoder gets `in_channels`, `patch_size` and `image_size`; there they only shape the head.
-    - images need not be square, and encoders may be any whose attention takes masks (DINOv3, BEiT, SigLIP, ...): its
-      own forward writes out that of a plain ViT with learned positions.
-    - in eval mode the loss is a real one (there 0), and `output.embedding` is the mean over units of the whole image in
-      both modes (there the class token, or the mean under the mask).
+    - images need not be square, and encoders may be any whose attention takes masks (DINOv3, BEiT, SigLIP, ...); there
+      `forward` reimplements a plain ViT with learned positions.
+    - in eval mode the loss is computed (there it is 0), and `output.embedding` is the mean over units of the whole
+      image in both modes (there the class token, or the mean under the mask).
     - `output.predictions` is (B, 1, N - 1, T), with the pixels of a patch in the order row, column, channel.
 
     >>> import torch
@@ -40,7 +40,7 @@ def iGPT(  # the name that users of stable-pretraining know
     (torch.Size([2, 1, 7, 320]), torch.Size([2, 192]))
 
     Args:
-        encoder_name_or_module: a name of timm, or a model that was built for the other arguments.
+        encoder_name_or_module: a timm name, or a model that was built for the other arguments.
         patch_size, image_size, in_channels: of a named encoder; what a built one must have.
         pretrained: start a named encoder from timm's weights.
     Raises:

@@ -1,4 +1,4 @@
-"""Putting weights in without losing any on the way."""
+"""Load state dicts without losing weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The weights in a folder that transformers wrote: one file or several, safetensors or pickled (read as data only).
+    """The weights in a folder that transformers wrote: one file or several, safetensors or pickle (weights only).
 
     Raises:
         FileNotFoundError: if there are none, or a file of several is missing.
-        ValueError: if a file is broken, or the index of several names a file outside of the folder.
+        ValueError: if a file is broken, or the index names a file outside of the folder.
     """
     for name in NAMES:
         if (folder / name).is_file():
@@ -32,22 +32,22 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         if index.is_file():
             places: dict[str, str] = json.loads(index.read_text())["weight_map"]
             if outside := [file for file in places.values() if Path(file).name != file]:
-                raise ValueError(f"{index} names {outside[0]!r}, which is no file of its own folder")
+                raise ValueError(f"{index} names {outside[0]!r}, which is not in its own folder")
             files = {file: read_weights(folder / file) for file in sorted(set(places.values()))}
             return {name: files[file][name] for name, file in places.items()}
     raise FileNotFoundError(f"{folder} holds no {' or '.join(NAMES)}, whole or in several files")
 
 
 def without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names without the `module.` that DistributedDataParallel puts in front."""
+    """Remove the prefix `module.` of DistributedDataParallel from names."""
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, source: str, fresh: tuple[str, ...] = ()) -> None:
-    """Load every value, into every parameter but those whose names begin with one of `fresh`.
+    """Load a state dict strictly, except parameters whose names begin with one of `fresh`.
 
     Raises:
-        ValueError: if a name is missing or has no place, or a shape differs; nothing is loaded then.
+        ValueError: if a name is missing or unexpected, or a shape differs; nothing is loaded then.
     """
     own = module.state_dict()
     missing = [name for name in own if name not in state and not name.startswith(fresh)]
@@ -73,7 +73,7 @@ def _few(names: list[str]) -> str:
 
 
 def fit_positions(state: dict[str, Tensor], backbone: Backbone) -> None:
-    """Resample a timm encoder's `pos_embed` in place, from a square, where the backbone's grid is another."""
+    """Resample a timm encoder's `pos_embed` in place, from a square grid to the backbone's."""
     own, given = backbone.model.state_dict().get("pos_embed"), state.get("pos_embed")
     if own is None or given is None or own.shape == given.shape:
         return
@@ -84,13 +84,13 @@ def fit_positions(state: dict[str, Tensor], backbone: Backbone) -> None:
 
 
 def check_positions(table: Tensor | None, source: str) -> None:
-    """Our decoder computes its positions, and would silently replace those of a file that has others."""
+    """Raise an error for decoder positions that are not sine-cosine: our decoder computes those and ignores others."""
     if table is None:
         return
     side = isqrt(table.shape[1])
     expected = sincos_positions(Grid(side, side), table.shape[2])
     off = (table[0, -expected.shape[0] :].float() - expected).abs().max().item()
-    if off > 1e-2:  # half precision is off by less than 1e-3
+    if off > 1e-2:  # half precision differs by less than 1e-3
         raise ValueError(
             f"{source} has decoder positions that differ by up to {off:.2f} from the sine-cosine ones; "
             "models begun by transformers 5.23 have zeros there"
@@ -98,5 +98,5 @@ def check_positions(table: Tensor | None, source: str) -> None:
 
 
 def heads(backbone: Backbone) -> tuple[str, ...]:
-    """Names in a pretrainer's state of what no feature depends on: a checkpoint without it is whole."""
+    """Names in a pretrainer's state dict that no feature depends on: a checkpoint may lack them."""
     return tuple(f"backbone.model.{name}" for name in backbone.unused())

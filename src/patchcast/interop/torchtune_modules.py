@@ -1,4 +1,4 @@
-"""torchtune's `VisionTransformer` from parts that are given: any layer, positions and projection, without torchtune."""
+"""torchtune's `VisionTransformer` with any layer, positions and projection, without torchtune."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 
 class TorchtuneVisionTransformer(nn.Module):
-    """What torchtune's `VisionTransformer(...)` is, argument by argument, and by the same names of parameters.
+    """torchtune's `VisionTransformer(...)`, with the same arguments and parameter names.
 
-    Its parts may be torchtune's or anybody's: a `layer` takes (B, L, D), positions take (B, T, L, D) and the aspect
-    ratios (B, 2). What follows from a model of `clip_vision_encoder` alone, `TorchtuneViT` can also pretrain. Two
-    things differ: a tile size that patches do not divide is refused (torchtune drops the rest), and so are hidden
-    states that are not there.
+    Its parts may be torchtune's or your own: a `layer` takes (B, L, D), positions take (B, T, L, D) and the aspect
+    ratios (B, 2). For models of `clip_vision_encoder`, `TorchtuneViT` can also be pretrained. Two things differ: a tile
+    size that patches do not divide is an error (torchtune drops the remainder), and so are indices of hidden states
+    that do not exist.
 
     >>> class Same(nn.Module):
     ...     def forward(self, x, *_):
@@ -31,12 +31,12 @@ class TorchtuneVisionTransformer(nn.Module):
     Args:
         layer: copied `num_layers` times.
         token_pos_embedding: adds positions to the tokens of each tile, class token included.
-        pre_tile_pos_embed: adds positions of tiles to patches, before the class token comes.
+        pre_tile_pos_embed: adds positions of tiles to patches, before the class token is added.
         post_tile_pos_embed: adds positions of tiles after the last norm.
-        cls_projection: takes (B, N, T, L, D); if given, what it returns is the output.
+        cls_projection: takes (B, N, T, L, D); if given, its result is the output.
         out_indices: layers before which hidden states are taken, in the order of the layers; `num_layers` for what
             the last one returns.
-        append_cls_token: the class token stands last in each tile, not first.
+        append_cls_token: the class token is the last token of each tile, not the first.
     Raises:
         ValueError: if sizes are not positive or do not divide one another, there are more `out_indices` than layers, or
             there is no such hidden state.
@@ -75,12 +75,12 @@ class TorchtuneVisionTransformer(nn.Module):
     def forward(
         self, images: Float[Tensor, "B N T C t t"], aspect_ratio: Int[Tensor, "B N 2"] | None = None
     ) -> tuple[Tensor, list[Float[Tensor, "B N T L D"]]]:
-        """Features (or what `cls_projection` makes of them) and hidden states.
+        """Features (or the output of `cls_projection`) and hidden states.
 
         Args:
-            aspect_ratio: rows and columns of tiles of each image; may be left out where images have one tile.
+            aspect_ratio: rows and columns of tiles of each image; optional if images have one tile.
         Raises:
-            ValueError: if it is left out where images have several.
+            ValueError: if it is missing and images have several tiles.
         """
         batch, tiles = images.shape[:2], images.shape[2]
         if aspect_ratio is None:
@@ -118,7 +118,7 @@ class ClassToken(nn.Module):
 
 
 def check_out_indices(out_indices: Sequence[int] | None, num_layers: int) -> list[int]:
-    """The layers before which hidden states are asked for.
+    """The layers before which hidden states are returned.
 
     >>> check_out_indices([0, 2], 2)
     [0, 2]
@@ -127,5 +127,5 @@ def check_out_indices(out_indices: Sequence[int] | None, num_layers: int) -> lis
     if len(found) > num_layers:
         raise ValueError(f"len(out_indices) must be <= num_layers; got {found} and {num_layers}")
     if any(not 0 <= index <= num_layers for index in found):
-        raise ValueError(f"out_indices must lie in 0..{num_layers}; got {found}")
+        raise ValueError(f"out_indices must be in 0..{num_layers}; got {found}")
     return found

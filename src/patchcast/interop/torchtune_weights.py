@@ -1,7 +1,7 @@
-"""torchtune's tiled vision transformer: its arguments, its outputs, its parameters by name; without torchtune.
+"""torchtune's tiled vision transformer, with its arguments, outputs and parameter names, without torchtune.
 
-torchtune is no longer maintained. A model of its `clip_vision_encoder`, Llama 3.2's vision encoder for example, becomes
-a `Tiled` over timm's VisionTransformer here, which can then be pretrained, probed and exported like any other.
+torchtune is no longer maintained. A model of its `clip_vision_encoder`, such as Llama 3.2's vision encoder, becomes a
+`Tiled` over timm's VisionTransformer here, and can be pretrained, probed and exported like any other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from patchcast.interop.torchtune_modules import check_out_indices
 
 State = Mapping[str, Tensor]
 
-# The names of everything but positions, and of what is split into three there.
+# All names except those of positions and of the weights that torchtune splits into three.
 TOP = {
     "conv.weight": "patch_embed.proj.weight",
     "ln_pre.weight": "norm_pre.weight",
@@ -42,12 +42,12 @@ LAYER = {
 
 
 class TorchtuneViT(nn.Module):
-    """What torchtune's `clip_vision_encoder(...)` builds, argument by argument, on top of `Tiled`.
+    """torchtune's `clip_vision_encoder(...)`, with the same arguments, on top of `Tiled`.
 
-    Its outputs equal torchtune's to 1e-5. Four things differ: the class projection reads the class token where
-    `append_cls_token` puts it last too (torchtune reads a patch there, and takes one for the class token when it
-    resizes positions); hidden states come in the order asked for, and the one behind the last layer can be had; a tile
-    size that patches do not divide, or a depth that is not there, is refused; there is no `use_rope`.
+    Its outputs equal torchtune's to 1e-5. Four things differ: with `append_cls_token`, the class projection reads the
+    class token (torchtune reads a patch, and treats one as the class token when it resizes positions); hidden states
+    come in the given order, and the one after the last layer is available; a tile size that patches do not divide, or a
+    depth that does not exist, is an error; there is no `use_rope`.
 
     >>> model = TorchtuneViT(tile_size=32, patch_size=16, embed_dim=32, num_layers=2, num_heads=2, out_indices=[0, 1])
     >>> x, hidden = model(torch.zeros(2, 1, 4, 3, 32, 32), torch.tensor([[[2, 2]], [[1, 3]]]))
@@ -55,8 +55,8 @@ class TorchtuneViT(nn.Module):
     (torch.Size([2, 1, 4, 5, 32]), 2)
 
     Args:
-        sees_padding: as in torchtune, tokens look at padded tiles. False masks them out: better features, other
-            numbers. The other arguments are torchtune's.
+        sees_padding: as in torchtune, tokens attend to padded tiles. False masks them: features are better, but not
+            torchtune's. The other arguments are torchtune's.
     Raises:
         ValueError: if sizes are not positive or do not divide one another, or there is no such hidden state.
     """
@@ -122,7 +122,7 @@ class TorchtuneViT(nn.Module):
         """Features (or the projected class token, L = 1) and hidden states.
 
         Args:
-            aspect_ratio: rows and columns of tiles of each image; may be left out where images have one tile.
+            aspect_ratio: rows and columns of tiles of each image; optional if images have one tile.
         """
         found = self.backbone.forward_tiles(images, aspect_ratio, depths=self.depths)
         hidden = [each.rows(class_last=self.class_last) for each in found.hidden]
@@ -132,7 +132,7 @@ class TorchtuneViT(nn.Module):
 
 
 def to_torchtune(model: TorchtuneViT) -> dict[str, Tensor]:
-    """The state of a model by torchtune's names and in its shapes, which its own `load_state_dict` takes.
+    """The state dict of a model with torchtune's names and shapes, for its own `load_state_dict`.
 
     >>> model = TorchtuneViT(tile_size=32, patch_size=16, embed_dim=32, num_layers=1, num_heads=2)
     >>> state = to_torchtune(model)
@@ -172,19 +172,19 @@ def to_torchtune(model: TorchtuneViT) -> dict[str, Tensor]:
 
 
 def load_torchtune(model: TorchtuneViT, state: State) -> None:
-    """Load a state of torchtune's names; positions of other grids of tiles or patches are resampled.
+    """Load a state dict with torchtune's names. Positions of other grids of tiles or patches are resampled.
 
-    Resampling is torchtune's: bilinear with aligned corners, class tokens apart from patches.
+    Resampling is torchtune's: bilinear with aligned corners, class tokens separate from patches.
 
     Raises:
-        ValueError: if names are missing or too many, or what cannot be resampled has another shape.
+        ValueError: if names are missing or unexpected, or a shape differs that cannot be resampled.
     """
     wanted = to_torchtune(model)
     missing, left = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     if missing or left:
         raise ValueError(
             f"the state is of another model: it lacks {', '.join(sorted(missing)[:3]) or 'nothing'}, "
-            f"and has {', '.join(sorted(left)[:3]) or 'nothing'} besides"
+            f"and has {', '.join(sorted(left)[:3]) or 'nothing'} in addition"
         )
     fitted = {name: _fit(name, state[name], wanted[name].shape, model.class_last) for name in wanted}
     own = model.backbone.model.state_dict()
@@ -196,7 +196,7 @@ def load_torchtune(model: TorchtuneViT, state: State) -> None:
 
 
 def _from_torchtune(state: State, class_last: bool) -> dict[str, Tensor]:
-    """By the names and in the shapes of `TiledModel`."""
+    """Convert to the names and shapes of `TiledModel`."""
     own = {f"tile.model.{ours}": state[theirs] for theirs, ours in TOP.items()}
     own["tile.model.cls_token"] = state["cls_token_embedding.weight"].view(1, 1, -1)
     thirds = [name for name in state if ".attn.q_proj." in name]
@@ -222,7 +222,7 @@ def _from_torchtune(state: State, class_last: bool) -> dict[str, Tensor]:
 
 
 def class_to(positions: Float[Tensor, "*T L D"], *, last: bool) -> Float[Tensor, "*T L D"]:
-    """The rows of tokens with the class token, which is first here, last if torchtune has it there."""
+    """Move the class token, which is first here, to the end if `last`."""
     return positions.roll(-1, dims=-2) if last else positions
 
 
@@ -232,7 +232,7 @@ def class_from(positions: Float[Tensor, "*T L D"], *, last: bool) -> Float[Tenso
 
 
 def _fit(name: str, tensor: Tensor, shape: torch.Size, class_last: bool) -> Tensor:
-    """A tensor of the state as the model has it: positions resampled, all else refused if its shape differs."""
+    """Check the shape of a tensor, and resample it if it holds positions."""
     if tensor.shape == shape:
         return tensor
     if tensor.ndim != len(shape) or tensor.shape[-1] != shape[-1]:
@@ -243,7 +243,7 @@ def _fit(name: str, tensor: Tensor, shape: torch.Size, class_last: bool) -> Tens
         raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, and the model {tuple(shape)}")
     side, wanted = isqrt(tensor.shape[-2] - 1), isqrt(shape[-2] - 1)
     if side * side != tensor.shape[-2] - 1:
-        raise ValueError(f"{name} has {tensor.shape[-2] - 1} patches a tile, which are no square to be resampled")
+        raise ValueError(f"{name} cannot be resampled: its {tensor.shape[-2] - 1} patches per tile are not a square")
     table = class_from(tensor, last=class_last)
     table = table.view(*(1,) * (4 - table.ndim), *table.shape)
     rows, cols = (shape[0], shape[1]) if len(shape) == 4 else (1, 1)

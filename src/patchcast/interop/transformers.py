@@ -1,7 +1,7 @@
-"""transformers' ImageGPT classes under their names and with their calls, over this library's network.
+"""transformers' ImageGPT classes with the same names and methods, over this library's network.
 
-Code that runs on transformers' classes runs on these when its import is changed; transformers is not needed. What is
-different is on the page docs/coming-from.md.
+Code for transformers' classes works with these when its import is changed; transformers is not needed. The differences
+are listed in docs/coming-from.md.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ REGRESSION, MULTI_LABEL = "regression", "multi_label_classification"
 
 @dataclass(init=False)
 class ImageGPTConfig:
-    """Transformers' config of an ImageGPT: its fields, its defaults.
+    """transformers' config of an ImageGPT, with its fields and defaults.
 
     >>> config = ImageGPTConfig(n_embd=32, num_hidden_layers=2, num_labels=3)
     >>> config.hidden_size, config.n_layer, config.num_labels, config.resid_pdrop
     (32, 2, 3, 0.1)
 
     Attributes:
-        others: fields that change nothing in what the network computes, kept for saving.
+        others: fields that do not change the network, stored for saving.
     Raises:
-        ValueError: if a field asks for what this network does not compute.
+        ValueError: if a field has a value that this network does not support.
     """
 
     vocab_size: int = 513
@@ -103,7 +103,7 @@ class ImageGPTConfig:
         )
         self.others = values
         if self.add_cross_attention:
-            raise ValueError("add_cross_attention=True: this network attends to nothing but the image itself")
+            raise ValueError("add_cross_attention=True is not supported: this network attends to the image only")
         if self.problem_type not in (None, REGRESSION, SINGLE_LABEL, MULTI_LABEL):
             raise ValueError(
                 f"problem_type is one of {REGRESSION}, {SINGLE_LABEL}, {MULTI_LABEL} or None; got {self.problem_type!r}"
@@ -124,7 +124,7 @@ class ImageGPTConfig:
 
 @dataclass
 class Output(Mapping[str, Any]):
-    """What a model gives: by attribute, by name or by place; what is None has no name and no place."""
+    """The output of a model, by attribute, name or index; entries that are None have no name and no index."""
 
     def __getitem__(self, which: Any) -> Any:
         return getattr(self, which) if isinstance(which, str) else self.to_tuple()[which]
@@ -141,7 +141,7 @@ class Output(Mapping[str, Any]):
 
 @dataclass
 class ModelOutput(Output):
-    """Of `ImageGPTModel`."""
+    """The output of `ImageGPTModel`."""
 
     last_hidden_state: Tensor
     past_key_values: Any = None
@@ -151,7 +151,7 @@ class ModelOutput(Output):
 
 @dataclass
 class HeadOutput(Output):
-    """Of a model with a head."""
+    """The output of a model with a head."""
 
     loss: Tensor | None
     logits: Tensor
@@ -169,7 +169,7 @@ class Layer:
 
 
 class DynamicCache:
-    """Keys and values of all blocks that grow as they are used, with gradients; transformers' own is taken as well."""
+    """Growing keys and values of all blocks, with gradients. transformers' own cache is accepted too."""
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []
@@ -187,11 +187,11 @@ class DynamicCache:
 
 
 class ImageGPTPreTrainedModel(nn.Module):
-    """What the three classes share: reading and writing transformers' folders."""
+    """The base of the three classes: reads and writes transformers' folders."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        # transformers' own config says the same in its dictionary.
+        # transformers' own config writes the same.
         self.config = config if isinstance(config, ImageGPTConfig) else ImageGPTConfig(**config.to_dict())
         self.gradient_checkpointing = False
 
@@ -216,8 +216,8 @@ class ImageGPTPreTrainedModel(nn.Module):
 
     @torch.no_grad()
     def start(self) -> None:
-        """transformers' initialization: normal weights, those that end a branch smaller in deeper networks; the other
-        matrices of blocks at 0.02, whatever the config's `initializer_range`."""
+        """transformers' initialization: normal weights, with a smaller deviation for layers that end a branch in deeper
+        networks, and 0.02 for the other matrices of blocks, whatever the config's `initializer_range`."""
         config = self.config
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -240,13 +240,13 @@ class ImageGPTPreTrainedModel(nn.Module):
         ignore_mismatched_sizes: bool = False,
         **values: Any,
     ) -> SomeModel:
-        """Read a folder of any of the three classes, in eval mode; of one on the hub, fetch it first.
+        """Read a local folder of any of the three classes, in eval mode.
 
         Args:
-            config: instead of the folder's.
+            config: used instead of the folder's.
             dtype: of the weights; the file's if None.
-            ignore_mismatched_sizes: start a head anew that has another size in the folder.
-            values: fields of the config that replace the folder's, such as `num_labels`.
+            ignore_mismatched_sizes: initialize a head whose size in the folder differs.
+            values: fields of the config that override the folder's, such as `num_labels`.
         Raises:
             ValueError: if the weights do not fit.
         """
@@ -264,7 +264,7 @@ class ImageGPTPreTrainedModel(nn.Module):
 
     @classmethod
     def from_state_dict(cls: type[SomeModel], state: Mapping[str, Tensor], config: Any) -> SomeModel:
-        """With the weights of transformers' class, by its names: `theirs.state_dict(), theirs.config`; in eval mode."""
+        """Build from transformers' `theirs.state_dict(), theirs.config`, in eval mode."""
         model = cls(config)
         model.take(from_transformers(state), "the state", False)
         return model.eval()
@@ -272,7 +272,7 @@ class ImageGPTPreTrainedModel(nn.Module):
     def take(self, weights: Weights, source: str, ignore_mismatched_sizes: bool) -> None:
         """Load the network, and the head if there is one for this class."""
         network = self.trunk.network
-        # Where all biases are zero they have been left out.
+        # Biases that are all zero have been left out.
         absent = {name: torch.zeros_like(own) for name, own in network.state_dict().items() if name.endswith("bias")}
         load_exactly(network, {**absent, **weights.network}, source=source)
         head, found = self.head_of(weights)
@@ -280,17 +280,17 @@ class ImageGPTPreTrainedModel(nn.Module):
             return
         fits = found is not None and found.shape == head.weight.shape
         if found is None or (ignore_mismatched_sizes and not fits):
-            message = f"{source} has no head for {type(self).__name__}: it starts anew"
+            message = f"{source} has no head for {type(self).__name__}: it is newly initialized"
             warnings.warn(message, NoHeadWarning, stacklevel=4)
         else:
             load_exactly(head, {"weight": found}, source=f"the head of {source}")
 
     def head_of(self, weights: Weights) -> tuple[nn.Linear | None, Tensor | None]:
-        """The head of this class, if it has one of its own, and its weights among those given."""
+        """The head of this class, if it has one, and its weights among those given."""
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Write `config.json` and `model.safetensors`, which transformers' class of the same name reads."""
+        """Write `config.json` and `model.safetensors` for transformers' class of the same name."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {**self.config.to_dict(), "architectures": [type(self).__name__]}
@@ -300,7 +300,7 @@ class ImageGPTPreTrainedModel(nn.Module):
         write_weights(state, folder / "model.safetensors")
 
     def to_transformers(self) -> dict[str, Tensor]:
-        """The weights by the names of transformers' class, which `load_state_dict` of that one takes."""
+        """The weights with the names of transformers' class, for its `load_state_dict`."""
         return to_transformers(Weights(self.trunk.network.state_dict(), **self.heads()))
 
     def heads(self) -> dict[str, Tensor]:
@@ -309,7 +309,7 @@ class ImageGPTPreTrainedModel(nn.Module):
 
 
 class ImageGPTModel(ImageGPTPreTrainedModel):
-    """The network: features of every place that is fed. See transformers' `ImageGPTModel` for the arguments.
+    """The network: features of every input position. See transformers' `ImageGPTModel` for the arguments.
 
     >>> model = ImageGPTModel(ImageGPTConfig(n_embd=32, n_layer=2, n_head=4, n_positions=16, vocab_size=9))
     >>> model(torch.zeros(3, 16, dtype=torch.long)).last_hidden_state.shape
@@ -345,7 +345,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
 
     @property
     def table(self) -> Float[Tensor, "V D"]:
-        """The embeddings of the codes, and after them of the start token."""
+        """The embeddings of the codes, followed by that of the start token."""
         assert self.network.start is not None
         return torch.cat([self.network.codes.weight, self.network.start[None]])
 
@@ -366,8 +366,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
     ) -> Any:
         """
         Raises:
-            ValueError: if both or neither of `input_ids` and `inputs_embeds` are given, if there are more places than
-                positions, or if there is another sequence to attend to.
+            ValueError: if both or neither of `input_ids` and `inputs_embeds` are given, the input is longer than the
+                number of positions, or there is another sequence to attend to.
         """
         config = self.config
         use_cache = config.use_cache if use_cache is None else use_cache
@@ -375,9 +375,9 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict
         if encoder_hidden_states is not None or encoder_attention_mask is not None:
-            raise ValueError("this network attends to nothing but the image itself: leave out encoder_hidden_states")
+            raise ValueError("this network attends to the image only: leave out encoder_hidden_states")
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds, and not both")
+            raise ValueError("give either input_ids or inputs_embeds, not both")
         x = F.embedding(input_ids, self.table) if input_ids is not None else inputs_embeds
         assert x is not None
         shape, x = x.shape, x.flatten(0, -3)
@@ -387,7 +387,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         at = 0 if past_key_values is None else past_key_values.get_seq_length()
         places = at + x.shape[1]
         if places > config.n_positions:
-            raise ValueError(f"this network has {config.n_positions} positions; {places} places are asked for")
+            raise ValueError(f"this network has {config.n_positions} positions; the input has {places}")
         if position_ids is None:
             position_ids = torch.arange(at, places, device=x.device)
         x = x + self.network.positions[position_ids]
@@ -415,10 +415,10 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def mask(self, x: Tensor, at: int, attention_mask: Tensor | None) -> Float[Tensor, "#B 1 L S"]:
-        """What is added to the products: nothing where a query sees a key, and the least number where it does not.
+        """The additive mask: 0 where a query may attend to a key, else the smallest number of the dtype.
 
-        The mask of the order and that of the padding are added, as theirs are: a query that sees nothing then gets the
-        same numbers.
+        The causal mask and the padding mask are added as in transformers, so that a query that may attend to nothing
+        gets the same result.
         """
         dtype = precision(x)
         least = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=x.device)
@@ -462,8 +462,8 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel):
         return {} if self.lm_head is None else {"head": self.lm_head.weight}
 
     def forward(self, input_ids: Tensor | None = None, *args: Any, labels: Tensor | None = None, **options: Any) -> Any:
-        """As `ImageGPTModel`, and with `labels` their loss: transformers', which shifts them itself, so that the first
-        one is never predicted."""
+        """As `ImageGPTModel`, and with `labels` the loss. As in transformers, it shifts them, so that the first label
+        is never predicted."""
         return_dict = options.pop("return_dict", None)
         found = self.transformer(input_ids, *args, **options, return_dict=True)
         x = found.last_hidden_state
@@ -486,18 +486,20 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel):
         top_k: int | None = 50,
         top_p: float = 1.0,
     ) -> Int[Tensor, "B L"]:
-        """Continue sequences of codes, greedily or by sampling, with transformers' defaults and, from the same
-        `torch.manual_seed`, its draws. `patchcast.drawing.generation.sample` and `complete` are faster.
+        """Continue sequences of codes, greedily or by sampling.
+
+        Defaults are transformers', and so are the samples after the same `torch.manual_seed`.
+        `patchcast.drawing.generation.sample` and `complete` are faster.
 
         Raises:
-            ValueError: if there is nothing to begin with, or the length is not given or more than the positions allow.
+            ValueError: if there is no input, or the length is missing or exceeds the number of positions.
         """
         ids = input_ids if inputs is None else inputs
         if ids is None or (max_length is None) == (max_new_tokens is None):
             raise ValueError("generate needs input_ids, of the start token at least, and max_length or max_new_tokens")
         length = max_length or ids.shape[1] + (max_new_tokens or 0)
         if length > self.config.n_positions + 1:
-            raise ValueError(f"{length} codes are asked for; start token and image are {self.config.n_positions + 1}")
+            raise ValueError(f"{length} codes are too many; start token and image are {self.config.n_positions + 1}")
         past, latest = DynamicCache(), ids
         while ids.shape[1] < length:
             scores = self(latest, past_key_values=past, use_cache=True, return_dict=True).logits[:, -1].float()
@@ -507,7 +509,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel):
 
 
 class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
-    """The network with a linear head on its mean feature: for classes, for several labels at once, or for numbers.
+    """The network with a linear head on its mean feature, for one class, several labels, or regression.
 
     >>> config = ImageGPTConfig(n_embd=32, n_layer=2, n_head=4, n_positions=16, vocab_size=9, num_labels=3)
     >>> model = ImageGPTForImageClassification(config)
@@ -534,8 +536,8 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
 
     def forward(self, input_ids: Tensor | None = None, *args: Any, labels: Tensor | None = None, **options: Any) -> Any:
         """As `ImageGPTModel`, and with `labels` the loss of the config's `problem_type`: cross-entropy of one class,
-        binary cross-entropy of several labels, or the mean squared error. Where the config has none, it follows from
-        the labels, and is set."""
+        binary cross-entropy of several labels, or the mean squared error. If the config has none, it is inferred from
+        the labels and stored."""
         return_dict = options.pop("return_dict", None)
         found = self.transformer(input_ids, *args, **options, return_dict=True)
         logits = self.score(found.last_hidden_state.mean(dim=1))
@@ -557,7 +559,7 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
 def _run(
     block: Block, x: Tensor, past: Any, layer: int, mask: Tensor | None, output_attentions: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """A block, with the keys and values of earlier calls if there are any, and its attention weights if asked for."""
+    """Run a block, with cached keys and values if given; also returns its attention weights if requested."""
     attn, weights = block.attn, None
     q, k, v = attn.split(block.norm1(x))
     if past is not None:

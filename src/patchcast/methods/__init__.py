@@ -28,16 +28,14 @@ METHODS: dict[str, Method] = {
     ),
     "beit": Method(beit, lr_per_256=1.875e-4, crop_scale=(0.08, 1.0), clip=3.0, betas=(0.9, 0.999), codes="patches"),
     "ijepa": Method(ijepa, lr_per_256=1.25e-4, crop_scale=(0.3, 1.0), flip=False, betas=(0.9, 0.999), takes_steps=True),
-    "imagegpt": Method(
-        imagegpt, lr_per_256=2e-3, crop_scale=(1.0, 1.0), weight_decay=0.0, codes="colours", causal=True
-    ),
+    "imagegpt": Method(imagegpt, lr_per_256=2e-3, crop_scale=(1.0, 1.0), weight_decay=0.0, codes="colors", causal=True),
     "imagegpt_masked": Method(
-        imagegpt_masked, lr_per_256=2e-3, crop_scale=(1.0, 1.0), weight_decay=0.0, codes="colours"
+        imagegpt_masked, lr_per_256=2e-3, crop_scale=(1.0, 1.0), weight_decay=0.0, codes="colors"
     ),
     "mae": Method(mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0)),
     "simmim": Method(simmim, lr_per_256=1e-4, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0),
 }
-"""What the command line knows by name. In Python, call the functions; `aim_codes` is only there."""
+"""The methods of the command line, by name. In Python, call the functions; `aim_codes` is available in Python only."""
 
 __all__ = [
     "METHODS",

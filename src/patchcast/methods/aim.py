@@ -1,4 +1,4 @@
-"""AIM (El-Nouby et al. 2024, "Scalable Pre-training of Large Autoregressive Image Models"), also on other targets."""
+"""AIM (El-Nouby et al. 2024, "Scalable Pre-training of Large Autoregressive Image Models"), and variants."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def aim(
     head_depth: int = 12,
     normalize: bool = True,
 ) -> Pretrainer:
-    """Predict the next patch from those before it, row by row; the patches of a random prefix see one another.
+    """Predict each patch from those before it, row by row; patches of a random prefix attend to one another.
 
     >>> from patchcast.backbones import wrap
     >>> aim(wrap("test_vit")).plan
     RasterOrder(random_prefix=True)
 
     Args:
-        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
-        plan: the order. The paper's is by rows; `RasterOrder(random_prefix=False)` is plainly causal. `FixedOrder` and
-            `RandomOrder` go other ways, and their head is told which unit it is to predict.
-        head_width: of the MLP head: the paper's 2,048 for its trunks (1,536 wide and more), otherwise the backbone's
-            width: at 2,048 the head alone has 400 million parameters.
+        backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
+        plan: the order. The paper's is row by row; `RasterOrder(random_prefix=False)` is purely causal. With
+            `FixedOrder` and `RandomOrder`, the head gets the position of the unit to predict.
+        head_width: of the MLP head. None: the paper's 2,048 for trunks as wide as its own (1,536 or more), else the
+            backbone's width. A head of width 2,048 has 400 million parameters.
         head_depth: residual blocks of the head; 0 for a linear head.
-        normalize: predict each patch's pixels normalised by their own mean and spread, or raw. Only raw ones can be
-            drawn: `patchcast.drawing.completion`.
+        normalize: predict each patch's pixels normalized by their mean and standard deviation, or raw pixels. Only raw
+            pixels can be drawn: `patchcast.drawing.completion`.
     Raises:
         CannotError: if the backbone's attention takes no mask.
         ValueError: if the order is random and the head linear.
@@ -57,7 +57,7 @@ def aim_codes(
     head_width: int | None = None,
     head_depth: int = 12,
 ) -> Pretrainer:
-    """AIM that predicts the next patch's code: its mean colour's in a palette, or that of a codebook of patches.
+    """AIM that predicts the next patch's code: that of its mean color in a palette, or that of a codebook of patches.
 
     >>> import torch
     >>> from patchcast.backbones import wrap
@@ -68,7 +68,7 @@ def aim_codes(
     torch.Size([2, 1, 3, 8])
 
     Args:
-        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
+        backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
         tokenizer: gives each unit a code, as for `patchcast.methods.beit`.
         others: as in `aim`.
     """
@@ -87,18 +87,18 @@ def aim_features(
     momentum: float = 0.996,
     steps: int | None = None,
 ) -> Pretrainer:
-    """AIM that predicts the next patch's feature by a teacher that follows the backbone and sees the whole image.
+    """AIM that predicts a teacher's feature of the next patch. The teacher follows the backbone and sees all patches.
 
-    The target and the loss are I-JEPA's (Assran et al. 2023). A small loss may be a collapse: look at the features.
+    Target and loss are I-JEPA's (Assran et al. 2023). A small loss may mean a collapse: check the features.
 
     >>> from patchcast.backbones import wrap
     >>> aim_features(wrap("test_vit"), head_depth=1).target.outputs
     64
 
     Args:
-        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
+        backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
         momentum: of the teacher at the first step; it rises linearly to 1.
-        steps: optimiser steps after which it is 1; None: it stays where it is.
+        steps: optimizer steps until it is 1; None: constant momentum.
         others: as in `aim`.
     """
     backbone = wrap(backbone)
@@ -111,7 +111,7 @@ def _head(backbone: Backbone, outputs: int, plan: Planner, width: int | None, de
     if depth == 0:
         if isinstance(plan, RandomOrder):
             raise ValueError(
-                "a linear head cannot be told which unit comes next in a random order; give head_depth >= 1"
+                "a random order needs a head that takes the position of the next unit; give head_depth >= 1"
             )
         return LinearHead(backbone.width, outputs)
     hidden = width or (2048 if backbone.width >= 1536 else backbone.width)

@@ -15,9 +15,9 @@ from patchcast.views import replace_or_paint
 
 
 def beit(backbone: nn.Module | str, tokenizer: Tokenizer, *, mask_ratio: float = 0.4) -> Pretrainer:
-    """Put a mask token in the place of hidden blocks, and classify which code of the tokenizer each unit has.
+    """Replace hidden blocks by a mask token, and predict the tokenizer's code of each hidden unit.
 
-    Models without a place for a mask token (ConvNeXt, ResNet) see these blocks painted over.
+    For models that take no mask token (ConvNeXt, ResNet), the blocks are painted over.
 
     >>> import torch
     >>> from patchcast.backbones import wrap
@@ -28,7 +28,7 @@ def beit(backbone: nn.Module | str, tokenizer: Tokenizer, *, mask_ratio: float =
     0.4
 
     Args:
-        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
+        backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
         tokenizer: gives every unit of an image a code: `PatchCodebook`, or anything with `vocabulary` and `encode`.
         mask_ratio: share of units hidden.
     """

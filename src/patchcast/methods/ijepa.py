@@ -25,23 +25,23 @@ def ijepa(
     momentum: float = 0.996,
     steps: int | None = None,
 ) -> Pretrainer:
-    """Predict, from one large block, the features that a slow copy of the backbone gives to several smaller ones.
+    """Predict, from one large block, a teacher's features of several smaller blocks.
 
-    Where the backbone cannot run on the visible units alone, hidden ones are replaced by a mask token instead, or
-    painted over. The loss is no measure of success: it may rise while features get better, and is least when they
-    collapse. Watch `patchcast.collapse` and a probe.
+    The teacher is a moving average of the backbone. If the backbone cannot run on the visible units only, hidden units
+    are replaced by a mask token or painted over. The loss does not measure success: it may rise while features improve,
+    and is lowest when they collapse. Watch `patchcast.collapse` and a probe.
 
     >>> from patchcast.backbones import wrap
     >>> ijepa(wrap("test_vit")).plan.targets
     4
 
     Args:
-        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
-        predictor_width: half the backbone's width and 384 at most, which is what the paper has for ViT-B and larger.
+        backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
+        predictor_width: None: half of the backbone's width, at most 384, as in the paper for ViT-B and larger.
         predictor_depth: blocks of the predictor: the paper's 6 for ViT-B (12 for ViT-L and ViT-H).
         predictor_heads: attention heads in each, 32 channels wide if None (the paper: as many as in the encoder).
-        momentum: of the teacher at the beginning.
-        steps: optimiser steps of the training, over which the momentum rises to 1; None: it stays.
+        momentum: of the teacher at the first step.
+        steps: optimizer steps over which the momentum rises to 1; None: constant momentum.
     """
     backbone = wrap(backbone)
     width = predictor_width or usable_width(min(384, backbone.width // 2))

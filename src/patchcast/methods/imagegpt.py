@@ -15,7 +15,7 @@ from patchcast.views import Blank, Shift
 
 
 def imagegpt(backbone: ImageGPTBackbone) -> Pretrainer:
-    """Predict each pixel's colour from those before it, row by row; the loss is in nats per code.
+    """Predict each pixel's color from those before it, row by row; the loss is in nats per code.
 
     >>> import torch
     >>> from patchcast.geometry import Grid
@@ -28,11 +28,10 @@ def imagegpt(backbone: ImageGPTBackbone) -> Pretrainer:
     2.7725...
 
     The paper trains with Adam (betas 0.9 and 0.95), 128 images a step, one million steps, one epoch of warm-up and a
-    cosine to zero, without weight decay or dropout. Of the learning rates 0.01, 0.003, 0.001, ... it takes the largest
-    that is stable.
+    cosine to zero, without weight decay or dropout. It uses the largest stable learning rate of 0.01, 0.003, 0.001, ...
 
     Raises:
-        ValueError: if the backbone is no `ImageGPTBackbone`.
+        ValueError: if the backbone is not an `ImageGPTBackbone`.
         CannotError: if its network is not causal.
     """
     _check(backbone)
@@ -47,13 +46,13 @@ def imagegpt(backbone: ImageGPTBackbone) -> Pretrainer:
 
 
 def imagegpt_masked(backbone: ImageGPTBackbone, *, mask_ratio: float = 0.15) -> Pretrainer:
-    """Predict the colours of hidden pixels from all others: the paper's BERT objective (section 2.1).
+    """Predict the colors of hidden pixels from all others: the paper's BERT objective (section 2.1).
 
-    The paper hides each pixel with probability 0.15; here that share of every image is hidden, so that averaging over
-    images, as it does, and over pixels are the same: rounded to the nearest number of pixels.
+    The paper hides each pixel with probability 0.15. Here that share of the pixels of every image is hidden (rounded to
+    the nearest number), so that the mean over images and the mean over pixels are the same.
 
     Raises:
-        ValueError: if the backbone is no `ImageGPTBackbone`.
+        ValueError: if the backbone is not an `ImageGPTBackbone`.
         CannotError: if its network is causal.
     """
     _check(backbone)
@@ -77,8 +76,9 @@ def hidden_to_the_nearest(count: int | float, ratio: float) -> int:
 
 
 def on_codes(pretrainer: Pretrainer) -> Pretrainer:
-    """The same pretrainer with the same weights, for images that are codes already (`CodeSet`): to train without
-    decoding and encoding an image twice. What it learns, the given one knows.
+    """A pretrainer that shares its weights with the given one and takes codes (`CodeSet`) instead of images.
+
+    It trains without decoding and encoding every image again.
 
     >>> import torch
     >>> from patchcast.geometry import Grid
@@ -92,7 +92,7 @@ def on_codes(pretrainer: Pretrainer) -> Pretrainer:
     True
 
     Raises:
-        ValueError: if the backbone is no ImageGPT.
+        ValueError: if the backbone is not an ImageGPT.
     """
     backbone = pretrainer.backbone
     if not isinstance(backbone, ImageGPTBackbone):
@@ -111,13 +111,13 @@ def on_codes(pretrainer: Pretrainer) -> Pretrainer:
 def _check(backbone: object) -> None:
     if not isinstance(backbone, ImageGPTBackbone):
         raise ValueError(
-            f"ImageGPT runs on a network of its own: give ImageGPTBackbone(ImageGPT(grid, codes, ...), palette, "
+            f"ImageGPT needs its own network: give ImageGPTBackbone(ImageGPT(grid, codes, ...), palette, "
             f"channels=3); got {type(backbone).__name__}"
         )
 
 
 def _head(backbone: ImageGPTBackbone) -> LinearHead:
-    """Untied from the embedding, without bias, and zero at the start (appendix A.1)."""
+    """A head without bias, not tied to the embedding, and initialized to zero (appendix A.1)."""
     head = LinearHead(backbone.width, backbone.tokenizer.vocabulary, bias=False)
     nn.init.zeros_(head.project.weight)
     return head

@@ -6,7 +6,7 @@ from torch import nn
 
 from patchcast.backbones import wrap
 from patchcast.losses import squared
-from patchcast.plans import RandomMask
+from patchcast.plans import RandomMask, SeenToo
 from patchcast.predictors import Decoder, usable_width
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
@@ -21,28 +21,31 @@ def mae(
     decoder_depth: int = 8,
     decoder_heads: int | None = None,
     normalize: bool = True,
+    visible_weight: float = 0.0,
 ) -> Pretrainer:
-    """Hide most units, run the backbone on the rest, and decode the pixels of the hidden ones.
+    """Hide most units, run the backbone on the rest, and predict the pixels of the hidden units.
 
     >>> mae("test_vit").plan
     RandomMask(ratio=0.75)
 
     Args:
-        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
+        backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
         mask_ratio: share of units hidden.
-        decoder_width: the paper's 512, or about the backbone's width where that is smaller.
+        decoder_width: None: the paper's 512, or about the backbone's width if that is smaller.
         decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads in each, 32 channels wide as the paper's if None.
-        normalize: predict each unit's pixels normalised by their own mean and spread (better features), or raw.
+        decoder_heads: attention heads per block; None: heads of 32 channels, as in the paper.
+        normalize: predict each unit's pixels normalized by their mean and standard deviation (better features), or raw.
+        visible_weight: how much a visible unit counts in the loss, where a hidden one counts 1; 0, as in the paper:
+            visible units are not predicted.
     Raises:
-        CannotError: if the backbone cannot run on the visible units alone.
+        CannotError: if the backbone cannot run on the visible units only.
     """
     backbone = wrap(backbone)
     width = decoder_width or usable_width(min(512, backbone.width))
     target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
     return Pretrainer(
         backbone,
-        plan=RandomMask(mask_ratio),
+        plan=SeenToo(RandomMask(mask_ratio), visible_weight) if visible_weight else RandomMask(mask_ratio),
         view=Drop(),
         predictor=Decoder(
             width,

@@ -1,4 +1,4 @@
-"""What a method's paper says of its training, beside the function that builds it."""
+"""`Method`: the function that builds a method, and its paper's training settings."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class Method:
     """A method and the published settings of its training.
 
     Attributes:
-        build: the method's function, `(backbone, **options) -> Pretrainer`; one that predicts codes of patches takes
-            the tokenizer after the backbone.
-        lr_per_256: learning rate for 256 images a step; it grows in proportion to the batch (Goyal et al. 2017).
-        crop_scale: share of the image's area that random crops keep.
-        clip: largest norm of the gradient, None for no clipping.
+        build: the method's function, `(backbone, **options) -> Pretrainer`. If it predicts codes of patches, its second
+            argument is the tokenizer.
+        lr_per_256: learning rate for 256 images per step, scaled linearly with the batch size (Goyal et al. 2017).
+        crop_scale: smallest and largest share of the image area that a random crop covers.
+        clip: maximum norm of the gradient; None for no clipping.
         flip: whether half of the images are mirrored.
         betas: of AdamW.
-        weight_decay: of matrices.
-        takes_steps: whether `build` takes the number of optimiser steps, for a schedule of its own.
-        codes: what it predicts codes of: "patches" of any backbone, or the "colours" of pixels, on an ImageGPT network.
-        causal: whether that network sees of each image only what came before.
-        named: for options that take a part, the parts that the command line knows by name.
+        weight_decay: of weight matrices.
+        takes_steps: whether `build` takes the number of optimizer steps, for its own schedule.
+        codes: what it predicts codes of: "patches" with any backbone, or "colors" of pixels with an ImageGPT network.
+        causal: whether that network is causal.
+        named: for options that take an object, the objects that the command line offers by name.
     """
 
     build: Callable[..., Pretrainer]
@@ -36,6 +36,6 @@ class Method:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     takes_steps: bool = False
-    codes: Literal["patches", "colours"] | None = None
+    codes: Literal["patches", "colors"] | None = None
     causal: bool = False
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -14,22 +14,22 @@ from patchcast.views import replace_or_paint
 
 
 def simmim(backbone: nn.Module | str, *, mask_ratio: float = 0.6, mask_size: int | None = None) -> Pretrainer:
-    """Put a mask token in the place of hidden squares, and read their raw pixels from the features with a linear head.
+    """Replace hidden squares by a mask token, and predict their raw pixels with a linear head.
 
-    Models without a place for a mask token (ConvNeXt, ResNet) see these squares painted over.
+    For models that take no mask token (ConvNeXt, ResNet), the squares are painted over.
 
     The loss is the mean over every hidden value of the batch: pixels times channels. (The published code divides by the
-    number of hidden pixels plus 1e-5, and then by the channels: the same but for the 1e-5.)
+    number of hidden pixels plus 1e-5, and then by the channels: the same up to the 1e-5.)
 
     >>> from patchcast.backbones import wrap
     >>> simmim(wrap("test_vit")).plan
     GridMask(ratio=0.6, cell=2)
 
     Args:
-        backbone: or what `wrap` makes one of: a model of timm or torchvision, or its name.
+        backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
         mask_ratio: share of the image hidden.
-        mask_size: pixels per side of what is hidden together, rounded to whole units. None: the paper's 32, or a
-            sixth of the image's side where that is less: 32 of 192 pixels is what the paper has.
+        mask_size: pixels per side of a hidden square, rounded to whole units. None: the paper's 32, or a sixth of the
+            image's side if that is less, which is the paper's ratio of 32 to 192.
     """
     backbone = wrap(backbone)
     mask_size = mask_size or min(32, min(backbone.image_size) // 6)

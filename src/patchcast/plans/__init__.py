@@ -1,4 +1,4 @@
-"""Plans: what may be seen, and what is to be predicted."""
+"""Plans: which units are visible, and which are predicted."""
 
 from patchcast.plans.block_masks import BlockMask, InverseBlockMask, MultiBlock
 from patchcast.plans.orders import (
@@ -13,7 +13,7 @@ from patchcast.plans.orders import (
 )
 from patchcast.plans.per_image import draw_each
 from patchcast.plans.plan import MaskPlan, OrderPlan, Plan, Planner, StartPlan
-from patchcast.plans.random_masks import GridMask, RandomMask
+from patchcast.plans.random_masks import GridMask, RandomMask, SeenToo
 
 __all__ = [
     "BlockMask",
@@ -29,6 +29,7 @@ __all__ = [
     "RandomMask",
     "RandomOrder",
     "RasterOrder",
+    "SeenToo",
     "StartPlan",
     "coarse_to_fine",
     "draw_each",

@@ -1,6 +1,6 @@
-"""Plans that hide, show or ask for rectangles of units.
+"""Plans that hide, show or predict rectangles of units.
 
-All are drawn for the whole batch at once, and every image of a batch gets the same number of units.
+They are drawn for the whole batch at once, and every image of a batch has the same number of units in each role.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from patchcast.plans.random_masks import (
 class BlockMask:
     """Hide rectangles until `ratio` of the units are hidden (Bao et al. 2022, algorithm 1).
 
-    Each block has at least `min_units` units, and at most as many as are still to be hidden; its aspect is drawn evenly
-    on a logarithmic scale, its place from everywhere it fits. What the last block has too much is cut off at one of its
-    sides, so that every image hides the same number; the paper stops at 40 % or somewhat above.
+    A block has between `min_units` units and the number that is still to be hidden. Its aspect is drawn log-uniformly,
+    its position uniformly from those where it fits. The last block is cut at one side, so that every image hides the
+    same number of units; in the paper the number varies.
 
     >>> plan = BlockMask(0.4)(Grid(14, 14), 2, torch.Generator().manual_seed(0))
     >>> plan.predict.shape
     torch.Size([2, 1, 79])
 
     Args:
-        ratio: share of units hidden, in (0, 1); the number of visible ones is rounded down, as in `RandomMask`.
-        min_units: of a block, before it is cut.
-        aspect: least and largest rows / cols of a block.
-        count: how many of N units are hidden.
+        ratio: share of units hidden, in (0, 1); the number of visible units is rounded down, as in `RandomMask`.
+        min_units: minimum number of units of a block, before it is cut.
+        aspect: smallest and largest rows / cols of a block.
+        count: number of N units that are hidden at a ratio.
     Raises:
-        ValueError: if `ratio` is not in (0, 1), a block may have no unit or `aspect` is the wrong way round, or if the
-            grid has a single unit.
+        ValueError: if `ratio` is not in (0, 1), `min_units` is below 1, `aspect` is not increasing, or the grid has a
+            single unit.
     """
 
     ratio: float = 0.4
@@ -62,7 +62,7 @@ class BlockMask:
     def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
         hidden = int(self.count(grid.units, self.ratio))
         check_hidden(hidden, self.ratio, grid)
-        # When each unit's turn to be hidden came: block by block, within a block from one of its sides to the other.
+        # The order in which units are hidden: block by block, and within a block from one side to the other.
         turn = torch.full((batch, grid.units), torch.inf)
         block = 0
         while (left := hidden - turn.isfinite().sum(dim=1)).max() > 0:
@@ -81,8 +81,8 @@ class BlockMask:
 class InverseBlockMask:
     """Show one rectangle of units and hide the rest (Darcet et al. 2025, CAPI).
 
-    The rectangle may reach over the border and come in again at the other side, so that units at the border are seen
-    as often as others. It loses part of its last row or column where its sides do not multiply to the count.
+    The rectangle may wrap around the border, so that units at the border are visible as often as others. Part of its
+    last row or column is cut if its sides do not multiply to the number of units.
 
     >>> plan = InverseBlockMask(0.65)(Grid(14, 14), 2, torch.Generator().manual_seed(0))
     >>> plan.visible.shape
@@ -90,10 +90,10 @@ class InverseBlockMask:
 
     Args:
         ratio: share of units hidden, in (0, 1); their number is rounded down, as in CAPI.
-        aspect: least and largest rows / cols of what is shown, as far as the grid has room.
-        count: how many of N units are hidden.
+        aspect: smallest and largest rows / cols of the visible rectangle, limited by the grid.
+        count: number of N units that are hidden at a ratio.
     Raises:
-        ValueError: if `ratio` is not in (0, 1), `aspect` is the wrong way round, or if no unit would be hidden.
+        ValueError: if `ratio` is not in (0, 1), `aspect` is not increasing, or no unit would be hidden.
     """
 
     ratio: float = 0.65
@@ -112,11 +112,11 @@ class InverseBlockMask:
         rows = (seen * aspect).sqrt().round().clamp(-(-seen // grid.cols), grid.rows).long()
         cols = -(-seen // rows)
         corner = torch.zeros(batch, dtype=torch.long)
-        # The units of a block at the corner come first in the sweep's order, so that the count is met within it ...
+        # Units of a block at the corner come first, so that exactly the required number of them is visible ...
         shown = torch.where(_inside(grid, rows, cols, corner, corner), 0, 2 * grid.units) + _sweep(
             grid, batch, generator
         )
-        # ... and then the whole picture is shifted around.
+        # ... and then the whole mask is shifted around.
         down = torch.randint(grid.rows, (batch, 1, 1), generator=generator)
         right = torch.randint(grid.cols, (batch, 1, 1), generator=generator)
         source = ((_rows(grid) - down) % grid.rows * grid.cols + (_cols(grid) - right) % grid.cols).flatten(1)
@@ -125,12 +125,12 @@ class InverseBlockMask:
 
 Size = tuple[int, int]
 ContextCount = Callable[[Grid, Size, Size, int], int]
-"""How many units of context every image has, from the grid, the rows and columns of context and target, and the number
-of targets."""
+"""The number of context units of every image, from the grid, the rows and columns of context and target, and the
+number of targets."""
 
 
 def expected_context(grid: Grid, context: Size, target: Size, targets: int) -> int:
-    """What is left of the context if every target takes its share of the grid's units, wherever it is.
+    """The expected number of context units that are in no target.
 
     >>> expected_context(Grid(16, 16), (16, 15), (8, 6), 4)
     104
@@ -143,31 +143,31 @@ def expected_context(grid: Grid, context: Size, target: Size, targets: int) -> i
 class MultiBlock:
     """Predict several blocks from one large block of context without them (Assran et al. 2023, section 3).
 
-    Sizes are drawn once for a batch, places for each image. All contexts of a batch must have the same number of units:
-    it follows from the sizes alone (`context_units`), so that it does not depend on the number of images. An image
-    whose context is larger loses units at random, one whose context is smaller is drawn again. I-JEPA's published
-    sampler cuts all to the smallest of the batch instead: of 256 units, that leaves 76 on average in batches of 128 and
-    60 in batches of 2,048; this leaves 109.
+    Sizes are drawn once per batch, positions for each image. All contexts of a batch must have the same number of
+    units. `context_units` computes it from the sizes alone, so it does not depend on the batch size. A larger context
+    loses random units; an image with a smaller one is drawn again. I-JEPA's published sampler cuts all contexts to the
+    smallest of the batch instead: of 256 units, that leaves 76 on average in batches of 128 and 60 in batches of 2,048;
+    this leaves 109.
 
-    What else that sampler does by accident is not done here: scale and aspect are drawn independently (there from one
-    number, which leaves six target sizes on a 16x16 grid); blocks reach the last row and column (there never); the
-    context may be the whole grid (there never); contexts are cut at random (there from the bottom). On grids that are
-    not square the context has the grid's proportions, and a block that does not fit in height is wider instead.
+    Other side effects of the published sampler are avoided: scale and aspect are drawn independently (there from one
+    number, which leaves six target sizes on a 16x16 grid); blocks can reach the last row and column (there never); the
+    context can be the whole grid (there never); contexts are cut at random (there from the bottom). On grids that are
+    not square, the context has the grid's proportions, and a block that is too high is made wider instead.
 
     >>> plan = MultiBlock()(Grid(14, 14), 2, torch.Generator().manual_seed(0))
     >>> plan.predict.shape[:2], bool(plan.is_hidden.flatten(1).gather(1, plan.predict.flatten(1)).all())
     (torch.Size([2, 4]), True)
 
     Args:
-        targets: blocks to predict, which may overlap.
-        target_scale: least and largest share of the units in a target.
-        target_aspect: least and largest rows / cols of a target.
-        context_scale: least and largest share of the units in the context, before targets are taken out.
-        min_context: units of context at least, or a quarter of the grid where that is less.
-        context_units: how many units of context are left; None for as many as the smallest context of the batch has.
+        targets: number of blocks to predict, which may overlap.
+        target_scale: smallest and largest share of the units in a target.
+        target_aspect: smallest and largest rows / cols of a target.
+        context_scale: smallest and largest share of the units in the context, before targets are removed.
+        min_context: minimum number of context units, or a quarter of the grid if that is less.
+        context_units: computes the number of context units; None cuts all contexts to the smallest of the batch.
     Raises:
-        ValueError: if a number is not positive, a range is the wrong way round or a scale above 1, or if the grid has a
-            single unit or a target takes all of it.
+        ValueError: if a number is not positive, a range is not increasing or a scale is above 1, the grid has a single
+            unit, or a target covers all of it.
     """
 
     targets: int = 4
@@ -186,7 +186,7 @@ class MultiBlock:
 
     def __call__(self, grid: Grid, batch: int, generator: torch.Generator | None = None) -> MaskPlan:
         if grid.units < 2:
-            raise ValueError(f"a context and a target need two units at least; the grid is {grid}")
+            raise ValueError(f"a context and a target need at least two units; the grid is {grid}")
         target = self._size(grid, self.target_scale, _log_uniform(self.target_aspect, 1, generator).item(), generator)
         context = self._size(grid, self.context_scale, grid.rows / grid.cols, generator)
         beside = grid.units - target[0] * target[1]
@@ -203,7 +203,7 @@ class MultiBlock:
             drawn = torch.ones_like(short) if self.context_units is None else short
             again = self._draw(grid, int(drawn.sum()), target, context, generator)
             asked[short], seen[short] = (each[short[drawn]] for each in again)
-        # On a handful of units the targets may still cover all: they then share one place, with the rest for context.
+        # On very small grids the targets may still cover everything: then all get the same position.
         fits = seen.sum(dim=1) >= (1 if self.context_units is None else enough)
         asked = torch.where(fits[:, None, None], asked, asked[:, :1])
         seen = torch.where(fits[:, None], seen, ~asked[:, 0])
@@ -222,7 +222,7 @@ class MultiBlock:
     def _draw(
         self, grid: Grid, batch: int, target: Size, context: Size, generator: torch.Generator | None
     ) -> tuple[Bool[Tensor, "B G N"], Bool[Tensor, "B N"]]:
-        """Which units each target asks for, and which the context shows."""
+        """The units of each target, and those of the context."""
         asked = _anywhere(grid, batch * self.targets, target, generator).unflatten(0, (batch, self.targets))
         return asked, _anywhere(grid, batch, context, generator) & ~asked.any(dim=1)
 
@@ -233,7 +233,7 @@ def _log_uniform(between: tuple[float, float], batch: int, generator: torch.Gene
 
 
 def _anywhere(grid: Grid, batch: int, size: tuple[int, int], generator: torch.Generator | None) -> Bool[Tensor, "B N"]:
-    """Blocks of one size, each at a place of its own."""
+    """Blocks of one size at independent positions."""
     rows, cols = torch.full((batch,), size[0]), torch.full((batch,), size[1])
     return _inside(grid, rows, cols, *_place(grid, rows, cols, generator))
 
@@ -241,7 +241,7 @@ def _anywhere(grid: Grid, batch: int, size: tuple[int, int], generator: torch.Ge
 def _place(
     grid: Grid, rows: Int[Tensor, " B"], cols: Int[Tensor, " B"], generator: torch.Generator | None
 ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-    """The upper left corner, evenly from everywhere the block fits."""
+    """The upper left corner, uniform over the positions where the block fits."""
     down, right = torch.rand(2, len(rows), generator=generator)
     return (down * (grid.rows - rows + 1)).long(), (right * (grid.cols - cols + 1)).long()
 
@@ -249,14 +249,14 @@ def _place(
 def _inside(
     grid: Grid, rows: Int[Tensor, " B"], cols: Int[Tensor, " B"], top: Int[Tensor, " B"], left: Int[Tensor, " B"]
 ) -> Bool[Tensor, "B N"]:
-    """True where a unit lies in the block."""
+    """True where a unit is in the block."""
     down, right = _rows(grid) - top[:, None, None], _cols(grid) - left[:, None, None]
     high, wide = rows[:, None, None], cols[:, None, None]
     return ((down >= 0) & (down < high) & (right >= 0) & (right < wide)).flatten(1)
 
 
 def _sweep(grid: Grid, batch: int, generator: torch.Generator | None) -> Int[Tensor, "B N"]:
-    """A turn for each unit: row by row or column by column, from either end, as it falls out for each image."""
+    """A rank for each unit: by rows or by columns, from either end, at random for each image."""
     by_row = _rows(grid) * grid.cols + _cols(grid)
     by_col = _cols(grid) * grid.rows + _rows(grid)
     last = grid.units - 1

@@ -1,4 +1,4 @@
-"""Plans as they were drawn before December 2026, so that a run that was started then ends as it would have."""
+"""Plans as they were drawn before December 2026, so that runs started then resume unchanged."""
 
 from __future__ import annotations
 

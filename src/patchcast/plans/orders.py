@@ -1,4 +1,4 @@
-"""Plans that predict the units one after the other, and the curves that they follow."""
+"""Plans that predict units one after the other, and the curves that they follow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def raster(grid: Grid) -> Int[Tensor, " N"]:
 
 
 def snake(grid: Grid) -> Int[Tensor, " N"]:
-    """Row by row, every other one backwards: each unit touches the one before.
+    """Row by row, every second row backwards, so that consecutive units touch.
 
     >>> snake(Grid(2, 3)).tolist()
     [0, 1, 2, 5, 4, 3]
@@ -36,9 +36,9 @@ def snake(grid: Grid) -> Int[Tensor, " N"]:
 
 
 def hilbert(grid: Grid) -> Int[Tensor, " N"]:
-    """Along Hilbert's curve, which keeps near what is near (Hilbert 1891).
+    """Along Hilbert's curve, which keeps neighboring units close in the order (Hilbert 1891).
 
-    The curve fills the smallest square with a power of two a side; of other rectangles, what is outside is passed over.
+    The curve fills the smallest square whose side is a power of two; units outside of the grid are skipped.
 
     >>> hilbert(Grid(2, 2)).tolist()
     [0, 1, 3, 2]
@@ -49,7 +49,7 @@ def hilbert(grid: Grid) -> Int[Tensor, " N"]:
     while level < side:
         down = (rest // 2) & 1
         right = (rest ^ down) & 1
-        # A quarter of the curve is the whole one, turned: mirrored on the diagonals in the first and the last.
+        # Each quarter is the whole curve again; the first and the last are mirrored on the diagonals.
         turned = right == 0
         mirrored = turned & (down == 1)
         row, col = torch.where(mirrored, level - 1 - row, row), torch.where(mirrored, level - 1 - col, col)
@@ -60,7 +60,7 @@ def hilbert(grid: Grid) -> Int[Tensor, " N"]:
 
 
 def coarse_to_fine(grid: Grid) -> Int[Tensor, " N"]:
-    """Every eighth row and column first, then every fourth, every second, and the rest: from overview to detail.
+    """Every eighth row and column first, then every fourth, every second, and the rest.
 
     >>> coarse_to_fine(Grid(2, 4)).tolist()
     [0, 2, 1, 3, 4, 5, 6, 7]
@@ -75,16 +75,16 @@ def coarse_to_fine(grid: Grid) -> Int[Tensor, " N"]:
 
 @dataclass(frozen=True)
 class RasterOrder:
-    """Row by row, with a random prefix per image that is given and not scored (El-Nouby et al. 2024, section 3.3).
+    """Row by row, after a random visible prefix per image that is not predicted (El-Nouby et al. 2024, section 3.3).
 
     >>> plan = RasterOrder()(Grid(4, 4), 2, torch.Generator().manual_seed(0))
     >>> plan.order[0, :5].tolist(), bool((plan.prefix >= 1).all() and (plan.prefix <= 15).all())
     ([0, 1, 2, 3, 4], True)
 
     Args:
-        random_prefix: draw each prefix length uniformly from 1..N-1; otherwise there is none, and the mask is causal.
+        random_prefix: draw each prefix length uniformly from 1..N-1; if False, there is none and the mask is causal.
     Raises:
-        ValueError: if the grid has a single unit: there is no next one to predict.
+        ValueError: if the grid has a single unit.
     """
 
     random_prefix: bool = True
@@ -96,13 +96,13 @@ class RasterOrder:
 
 @dataclass(frozen=True)
 class FixedOrder:
-    """Along the same curve in every image.
+    """The order of a curve, the same in every image.
 
     >>> FixedOrder(snake)(Grid(2, 3), 1).order.tolist()
     [[0, 1, 2, 5, 4, 3]]
 
     Args:
-        curve: the order of a grid: `snake`, `hilbert`, `coarse_to_fine`, or your own.
+        curve: returns the order of a grid: `snake`, `hilbert`, `coarse_to_fine`, or your own.
         random_prefix: as in `RasterOrder`.
     """
 
@@ -117,7 +117,7 @@ class FixedOrder:
 
 @dataclass(frozen=True)
 class RandomOrder:
-    """In another random order for every image (Hua et al. 2022). The model must be told which unit comes next.
+    """A different random order for every image (Hua et al. 2022). The head needs the position of the next unit.
 
     >>> plan = RandomOrder()(Grid(2, 2), 2, torch.Generator().manual_seed(0))
     >>> plan.order.sort().values.tolist()
@@ -132,7 +132,7 @@ class RandomOrder:
 
 
 def draw_prefix(grid: Grid, batch: int, random: bool, generator: torch.Generator | None) -> Int[Tensor, " B"]:
-    """Prefix lengths: each of 1..N-1 as likely as any other, or none."""
+    """Prefix lengths: uniform over 1..N-1, or 0."""
     if grid.units < 2:
         raise ValueError(f"predicting the next unit needs at least two; the grid is {grid}")
     if not random:
@@ -142,7 +142,7 @@ def draw_prefix(grid: Grid, batch: int, random: bool, generator: torch.Generator
 
 @dataclass(frozen=True)
 class FromStart:
-    """Row by row from a start token: all N units are predicted (Chen et al. 2020, section 2.1).
+    """Row by row after a start token, so that all N units are predicted (Chen et al. 2020, section 2.1).
 
     >>> FromStart()(Grid(2, 2), 1).predict.tolist()
     [[[0, 1, 2, 3]]]

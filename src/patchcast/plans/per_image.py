@@ -1,4 +1,4 @@
-"""One plan for images of different sizes: each is planned as if it were alone."""
+"""One plan for images of different sizes: each image is planned by itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from patchcast.plans.plan import MaskPlan, OrderPlan, Plan, Planner
 
 
 def draw_each(planner: Planner, grids: Sequence[Grid], canvas: Grid, generator: torch.Generator | None = None) -> Plan:
-    """A plan on `canvas` for images that lie in its upper left corner, and of which each has units of its own only.
+    """A plan on a `canvas` grid for images of different sizes in its upper left corner.
 
-    Padding is neither seen nor predicted. Images of one size are drawn together, those of the first size first.
+    Padding is neither visible nor predicted. Images of the same size are drawn together, in the order of their sizes'
+    first appearance.
 
     >>> from patchcast.plans import RandomMask
     >>> plan = draw_each(RandomMask(0.5), [Grid(1, 2), Grid(2, 2)], Grid(2, 2), torch.Generator().manual_seed(0))
@@ -25,13 +26,13 @@ def draw_each(planner: Planner, grids: Sequence[Grid], canvas: Grid, generator: 
     Args:
         planner: `RandomMask(0.75)`, `RasterOrder()`: any that draws a `MaskPlan` or an `OrderPlan`.
         grids: the units of each image.
-        canvas: at least as large as each of them.
+        canvas: a grid at least as large as each of them.
     Raises:
-        ValueError: if an image has no unit or does not fit, or the plan is of another kind.
+        ValueError: if an image has no unit or does not fit, or the planner draws another kind of plan.
     """
     for grid in grids:
         if not 0 < grid.rows <= canvas.rows or not 0 < grid.cols <= canvas.cols:
-            raise ValueError(f"an image of {grid} units does not fit a canvas of {canvas}; none may be empty")
+            raise ValueError(f"an image of {grid} units does not fit on a canvas of {canvas}, or is empty")
     if all(grid == canvas for grid in grids):
         return planner(canvas, len(grids), generator)
     rows: dict[Grid, list[int]] = {}
@@ -47,7 +48,7 @@ def draw_each(planner: Planner, grids: Sequence[Grid], canvas: Grid, generator: 
             for g in range(masks[0][2].hidden.shape[1])
         ]
         hidden, is_predicted = (torch.stack(parts, dim=1) for parts in zip(*groups, strict=True))
-        return MaskPlan(canvas, seen, hidden, is_seen, is_predicted)
+        return MaskPlan(canvas, seen, hidden, is_seen, is_predicted, masks[0][2].seen_weight)
     if len(orders) == len(drawn):
         order, _ = _join([(images, _all(_move(plan.order, grid, canvas), canvas)) for images, grid, plan in orders])
         prefix, _ = _join([(images, plan.prefix[:, None]) for images, _, plan in orders])
@@ -61,7 +62,7 @@ def _move(units: Int[Tensor, "n K"], grid: Grid, canvas: Grid) -> Int[Tensor, "n
 
 
 def _all(order: Int[Tensor, "n K"], canvas: Grid) -> Int[Tensor, "n N"]:
-    """The order with the units that are not in it behind."""
+    """The order, followed by the units that are not in it."""
     turn = torch.full((len(order), canvas.units), canvas.units)
     turn.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
     return turn.argsort(dim=1, stable=True)
@@ -70,7 +71,7 @@ def _all(order: Int[Tensor, "n K"], canvas: Grid) -> Int[Tensor, "n N"]:
 def _join(
     parts: list[tuple[list[int], Int[Tensor, "_ _"]]],
 ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-    """The rows of all images in their order, each filled up with its first entry; and True where it is its own."""
+    """The rows of all images in their order, padded with their first entry; and False where an entry is padding."""
     batch, longest = sum(len(images) for images, _ in parts), max(units.shape[1] for _, units in parts)
     joined = torch.zeros(batch, longest, dtype=torch.long)
     own = torch.zeros(batch, longest, dtype=torch.bool)

@@ -1,6 +1,6 @@
 """One run as one HTML file: `page.py` (the page), `charts.py` (curves as SVG), `pictures.py` (images as PNG inside it).
 
-Nothing here knows of runs: `patchcast.commands.report` reads one and puts the parts together.
+Nothing here depends on runs: `patchcast.commands.report` reads a run and assembles the page.
 """
 
 from patchcast.report.charts import Curve, line_chart

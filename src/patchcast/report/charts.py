@@ -1,4 +1,4 @@
-"""Line charts as SVG that stands inside a page: no script, colours from the page's own, for light and dark."""
+"""Line charts as inline SVG, without scripts, in the colors of the page (light and dark)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from html import escape
 
 from patchcast.report.page import Html
 
-WIDTH, HEIGHT = 350, 220  # of the drawing, in its own units: a phone shows it at about their size in pixels
+WIDTH, HEIGHT = 350, 220  # in SVG units, about one pixel each on a phone
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 38
 MOST_POINTS = 300
-COLOURS = 4
+COLORS = 4
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line; `dots` marks each point, for curves of few."""
+    """A named line; `dots` marks each point, for short curves."""
 
     name: str
     x: Sequence[int | float]
@@ -25,15 +25,15 @@ class Curve:
     dots: bool = False
 
 
-def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, told: str) -> Html:
+def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, alt: str) -> Html:
     """Curves over common axes, with a legend below.
 
-    >>> chart = line_chart([Curve("loss", [1, 2], [0.5, 0.25])], x_label="step", y_label="loss", told="Loss by step")
+    >>> chart = line_chart([Curve("loss", [1, 2], [0.5, 0.25])], x_label="step", y_label="loss", alt="Loss by step")
     >>> chart.count("<polyline"), "Loss by step" in chart
     (1, True)
 
     Args:
-        told: what it shows, for who cannot see it.
+        alt: alternative text for screen readers.
     Raises:
         ValueError: if there is no point to draw.
     """
@@ -53,24 +53,24 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, told: str
         share = (min(max(y, low), high) - low) / ((high - low) or 1)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">']
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">']
     for y in y_ticks:
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(y):.1f}" y2="{down(y):.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{down(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
     for x in (each for each in x_ticks if left <= each <= right):
         parts.append(f'<text class="tick" x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 16}">{number(x)}</text>')
-    centre = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{centre:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
+    center = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="axis" x="{center:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
     for place, curve in enumerate(shown):
         points = [(across(x), down(y)) for x, y in zip(curve.x, curve.y, strict=True)]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline class="c{place % COLOURS}" points="{line}"/>')
+        parts.append(f'<polyline class="c{place % COLORS}" points="{line}"/>')
         if curve.dots or len(points) == 1:
-            parts += [f'<circle class="c{place % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
+            parts += [f'<circle class="c{place % COLORS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
     parts.append("</svg>")
-    keys = shown if len(shown) > 1 else []  # a curve by itself is named by its axis
+    keys = shown if len(shown) > 1 else []  # a single curve is named by its axis
     names = "".join(
-        f'<span class="key"><i class="c{place % COLOURS}"></i>{escape(curve.name)}</span>'
+        f'<span class="key"><i class="c{place % COLORS}"></i>{escape(curve.name)}</span>'
         for place, curve in enumerate(keys)
     )
     return Html(
@@ -80,7 +80,7 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, told: str
 
 
 def thinned(curve: Curve) -> Curve:
-    """A long curve as the means of neighbouring points; what is no number is left out.
+    """A long curve, shortened to means of neighboring points, without NaN.
 
     >>> thinned(Curve("", list(range(1000)), [1.0] * 1000)).y[:3]
     [1.0, 1.0, 1.0]
@@ -96,12 +96,12 @@ def thinned(curve: Curve) -> Curve:
 
 
 def within(values: Sequence[int | float]) -> Sequence[int | float]:
-    """The values that decide the axis: of many, not the first hundredth, in which a loss starts far above the rest."""
+    """The values that determine the axis: without the first hundredth, where the loss is far above the rest."""
     return values[len(values) // 100 :]
 
 
 def ticks(low: int | float, high: int | float, count: int) -> list[float]:
-    """Round numbers that cover a range, about so many.
+    """About `count` round numbers that cover a range.
 
     >>> ticks(0.13, 0.92, 5)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -119,7 +119,7 @@ def ticks(low: int | float, high: int | float, count: int) -> list[float]:
 
 
 def number(value: int | float) -> str:
-    """As short as it can be told apart on an axis.
+    """A short label for an axis.
 
     >>> number(0.25), number(1500.0), number(20000.0), number(3.0), number(1e-5)
     ('0.25', '1,500', '20k', '3', '1e-05')

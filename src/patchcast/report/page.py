@@ -1,4 +1,4 @@
-"""The page: plain HTML with its style inside, readable at any width, in light and dark; no script, nothing fetched."""
+"""The page: plain HTML with inline style, for any width, light and dark; no scripts, nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
 class Html(str):
-    """Text that is HTML already. Everything else is escaped before it comes into the page."""
+    """HTML. Any other text is escaped."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A number that stands large, what it is, and what to hold it against."""
+    """A large number with its name and a number to compare it with."""
 
     value: str
     name: str
@@ -27,7 +27,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence on what is to be seen, and what there is."""
+    """A heading, a sentence, and the content."""
 
     title: str
     told: str
@@ -60,7 +60,7 @@ def page(title: str, subtitle: str, tiles: Sequence[Tile], sections: Sequence[Se
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, strong: int | None = None) -> Html:
-    """Rows of text, the first column being names; `strong` is the row to be seen first.
+    """A table whose first column has names; row `strong` is highlighted.
 
     >>> table(["network", "kNN"], [["ours", "91.0"]]).count("<td>")
     1
@@ -75,7 +75,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, strong: int |
 
 
 def definitions(values: Mapping[str, str]) -> Html:
-    """Names and values, side by side.
+    """Names and values next to each other.
 
     >>> definitions({"seed": "0"})
     '<dl><div><dt>seed</dt><dd>0</dd></div></dl>'
@@ -85,7 +85,7 @@ def definitions(values: Mapping[str, str]) -> Html:
 
 
 def commands(lines: Sequence[str]) -> Html:
-    """What to type, line by line.
+    """Commands, one per line.
 
     >>> commands(["ls <x>"])
     '<pre class="commands">ls &lt;x&gt;</pre>'
@@ -94,12 +94,12 @@ def commands(lines: Sequence[str]) -> Html:
 
 
 def folded(title: str, text: str) -> Html:
-    """Long text behind a line to click on."""
+    """Collapsed text that opens on click."""
     return Html(f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>")
 
 
 def side_by_side(parts: Sequence[Html]) -> Html:
-    """Next to each other where there is room, else one below the other."""
+    """Next to each other if there is room, else one below the other."""
     return Html(f'<div class="beside-each-other">{"".join(parts)}</div>')
 
 

@@ -1,4 +1,4 @@
-"""Images that stand inside a page, as PNG."""
+"""Inline PNG images."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from patchcast.drawing.figures import Version
 from patchcast.report.page import Html
 
 LARGE = 128
-"""Pixels a side from which on an image is shown smooth, and not in squares."""
+"""Pixels per side from which images are interpolated when enlarged."""
 
 
 def data_uri(image: UInt8[Tensor, "C H W"], hidden: Bool[Tensor, "H W"] | None = None) -> str:
-    """A PNG as an address that holds it; clear where `hidden` is True, and of more than three channels the first three.
+    """A PNG as a data URI: transparent where `hidden` is True, with the first three channels at most.
 
     >>> import torch
     >>> data_uri(torch.zeros(1, 2, 2, dtype=torch.uint8))[:22]
     'data:image/png;base64,'
     """
-    colour = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    pixels = colour.permute(1, 2, 0).numpy()
+    color = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    pixels = color.permute(1, 2, 0).numpy()
     if hidden is not None:
         opaque = np.where(hidden.numpy(), 0, 255).astype(np.uint8)
         pixels = np.concatenate([np.where(opaque[..., None] > 0, pixels, 0), opaque[..., None]], axis=-1)
@@ -37,11 +37,11 @@ def data_uri(image: UInt8[Tensor, "C H W"], hidden: Bool[Tensor, "H W"] | None =
 
 
 def strips(versions: Mapping[str, Version]) -> Html:
-    """For each image its versions side by side, each with its name below.
+    """For each image, its versions next to each other, with their names below.
 
     >>> import torch
-    >>> grey = Version(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
-    >>> strips({"image": grey, "predicted": grey}).count("<img")
+    >>> gray = Version(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    >>> strips({"image": gray, "predicted": gray}).count("<img")
     4
     """
     count = len(next(iter(versions.values())).images)
@@ -60,7 +60,7 @@ def strips(versions: Mapping[str, Version]) -> Html:
 
 
 def sheet(images: Sequence[UInt8[Tensor, "C H W"]], name: str) -> Html:
-    """Images side by side, without names."""
+    """Images next to each other, without names."""
     drawn = "".join(
         f'<img src="{data_uri(image)}" alt="{escape(name)} {place + 1}">' for place, image in enumerate(images)
     )

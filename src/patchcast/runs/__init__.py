@@ -1,1 +1,1 @@
-"""Runs: a recipe resolved, built, trained and kept in a folder. Start at `run.py`."""
+"""Runs: a recipe resolved, built, trained and saved in a folder. Start with `run.py`."""

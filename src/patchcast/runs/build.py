@@ -1,4 +1,4 @@
-"""From a recipe to its parts: what is left out is taken from the model, the data and the method."""
+"""From a recipe to its parts; defaults follow from the model, the data and the method."""
 
 from __future__ import annotations
 
@@ -14,26 +14,23 @@ from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
 from patchcast.data import Augment, Evaluate, Images, Source, channel_statistics
-from patchcast.interop.timm_weights import STARTS
 from patchcast.methods import METHODS, Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
-from patchcast.runs.starting import patch_of, started_normalization, timm_loads
+from patchcast.runs.sizes import patch_for_tile, size_and_patch
+from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.starts import Start, StartReport, fit, fit_parts
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
-
-FEWEST_UNITS = 7  # a side; with fewer there is little to predict a patch from
-SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalise by
 
 
 def find_method(name: str) -> Method:
     """The method of this name.
 
     Raises:
-        ValueError: if there is none; names a similar one.
+        ValueError: if there is none; suggests a similar name.
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
@@ -61,7 +58,7 @@ def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None 
         _check_stream(recipe, method)
     images = source.train
     recipe = with_codes(recipe, method, images)
-    size, patch = _size_and_patch(recipe, method, images, start)
+    size, patch = _size_and_patch(recipe, method, images)
     mean, std = _normalization(recipe, images, start)
     steps = recipe.steps
     if steps is None:
@@ -80,7 +77,7 @@ def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None 
     }
     defaults: dict[str, Any] = {
         "crop_scale": method.crop_scale,
-        "crop_mode": "squash" if method.codes == "colours" else "center",
+        "crop_mode": "squash" if method.codes == "colors" else "center",
         "flip": method.flip and recipe.data != "digits",
         "lr": method.lr_per_256 * recipe.batch_size / 256,
         "betas": method.betas,
@@ -113,7 +110,7 @@ def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple
 def _check_stream(recipe: Recipe, method: Method) -> None:
     if recipe.steps is None:
         raise ValueError(f"{recipe.data} is a stream of unknown length: give --steps")
-    if method.codes == "colours":
+    if method.codes == "colors":
         raise ValueError(f"{recipe.method} encodes all images before training, which a stream does not allow: use hf:")
 
 
@@ -139,9 +136,9 @@ def build_started(
         ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
     """
     torch.manual_seed(recipe.seed)
-    given: dict[str, Any] = {"steps": recipe.steps} if method.takes_steps else {}
+    given: dict[str, Any] = {}
     backbone: Backbone
-    if method.codes == "colours":
+    if method.codes == "colors":
         assert tokenizer is not None
         backbone = imagegpt_backbone(recipe, tokenizer, causal=method.causal)
     else:
@@ -152,6 +149,7 @@ def build_started(
         backbone.grid(recipe.image_size)
         if not timm_loads(recipe):
             start_from_sincos(backbone)
+        given |= {"steps": recipe.steps} if method.takes_steps else {}
     # Before the method is built: its teacher is a copy of the backbone.
     fitted = None if start is None else fit(backbone, start, bands=recipe.start_bands)
     if method.codes == "patches":
@@ -164,72 +162,29 @@ def build_started(
 
 
 def augmentation(recipe: Resolved) -> Augment:
-    """What training sees of an image."""
+    """The augmentation of training."""
     return Augment(recipe.image_size, recipe.crop_scale, bool(recipe.flip), recipe.mean, recipe.std)
 
 
 def evaluation(recipe: Resolved) -> Evaluate:
-    """What probes and pictures see of an image: all of it, and nothing random."""
+    """The deterministic preprocessing of probes and pictures."""
     return Evaluate(recipe.image_size, recipe.mean, recipe.std, squash=recipe.crop_mode == "squash")
 
 
-def _size_and_patch(
-    recipe: Recipe, method: Method, images: Images, start: Start | None
-) -> tuple[tuple[int, int], int | None]:
+def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tuple[int, int], int | None]:
     """Height and width, and pixels per side of a patch; None for the model's own."""
-    if method.codes == "colours":
-        assert recipe.image_size is not None  # `with_codes` has seen to it
+    if method.codes == "colors":
+        assert recipe.image_size is not None  # set by `with_codes`
         return recipe.image_size, None
-    nominal = _nominal(recipe)
-    is_started = start is not None or timm_loads(recipe)
-    patch = None if start is None or recipe.patch_size is not None else patch_of(start)
-    if patch is not None and (patch, patch) != nominal.stride:
-        recipe = dataclasses.replace(recipe, patch_size=patch)
-        nominal = _nominal(recipe)
-    tile = recipe.tile_size
-    if tile is None:
-        size = _follow(images.typical_size, nominal)
-        size = recipe.image_size or (_enlarged(size, nominal.stride) if is_started else size)
-    else:
-        size = recipe.image_size or _whole_tiles(images.typical_size, tile)
-    if recipe.patch_size is None and not is_started and "drop" in nominal.can:
-        return size, _patch_for(size if tile is None else (tile, tile), nominal.stride)
-    return size, recipe.patch_size
-
-
-def _nominal(recipe: Recipe) -> Backbone:
-    """The model as timm makes it, without memory or weights: to ask what sizes it is for."""
-    args = {"patch_size": recipe.patch_size} if recipe.patch_size else {}
-    with torch.device("meta"):
-        own = {name: value for name, value in recipe.model_args.items() if name not in STARTS}
-        return wrap(recipe.model, **args, **own)
-
-
-def _follow(typical: tuple[int, int], nominal: Backbone) -> tuple[int, int]:
-    """The data's size where it is smaller than the model's: enlarging images adds work and no information."""
-    if typical[0] < nominal.image_size[0] and typical[1] < nominal.image_size[1]:
-        return typical
-    return nominal.image_size
-
-
-def _enlarged(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
-    """The next larger size of whole units, and enough of them: trained weights keep their patch."""
-    height, width = (max(FEWEST_UNITS, -(-side // unit)) * unit for side, unit in zip(size, stride, strict=True))
-    return height, width
+    if recipe.tile_size is None:
+        return size_and_patch(recipe, images.typical_size)
+    size = recipe.image_size or _whole_tiles(images.typical_size, recipe.tile_size)
+    return size, patch_for_tile(recipe, recipe.tile_size)
 
 
 def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:
-    """The data's size in whole tiles, as near as they come."""
+    """The data's size, rounded to whole tiles."""
     return max(1, round(typical[0] / tile)) * tile, max(1, round(typical[1] / tile)) * tile
-
-
-def _patch_for(size: tuple[int, int], stride: tuple[int, int]) -> int | None:
-    """The largest patch, up to the model's, that gives enough units a side; None for the model's own."""
-    largest = min(stride)
-    fitting = [patch for patch in range(SMALLEST_PATCH, largest + 1) if size[0] % patch == size[1] % patch == 0]
-    ample = [patch for patch in fitting if min(size) // patch >= FEWEST_UNITS]
-    chosen = max(ample, default=min(fitting, default=largest))
-    return None if chosen == largest else chosen
 
 
 def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
@@ -241,7 +196,7 @@ def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
 
 
 def _with_parts(method: Method, options: dict[str, Any]) -> dict[str, Any]:
-    """The options with parts in the place of their names."""
+    """The options with names replaced by the objects they stand for."""
     for option, named in method.named.items():
         if option in options and options[option] not in named:
             raise ValueError(f"{option} is one of {', '.join(named)}; got {options[option]!r}")

@@ -1,4 +1,4 @@
-"""What predicting codes decides in a recipe, and ImageGPT's networks by name."""
+"""Recipe options that follow from predicting codes, and ImageGPT's networks by name."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ NETWORKS: dict[str, dict[str, int]] = {
     "imagegpt": {},
     **{f"imagegpt_{name.lower()}": size._asdict() for name, size in IMAGEGPT_SIZES.items()},
 }
-"""ImageGPT's networks as `--model` names them; the first is of the size that `model_args` says."""
+"""ImageGPT's networks by their `--model` names; the size of the first is given by `model_args`."""
 LARGEST_SIDE = 32  # of images, unless the recipe says otherwise: the paper's smallest, of 1,024 codes
 USUAL_CODES = 512
 
 
 def with_codes(recipe: Recipe, method: Method, images: Images) -> Recipe:
-    """The recipe with what codes decide filled in.
+    """The recipe with the options that follow from predicting codes.
 
     Raises:
-        ValueError: if it asks for what contradicts that.
+        ValueError: if an option contradicts them.
     """
-    if method.codes != "colours" and recipe.model in NETWORKS:
-        raise ValueError(f"{recipe.model} is for imagegpt; {recipe.method} is run on timm's vision transformers")
+    if method.codes != "colors" and recipe.model in NETWORKS:
+        raise ValueError(f"{recipe.model} is for imagegpt; {recipe.method} uses timm's vision transformers")
     if method.codes is None:
         if recipe.codes is not None or recipe.tokenizer is not None:
-            raise ValueError(f"{recipe.method} predicts no codes: leave out codes and tokenizer")
+            raise ValueError(f"{recipe.method} does not predict codes: leave out codes and tokenizer")
         return recipe
     found: dict[str, Any] = {"codes": recipe.codes or USUAL_CODES}
     tokenizer = None if recipe.tokenizer is None else load_tokenizer(recipe.tokenizer)
@@ -46,13 +46,13 @@ def with_codes(recipe: Recipe, method: Method, images: Images) -> Recipe:
                 f"{recipe.tokenizer} has {tokenizer.vocabulary} codes, not {recipe.codes}; leave out codes"
             )
         found["codes"] = tokenizer.vocabulary
-    if method.codes == "colours" or isinstance(tokenizer, Palette):
+    if method.codes == "colors" or isinstance(tokenizer, Palette):
         _check_palette(recipe, tokenizer, images.channels)
-        # Palettes are of black -1 and white 1.
+        # Palettes use black -1 and white 1.
         found |= {"mean": (0.5,) * images.channels, "std": (0.5,) * images.channels}
         if any(each is not None and set(each) != {0.5} for each in (recipe.mean, recipe.std)):
-            raise ValueError("a palette's images have black -1 and white 1: leave out mean and std")
-    if method.codes == "colours":
+            raise ValueError("palettes need black -1 and white 1: leave out mean and std")
+    if method.codes == "colors":
         found |= _whole_images(recipe, images)
     return dataclasses.replace(recipe, **found)
 
@@ -66,14 +66,12 @@ def _check_palette(recipe: Recipe, tokenizer: Palette | PatchCodebook | None, ch
 
 
 def _whole_images(recipe: Recipe, images: Images) -> dict[str, Any]:
-    """ImageGPT's images become codes once, so that they are not cropped at random."""
+    """Options of ImageGPT, whose images are encoded once and therefore not cropped at random."""
     if recipe.model not in NETWORKS:
-        raise ValueError(f"{recipe.method} is run on its own networks, {', '.join(NETWORKS)}; got {recipe.model}")
+        raise ValueError(f"{recipe.method} uses its own networks, {', '.join(NETWORKS)}; got {recipe.model}")
     for name in ("patch_size", "tile_size", "pretrained", "crop_scale"):
         if getattr(recipe, name) not in (None, False, (1.0, 1.0)):
-            raise ValueError(
-                f"{recipe.method} predicts each pixel of whole images, on its own network: leave out {name}"
-            )
+            raise ValueError(f"{recipe.method} predicts each pixel of whole images: leave out {name}")
     network_args(recipe)
     height, width = images.typical_size
     size = recipe.image_size or (min(height, LARGEST_SIDE), min(width, LARGEST_SIDE))
@@ -105,12 +103,12 @@ def imagegpt_backbone(recipe: Resolved, tokenizer: Tokenizer, *, causal: bool) -
 
 
 def of_units(tokenizer: Tokenizer, backbone: Backbone) -> Tokenizer:
-    """A tokenizer that gives each unit of a backbone a code: a palette, that of its mean colour.
+    """A tokenizer of a backbone's units; a palette gives a unit the code of its mean color.
 
     Raises:
-        ValueError: if a codebook is of units of another size.
+        ValueError: if a codebook has units of another size.
     """
     if isinstance(tokenizer, PatchCodebook) and tokenizer.pixels.stride != backbone.stride:
         (down, right), (rows, cols) = tokenizer.pixels.stride, backbone.stride
-        raise ValueError(f"the codebook is of units of {down}x{right} pixels; {backbone.name}'s are {rows}x{cols}")
+        raise ValueError(f"the codebook has units of {down}x{right} pixels; {backbone.name}'s are {rows}x{cols}")
     return PerUnit(tokenizer, backbone.stride) if isinstance(tokenizer, Palette) else tokenizer

@@ -1,4 +1,4 @@
-"""The network that a command looks at, a run's or one of other weights, and how images are prepared for it."""
+"""`Network`: a run's network or a timm model, with its preprocessing."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from patchcast.runs.run_folder import CONFIG
 from patchcast.starts.opening import load_start, normalization
 
 CROP_SCALE = (0.2, 1.0)
-"""Of random crops for a network that no run of ours trained: MAE's."""
+"""Scale of random crops for timm models: MAE's."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A backbone, and how images are prepared for it.
+    """A backbone and its preprocessing.
 
     Attributes:
-        name: the run folder or the words of a start, as they were given.
-        size: (height, width) of what it sees.
+        name: the run folder or the words of a start, as given.
+        size: (height, width) of the input.
         mean, std: of each channel, white being 1.
-        architecture: timm's name of the model, if no run of ours trained it.
-        model_args: with which it was built, likewise.
-        run: that trained it; None for other weights.
+        run: the run that trained it; None for other weights.
+        architecture: timm's name of the model, if there is no run.
+        model_args: the arguments that it was built with, likewise.
         is_trained: False for the weights before training.
     """
 
@@ -53,12 +53,12 @@ class Network:
 
     @property
     def evaluate(self) -> Evaluate:
-        """All of an image, and nothing random."""
+        """Deterministic preprocessing of the whole image."""
         return Evaluate(self.size, self.mean, self.std) if self.run is None else self.run.evaluation
 
     @property
     def augment(self) -> Augment:
-        """What the run's training saw of an image; for timm's models, MAE's augmentation."""
+        """The augmentation of the run; for timm models, MAE's."""
         return Augment(self.size, CROP_SCALE, True, self.mean, self.std) if self.run is None else self.run.augmentation
 
     def held_out_share(self, data: str) -> float:
@@ -69,8 +69,8 @@ class Network:
         """The same network before training: the run's initial weights, or timm's random ones."""
         return self.run.untrained().backbone if self.run is not None else _random(self.architecture, self.model_args)
 
-    def beside_its_start(self) -> dict[str, Backbone]:
-        """The network and its start, which training has to beat; only the start if the network is not trained."""
+    def with_untrained(self) -> dict[str, Backbone]:
+        """The network, and the same network before training; only the latter if it is not trained."""
         return {OURS: self.backbone, UNTRAINED: self.before()} if self.is_trained else {UNTRAINED: self.backbone}
 
     def own_file(self, name: str) -> Path | None:
@@ -79,7 +79,7 @@ class Network:
 
 
 def is_run(source: str | Path) -> bool:
-    """Whether this is a run's folder, and no model's name."""
+    """Whether this is a run folder and not the name of a model."""
     return (Path(source) / CONFIG).exists()
 
 
@@ -87,10 +87,10 @@ def open_network(source: str | Path, *, untrained: bool = False, **model_args: A
     """A run's network by its folder, or other weights by the words of `--start`.
 
     Args:
-        untrained: with the weights of before training.
-        model_args: arguments of timm's create_model; not for runs, which know their own.
+        untrained: use the weights before training.
+        model_args: arguments of timm's create_model; not for runs.
     Raises:
-        ValueError: in one sentence, if there is no such run or model, or its weights cannot be had.
+        ValueError: if there is no such run or model, or its weights cannot be loaded.
     """
     if is_run(source):
         run = open_run(Path(source))
@@ -125,8 +125,8 @@ def torch_device(device: Device) -> str:
     'cpu'
 
     Raises:
-        ValueError: if a GPU is asked for, and there is none.
+        ValueError: if a GPU is requested and there is none.
     """
     if device == "gpu" and not torch.cuda.is_available():
-        raise ValueError("--device gpu needs a GPU, and torch finds none; use --device cpu")
+        raise ValueError("--device gpu needs a GPU, but torch finds none; use --device cpu")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

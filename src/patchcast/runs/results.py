@@ -1,9 +1,8 @@
-"""What a finished run leaves in its folder next to its weights: the encoder for its library, pictures, numbers."""
+"""Files of a finished run next to its weights: the encoder for its library, pictures and numbers."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from patchcast.drawing.figures import draw_loss, draw_versions
 from patchcast.drawing.samples import DrawOptions, write_samples
 from patchcast.drawing.versions import caption, versions
 from patchcast.evaluation.ngrams import bits_per_pixel
+from patchcast.files import write_figure, write_json
 from patchcast.interop.export_formats import Exported, is_exported, write_encoder
 from patchcast.runs.run import Run
 from patchcast.runs.run_folder import METRICS
@@ -26,27 +26,27 @@ PICTURED, SAMPLES = 8, 16
 
 
 def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str]) -> str:
-    """Write everything but the weights; returns what the loss is to be compared with, in words, if it has a unit."""
+    """Write everything except the weights; returns a sentence about the loss if it has a unit."""
     if is_exported(run.method):
         write_encoder(encoder_of(run), run.folder)
     if run.pretrainer.target.is_drawn:
         name = "completions.png" if run.method.causal else "reconstructions.png"
         images, phrase = held_out_images(run, PICTURED)
         drawn = versions(run.pretrainer, images, (run.recipe.mean, run.recipe.std))
-        draw_versions(drawn, caption=caption(run.pretrainer, phrase)).savefig(run.folder / name, dpi=120)
+        write_figure(draw_versions(drawn, caption=caption(run.pretrainer, phrase)), run.folder / name)
     if run.method.causal:
         write_samples(run.pretrainer, run.folder / "samples.png", count=SAMPLES, draws=DrawOptions())
     return _write_numbers(run, codes, unreadable)
 
 
 def encoder_of(run: Run) -> Exported:
-    """What of a run is exported."""
-    model_args = {} if run.method.codes == "colours" else timm_args(run.recipe)
+    """The part of a run that is exported."""
+    model_args = {} if run.method.codes == "colors" else timm_args(run.recipe)
     return Exported(run.recipe, run.method, run.pretrainer, model_args)
 
 
 def held_out_images(run: Run, count: int) -> tuple[torch.Tensor, str]:
-    """The first `count` images that the run's pictures show, and which they are, in words."""
+    """The first `count` images for the run's pictures, and a phrase that describes them."""
     part = run.source.shown
     places = range(min(count, len(part.images)))
     return torch.stack([run.evaluation(part.images[place].image) for place in places]), part.phrase
@@ -57,17 +57,16 @@ def _write_numbers(run: Run, codes: CodeData | None, unreadable: Mapping[str, st
     steps, losses = curve(run.folder / METRICS, "loss")
     held_steps, held = curve(run.folder / METRICS, "eval_loss")
     title = f"{recipe.method} on {recipe.data}"
-    draw_loss((steps, losses), (held_steps, held), title=title).savefig(run.folder / "loss.png", dpi=120)
+    write_figure(draw_loss((steps, losses), (held_steps, held), title=title), run.folder / "loss.png")
     numbers = {"steps": recipe.steps, "loss": losses[-1] if losses else None, "eval_loss": held[-1] if held else None}
     in_units, words = _in_units(run, (held or losses or [float("nan")])[-1], codes)
     named = [f"{name}: {reason}" for name, reason in unreadable.items()]
-    text = json.dumps({**numbers, **in_units, "unreadable_images": named}, indent=2)
-    (run.folder / "metrics.json").write_text(text + "\n")
+    write_json(run.folder / "metrics.json", {**numbers, **in_units, "unreadable_images": named})
     return words
 
 
 def _in_units(run: Run, loss: float, codes: CodeData | None) -> tuple[dict[str, Any], str]:
-    """A loss on codes and what counting reaches, for metrics.json and in words; nothing for losses without a unit."""
+    """A loss on codes and its baselines by counting, for metrics.json and as text; empty for losses without a unit."""
     if codes is None:
         return {}, ""
     psnr = codes.psnr if math.isfinite(codes.psnr) else None  # JSON has no infinity

@@ -1,9 +1,10 @@
-"""`Run`: one run, opened once and handed through: its folder, recipe, method, pretrainer and data source."""
+"""`Run`: a run, opened once and passed on: its folder, recipe, method, pretrainer and data source."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from patchcast.data import Augment, Evaluate, Source, open_source
 from patchcast.data.source import Part
@@ -13,23 +14,24 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
 from patchcast.runs.build import augmentation, build, build_started, evaluation, find_method, resolve
 from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
+from patchcast.runs.sizes import with_own_options
 from patchcast.runs.starting import as_started, check_unchanged, find_start, with_start
-from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, kept_tokenizer
+from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, saved_tokenizer
 from patchcast.starts import StartReport
 from patchcast.training.checkpoints import latest_checkpoint
 
 
 @dataclass
 class Run:
-    """A run: about to start, or opened from its folder.
+    """A run that is about to start, or was opened from its folder.
 
     Attributes:
-        folder: of the run.
+        folder: the run folder.
         recipe: with a value for every option.
-        method: that the recipe names.
-        pretrainer: with the initial weights of a run that starts, or the trained ones of a run that was opened.
-        tokenizer: of methods that predict codes, else None.
-        opened: its data source, if it is open already; see `source`.
+        method: the recipe's method.
+        pretrainer: with initial weights if the run is about to start, else with trained weights.
+        tokenizer: for methods that predict codes, else None.
+        opened: its data source if it is open already; see `source`.
         fitted: what became of the weights that it starts from; None if they are random, or it was opened.
     """
 
@@ -43,15 +45,16 @@ class Run:
 
     @property
     def source(self) -> Source:
-        """The run's data, opened when it is first asked for: many commands need the network only."""
+        """The run's data, opened on first access: many commands need the network only."""
         if self.opened is None:
             self.opened = self.open_data(self.recipe.data)
         return self.opened
 
     def open_data(self, data: str) -> Source:
-        """A source with the run's channels; of the run's own data, with the run's held-out images."""
+        """Open a source with the run's channels; for the run's own data, with the same held-out images."""
         share = self.recipe.held_out if data == self.recipe.data else 0.0
-        return open_source(data, channels=self.recipe.channels, held_out_share=share)
+        given = reading(self.recipe) if data == self.recipe.data else {"max_pixels": self.recipe.max_pixels}
+        return open_source(data, channels=self.recipe.channels, held_out_share=share, **given)
 
     def shown(self, data: str | None = None) -> Part:
         """The images that pictures show: the run's held-out ones, or those of another source."""
@@ -62,12 +65,12 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluate:
-        """What probes and pictures see of an image: all of it, and nothing random."""
+        """The deterministic preprocessing of probes and pictures."""
         return evaluation(self.recipe)
 
     @property
     def augmentation(self) -> Augment:
-        """What training sees of an image."""
+        """The augmentation of training."""
         return augmentation(self.recipe)
 
     def untrained(self) -> Pretrainer:
@@ -82,12 +85,18 @@ class Run:
         return pretrainer
 
 
+def reading(recipe: Recipe) -> dict[str, Any]:
+    """How a recipe has its images read, as arguments of `open_source`."""
+    return {name: getattr(recipe, name) for name in ("image_column", "label_column", "max_pixels")}
+
+
 def start_run(recipe: Recipe) -> Run:
-    """Resolve and build a recipe. Nothing is written, so a refused recipe leaves nothing behind.
+    """Resolve and build a recipe. Nothing is written to disk.
 
     Raises:
-        ValueError: for anything that the user can fix, in one sentence.
+        ValueError: for anything that the user can fix.
     """
+    recipe = with_own_options(recipe)
     recipe.check()
     recipe, method = as_begun(recipe), find_method(recipe.method)
     resuming = as_started(recipe)
@@ -97,15 +106,15 @@ def start_run(recipe: Recipe) -> Run:
     elif start is not None:
         recipe = with_start(recipe, method, start)
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
-    source = open_source(recipe.data, channels=recipe.channels, held_out_share=share)
+    source = open_source(recipe.data, channels=recipe.channels, held_out_share=share, **reading(recipe))
     resolved = resolve(recipe, method, source, start)
-    tokenizer = kept_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
+    tokenizer = saved_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
     pretrainer, fitted = build_started(resolved, method, tokenizer, start)
     return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted)
 
 
 def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
-    """A run from its folder, with random weights.
+    """Open a run from its folder, with random weights.
 
     Raises:
         ValueError: if the folder holds no run.
@@ -113,12 +122,12 @@ def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder} holds no run of patchcast: it has no {CONFIG}")
     recipe = Resolved.load(folder / CONFIG)
-    method, tokenizer = find_method(recipe.method), kept_tokenizer(folder)
+    method, tokenizer = find_method(recipe.method), saved_tokenizer(folder)
     return Run(folder, recipe, method, build(recipe, method, tokenizer), tokenizer, source)
 
 
 def open_run(folder: Path, *, source: Source | None = None) -> Run:
-    """A run from its folder, with the weights it has reached.
+    """Open a run from its folder, with its trained weights.
 
     Args:
         source: its data, if it is open already.

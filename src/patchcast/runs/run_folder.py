@@ -1,4 +1,4 @@
-"""A run's folder: names of the files in it, and whether a run may use it."""
+"""Run folders: file names, and whether a run may use a folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
+from patchcast.files import write_weights
 from patchcast.recipe import EARLIER, Recipe, Resolved
 from patchcast.training.checkpoints import latest_checkpoint
 
@@ -18,7 +18,7 @@ ENCODER, EVERYTHING = "model.safetensors", "pretrainer.safetensors"
 
 
 def claim(recipe: Resolved) -> bool:
-    """Make the folder of a resolved recipe; True if it holds an unfinished run of the same recipe, to resume.
+    """Create the folder of a resolved recipe; True if it holds an unfinished run of this recipe.
 
     Raises:
         ValueError: if the folder holds a finished run, another run, or something else.
@@ -42,8 +42,10 @@ def claim(recipe: Resolved) -> bool:
 
 
 def as_begun(recipe: Recipe) -> Recipe:
-    """The recipe, with options that earlier versions did not have as they were then: if an earlier version began the
-    run in its folder, or wrote the recipe (a config with a value for every other option)."""
+    """The recipe with the earlier behavior for options that an earlier version did not have.
+
+    For runs that an earlier version started, and for complete configs that it wrote.
+    """
     left = [name for name in EARLIER if getattr(recipe, name) is None]
     if left and (recipe.out / CONFIG).is_file():
         begun = Resolved.load(recipe.out / CONFIG)
@@ -54,5 +56,5 @@ def as_begun(recipe: Recipe) -> Recipe:
 
 
 def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
-    """Save all of a pretrainer's weights, from which a run is opened; `export` writes the encoder alone."""
-    save_file({name: weight.contiguous() for name, weight in state.items()}, out / EVERYTHING)
+    """Save all weights of a pretrainer, for opening the run again; `export` writes the encoder only."""
+    write_weights({name: weight.contiguous() for name, weight in state.items()}, out / EVERYTHING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import timm
 
 from patchcast.data import Images, channel_statistics
 from patchcast.files import write_text
-from patchcast.interop.timm_weights import STARTS
+from patchcast.interop.timm_weights import START_ARGUMENTS
 from patchcast.methods import Method
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.run_folder import CONFIG
+from patchcast.runs.sizes import nominal_backbone
 from patchcast.runs.timm_arguments import pretrained_cfg
 from patchcast.starts import Start, StartReport, read_start
 from patchcast.starts.opening import for_channels
@@ -41,7 +43,8 @@ def find_start(recipe: Recipe) -> Start | None:
 
 def timm_loads(recipe: Recipe) -> bool:
     """Whether weights come in through `model_args`, which `timm.create_model` then loads."""
-    return bool(recipe.model_args.get("checkpoint_path")) or (recipe.pretrained and bool(STARTS & {*recipe.model_args}))
+    args = recipe.model_args
+    return bool(args.get("checkpoint_path")) or (recipe.pretrained and bool(START_ARGUMENTS & {*args}))
 
 
 def as_started(recipe: Recipe) -> Recipe | None:
@@ -65,12 +68,25 @@ def with_start(recipe: Recipe, method: Method, start: Start) -> Recipe:
     if recipe.model.partition(".")[0] == start.architecture:
         own = {name: value for name, value in start.model_args.items() if name not in FROM_DATA}
         filled["model_args"] = {**own, **recipe.model_args}
-    is_imagegpt = method.codes == "colours"
+    is_imagegpt = method.codes == "colors"
     if start.tokenizer is not None and recipe.tokenizer is None and (is_imagegpt or start.method == recipe.method):
         filled["tokenizer"] = start.tokenizer
-    if is_imagegpt and recipe.image_size is None:
-        filled["image_size"] = start.size
-    return replace(recipe, **filled)
+    if recipe.image_size is None and recipe.tile_size is None:
+        filled["image_size"] = size_of(start)
+    recipe = replace(recipe, **filled)
+    patch = None if is_imagegpt or recipe.patch_size is not None else patch_of(start)
+    if patch is None or (patch, patch) == nominal_backbone(recipe).stride:
+        return recipe
+    return replace(recipe, patch_size=patch)
+
+
+def size_of(start: Start) -> tuple[int, int] | None:
+    """Height and width of the images of a start: told by the files, or a square by the position table."""
+    patch, table = patch_of(start), next((v for name, v in start.encoder.items() if name.endswith("pos_embed")), None)
+    if start.size is not None or patch is None or table is None or table.ndim != 3:
+        return start.size
+    side = isqrt(table.shape[1])  # without class and register tokens, which are fewer than a row
+    return side * patch, side * patch
 
 
 def absolute_words(words: str | None) -> str | None:

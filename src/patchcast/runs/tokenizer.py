@@ -1,4 +1,4 @@
-"""A run's tokenizer, fitted to the data and saved in the run's folder; and its images as codes, encoded once."""
+"""A run's tokenizer, fitted to the data and saved in the run folder, and its images as codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from patchcast.methods import Method
 from patchcast.recipe import Resolved
 from patchcast.runs.build import augmentation, evaluation
 from patchcast.runs.timm_arguments import timm_args
-from patchcast.tokenizers.encoded import AsItIs, CodeSet, Mirror, encode_images
+from patchcast.tokenizers.encoded import CodeSet, Mirror, Unchanged, encode_images
 from patchcast.tokenizers.files import load_tokenizer
 from patchcast.tokenizers.palette import Palette, Source, fit_palette, to_levels
 from patchcast.tokenizers.patches import PatchCodebook
@@ -27,16 +27,15 @@ from patchcast.tokenizers.patches import PatchCodebook
 AnyTokenizer = Palette | PatchCodebook
 TOKENIZER = "tokenizer.safetensors"
 COUNTED = 10_000
-"""Maximum number of training images whose codes are counted for the floors."""
+"""Maximum number of training images for the counting baselines."""
 JUDGED = 1000
-"""Maximum number of images on which the palette is judged."""
+"""Maximum number of images for the PSNR of the palette."""
 
 
 def find_tokenizer(recipe: Resolved, method: Method, images: Images) -> AnyTokenizer | None:
-    """The tokenizer of the codes that a run predicts: from the recipe's file, or by k-means; None if it predicts none.
+    """A run's tokenizer, from the recipe's file or by k-means; None if the method predicts no codes.
 
-    A palette is fitted to the images' pixels at the size at which they become codes, a codebook to the patches that
-    training sees.
+    A palette is fitted to pixels at the size at which images are encoded, a codebook to patches of augmented images.
     """
     kind = method.codes
     if kind is None:
@@ -44,7 +43,7 @@ def find_tokenizer(recipe: Resolved, method: Method, images: Images) -> AnyToken
     if recipe.tokenizer is not None:
         return load_tokenizer(recipe.tokenizer)
     assert recipe.codes is not None
-    if kind == "colours":
+    if kind == "colors":
         return fit_palette(Resized(images, evaluation(recipe)), recipe.codes, seed=recipe.seed)
     with torch.device("meta"):
         stride = wrap(recipe.model, **timm_args(recipe)).stride
@@ -56,20 +55,20 @@ def find_tokenizer(recipe: Resolved, method: Method, images: Images) -> AnyToken
     )
 
 
-def keep_tokenizer(tokenizer: AnyTokenizer | None, out: Path) -> None:
-    """Save it in a run's folder, unless it is there already."""
+def save_tokenizer(tokenizer: AnyTokenizer | None, out: Path) -> None:
+    """Save the tokenizer in a run folder if there is none."""
     if tokenizer is not None and not (out / TOKENIZER).exists():
         tokenizer.save(out / TOKENIZER)
 
 
-def kept_tokenizer(out: Path) -> AnyTokenizer | None:
-    """The tokenizer in a run's folder, if there is one."""
+def saved_tokenizer(out: Path) -> AnyTokenizer | None:
+    """The tokenizer in a run folder; None if there is none."""
     return load_tokenizer(out / TOKENIZER) if (out / TOKENIZER).exists() else None
 
 
 @dataclass(frozen=True)
 class Resized:
-    """A source's images at the size at which their pixels become codes."""
+    """A source's images at the size at which they are encoded."""
 
     images: Images
     transform: Evaluate
@@ -87,10 +86,10 @@ class CodeData:
     """A run's images as codes of a palette.
 
     Attributes:
-        train: the training images, half of them mirrored if the recipe says so.
+        train: the training images; half of them are mirrored if the recipe says so.
         held_out: the images for the evaluation loss, if there are any.
-        floors: the loss that counting codes reaches on the held-out images (the training images if there are none).
-        psnr: of those images quantized by the palette, in dB; infinite if nothing is lost.
+        floors: losses of the counting baselines on the held-out images (training images if there are none).
+        psnr: of these images after quantization, in dB; infinite if they are unchanged.
     """
 
     train: TrainSet
@@ -99,8 +98,8 @@ class CodeData:
     psnr: float
 
     def __str__(self) -> str:
-        quality = "keeps the images as they are" if self.psnr == float("inf") else f"has a PSNR of {self.psnr:.1f} dB"
-        return f"The palette {quality}. The loss of counting codes alone: {self.floors}."
+        quality = "represents the images exactly" if self.psnr == float("inf") else f"has a PSNR of {self.psnr:.1f} dB"
+        return f"The palette {quality}. Losses of the counting baselines: {self.floors}."
 
 
 def encode(recipe: Resolved, palette: Palette, images: Images, held_out: Source | None) -> CodeData:
@@ -116,7 +115,7 @@ def encode(recipe: Resolved, palette: Palette, images: Images, held_out: Source 
     source = images if held_out is None else held_out
     pixels = [to_levels(evaluation(recipe)(source[place][0])) for place in evenly_spaced(len(source), JUDGED)]
     return CodeData(
-        TrainSet(train, Mirror() if recipe.flip else AsItIs(), recipe.seed),
+        TrainSet(train, Mirror() if recipe.flip else Unchanged(), recipe.seed),
         None if held_out is None else DataLoader(judged, batch_size=recipe.batch_size),  # type: ignore[arg-type]
         floors(train.ids(counted), judged.ids(), palette.vocabulary),
         palette.psnr(torch.stack(pixels)),

@@ -1,4 +1,4 @@
-"""What a tokenizer is: images to one code for each unit."""
+"""The interfaces of tokenizers, which map images to one code per unit."""
 
 from __future__ import annotations
 
@@ -10,30 +10,34 @@ from torch import Tensor
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Anything that gives each unit of an image a code: a palette, a codebook of patches, a VQ encoder of yours.
+    """Anything that gives each unit of an image a code: a palette, a codebook of patches, your own VQ encoder.
 
     Attributes:
-        vocabulary: how many codes there are: 0 to `vocabulary` - 1.
+        vocabulary: number of codes, which are 0 to `vocabulary` - 1.
     """
 
     @property
     def vocabulary(self) -> int: ...
 
     def encode(self, images: Real[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """The code of every unit, row by row, on the grid of the backbone that learns to predict them."""
+        """The code of every unit, row by row, on the grid of the backbone that predicts them."""
         ...
 
 
 @runtime_checkable
-class Draws(Protocol):
-    """A tokenizer whose codes stand for pixels, so that predictions of them can be drawn: a palette, a codebook.
+class DrawingTokenizer(Protocol):
+    """A tokenizer whose codes can be drawn as pixels: a palette, a codebook.
 
     Attributes:
-        from_image: what `draw` takes from the images themselves, in words; for the caption of a picture.
+        from_image: what `draw` takes from the images themselves, as text for the caption of a picture.
     """
 
     from_image: str
 
     def draw(self, ids: Int[Tensor, "B N"], images: Real[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """The pixels that codes of every unit stand for, in the scale of floating-point images."""
+        """The pixels of the codes of every unit, in the range of floating-point images."""
         ...
+
+
+Draws = DrawingTokenizer
+"""The earlier name of `DrawingTokenizer`."""

@@ -1,4 +1,4 @@
-"""Images that are codes already: cached on disk once encoded, and fed to a network without their pixels."""
+"""Images as codes: encoded once, cached on disk, and used by a network without their pixels."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from patchcast.tokenizers.palette import Source
 
 BATCH = 256
 SAMPLE = 64
-"""Images that are encoded at each call: their codes are a part of the key of the cached ones."""
+"""Images that are encoded at each call: their codes are part of the cache key."""
 
 
 class Encoded(nn.Module):
-    """A tokenizer that takes codes for images, (B, 1, rows, cols) of any integer type.
+    """A tokenizer whose images are codes already: (B, 1, rows, cols) of any integer type.
 
     >>> Encoded(512).encode(torch.tensor([[[[5, 511], [0, 7]]]])).tolist()
     [[5, 511, 0, 7]]
@@ -50,11 +50,11 @@ class Encoded(nn.Module):
 
 
 class CodeSet:
-    """The codes of a source's images, mapped from disk: one or two bytes a code, and read where they are needed.
+    """The codes of a source's images, memory-mapped from disk: one or two bytes per code.
 
     Attributes:
         codes: uint8, or uint16 for more than 256 codes.
-        labels: class of each image, -1 for none.
+        labels: class of each image; -1 for none.
     """
 
     def __init__(self, codes: np.ndarray, labels: np.ndarray, grid: Grid, vocabulary: int) -> None:
@@ -64,7 +64,7 @@ class CodeSet:
         return len(self.codes)
 
     def preload(self) -> bool:
-        """Read all codes into memory, if they take at most 1 GiB; True if they are there now."""
+        """Read all codes into memory if they take at most 1 GiB; returns whether they are in memory."""
         if self.codes.nbytes <= DECODED_BYTES:
             self.codes = np.array(self.codes)
         return not isinstance(self.codes, np.memmap)
@@ -88,8 +88,8 @@ def encode_images(
 ) -> CodeSet:
     """Encode a whole source once, and cache the codes on disk.
 
-    Cached codes belong to the content of the images, not to their names; another palette or size gets codes of its own.
-    A damaged file is made again.
+    The cache key is the content of the images, not their names, and the palette and size. Damaged files are written
+    again.
 
     >>> from patchcast.data import Evaluate, open_images
     >>> from patchcast.tokenizers.palette import fit_palette
@@ -100,11 +100,11 @@ def encode_images(
     (1437, torch.Size([1, 64]), dtype('uint8'))
 
     Args:
-        images: a source, such as `patchcast.data.open_images` gives.
-        transform: from an image to what the tokenizer takes: `Evaluate(size, (0.5,) * 3, (0.5,) * 3)` for a palette.
+        images: a source, such as from `patchcast.data.open_images`.
+        transform: from an image to the tokenizer's input: `Evaluate(size, (0.5,) * 3, (0.5,) * 3)` for a palette.
         grid: rows and columns of codes.
-        folder: of the cache; the user's cache folder if None.
-        progress: show a bar.
+        folder: of the cache; None for the user's cache folder.
+        progress: show a progress bar.
     Raises:
         ValueError: if there are no images, the tokenizer gives another number of codes than the grid has, or the codes
             cannot be written.
@@ -124,8 +124,7 @@ def encode_images(
 
 
 def _key(images: Source, tokenizer: Tokenizer, grid: Grid, codes: np.ndarray, labels: np.ndarray) -> str:
-    """Of all that the codes depend on: the images' content, the tokenizer's weights, and the transform by what becomes
-    of a sample."""
+    """A hash of what the codes depend on: image content, tokenizer weights, and the transform (by a sample's codes)."""
     content = f"{len(images)} {tokenizer.vocabulary} {grid} {codes.dtype}".encode() + codes.tobytes() + labels.tobytes()
     digest = hashlib.blake2b(content + fingerprint_images(images), digest_size=16)
     if isinstance(tokenizer, nn.Module):
@@ -138,7 +137,7 @@ def _write(
     file: Path, labels_file: Path, images: Source, tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor],
     kind: np.dtype, grid: Grid, progress: bool,
 ) -> None:  # fmt: skip
-    """Encode the images in batches, and write the codes as they come."""
+    """Encode the images in batches and write the codes."""
     labels = np.empty(len(images), dtype=np.int64)
     size = len(images) * grid.units * kind.itemsize
 
@@ -148,7 +147,7 @@ def _write(
             "fortran_order": False,
             "shape": (len(images), grid.units),
         }
-        # Not through a memory map: where the disk is full, that ends the process with a signal.
+        # Not through a memory map: a full disk would then kill the process with a signal.
         with unfinished.open("wb") as out:
             np.lib.format.write_array_header_1_0(out, header)
             os.posix_fallocate(out.fileno(), 0, out.tell() + size)
@@ -160,7 +159,7 @@ def _write(
     try:
         with writing_cache(file.parent):
             if shutil.disk_usage(file.parent).free < size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before hours of encoding, and not after them
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before hours of encoding
             write_whole(file, write_codes)
             write_whole(labels_file, lambda unfinished: np.save(unfinished, labels))
             seal(file)
@@ -173,9 +172,9 @@ def _write(
 
 
 class Mirror:
-    """Mirrors half of the images, as codes: for tokenizers whose codes mirror with the image, as a palette's do.
+    """Mirror half of the images, as codes, for tokenizers whose codes mirror with the image, such as palettes.
 
-    It is called by `patchcast.data.TrainSet`, which gives each image of each epoch a seed of its own.
+    It is called by `patchcast.data.TrainSet`, with a different seed for each image and epoch.
 
     >>> codes = torch.tensor([[[1, 2, 3]]])
     >>> [Mirror()(codes, seed).tolist() for seed in (0, 1)]
@@ -186,11 +185,15 @@ class Mirror:
         return codes.flip(-1) if seed % 2 else codes
 
 
-class AsItIs:
-    """Leaves codes as they are, in the place of `Mirror`."""
+class Unchanged:
+    """Returns codes unchanged; used instead of `Mirror`."""
 
     def __call__(self, codes: Int[Tensor, "1 rows cols"], seed: int) -> Int[Tensor, "1 rows cols"]:
         return codes
+
+
+AsItIs = Unchanged
+"""The earlier name of `Unchanged`."""
 
 
 def _encode(

@@ -1,4 +1,4 @@
-"""Tokenizers in files: a palette or a codebook, told apart by what is in them."""
+"""Load a tokenizer from a file: a palette or a codebook, recognized by the file's content."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from patchcast.tokenizers.patches import PatchCodebook
 
 
 def load_tokenizer(path: str | Path) -> Palette | PatchCodebook:
-    """Read what `Palette.save` or `PatchCodebook.save` wrote, OpenAI's colours (`.npy`), or the palette of
+    """Read what `Palette.save` or `PatchCodebook.save` wrote, OpenAI's colors (`.npy`), or the palette of
     transformers' ImageGPT (`preprocessor_config.json`).
 
     >>> import torch
-    >>> file = getfixture("tmp_path") / "greys.safetensors"
+    >>> file = getfixture("tmp_path") / "grays.safetensors"
     >>> Palette(torch.tensor([[-1.0], [1.0]])).save(file)
     >>> load_tokenizer(file)
-    Palette(2 colours, 1 channels)
+    Palette(2 colors, 1 channels)
 
     Raises:
         ValueError: if there is no such file, or it holds neither.
@@ -52,7 +52,7 @@ def palette_of_processor(file: Path) -> Palette:
     except ValueError as problem:
         raise ValueError(f"{file} cannot be read as JSON: {problem}") from problem
     if clusters is None:
-        raise ValueError(f"{file.parent} has no colours (clusters in {file.name}); give a tokenizer")
-    colours = torch.tensor(clusters, dtype=torch.float32)
-    is_grey = bool((colours == colours[:, :1]).all())
-    return Palette(colours[:, :1] if is_grey else colours)
+        raise ValueError(f"{file.parent} has no palette (clusters in {file.name}); give a tokenizer")
+    colors = torch.tensor(clusters, dtype=torch.float32)
+    is_gray = bool((colors == colors[:, :1]).all())
+    return Palette(colors[:, :1] if is_gray else colors)

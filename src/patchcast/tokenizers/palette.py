@@ -1,30 +1,28 @@
-"""Palettes: each pixel's colour becomes the number of the nearest of K colours, and back (ImageGPT's tokens)."""
+"""Palettes: each pixel becomes the index of the nearest of K colors, and back (ImageGPT's tokens)."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Int16, Int64, Real, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from patchcast.files import read_weights
+from patchcast.files import cache_folder, read_weights, write_cache, write_weights, write_whole
 from patchcast.geometry import Grid
 
 LARGEST = 4096
 CELL = 16
-"""Edge of the cubes of colours that share their candidates: 16 built the table of OpenAI's 512 colours in 6 seconds on
-one core, 8 and 32 in 13 and 25."""
+"""Edge of the cubes of colors that share candidates. The table of OpenAI's 512 colors took 6 seconds on one core with
+16, and 13 and 25 seconds with 8 and 32."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Any sequence of (uint8 image, label): what `patchcast.data.open_images` gives, a list, a data set of yours."""
+    """Any sequence of (uint8 image, label): from `patchcast.data.open_images`, a list, your own dataset."""
 
     def __len__(self) -> int: ...
 
@@ -32,17 +30,17 @@ class Source(Protocol):
 
 
 class Palette(nn.Module):
-    """K colours and the nearest one of every pixel: a tokenizer with one code a pixel (Chen et al. 2020, section 3.2).
+    """K colors: a tokenizer whose code of a pixel is its nearest color (Chen et al. 2020, section 3.2).
 
     >>> palette = Palette(torch.tensor([[-1.0], [0.0], [1.0]]))
     >>> ids = palette.encode(torch.tensor([[[[0, 120], [140, 250]]]], dtype=torch.uint8))
     >>> ids.tolist(), palette.decode(ids, Grid(2, 2)).tolist()
     ([[0, 1, 1, 2]], [[[[0, 128], [128, 255]]]])
 
-    Its colours are no part of a `state_dict`: a network's weights fit whatever makes its codes. Keep them with `save`.
+    The colors are not part of the `state_dict`, because a network's weights do not depend on them. Use `save`.
 
     Args:
-        colours: K of them, black -1 and white 1, with one channel (grey) or three.
+        colors: K colors from -1 (black) to 1 (white), with one channel (gray) or three.
     Raises:
         ValueError: if there are more than 4,096, or some are not in [-1, 1].
 
@@ -51,37 +49,37 @@ class Palette(nn.Module):
         channels: 1 or 3.
     """
 
-    colours: Tensor
+    colors: Tensor
     _table: Tensor | None
     from_image = ""
 
-    def __init__(self, colours: Float[Tensor, "K C"]) -> None:
+    def __init__(self, colors: Float[Tensor, "K C"]) -> None:
         super().__init__()
-        if len(colours) > LARGEST or colours.shape[1] not in (1, 3):
-            raise ValueError(f"a palette has up to {LARGEST} colours of 1 or 3 channels; got {tuple(colours.shape)}")
-        if not len(colours) or not bool((colours.abs() <= 1).all()):
+        if len(colors) > LARGEST or colors.shape[1] not in (1, 3):
+            raise ValueError(f"a palette has up to {LARGEST} colors of 1 or 3 channels; got {tuple(colors.shape)}")
+        if not len(colors) or not bool((colors.abs() <= 1).all()):
             raise ValueError(
-                "a palette's colours lie between -1 (black) and 1 (white); scale 8-bit ones by x / 127.5 - 1"
+                "a palette's colors lie between -1 (black) and 1 (white); scale 8-bit ones by x / 127.5 - 1"
             )
-        self.vocabulary, self.channels = colours.shape
-        self.register_buffer("colours", colours.float(), persistent=False)
+        self.vocabulary, self.channels = colors.shape
+        self.register_buffer("colors", colors.float(), persistent=False)
         self.register_buffer("_table", None, persistent=False)
 
     def encode(self, images: Real[Tensor, "B C H W"]) -> Int64[Tensor, "B N"]:
-        """The number of the nearest colour of every pixel, row by row.
+        """The index of the nearest color of every pixel, row by row.
 
-        The numbers are those of transformers' `ImageGPTImageProcessor`, to the rounding of its float32 distances (they
-        decide a few near-ties otherwise than exact ones would). They are looked up in a table of all 2^24 colours,
-        which is built when first needed and kept on disk in the user's cache folder.
+        The codes are those of transformers' `ImageGPTImageProcessor`, including the rounding of its float32 distances
+        (which decides a few near-ties). They are looked up in a table of all 2^24 colors, which is built on first use
+        and cached in the user's cache folder.
 
         Args:
             images: uint8; or floating point with black -1 and white 1 (mean and standard deviation 0.5), which is
                 rounded to the nearest 8-bit level first.
         Raises:
-            ValueError: if the images have not the palette's channels.
+            ValueError: if the images have other channels than the palette.
         """
         if images.shape[1] != self.channels:
-            raise ValueError(f"the palette has colours of {self.channels} channels; the images have {images.shape[1]}")
+            raise ValueError(f"the palette has colors of {self.channels} channels; the images have {images.shape[1]}")
         levels = to_levels(images).to(torch.int32)
         index = levels[:, 0]
         if self.channels == 3:
@@ -90,15 +88,15 @@ class Palette(nn.Module):
 
     def decode(self, ids: Int[Tensor, "B N"], grid: Grid) -> UInt8[Tensor, "B C H W"]:
         """The pictures of some codes, rounded to 8 bits."""
-        levels = ((self.colours + 1) * 127.5).round().to(torch.uint8)
+        levels = ((self.colors + 1) * 127.5).round().to(torch.uint8)
         return levels[ids].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
 
     def draw(self, ids: Int[Tensor, "B N"], images: Real[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """The colours of codes as floating-point images, black -1 and white 1; `images` tells their size."""
-        return self.colours[ids].unflatten(1, images.shape[-2:]).permute(0, 3, 1, 2)
+        """The colors of codes as floating-point images, black -1 and white 1, in the size of `images`."""
+        return self.colors[ids].unflatten(1, images.shape[-2:]).permute(0, 3, 1, 2)
 
     def psnr(self, images: UInt8[Tensor, "B C H W"]) -> float:
-        """How much of these images survives: peak signal-to-noise ratio in dB, over all pixels; infinite if all does.
+        """Peak signal-to-noise ratio of the quantized images in dB, over all pixels; infinite if they are unchanged.
 
         >>> Palette(torch.tensor([[-1.0], [1.0]])).psnr(torch.full((1, 1, 2, 2), 10, dtype=torch.uint8))
         28.1...
@@ -108,53 +106,58 @@ class Palette(nn.Module):
         return float(20 * torch.log10(255 / error.sqrt()))
 
     @property
+    def colours(self) -> Float[Tensor, "K C"]:
+        """The earlier name of `colors`."""
+        return self.colors
+
+    @property
     def table(self) -> Int16[Tensor, " all"]:
-        """The code of every 8-bit colour, by 65536 red + 256 green + blue (or by the grey level)."""
+        """The code of every 8-bit color, indexed by 65536 red + 256 green + blue (or by the gray level)."""
         if self._table is None:
-            self._table = _cached_table(self.colours.cpu()).to(self.colours.device)
+            self._table = _cached_table(self.colors.cpu()).to(self.colors.device)
         return self._table
 
     def save(self, path: str | Path) -> None:
-        """Write the colours as `.npy`, like OpenAI's clusters, or as `.safetensors`; `load` reads both."""
+        """Write the colors as `.npy`, like OpenAI's clusters, or as `.safetensors`; `load` reads both."""
         if _is_numpy(path):
-            np.save(path, self.colours.cpu().numpy())
+            write_whole(path, lambda unfinished: np.save(unfinished, self.colors.cpu().numpy()))
         else:
-            save_file({"colours": self.colours.cpu()}, path)
+            write_weights({"colours": self.colors.cpu()}, path)  # the spelling of files that are saved already
 
     @classmethod
     def load(cls, path: str | Path) -> Palette:
-        """Read the colours of a `.npy` or `.safetensors` file.
+        """Read the colors of a `.npy` or `.safetensors` file.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: in one sentence, if the file's name says neither, or it holds no colours.
+            ValueError: if the file has another suffix, or holds no colors.
         """
-        colours = _read_array(path) if _is_numpy(path) else read_weights(path).get("colours")
-        if colours is None or colours.ndim != 2 or not colours.is_floating_point():
-            raise ValueError(f"{path} holds no palette, which is a table of floating-point colours, a row each")
-        return cls(colours)
+        colors = _read_array(path) if _is_numpy(path) else read_weights(path).get("colours")
+        if colors is None or colors.ndim != 2 or not colors.is_floating_point():
+            raise ValueError(f"{path} holds no palette, which is an array of floating-point colors, one per row")
+        return cls(colors)
 
     def extra_repr(self) -> str:
-        return f"{self.vocabulary} colours, {self.channels} channels"
+        return f"{self.vocabulary} colors, {self.channels} channels"
 
 
 def fit_palette(images: Source, k: int, *, seed: int = 0, pixels: int = 1_000_000) -> Palette:
-    """The k colours that stand for an image source's own best: k-means over a sample of its pixels, darkest first.
+    """Fit the k colors of a palette by k-means on a sample of a source's pixels; darkest first.
 
     >>> shades = torch.tensor([0, 1, 128, 129, 255], dtype=torch.uint8).view(1, 1, 5)
-    >>> (fit_palette([(shades, 0)] * 3, k=3).colours[:, 0] * 127.5 + 127.5).int().tolist()
+    >>> (fit_palette([(shades, 0)] * 3, k=3).colors[:, 0] * 127.5 + 127.5).int().tolist()
     [0, 128, 255]
 
     Args:
-        images: a source such as `patchcast.data.open_images` gives.
-        k: colours, up to 4,096. Where the sample has no more than k, they are taken as they are: nothing is lost.
+        images: a source, such as from `patchcast.data.open_images`.
+        k: number of colors, up to 4,096. If the sample has at most k colors, they are used exactly.
         seed: of the sample and of k-means.
-        pixels: most pixels to look at, spread evenly over the images.
+        pixels: maximum number of pixels in the sample, spread evenly over the images.
     Raises:
-        ValueError: if k is out of range, or the images are neither grey nor RGB.
+        ValueError: if k is out of range, or the images are neither gray nor RGB.
     """
     if not 1 <= k <= LARGEST:
-        raise ValueError(f"a palette has 1 to {LARGEST} colours; asked for {k}")
+        raise ValueError(f"a palette has 1 to {LARGEST} colors; asked for {k}")
     sample = _sample_pixels(images, pixels, seed)
     distinct = np.unique(sample, axis=0)
     if len(distinct) <= k:
@@ -163,7 +166,7 @@ def fit_palette(images: Source, k: int, *, seed: int = 0, pixels: int = 1_000_00
         from sklearn.cluster import MiniBatchKMeans
 
         # On CIFAR-10 with k = 512 this gave palettes of 34.19 and 34.20 dB; OpenAI's has 34.34, the default batch of
-        # 1024 34.04 and 33.97, and reassigning rare colours (the default) 34.14 and 34.17.
+        # 1024 34.04 and 33.97, and reassigning rare colors (the default) 34.14 and 34.17.
         kmeans = MiniBatchKMeans(
             k, batch_size=16384, n_init=1, max_no_improvement=30, reassignment_ratio=0.0, random_state=seed
         )
@@ -173,7 +176,7 @@ def fit_palette(images: Source, k: int, *, seed: int = 0, pixels: int = 1_000_00
 
 
 def to_levels(images: Real[Tensor, "*B H W"]) -> UInt8[Tensor, "*B H W"]:
-    """8-bit images as they are, and those with black -1 and white 1 rounded to 8 bits.
+    """8-bit images: unchanged if they are 8-bit already, else rounded from black -1 and white 1.
 
     >>> to_levels(torch.tensor([[-1.0, 0.25, 3.0]])).tolist()
     [[0, 159, 255]]
@@ -185,17 +188,17 @@ def to_levels(images: Real[Tensor, "*B H W"]) -> UInt8[Tensor, "*B H W"]:
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def nearest(pixels: Float32[Tensor, "M C"], colours: Float32[Tensor, "K C"]) -> Int64[Tensor, " M"]:
-    """The nearest colour of each pixel; among equals the first.
+def nearest(pixels: Float32[Tensor, "M C"], colors: Float32[Tensor, "K C"]) -> Int64[Tensor, " M"]:
+    """The nearest color of each pixel; of equal distances, the first.
 
-    Distances are a^2 - 2ab + b^2 rounded to float32 at each step, with ab a chain of fused multiply-adds, as matrix
-    products of three terms come out of x86 and CUDA libraries. The chain is computed in double precision, so that the
-    codes are the same on every machine.
+    Distances are a^2 - 2ab + b^2, rounded to float32 at each step, with ab as a chain of fused multiply-adds, as x86
+    and CUDA libraries compute matrix products of three terms. The chain is computed in double precision, so that codes
+    are the same on every machine.
     """
-    product = pixels[:, None, 0] * colours[None, :, 0]
-    for a, b in zip(pixels.T[1:].double(), colours.T[1:].double(), strict=True):
+    product = pixels[:, None, 0] * colors[None, :, 0]
+    for a, b in zip(pixels.T[1:].double(), colors.T[1:].double(), strict=True):
         product = torch.addcmul(product.double(), a[:, None], b[None]).float()
-    distance = _squares(pixels)[:, None] - 2 * product + _squares(colours)[None]
+    distance = _squares(pixels)[:, None] - 2 * product + _squares(colors)[None]
     return distance.argmin(dim=1)
 
 
@@ -206,51 +209,44 @@ def _squares(x: Float32[Tensor, "M C"]) -> Float32[Tensor, " M"]:
     return total
 
 
-def build_table(colours: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
-    """The nearest of the colours to every 8-bit colour: 2^8 greys or 2^24 colours, in the order of their bytes."""
+def build_table(colors: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
+    """The nearest color of every 8-bit color: 2^8 grays or 2^24 colors, in the order of their bytes."""
     levels = (torch.arange(256, dtype=torch.float32) - 127.5) / 127.5
-    if colours.shape[1] == 1:
-        return nearest(levels[:, None], colours).to(torch.int16)
+    if colors.shape[1] == 1:
+        return nearest(levels[:, None], colors).to(torch.int16)
     table = torch.empty(256, 256, 256, dtype=torch.int16)
     edges = levels.split(CELL)
     centres = torch.stack([edge.mean() for edge in edges])
-    # A colour further from a cell's centre than the nearest one by more than the cell's diagonal is nearest to no point
+    # A color farther from a cell's center than the nearest one by more than the cell's diagonal is nearest to no point
     # of the cell. Rounding moves a squared distance by less than 2e-6, and so a distance by less than 2e-3.
     reach = (edges[0][-1] - edges[0][0]) * 3**0.5 + 2e-3
     for r, reds in enumerate(edges):
         middle = torch.cartesian_prod(centres[r : r + 1], centres, centres)
-        away = torch.cdist(middle, colours, compute_mode="donot_use_mm_for_euclid_dist")
+        away = torch.cdist(middle, colors, compute_mode="donot_use_mm_for_euclid_dist")
         is_candidate = away <= away.min(dim=1, keepdim=True).values + reach
         for cell, candidates in enumerate(is_candidate):
             g, b = divmod(cell, len(edges))
             few = candidates.nonzero()[:, 0]
-            codes = few[nearest(torch.cartesian_prod(reds, edges[g], edges[b]), colours[few])]
+            codes = few[nearest(torch.cartesian_prod(reds, edges[g], edges[b]), colors[few])]
             box = tuple(slice(i * CELL, (i + 1) * CELL) for i in (r, g, b))
             table[box] = codes.view(CELL, CELL, CELL).to(torch.int16)
     return table.flatten()
 
 
-def _cached_table(colours: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
-    if colours.shape[1] == 1:
-        return build_table(colours)
-    name = hashlib.blake2b(colours.numpy().tobytes(), digest_size=16).hexdigest()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchcast"
-    file = folder / f"palette-{name}.npy"
+def _cached_table(colors: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
+    if colors.shape[1] == 1:
+        return build_table(colors)
+    name = hashlib.blake2b(colors.numpy().tobytes(), digest_size=16).hexdigest()
+    file = cache_folder() / f"palette-{name}.npy"
     if file.exists():
         return torch.from_numpy(np.load(file))
-    table = build_table(colours)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.npy")
-        np.save(unfinished, table.numpy())
-        unfinished.replace(file)  # so that an interrupted run leaves no half-written table
-    except OSError:
-        pass  # a home that cannot be written to costs the time to build the table in each process, and nothing else
+    table = build_table(colors)
+    write_cache(file, lambda unfinished: np.save(unfinished, table.numpy()))
     return table
 
 
 def _sample_pixels(images: Source, pixels: int, seed: int) -> UInt8[np.ndarray, "M C"]:
-    """Up to `pixels` of them: all pixels of few small images, or as many random ones from each of at most 10,000."""
+    """Up to `pixels` pixels: all of them, or the same number of random ones from each of at most 10,000 images."""
     random = np.random.default_rng(seed)
     chosen = np.unique(np.linspace(0, len(images) - 1, min(10_000, len(images))).astype(int))
     rows = []
@@ -280,5 +276,5 @@ def _read_array(path: str | Path) -> Tensor:
 def _is_numpy(path: str | Path) -> bool:
     suffix = Path(path).suffix
     if suffix not in (".npy", ".safetensors"):
-        raise ValueError(f"a palette is kept as .npy or .safetensors; got {path}")
+        raise ValueError(f"a palette is saved as .npy or .safetensors; got {path}")
     return suffix == ".npy"

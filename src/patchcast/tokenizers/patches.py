@@ -1,4 +1,4 @@
-"""A codebook of patches, found by k-means on the user's own images; and pixel tokenizers used on whole units."""
+"""A codebook of patches, fitted by k-means on the user's own images; and pixel tokenizers applied to whole units."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
-from patchcast.files import read_weights
+from patchcast.files import read_weights, write_weights
 from patchcast.geometry import Grid
 from patchcast.targets import Pixels, unpatchify
-from patchcast.tokenizers.base import Draws, Tokenizer
+from patchcast.tokenizers.base import DrawingTokenizer, Tokenizer
 from patchcast.tokenizers.palette import to_levels
 
 
 class PatchCodebook(nn.Module):
-    """Each unit's code is that of the nearest of `centres` to its pixels, normalised as for `Pixels` or raw.
+    """A tokenizer whose code of a unit is the nearest center to its pixels, normalized as for `Pixels` or raw.
 
     >>> images = torch.rand(8, 3, 32, 32)
     >>> tokenizer = PatchCodebook.fit([images], stride=(8, 8), vocabulary=16)
@@ -28,11 +27,11 @@ class PatchCodebook(nn.Module):
     torch.Size([8, 16])
 
     Args:
-        centres: one row for each code, in the order of values of `Pixels`.
+        centres: the cluster centers, one row per code, with values in the order of `Pixels`.
         stride: pixels per side of a unit, (rows, cols): the backbone's.
-        normalize: compare units normalised by their own mean and spread: texture rather than colour.
+        normalize: compare units normalized by their mean and standard deviation: texture rather than color.
     Raises:
-        ValueError: if the rows are no units of this stride.
+        ValueError: if the rows are not units of this stride.
     """
 
     centres: Tensor
@@ -41,7 +40,7 @@ class PatchCodebook(nn.Module):
         super().__init__()
         channels, rest = divmod(centres.shape[1], stride[0] * stride[1])
         if rest or not channels:
-            raise ValueError(f"a centre of {centres.shape[1]} values is no unit of {stride[0]}x{stride[1]} pixels")
+            raise ValueError(f"a center of {centres.shape[1]} values is not a unit of {stride[0]}x{stride[1]} pixels")
         self.pixels = Pixels(stride, channels=channels, normalize=normalize)
         self.from_image = self.pixels.from_image
         self.register_buffer("centres", centres)
@@ -61,7 +60,7 @@ class PatchCodebook(nn.Module):
         units: int = 100_000,
         seed: int = 0,
     ) -> PatchCodebook:
-        """Find the centres among the first `units` units of the given batches of images.
+        """Fit the centers to the first `units` units of the given batches of images.
 
         Raises:
             ValueError: if there are fewer units than codes.
@@ -81,30 +80,30 @@ class PatchCodebook(nn.Module):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
         units = self.pixels(images.float())
-        # |u - c|² without the part that is the same for every centre; in pieces, for the memory of a large vocabulary.
+        # |u - c|² without the term that is the same for every center; in pieces, to limit memory.
         offset = self.centres.square().sum(dim=1)
         nearest = [(offset - 2 * part @ self.centres.T).argmin(dim=1) for part in units.flatten(0, 1).split(8192)]
         return torch.cat(nearest).view(units.shape[:2])
 
     def draw(self, ids: Int[Tensor, "B N"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """The centres of codes as pixels; normalised ones with the mean and contrast that each unit has in `images`."""
+        """The centers of codes as pixels; normalized ones with the mean and contrast of each unit in `images`."""
         return self.pixels.to_pixels(self.centres[ids], images)
 
     def decode(self, ids: Int[Tensor, "B N"], grid: Grid) -> UInt8[Tensor, "B C H W"]:
-        """The pictures of some codes, of a codebook of raw units of images with black -1 and white 1.
+        """Codes as 8-bit images, for a codebook of raw units of images with black -1 and white 1.
 
         Raises:
-            ValueError: if the units were normalised: their codes alone say nothing of mean and contrast.
+            ValueError: if the units were normalized: their codes have no mean and contrast.
         """
         if self.pixels.normalize:
-            raise ValueError("codes of normalised units are no pictures by themselves; fit with normalize=False")
+            raise ValueError("codes of normalized units have no mean and contrast; fit with normalize=False")
         return to_levels(unpatchify(self.centres[ids], grid, self.pixels.stride))
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
         stride = torch.tensor(self.pixels.stride)
         normalize = torch.tensor(self.pixels.normalize)
-        save_file({"centres": self.centres.contiguous(), "stride": stride, "normalize": normalize}, path)
+        write_weights({"centres": self.centres.contiguous(), "stride": stride, "normalize": normalize}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> PatchCodebook:
@@ -112,7 +111,7 @@ class PatchCodebook(nn.Module):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: in one sentence, if it is broken, or holds no codebook.
+            ValueError: if it is broken, or holds no codebook.
         """
         state = read_weights(path)
         try:
@@ -125,10 +124,10 @@ class PatchCodebook(nn.Module):
 
 
 class PerUnit(nn.Module):
-    """A tokenizer of pixels (a colour palette) used on units: the code of each unit's mean colour.
+    """A tokenizer of pixels (a palette) applied to units: the code of each unit's mean color.
 
-    >>> greys = PatchCodebook(torch.tensor([[0.0], [1.0]]), stride=(1, 1), normalize=False)
-    >>> PerUnit(greys, (1, 2)).encode(torch.tensor([[[[0.1, 0.3, 0.2, 0.9]]]])).tolist()
+    >>> grays = PatchCodebook(torch.tensor([[0.0], [1.0]]), stride=(1, 1), normalize=False)
+    >>> PerUnit(grays, (1, 2)).encode(torch.tensor([[[[0.1, 0.3, 0.2, 0.9]]]])).tolist()
     [[0, 1]]
 
     Args:
@@ -146,12 +145,12 @@ class PerUnit(nn.Module):
         return self.pixels.encode(F.avg_pool2d(images, self.stride))
 
     def draw(self, ids: Int[Tensor, "B N"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Units in the one colour of their code.
+        """Units filled with the color of their code.
 
         Raises:
-            ValueError: if the tokenizer of pixels does not say how its codes are drawn.
+            ValueError: if the tokenizer of pixels cannot draw codes.
         """
-        if not isinstance(self.pixels, Draws):
+        if not isinstance(self.pixels, DrawingTokenizer):
             raise ValueError(f"codes of {type(self.pixels).__name__} cannot be drawn: it has no `draw`")
         drawn = self.pixels.draw(ids, F.avg_pool2d(images, self.stride))
         return F.interpolate(drawn, size=images.shape[-2:], mode="nearest")

@@ -29,7 +29,7 @@ class Checkpoint:
 
     Attributes:
         step: optimizer steps done.
-        model: the state dict of an `Objective`, whole, on the CPU: the pretrainer's names after `pretrainer.`.
+        model: the state dict of a `LossModule`, whole, on the CPU: the pretrainer's names after `pretrainer.`.
         optimizer: Adam's state of each parameter, by the parameter's name (Lightning: by its number).
         stream: the place in the stream of batches.
         looks: the state of what looks at the network during the run, by the names of classes.

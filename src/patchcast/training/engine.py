@@ -57,7 +57,7 @@ class Engine:
         """Fabric for these devices, not launched yet.
 
         Fabric's own precision stays at fp32: its conversion of inputs refuses frozen dataclasses, which plans are.
-        `Objective` casts instead.
+        `LossModule` casts instead.
         """
         logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
         ranks = self.devices * self.nodes
@@ -73,8 +73,10 @@ class Engine:
         )
 
 
-class Objective(nn.Module):
+class LossModule(nn.Module):
     """The loss as a module of its own, whose forward pass DDP and FSDP2 wrap.
+
+    `losses` are those of each objective in the last pass, where there are several.
 
     Args:
         precision: of matrix products (autocast).
@@ -83,6 +85,7 @@ class Objective(nn.Module):
     def __init__(self, pretrainer: Pretrainer, precision: Precision) -> None:
         super().__init__()
         self.pretrainer, self.precision = pretrainer, precision
+        self.losses: dict[str, Tensor] = {}
 
     def forward(self, images: ImageBatch, plan: Plan) -> Tensor:
         device = plan.predict.device.type
@@ -91,11 +94,13 @@ class Objective(nn.Module):
             torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.precision == "bf16" else nullcontext()
         )
         with bf16:
-            loss: Tensor = self.pretrainer(images, plan).loss
+            output = self.pretrainer(images, plan)
+        self.losses = output.losses
+        loss: Tensor = output.loss
         return loss
 
 
-def shard(objective: Objective, mesh: DeviceMesh) -> Objective:
+def shard(objective: LossModule, mesh: DeviceMesh) -> LossModule:
     """Share out weights, gradients and the optimizer's state over the mesh.
 
     All weights are gathered for a step at once: adapters call parts of blocks, which gathering block by block would

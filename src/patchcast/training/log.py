@@ -19,7 +19,10 @@ COLUMNS = [
     "images_per_second", "data_wait", "peak_memory_mb",
 ]  # fmt: skip
 
-Found = Mapping[str, float | Image.Image]
+OBJECTIVE = "loss_"
+"""Columns of a method with several objectives begin so: `loss_pixels`."""
+
+Entries = Mapping[str, float | Image.Image]
 """Numbers by the names of columns, and pictures, which a CSV file has no place for."""
 
 
@@ -27,7 +30,7 @@ Found = Mapping[str, float | Image.Image]
 class Logger(Protocol):
     """Where a run's numbers and pictures go, apart from `metrics.csv`."""
 
-    def log(self, step: int, found: Found) -> None: ...
+    def log(self, step: int, found: Entries) -> None: ...
 
     def close(self) -> None: ...
 
@@ -56,10 +59,10 @@ class Log:
             rows = {int(row["step"]) + counted_from_zero: dict(row) for row in read_metrics(self.file)}
             self.rows = {at: {**row, "step": at} for at, row in rows.items() if at <= step}
 
-    def add(self, step: int, found: Found) -> None:
+    def add(self, step: int, found: Entries) -> None:
         if not (self.is_written and found):
             return
-        known = {name: value for name, value in found.items() if name in COLUMNS}
+        known = {name: value for name, value in found.items() if name in COLUMNS or name.startswith(OBJECTIVE)}
         if known:
             self.rows.setdefault(step, {"step": step}).update(known)
         for logger in self.loggers:
@@ -74,7 +77,8 @@ class Log:
         self.written = time.monotonic()
         partial = self.file.with_suffix(".partial")
         with partial.open("w", newline="") as out:
-            writer = csv.DictWriter(out, COLUMNS, restval="", extrasaction="ignore")
+            parts = dict.fromkeys(name for row in self.rows.values() for name in row if name.startswith(OBJECTIVE))
+            writer = csv.DictWriter(out, [*COLUMNS, *parts], restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows[step] for step in sorted(self.rows))
             out.flush()
@@ -102,7 +106,7 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(out / "tensorboard"))
 
-    def log(self, step: int, found: Found) -> None:
+    def log(self, step: int, found: Entries) -> None:
         import numpy as np
 
         for name, value in found.items():
@@ -139,7 +143,7 @@ class Wandb:
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
 
-    def log(self, step: int, found: Found) -> None:
+    def log(self, step: int, found: Entries) -> None:
         import wandb
 
         shown = {name: wandb.Image(each) if isinstance(each, Image.Image) else each for name, each in found.items()}

@@ -20,7 +20,7 @@ from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer, embedding_of
 from patchcast.training.engine import gathered
 from patchcast.training.guard import NotFinite
-from patchcast.training.log import Found
+from patchcast.training.log import Entries
 
 
 class Look:
@@ -29,7 +29,7 @@ class Look:
     def start(self, device: torch.device) -> None:
         """Called once, at the beginning of a run."""
 
-    def look(self, step: int, device: torch.device) -> Found:
+    def look(self, step: int, device: torch.device) -> Entries:
         """What is found, by the names of the log's columns.
 
         Raises:
@@ -90,7 +90,7 @@ class FeatureWatch(Look):
     def start(self, device: torch.device) -> None:
         self.begun = self._diversity(device)
 
-    def look(self, step: int, device: torch.device) -> Found:
+    def look(self, step: int, device: torch.device) -> Entries:
         found = self._diversity(device)
         if self.warns and not self.warned and self.begun is not None and found.collapsed_since(self.begun):
             self.warned = True
@@ -120,7 +120,7 @@ class Pictures(Look):
     def __init__(self, draw: Callable[[torch.device], Image.Image], folder: Path) -> None:
         self.draw, self.folder = draw, folder
 
-    def look(self, step: int, device: torch.device) -> Found:
+    def look(self, step: int, device: torch.device) -> Entries:
         picture = self.draw(device)
         if not dist.is_initialized() or dist.get_rank() == 0:
             self.folder.mkdir(exist_ok=True)

@@ -23,9 +23,9 @@ from patchcast.schedules import warmup_cosine
 from patchcast.training import checkpoints
 from patchcast.training.checkpoints import Checkpoint
 from patchcast.training.ending import Ending
-from patchcast.training.engine import Engine, Objective, one_voice, whole
+from patchcast.training.engine import Engine, LossModule, one_voice, whole
 from patchcast.training.guard import Guard, NotFinite
-from patchcast.training.log import Log, Logger
+from patchcast.training.log import OBJECTIVE, Log, Logger
 from patchcast.training.looks import Look, looking
 from patchcast.training.optimization import Optimization, make_optimizer
 from patchcast.training.progress import ProgressLine, Throughput
@@ -71,7 +71,7 @@ def train(
     fabric = engine.fabric()
     fabric.launch()
     device, first, steps, pieces = fabric.device, fabric.is_global_zero, stream.steps, stream.accumulate
-    objective = Objective(pretrainer, engine.precision)
+    objective = LossModule(pretrainer, engine.precision)
     network = fabric.setup_module(objective)
     optimizer = make_optimizer(pretrainer, optimization)
     clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -121,6 +121,7 @@ def train(
                 for settings in optimizer.param_groups:
                     settings["lr"] = lr
                 loss = torch.zeros((), device=device)
+                losses: dict[str, Any] = {}  # of each objective, where there are several
                 for index in range(pieces):
                     images = fabric.to_device(next(batches)[0])
                     speed.begin(step)
@@ -136,6 +137,8 @@ def train(
                         fabric.backward(part / pieces)
                     guard.note(step + 1, part, images)
                     loss = loss + part.detach()
+                    for name, of_one in objective.losses.items():
+                        losses[name] = losses.get(name, 0.0) + of_one * share
                 if optimization.clip:
                     clip_grad_norm_(clipped, optimization.clip)
                 optimizer.step()
@@ -152,7 +155,11 @@ def train(
                     read = float(mean)
                     speed.measure(step, pauses=saves or not is_seen)
                 if is_logged:
-                    log.add(step, {"loss": float(read), "lr": lr, **speed.found(device)})  # type: ignore[arg-type]
+                    row = {"loss": float(read), "lr": lr, **speed.found(device)}  # type: ignore[arg-type]
+                    for name, of_one in losses.items():
+                        shared: Any = fabric.all_reduce(of_one / pieces)
+                        row[f"{OBJECTIVE}{name}"] = float(shared)
+                    log.add(step, row)
                 line.show(step, read)
 
             if not is_seen and not ending.agreed():

@@ -15,7 +15,7 @@ from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_accuracy
 from patchcast.evaluation.ridge import ridge_accuracy
 from patchcast.pretrainer import embedding_of
-from patchcast.training.log import Found
+from patchcast.training.log import Entries
 from patchcast.training.looks import Look, finite
 
 NEIGHBOURS = 20
@@ -57,7 +57,7 @@ class OnlineProbe(Look):
         self.backbone, self.fitted, self.judged = backbone, fitted, judged
         self.batch_size, self.workers = batch_size, workers
 
-    def look(self, step: int, device: torch.device) -> Found:
+    def look(self, step: int, device: torch.device) -> Entries:
         fitted, judged = self.features(self.fitted, device), self.features(self.judged, device)
         if dist.is_initialized() and dist.get_rank():
             return {}

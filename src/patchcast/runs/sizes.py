@@ -1,0 +1,216 @@
+"""Sizes of images and patches that a recipe leaves out: about as many units as the model has on its own size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import timm
+import torch
+
+from patchcast.backbones import Backbone, wrap
+from patchcast.geometry import Grid
+from patchcast.interop.timm_weights import START_ARGUMENTS
+from patchcast.recipe import Recipe
+
+Size = tuple[int, int]
+
+SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalize by
+INSTEAD = {"img_size": "image_size", "patch_size": "patch_size", "in_chans": "channels"}
+"""Arguments of timm's that are options of a recipe."""
+
+
+def with_own_options(recipe: Recipe) -> Recipe:
+    """The recipe with `img_size`, `patch_size` and `in_chans` of its model_args as its own options.
+
+    Raises:
+        ValueError: if it has another value for one of them, or one is no size.
+    """
+    args, moved = dict(recipe.model_args), dict[str, Any]()
+    for timms, ours in INSTEAD.items():
+        if timms not in args:
+            continue
+        value = args.pop(timms)
+        whole = tuple(value) if isinstance(value, list | tuple) else (value, value)
+        if not all(isinstance(side, int) and side > 0 for side in whole) or len(whole) != 2:
+            raise ValueError(f"model_args gives {timms} {value!r}; leave it out and give --{ours}")
+        if ours != "image_size" and whole[0] != whole[1]:
+            raise ValueError(f"model_args gives {timms} {value!r}; patches are square: give --{ours}")
+        moved[ours] = whole if ours == "image_size" else whole[0]
+        if getattr(recipe, ours) not in (None, moved[ours]):
+            raise ValueError(f"model_args gives {timms} {value!r}, and {ours} is {getattr(recipe, ours)}; give one")
+    return dataclasses.replace(recipe, model_args=args, **moved)
+
+
+def size_and_patch(recipe: Recipe, typical: Size) -> tuple[Size, int | None]:
+    """(Height, width), and pixels per side of a patch (None: the model's own), for data of a typical size.
+
+    Images that are at least as large as the model's get the model's size. Smaller ones keep theirs, as nearly as whole
+    patches allow, and patches shrink with them; where they cannot (pretrained weights, Swin, convolutional networks),
+    images are enlarged until there are half as many units as the model has on its own size.
+
+    Raises:
+        ValueError: if a given size is not divided by the given patch, or by any that would do.
+    """
+    nominal = nominal_backbone(recipe)
+    own = nominal.grid(nominal.image_size)
+    if recipe.patch_size is not None:
+        wanted = recipe.image_size or (typical if _is_smaller(typical, nominal) else nominal.image_size)
+        whole = _rounded(wanted, recipe.patch_size)
+        if recipe.image_size not in (None, whole):
+            raise ValueError(
+                f"patches of {recipe.patch_size} pixels do not divide images of {_text(wanted)}; "
+                f"the nearest that they divide is --image_size {whole[0]} {whole[1]}"
+            )
+        return whole, recipe.patch_size
+    if recipe.image_size is not None:
+        return recipe.image_size, _patch_of(recipe, recipe.image_size, nominal, own)
+    if not _is_smaller(typical, nominal) or recipe.start_words is not None:
+        return nominal.image_size, None
+    fitting = fitted(typical, own, _own_patch(nominal))
+    if "drop" in nominal.can and _can_be_built(recipe, *fitting):
+        return fitting[0], _or_own(fitting[1], nominal)
+    return next(
+        (size for size in _enlarged(typical, nominal, own) if _can_be_built(recipe, size)), nominal.image_size
+    ), None
+
+
+def patch_for_tile(recipe: Recipe, tile: int) -> int | None:
+    """The patch of a model that is built for one tile (None: its own)."""
+    nominal = nominal_backbone(recipe)
+    if recipe.patch_size is not None or recipe.start_words is not None or "drop" not in nominal.can:
+        return recipe.patch_size
+    return _patch_of(recipe, (tile, tile), nominal, nominal.grid(nominal.image_size))
+
+
+def fitted(size: Size, own: Grid, largest: int) -> tuple[Size, int]:
+    """The size nearest to the data's, and a patch, with about as many units as a model has on its own size.
+
+    The largest patch that divides the size, with at least half as many units on the shorter side as the model has and
+    at most four times as many in all; or else the one whose multiples come nearest to the size, with half to twice as
+    many units. Images that are too small for that have patches of 2 pixels.
+
+    >>> fitted((64, 64), Grid(14, 14), 16), fitted((97, 97), Grid(14, 14), 16), fitted((8, 8), Grid(14, 14), 16)
+    (((64, 64), 8), ((98, 98), 7), ((8, 8), 2))
+
+    Args:
+        size: of the data, (height, width).
+        own: the model's units on its own size.
+        largest: the model's own patch.
+    """
+    if exact := dividing(size, own, largest):
+        return size, exact
+    patches = range(SMALLEST_PATCH, largest + 1)
+    count = own.rows * own.cols
+    rounded = [(_rounded(size, patch), patch) for patch in patches]
+    near = [(whole, patch) for whole, patch in rounded if count <= 2 * _units(whole, patch) <= 4 * count]
+    return min(near, key=lambda pair: (_change(size, pair[0]), -pair[1]), default=rounded[0])
+
+
+def dividing(size: Size, own: Grid, largest: int) -> int | None:
+    """The largest patch that divides a size and gives about as many units as the model's own; None if there is none."""
+    side, count = math.sqrt(own.rows * own.cols) / 2, own.rows * own.cols
+    fitting = [patch for patch in range(largest, SMALLEST_PATCH - 1, -1) if size[0] % patch == size[1] % patch == 0]
+    for patch in fitting:
+        if min(size) / patch >= side and (patch == largest or _units(size, patch) <= 4 * count):
+            return patch
+    too_few = SMALLEST_PATCH in fitting and min(size) / SMALLEST_PATCH < side
+    return SMALLEST_PATCH if too_few and _units(size, SMALLEST_PATCH) < 2 * count else None
+
+
+def _patch_of(recipe: Recipe, size: Size, nominal: Backbone, own: Grid) -> int | None:
+    """The patch for a size that was given."""
+    largest = _own_patch(nominal)
+    if recipe.start_words is not None or "drop" not in nominal.can or size == nominal.image_size:
+        return None
+    patch = dividing(size, own, largest)
+    if patch is not None:
+        return _or_own(patch, nominal) if patch == largest or _can_be_built(recipe, size, patch) else None
+    if not _can_be_built(recipe, *fitted(nominal.image_size, own, largest)):
+        return None  # its patches are not set by `patch_size`: the model says what it takes
+    whole, near = fitted(size, own, largest) if _is_smaller(size, nominal) else (_rounded(size, largest), largest)
+    raise ValueError(
+        f"no patch of up to {largest} pixels cuts images of {_text(size)} into about as many units as "
+        f"{recipe.model} has, {own.rows * own.cols}; give --image_size {whole[0]} {whole[1]} (in patches of {near}), "
+        "or give --patch_size too"
+    )
+
+
+def _enlarged(typical: Size, nominal: Backbone, own: Grid) -> Iterator[Size]:
+    """Sizes in whole units, with at least half as many as the model's own: of the data's shape, then square."""
+    down, right = nominal.stride
+    height, width = typical[0] / down, typical[1] / right
+    needed = own.rows * own.cols / 2
+    rows, cols = max(1, round(height)), max(1, round(width))
+    if rows * cols < needed:
+        scale = math.sqrt(needed / (height * width))
+        rows, cols = math.ceil(height * scale), math.ceil(width * scale)
+    yield rows * down, cols * right
+    side = math.ceil(math.sqrt(max(needed, rows * cols)))
+    yield side * down, side * right
+
+
+def _can_be_built(recipe: Recipe, size: Size, patch: int | None = None) -> bool:
+    """Whether the model gives one feature for every unit of images of this size, on the meta device."""
+    args = {} if patch is None else {"patch_size": patch}
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            backbone = wrap(recipe.model, **_sized(recipe.model, size), **args, **recipe.model_args)
+            grid = backbone.grid(size)
+            units = backbone.units(torch.zeros(1, backbone.channels, *size)).shape[1]
+    except Exception:  # whatever an architecture raises where it does not fit
+        return False
+    return units == grid.rows * grid.cols and (patch is None or backbone.stride == (patch, patch))
+
+
+def _sized(model: str, size: Size) -> dict[str, Any]:
+    """The argument that builds a model for a size, for those that are built for one."""
+    config: Any = timm.get_pretrained_cfg(model)
+    return {"img_size": size} if config.fixed_input_size else {}
+
+
+def nominal_backbone(recipe: Recipe) -> Backbone:
+    """The model as timm makes it, without memory or weights: to ask what sizes it is for."""
+    args = {name: value for name, value in recipe.model_args.items() if name not in START_ARGUMENTS}
+    with torch.device("meta"):
+        for size in (None, 378, 320):  # some nominal sizes are no multiple of the units
+            try:
+                return wrap(recipe.model, **({} if size is None else {"img_size": size}), **args)
+            except ValueError as problem:
+                if "do not divide" not in str(problem):
+                    raise
+        return wrap(recipe.model, img_size=352, **args)
+
+
+def _own_patch(nominal: Backbone) -> int:
+    return min(nominal.stride)
+
+
+def _or_own(patch: int, nominal: Backbone) -> int | None:
+    return None if patch == _own_patch(nominal) else patch
+
+
+def _is_smaller(typical: Size, nominal: Backbone) -> bool:
+    """Enlarging images to the model's size would add work and no information."""
+    return typical[0] < nominal.image_size[0] and typical[1] < nominal.image_size[1]
+
+
+def _rounded(size: Size, patch: int) -> Size:
+    return max(1, round(size[0] / patch)) * patch, max(1, round(size[1] / patch)) * patch
+
+
+def _units(size: Size, patch: int) -> int:
+    return (size[0] // patch) * (size[1] // patch)
+
+
+def _change(size: Size, whole: Size) -> float:
+    """By how much a side is stretched or shrunk, at most."""
+    return max(abs(math.log(new / old)) for old, new in zip(size, whole, strict=True))
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -630,7 +630,8 @@ def main() -> None:
     result["all_seconds"] = round(time.process_time() - start)
     args.log.parent.mkdir(exist_ok=True)
     with args.log.open("a") as log:
-        log.write(json.dumps({"config": args.config, **result}) + "\n")
+        kept = {key: value for key, value in args.config.items() if key != "save"}  # a path of this machine
+        log.write(json.dumps({"config": kept, **result}) + "\n")
     print(args.config.get("name"), json.dumps(result))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torchvision
@@ -14,6 +16,7 @@ from patchcast.targets import EMAFeatures
 from patchcast.tokenizers.patches import PatchCodebook
 from patchcast.views import Drop, Paint, Replace
 from tests import contracts
+from tests.backbones import zoo
 
 
 def swin(**kwargs) -> Backbone:
@@ -52,7 +55,7 @@ def test_ijepa_on_swin_by_replacement(channels: int) -> None:
 @pytest.mark.parametrize("method", [mae, ijepa], ids=lambda method: method.__name__)
 def test_dropping_units_of_a_stem_that_overlaps(method) -> None:
     """Hiera's tokens reach three pixels into their neighbors."""
-    pretrainer = method(wrap("hiera_tiny_224", img_size=128))
+    pretrainer = method(deepcopy(zoo.small("hiera_tiny_224")))
     assert isinstance(pretrainer.view, Drop)
     check(pretrainer)
 

@@ -14,7 +14,7 @@ from patchcast.backbones.cached_blocks import can_cache
 from patchcast.drawing import completion
 from patchcast.drawing.completion import complete_pixels
 from patchcast.methods import ORDERS, aim, aim_codes, aim_features, mae
-from patchcast.plans import OrderPlan, RandomOrder, RasterOrder
+from patchcast.plans import OrderPlan
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import patchify
 from patchcast.tokenizers.patches import PatchCodebook
@@ -105,15 +105,14 @@ def test_what_cannot_be_drawn() -> None:
             complete_pixels(raw("plain"), images, prefix)
 
 
-def test_one_image_is_learned_and_completed() -> None:
-    torch.manual_seed(0)
-    for plan in (RasterOrder(), RandomOrder()):
-        pretrainer = aim(BACKBONES["plain"](), plan=plan, head_width=64, head_depth=1, normalize=False)
-        image = torch.randn(1, 1, 12, 16)
-        optimizer = torch.optim.AdamW(pretrainer.parameters(), lr=5e-3, weight_decay=0.0)
-        for _ in range(250):
-            optimizer.zero_grad()
-            pretrainer(image.expand(8, -1, -1, -1)).loss.backward()
-            optimizer.step()
-        error = (complete_pixels(pretrainer, image, 2) - image).square().mean()
-        assert error < 0.1 * image.square().mean()
+@pytest.mark.parametrize("order", ["raster", pytest.param("random", marks=pytest.mark.slow)])
+def test_one_image_is_learned_and_completed(order: str) -> None:
+    pretrainer = aim(BACKBONES["plain"](), plan=ORDERS[order], head_width=64, head_depth=1, normalize=False)
+    image = torch.randn(1, 1, 12, 16)
+    optimizer = torch.optim.AdamW(pretrainer.parameters(), lr=5e-3, weight_decay=0.0)
+    for _ in range(250):
+        optimizer.zero_grad()
+        pretrainer(image.expand(8, -1, -1, -1)).loss.backward()
+        optimizer.step()
+    error = (complete_pixels(pretrainer, image, 2) - image).square().mean()
+    assert error < 0.1 * image.square().mean()

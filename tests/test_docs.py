@@ -12,9 +12,11 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
 import patchcast.commands
 from patchcast.backbones.adapters import TORCHVISION
+from patchcast.backbones.capabilities import OWN_NETWORKS
 from patchcast.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +84,47 @@ def test_the_commands_are_there(
     for words in commands(page):
         assert words[0] in COMMANDS, words
         assert main(words) != 2, f"patchcast {shlex.join(words)}: {capsys.readouterr().err}"
+
+
+def built(name: str) -> Any:
+    """A method of the library on a small network of the kind that it needs."""
+    method = patchcast.METHODS[name]
+    if name in OWN_NETWORKS:
+        palette = patchcast.Palette(torch.linspace(-1, 1, 16)[:, None])
+        network = patchcast.ImageGPT(patchcast.Grid(4, 4), 16, depth=1, width=16, heads=2, causal=method.causal)
+        return method.build(patchcast.ImageGPTBackbone(network, palette, channels=1))
+    codebook = [patchcast.PatchCodebook(torch.randn(8, 768), (16, 16))] if method.codes == "patches" else []
+    return method.build(patchcast.wrap("test_vit"), *codebook)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
+def test_the_table_of_methods_says_what_they_are(page: str) -> None:
+    """One row for each file of methods/, with the parts that the method is built of."""
+    lines = (ROOT / page).read_text().splitlines()
+    header = lines.index("| method | plan | view | predictor | target | loss |")
+    rows = {}
+    for line in lines[header + 2 :]:
+        if not line.startswith("|"):
+            break
+        label, *parts = (cell.strip() for cell in line.strip("|").split("|"))
+        rows[re.search(r"\((?:.*/)?(\w+)\.(?:py|md)\)", label)[1]] = parts  # type: ignore[index]
+    files = {method.build.__module__.rpartition(".")[2] for method in patchcast.METHODS.values()}
+    assert rows.keys() == files
+    for name, (plan, view, predictor, target, loss) in rows.items():
+        method = built(name)
+        kind, arguments = re.match(r"`(\w+)\((.*?)\)`", plan).groups()  # type: ignore[union-attr]
+        assert type(method.plan).__name__ == kind, name
+        assert not arguments or vars(method.plan)["ratio"] == float(arguments), name
+        for part, cell in ((method.view, view), (method.predictor, predictor), (method.target, target)):
+            assert f"`{type(part).__name__}" in cell, name
+        assert method.loss.__name__ in loss, name
+        if isinstance(method.target, patchcast.Pixels):
+            assert method.target.normalize == ("normali" in target), name
+
+
+def test_the_page_of_methods_names_every_method() -> None:
+    page = (ROOT / "docs/methods.md").read_text()
+    assert all(f"`{name}`" in page for name in patchcast.METHODS)
 
 
 def test_the_pages_are_looked_at() -> None:

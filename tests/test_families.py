@@ -11,19 +11,19 @@ from torch import Tensor
 
 from patchcast.backbones import CannotError, wrap
 from patchcast.data import Evaluate, open_images
-from patchcast.methods import aim, ijepa, mae, simmim
+from patchcast.methods import aim, mae
 from patchcast.plans import RasterOrder
 from patchcast.pretrainer import Pretrainer
 from patchcast.views import Paint
-from tests import contracts
+from tests import contracts, methods
 from tests.backbones import zoo
 
-METHODS = {
-    # Raw pixels: brightness is learned in a few steps, the texture of normalized units is not.
-    "mae": lambda backbone: mae(backbone, decoder_width=32, decoder_depth=1, normalize=False),
-    "simmim": simmim,
-    "ijepa": lambda backbone: ijepa(backbone, predictor_depth=1),
-    "aim": lambda backbone: aim(backbone, head_width=32, head_depth=1),
+# Raw pixels: brightness is learned in a few steps, the texture of normalized units is not.
+OPTIONS = {
+    "mae": {"decoder_depth": 1, "normalize": False},
+    "simmim": {},
+    "ijepa": {"predictor_depth": 1},
+    "aim": {"head_depth": 1},
 }
 FEATURED = [
     ("mae", "hiera_tiny_224"),
@@ -40,9 +40,11 @@ FEATURED = [
 FEATURED = [pair for pair in FEATURED if pair[1] in zoo.NAMES]  # some came after the oldest timm that we support
 # Convolutional models, which are not entered: they see hidden units painted over.
 PAINTED = [("simmim", "test_convnext"), ("simmim", "test_resnet")]
+# One that drops its units in groups, one with rotary positions, one of windows, and one that is painted.
+LEARN_FAST = {"hiera_tiny_224", "vit_tiny_patch16_dinov3_qkvb", "swin_tiny_patch4_window7_224", "test_resnet"}
 OTHERS = [
     pytest.param(method, name, marks=pytest.mark.slow)
-    for method in METHODS
+    for method in methods.KINDS
     for name in zoo.NAMES
     if (method, name) not in FEATURED
 ]
@@ -51,7 +53,7 @@ OTHERS = [
 def build(method: str, name: str) -> Pretrainer:
     """The method over a small build of the architecture; skipped where the backbone cannot do it, and says so."""
     try:
-        return METHODS[method](deepcopy(zoo.small(name)))
+        return methods.small(method, deepcopy(zoo.small(name)), **OPTIONS[method])
     except CannotError as refusal:
         pytest.skip(str(refusal))
 
@@ -69,13 +71,20 @@ def test_gradients(method: str, name: str) -> None:
 @pytest.mark.filterwarnings("ignore:no adapter knows")
 @pytest.mark.parametrize(("method", "name"), PAINTED)
 def test_convolutional_models_are_honest_by_painting(method: str, name: str) -> None:
-    pretrainer = METHODS[method](wrap(name, img_size=(64, 96)))
+    pretrainer = methods.small(method, wrap(name, img_size=(64, 96)), **OPTIONS[method])
     assert isinstance(pretrainer.view, Paint)
     contracts.check_no_leak(pretrainer)
     contracts.check_gradients(pretrainer)
 
 
-@pytest.mark.parametrize(("method", "name"), [FEATURED[0], FEATURED[3], FEATURED[5]])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("aim", "vit_tiny_patch16_dinov3_qkvb"),
+        pytest.param("mae", "hiera_tiny_224", marks=pytest.mark.slow),
+        pytest.param("simmim", "swin_tiny_patch4_window7_224", marks=pytest.mark.slow),
+    ],
+)
 def test_noise_floor(method: str, name: str) -> None:
     contracts.check_noise_floor(build(method, name))
 
@@ -87,25 +96,32 @@ def photographs(shared_data: Path) -> list[Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:no adapter knows")
-@pytest.mark.parametrize(("method", "name"), [pair for pair in [*FEATURED, *PAINTED] if pair[0] != "ijepa"])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        pytest.param(method, name, marks=[pytest.mark.slow] * (name not in LEARN_FAST))
+        for method, name in [*FEATURED, *PAINTED]
+        if method != "ijepa"
+    ],
+)
 def test_the_loss_falls_on_real_images(method: str, name: str, photographs: list[Tensor]) -> None:
-    """From timm's own initial weights, judged by images that were not trained on."""
-    pretrainer = METHODS[method](wrap(name, **zoo.BY_NAME.get(name, {"img_size": (64, 96)})))
+    """From timm's own initial weights, judged by images that were not trained on: below what the mean alone gives.
+
+    A higher rate is unstable on hiera: with one seed of three it did not learn.
+    """
+    pretrainer = methods.small(method, wrap(name, **zoo.BY_NAME.get(name, {"img_size": (64, 96)})), **OPTIONS[method])
     transform = Evaluate(pretrainer.backbone.image_size, (0.35, 0.38, 0.41), (0.2, 0.14, 0.12))
     images, others = torch.stack([transform(each) for each in photographs]).chunk(2)
-    optimizer = torch.optim.AdamW(pretrainer.parameters(), lr=2e-3)
-
-    def judged() -> float:
-        with torch.no_grad():
-            return pretrainer.eval()(others, generator=torch.Generator().manual_seed(9)).loss.item()
-
-    before = judged()
+    optimizer = torch.optim.AdamW(pretrainer.parameters(), lr=5e-4)
     pretrainer.train()
-    for step in range(40):
+    for step in range(80 if method == "simmim" else 40):
         pretrainer(images[step % 4 :: 4]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert judged() < 0.9 * before
+    with torch.no_grad():
+        output = pretrainer.eval()(others, generator=torch.Generator().manual_seed(9))
+        blind = pretrainer.loss(pretrainer.target.blind(output.targets), output.targets).mean()
+    assert output.loss < 0.95 * blind
 
 
 def test_what_cannot_be_done_is_refused_in_one_sentence() -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from patchcast.data import open_images
 from patchcast.data.decode import UnreadableImageError, decode, read_header
 from patchcast.files import read_weights
-from patchcast.tokenizers.files import load_tokenizer
+from patchcast.tokenizers.loading import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import patchcast
+from tests import methods
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -78,27 +79,20 @@ def test_the_page_of_stable_names_lists_every_name() -> None:
 
 # ---- models and images as users have them ---------------------------------------------------------------------------
 
-BUILDERS = {
-    "mae": lambda model: patchcast.mae(model, decoder_width=32, decoder_depth=1),
-    "simmim": patchcast.simmim,
-    "beit": lambda model: patchcast.beit(model, patchcast.PatchCodebook(torch.randn(8, 768), (16, 16))),
-    "ijepa": lambda model: patchcast.ijepa(model, predictor_width=32, predictor_depth=1),
-    "aim": lambda model: patchcast.aim(model, head_depth=1),
-    "aim_codes": lambda model: patchcast.aim_codes(
-        model, patchcast.PatchCodebook(torch.randn(8, 768), (16, 16)), head_depth=1
-    ),
-    "aim_features": lambda model: patchcast.aim_features(model, head_depth=1),
-}
+
+def over(model: nn.Module | str, method: str) -> patchcast.Pretrainer:
+    codes = [patchcast.PatchCodebook(torch.randn(8, 768), (16, 16))] if method in methods.OF_CODES else []
+    return getattr(patchcast, method)(model, *codes, **methods.SMALL[method])
 
 
-@pytest.mark.parametrize("method", BUILDERS)
+@pytest.mark.parametrize("method", methods.SMALL)
 def test_a_method_wraps_a_model_or_a_name(method: str) -> None:
     model = timm.create_model("test_vit")
-    pretrainer = BUILDERS[method](model)
+    pretrainer = over(model, method)
     assert pretrainer.backbone.model is model
-    assert type(BUILDERS[method]("test_vit").backbone) is type(pretrainer.backbone)
+    assert type(over("test_vit", method).backbone) is type(pretrainer.backbone)
     backbone = patchcast.wrap("test_vit")
-    assert BUILDERS[method](backbone).backbone is backbone
+    assert over(backbone, method).backbone is backbone
 
 
 @pytest.mark.parametrize(("bad", "sentence"), [(3, "timm's name; got 3"), (nn.Linear(1, 1), "no adapter knows Linear")])

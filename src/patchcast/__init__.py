@@ -106,6 +106,7 @@ if TYPE_CHECKING:
         aim_codes,
         aim_features,
         beit,
+        data2vec,
         ijepa,
         imagegpt,
         imagegpt_masked,
@@ -137,7 +138,7 @@ if TYPE_CHECKING:
         raster,
         snake,
     )
-    from patchcast.predictors import Decoder, LinearHead, MLPHead, Predictor, TargetQuery
+    from patchcast.predictors import ConvDecoder, Decoder, LinearHead, MLPHead, Predictor, TargetQuery
     from patchcast.pretrainer import Output, Pretrainer
     from patchcast.starts import Started, load_start, read_start
     from patchcast.targets import Codes, EMAFeatures, FrozenFeatures, Pixels, Target, patchify, unpatchify
@@ -226,6 +227,7 @@ _HOMES = {
         "aim_codes",
         "aim_features",
         "beit",
+        "data2vec",
         "ijepa",
         "imagegpt",
         "imagegpt_masked",
@@ -257,7 +259,7 @@ _HOMES = {
         "raster",
         "snake",
     ),
-    "predictors": ("Decoder", "LinearHead", "MLPHead", "Predictor", "TargetQuery"),
+    "predictors": ("ConvDecoder", "Decoder", "LinearHead", "MLPHead", "Predictor", "TargetQuery"),
     "pretrainer": ("Output", "Pretrainer"),
     "starts": ("Started", "load_start", "read_start"),
     "targets": ("Codes", "EMAFeatures", "FrozenFeatures", "Pixels", "Target", "patchify", "unpatchify"),

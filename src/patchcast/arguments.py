@@ -121,7 +121,11 @@ def fields_of(options: type) -> dict[str, Field]:
         default = each.default if factory is dataclasses.MISSING else factory()
         metavar = each.metadata.get("metavar", "")
         kind = _without_none(hints[each.name])
-        found[each.name] = Field(each.name, kind, default, metavar, help_of.get(each.name, ""), options.__name__)
+        names = each.metadata.get(
+            "names", ()
+        )  # written from the table that lists them, so that it cannot be out of date
+        text = f"{', '.join(names[:-1])} or {names[-1]}." if names else help_of.get(each.name, "")
+        found[each.name] = Field(each.name, kind, default, metavar, text, options.__name__)
     return found
 
 
@@ -162,8 +166,8 @@ def normalize(
 ) -> list[str]:
     """Normalize arguments to one `--name=value` per option, with positional arguments last.
 
-    >>> from patchcast.options import Probe
-    >>> normalize("probe", ["--untrained", "run", "--limit", "5"], fields_of(Probe))
+    >>> from patchcast.options import ProbeOptions
+    >>> normalize("probe", ["--untrained", "run", "--limit", "5"], fields_of(ProbeOptions))
     ['--untrained=true', '--limit=5', 'run']
     """
     given: dict[str, list[str]] = {}
@@ -390,7 +394,8 @@ def _place(field: Field) -> str:
 def _default(field: Field) -> str:
     if field.is_required:
         return "" if field.metavar else " Required."
-    if field.default in (None, False, {}, []) or "Default:" in field.help or field.metavar:
+    says_nothing = field.default is None or field.default is False or field.default in ({}, [])
+    if says_nothing or "Default:" in field.help or field.metavar:
         return ""
     if field.default is True:
         return " Default: on."

@@ -24,12 +24,14 @@ class Command:
         run: takes the options; returns an exit code, or None for 0.
         from_file: whether `--config FILE` gives options too.
         groups: titles in the help, and the options under them; the others come first.
+        examples: command lines at the end of the help.
     """
 
     options: type
     run: Callable[[Any], int | None]
     from_file: bool = False
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    examples: Sequence[str] = ()
 
     @property
     def description(self) -> str:
@@ -40,7 +42,7 @@ class Command:
 class ProbeCommand:
     """What was typed after `patchcast probe`: the common options, and those of one protocol."""
 
-    common: options.Probe
+    common: options.ProbeOptions
     protocol: str
     chosen: Any
     typed: str = field(default="")
@@ -82,7 +84,7 @@ def _compare(given: options.Compare) -> None:
     compare(**vars(given))
 
 
-def _report(given: options.Report) -> None:
+def _report(given: options.ReportOptions) -> None:
     from patchcast.commands.early_checks import check_run
 
     check_run(given.run)
@@ -108,10 +110,43 @@ def _embed(given: options.Embed) -> None:
     check_network(given.model)
     check_data(given.data)
 
-    from patchcast.commands.embed import embed
+    from patchcast.commands.embed import write_features
 
     values = vars(given)
-    embed(values.pop("model"), kind=values.pop("features"), **values)
+    write_features(values.pop("model"), kind=values.pop("features"), **values)
+
+
+def _finetune(given: options.FinetuneClassifier) -> None:
+    from patchcast.commands.early_checks import check_data, check_network
+
+    check_network(given.model)
+    check_data(given.data)
+
+    from patchcast.commands.finetune import finetune
+
+    finetune(given)
+
+
+def _predict(given: options.Predict) -> None:
+    from patchcast.commands.early_checks import check_classifier, check_data
+
+    check_classifier(given.model)
+    check_data(given.data)
+
+    from patchcast.commands.predict import predict
+
+    predict(given)
+
+
+def _search(given: options.Search) -> None:
+    from patchcast.commands.early_checks import check_data, check_network
+
+    check_network(given.model)
+    check_data(given.data)
+
+    from patchcast.commands.search import search
+
+    search(given)
 
 
 def _sample(given: options.Sample) -> None:
@@ -155,21 +190,21 @@ def _push(given: options.Push) -> None:
 
 
 def _check(given: options.Check) -> int:
-    from patchcast.commands.check import check
+    from patchcast.commands.check import run_check
 
-    return 0 if check(**vars(given)) else 1
+    return 0 if run_check(**vars(given)) else 1
 
 
 def _data(given: options.Data) -> int:
-    from patchcast.commands.early_checks import check_data as check_source
+    from patchcast.commands.early_checks import check_data
 
-    check_source(given.source)
+    check_data(given.source)
 
-    from patchcast.commands.data import check_data
+    from patchcast.commands.data import check_source
 
     splits = given.split or None
     reading = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
-    is_sound = check_data(
+    is_sound = check_source(
         given.source, splits=splits, limit=given.limit, workers=given.workers, out=given.out, **reading
     )
     return 0 if is_sound else 1
@@ -191,6 +226,7 @@ def _demo(given: options.Demo) -> None:
 RECIPE_GROUPS = {
     "images": (
         "image_size",
+        "crop_mode",
         "channels",
         "mean",
         "std",
@@ -214,11 +250,42 @@ RECIPE_GROUPS = {
 
 COMMANDS: dict[str, Command] = {
     "pretrain": Command(Recipe, _pretrain, from_file=True, groups=RECIPE_GROUPS),
-    "probe": Command(options.Probe, _probe),
+    "probe": Command(options.ProbeOptions, _probe),
     "compare": Command(options.Compare, _compare),
-    "report": Command(options.Report, _report),
+    "report": Command(options.ReportOptions, _report),
     "show": Command(options.Show, _show),
     "embed": Command(options.Embed, _embed),
+    "finetune": Command(
+        options.FinetuneClassifier,
+        _finetune,
+        groups={
+            "classifier": (
+                *("freeze", "head", "epochs", "lr", "batch_size", "layer_decay", "augment", "flip", "mixup", "cutmix"),
+                *("smoothing", "class_weights"),
+            ),
+            "images": ("limit_per_class", "image_size", "image_column", "label_column", "max_pixels"),
+        },
+        examples=(
+            "patchcast finetune runs/first --data LABELED_FOLDER --out models/first",
+            "patchcast finetune vit_tiny_patch16_224 --data LABELED_FOLDER --out models/tiny --mixup 0.8",
+        ),
+    ),
+    "predict": Command(
+        options.Predict,
+        _predict,
+        examples=(
+            "patchcast predict models/first new_photos --out predictions.csv",
+            "patchcast predict runs/first photo.jpg other.jpg --data LABELED_FOLDER",
+        ),
+    ),
+    "search": Command(
+        options.Search,
+        _search,
+        examples=(
+            "patchcast search runs/first photo.jpg --data FOLDER",
+            "patchcast search vit_small_patch14_dinov2 photo.jpg --data photos.parquet --count 23 --out nearest.png",
+        ),
+    ),
     "sample": Command(options.Sample, _sample),
     "complete": Command(options.Complete, _complete),
     "export": Command(options.Export, _export),
@@ -314,15 +381,24 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
         raise UsageError(f"--{chosen[0]} and --{chosen[1]} are different protocols; choose one")
     protocol = chosen[0] if chosen else "features"
     shown = f"--{protocol}" if chosen else "the features protocol"
-    elsewhere: dict[str, str] = {}
+    owners: dict[str, list[str]] = {}
     for name, options_of in fields.items():
         for option in options_of:
-            if option not in fields[protocol]:
-                elsewhere[option] = f"{shown} does not use --{option}, which is an option of the {name} protocol"
-    common, of_protocol = parse("probe", words, [options.Probe, options.PROBES[protocol]], elsewhere=elsewhere)
+            owners.setdefault(option, []).append(name)
+    elsewhere = {
+        option: f"{shown} does not use --{option}, which is an option of the {_and(names)}"
+        for option, names in owners.items()
+        if option not in fields[protocol]
+    }
+    common, of_protocol = parse("probe", words, [options.ProbeOptions, options.PROBES[protocol]], elsewhere=elsewhere)
     return ProbeCommand(
         common=common, protocol=protocol, chosen=of_protocol, typed=shlex.join(["patchcast", "probe", *words])
     )
+
+
+def _and(protocols: Sequence[str]) -> str:
+    *others, last = protocols
+    return f"{', '.join(others)} and {last} protocols" if others else f"{last} protocol"
 
 
 def _read(name: str, words: Sequence[str]) -> Any:
@@ -346,7 +422,9 @@ def _help(name: str) -> str:
         # In the help, the option that chooses a protocol is optional: without it, another protocol is chosen.
         of_protocol = [replace(each, default=None) if each.is_required else each for each in fields_of(one).values()]
         groups[description if protocol == "features" else f"instead: {description}"] = of_protocol
-    return help_text(name, command.description, groups, from_file=command.from_file)
+    examples = "".join(f"  {line}\n" for line in command.examples)
+    shown = help_text(name, command.description, groups, from_file=command.from_file)
+    return f"{shown}\nexamples:\n{examples}" if examples else shown
 
 
 def _fail(sentence: str, code: int = 2) -> int:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from patchcast.backbones.backbone import ImageBatch, pixels_of, with_pixels
 from patchcast.geometry import upsample
+from patchcast.modes import eval_mode, evaluating
 from patchcast.plans import Plan
-from patchcast.pretrainer import Output, Pretrainer, weighted_mean
+from patchcast.pretrainer import Output, Pretrainer, for_each_plan, weighted_mean
 from patchcast.targets import patchify, unpatchify
 
 Judged = tuple[Bool[Tensor, "B N"], Bool[Tensor, "B P"]]
@@ -55,23 +56,24 @@ def no_leak(pretrainer: Pretrainer, images: ImageBatch, plan: Plan, *, limit: in
     >>> no_leak(pretrainer, images, pretrainer.draw(images)).honest
     True
     """
-    was_training = pretrainer.training
-    pretrainer.eval()
-    before = pretrainer(images, plan).predictions
-    allowed = without_own(plan)
-    counts = torch.ones(before.shape[:3], dtype=torch.bool) if plan.weight is None else plan.weight.cpu() > 0
-    noise = torch.randn_like(pixels_of(images))
-    worst, moved = 0.0, 0.0
-    for group in range(before.shape[1]):
-        # Predictions that may use the same units are tested in one pass: masked methods need one, causal ones P.
-        for may_use, these in _spread(_groups(allowed[:, group]), limit):
-            counted = these & counts[:, group]
-            if counted.any():
-                # The same change must not affect other predictions that may use none of these pixels (earlier ones).
-                still = counts[:, group] & ~(allowed[:, group] & ~may_use[:, None]).any(dim=-1).cpu()
-                worst = max(worst, _movement(pretrainer, images, noise, plan, ~may_use, before, group, still))
-                moved = max(moved, _movement(pretrainer, images, noise, plan, may_use, before, group, counted))
-    pretrainer.train(was_training)
+    with evaluating(pretrainer):
+        before = pretrainer(images, plan).predictions
+        allowed = without_own(plan)
+        images = for_each_plan(images, plan)
+        counts = torch.ones(before.shape[:3], dtype=torch.bool) if plan.weight is None else plan.weight.cpu() > 0
+        # A seed of its own: noise equal to the images, which tests draw from a seed as well, would change nothing.
+        pixels = pixels_of(images)
+        noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(41)).to(pixels)
+        worst, moved = 0.0, 0.0
+        for group in range(before.shape[1]):
+            # Predictions that may use the same units are tested in one pass: masked methods need one, causal ones P.
+            for may_use, these in _spread(_groups(allowed[:, group]), limit):
+                counted = these & counts[:, group]
+                if counted.any():
+                    # The same change must not affect predictions that may use none of these pixels (earlier ones).
+                    still = counts[:, group] & ~(allowed[:, group] & ~may_use[:, None]).any(dim=-1).cpu()
+                    worst = max(worst, _movement(pretrainer, images, noise, plan, ~may_use, before, group, still))
+                    moved = max(moved, _movement(pretrainer, images, noise, plan, may_use, before, group, counted))
     return Leak(worst, moved)
 
 
@@ -259,31 +261,29 @@ def dependencies(
         relative to the row's largest (NaN in rows that are not predicted); and True where the plan allows it. Images
         that become codes have no gradients; for them it is the change of the prediction when the unit is replaced.
     """
-    was_training = pretrainer.training
-    pretrainer.eval()
-    first = plan.first()
-    image = images[:1].float().clone().requires_grad_()
-    predictions = pretrainer(image, first).predictions[0].flatten(0, 1)
-    predicted = first.predict[0].flatten().tolist()
-    counts = [True] * len(predicted) if first.weight is None else (first.weight[0].flatten() > 0).tolist()
-    units = plan.grid.units
-    strength = torch.full((units, units), torch.nan)
-    allowed = torch.zeros(units, units, dtype=torch.bool)
-    may_use = without_own(first)[0].flatten(0, 1).cpu()
-    direction = torch.randn(predictions.shape[-1], generator=torch.Generator().manual_seed(0)).to(predictions)
-    along = predictions @ direction
-    has_gradients = torch.autograd.grad(along.sum(), image, retain_graph=True, allow_unused=True)[0] is not None
-    moved = None if has_gradients else _moved(pretrainer, image.detach(), first, direction, along.detach())
-    for row, (unit, counted) in enumerate(zip(predicted, counts, strict=True)):
-        if counted:
-            if moved is None:
-                (slope,) = torch.autograd.grad(along[row], image, retain_graph=True)
-                column = patchify(slope, pretrainer.backbone.stride)[0].abs().amax(dim=-1).cpu()
-            else:
-                column = moved[row]
-            strength[unit] = column / column.max().clamp_min(1e-30)
-            allowed[unit] = may_use[row]
-    pretrainer.train(was_training)
+    with eval_mode(pretrainer):
+        first = plan.first()
+        image = images[:1].float().clone().requires_grad_()
+        predictions = pretrainer(image, first).predictions[0].flatten(0, 1)
+        predicted = first.predict[0].flatten().tolist()
+        counts = [True] * len(predicted) if first.weight is None else (first.weight[0].flatten() > 0).tolist()
+        units = plan.grid.units
+        strength = torch.full((units, units), torch.nan)
+        allowed = torch.zeros(units, units, dtype=torch.bool)
+        may_use = without_own(first)[0].flatten(0, 1).cpu()
+        direction = torch.randn(predictions.shape[-1], generator=torch.Generator().manual_seed(0)).to(predictions)
+        along = predictions @ direction
+        has_gradients = torch.autograd.grad(along.sum(), image, retain_graph=True, allow_unused=True)[0] is not None
+        moved = None if has_gradients else _moved(pretrainer, image.detach(), first, direction, along.detach())
+        for row, (unit, counted) in enumerate(zip(predicted, counts, strict=True)):
+            if counted:
+                if moved is None:
+                    (slope,) = torch.autograd.grad(along[row], image, retain_graph=True)
+                    column = patchify(slope, pretrainer.backbone.stride)[0].abs().amax(dim=-1).cpu()
+                else:
+                    column = moved[row]
+                strength[unit] = column / column.max().clamp_min(1e-30)
+                allowed[unit] = may_use[row]
     return strength, allowed
 
 

@@ -25,7 +25,7 @@ def place(metavar: str) -> dict[str, Any]:
 
 
 @dataclass(kw_only=True)
-class Probe:
+class ProbeOptions:
     """Measure what a run or a timm model has learned, with labels.
 
     Args:
@@ -54,7 +54,7 @@ class Probe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class FeatureOptions:
     """Nearest neighbors and linear classifiers on the pooled features.
 
     Args:
@@ -99,7 +99,7 @@ class Attentive:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class DenseOptions:
     """Classify each unit from its own feature.
 
     Args:
@@ -121,10 +121,10 @@ class Finetune:
 
 
 PROBES: dict[str, type] = {
-    "features": Features,
+    "features": FeatureOptions,
     "layers": Layers,
     "attentive": Attentive,
-    "dense": Dense,
+    "dense": DenseOptions,
     "finetune": Finetune,
 }
 """Options of each protocol in `patchcast.evaluation.PROTOCOLS`. Giving `--NAME` chooses the protocol."""
@@ -165,7 +165,7 @@ class Compare:
 
 
 @dataclass(kw_only=True)
-class Report:
+class ReportOptions:
     """Write everything that is known about a run to one HTML file.
 
     Args:
@@ -231,6 +231,118 @@ class Embed:
     max_tiles: int = 6
     batch_size: int = 16
     untrained: bool = False
+
+
+@dataclass(kw_only=True)
+class FinetuneClassifier:
+    """Train a classifier from a run or a timm model, and leave it as a model of timm.
+
+    Args:
+        model: a run folder, or a timm model by name.
+        data: images with one label each, by class folders or in a column.
+        out: a folder for the classifier. The same command resumes one that was stopped.
+        freeze: train the head only. Default: with fewer than 20 training images per class.
+        head: linear, or attentive (timm's attention pooling, for plain vision transformers).
+        epochs: passes over the training images. Default: 30; a frozen linear head is fitted without epochs.
+        lr: peak learning rate. Default: 0.001; 0.003 for an attentive head on a frozen backbone.
+        batch_size: images per step. Default: 64, or all training images if there are fewer.
+        layer_decay: learning rate of each block relative to the next one. Default: 0.65; 1 with --untrained.
+        augment: none, light (crops and flips) or strong (TrivialAugment and erasing as well). Default: light; none for
+            a frozen backbone.
+        flip: mirror half of the augmented images. Default: on, but for digits.
+        mixup: alpha of mixup; 0 for none.
+        cutmix: alpha of cutmix; 0 for none.
+        smoothing: of the labels. Default: 0.1; 0 for a frozen backbone.
+        class_weights: balanced gives every class the same weight in the loss.
+        limit_per_class: train on at most this many images of each class. Default: all.
+        image_size: pixels per side, for a timm model. Default: the model's own; a run knows its size.
+        image_column: column of the images, where it is not called image or by another usual name.
+        label_column: column of the labels, likewise.
+        max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
+        untrained: start from random weights: what the start has to beat.
+        seed: of held-out images, new weights, order and augmentation.
+        device: where the model is trained.
+        workers: processes that read images. Default: none on the CPU.
+    """
+
+    model: str = field(metadata=place("RUN_OR_MODEL"))
+    data: str
+    out: Path
+    freeze: bool | None = None
+    head: Literal["linear", "attentive"] = "linear"
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    layer_decay: float | None = None
+    augment: Literal["none", "light", "strong"] | None = None
+    flip: bool | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    smoothing: float | None = None
+    class_weights: Literal["none", "balanced"] = "none"
+    limit_per_class: int | None = None
+    image_size: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    max_pixels: int | None = None
+    untrained: bool = False
+    seed: int = 0
+    device: Device = "auto"
+    workers: int | None = None
+
+
+@dataclass(kw_only=True)
+class Predict:
+    """Write the classes of images with their probabilities.
+
+    Args:
+        model: a folder of patchcast finetune; or a run or a timm model, with --data.
+        images: image files, folders, or any source that --data takes.
+        out: a new file.parquet or file.csv. Default: a table of the first images is printed.
+        data: labeled images that vote, for a model without a classifier.
+        neighbors: number of labeled images that vote, with --data.
+        top: number of classes per image.
+        split: of the images. Default: all splits.
+        batch_size: images per batch.
+        device: where the model runs.
+    """
+
+    model: str = field(metadata=place("MODEL"))
+    images: list[str] = field(metadata=place("IMAGES"))
+    out: Path | None = None
+    data: str | None = None
+    neighbors: int = 20
+    top: int = 3
+    split: str | None = None
+    batch_size: int = 64
+    device: Device = "auto"
+
+
+@dataclass(kw_only=True)
+class Search:
+    """Show the images of a source that are nearest to one image.
+
+    Args:
+        model: a run folder, or a timm model by name.
+        image: an image file.
+        data: images to search: a folder, parquet or tar files, hf:NAME, or digits.
+        count: number of images to show.
+        readout: how the units of an image become one feature.
+        split: of the data. Default: all splits.
+        out: a PNG; a table is written next to it as CSV.
+        device: where the model runs.
+        cache: keep features in the user's cache folder and reuse them.
+    """
+
+    model: str = field(metadata=place("RUN_OR_MODEL"))
+    image: Path = field(metadata=place("IMAGE"))
+    data: str
+    count: int = 11
+    readout: Readout = DEFAULT_READOUT
+    split: str | None = None
+    out: Path = Path("search.png")
+    device: Device = "auto"
+    cache: bool = True
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
-from timm.layers import GluMlp, Mlp, RmsNorm, RmsNormFp32, SimpleNorm, SimpleNormFp32, SwiGLU
+from timm.layers import GluMlp, LayerNorm2d, Mlp, RmsNorm, RmsNormFp32, SimpleNorm, SimpleNormFp32, SwiGLU
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
@@ -224,6 +224,74 @@ class Decoder(Predictor):
         last = partial(self.blocks[-1], attn_mask=added, last=predicted)
         x = checkpoint(last, x) if self.grad_checkpointing else last(x)
         return self.head(self.norm(x)).unflatten(0, (-1, groups))
+
+
+class ConvDecoder(Predictor):
+    """The convolutional decoder of data2vec 2 (Baevski et al. 2023, section 3).
+
+    Visible features are placed on the grid of units, with a mask token at all other units, and a few grouped
+    convolutions run over the grid. Each prediction sees `depth * (kernel // 2)` units in each direction. Prefix tokens
+    are not used. Several groups of targets are predicted in one pass.
+
+    >>> from patchcast.plans import RandomMask
+    >>> decoder = ConvDecoder(32, depth=2, embed=torch.nn.Linear(8, 32), head=torch.nn.Linear(32, 5))
+    >>> plan = RandomMask(0.75)(Grid(4, 6), 2)
+    >>> decoder(Context(plan.grid, torch.randn(2, 1, 8), torch.randn(2, 6, 8), plan.visible), plan).shape
+    torch.Size([2, 1, 18, 5])
+
+    Args:
+        width: channels.
+        depth: residual layers, each a convolution, a norm over channels and GELU.
+        embed: maps a feature of the backbone to `width`.
+        head: maps `width` to the values of a unit.
+        kernel: units per side of the kernel, odd.
+        groups: of the convolutions.
+    Raises:
+        ValueError: if `width` is not divisible by `groups`, `kernel` is even, or `depth` is not positive.
+    """
+
+    reads_hidden = False
+    plans = MaskPlan
+
+    def __init__(
+        self, width: int, *, depth: int, embed: nn.Module, head: nn.Module, kernel: int = 3, groups: int = 16
+    ) -> None:
+        super().__init__()
+        if width % groups:
+            raise ValueError(f"the decoder's width must be divisible by its groups; got {width} and {groups}")
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"the kernel must be an odd number of units; got {kernel}")
+        if depth < 1:
+            raise ValueError(f"the decoder must have at least one layer; got depth={depth}")
+        self.embed, self.head = embed, head
+        self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=groups),
+                LayerNorm2d(width, eps=1e-6, affine=False),
+                nn.GELU(),
+            )
+            for _ in range(depth)
+        )
+        self.apply(xavier)
+
+    def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
+        assert isinstance(plan, MaskPlan)
+        at, units, is_valid = context.at, context.units, context.is_valid
+        prefix = context.prefix.shape[1]
+        if at is None:
+            at, units = plan.visible, take(units, plan.visible)
+            if is_valid is not None:
+                is_valid = seen_rows(is_valid, prefix, plan)
+        if is_valid is not None:  # padding is written to one extra place, which is cut off
+            at = torch.where(is_valid[:, prefix:], at, plan.grid.units)
+        seen = self.embed(units)
+        canvas = self.mask_token.to(seen.dtype).expand(len(seen), plan.grid.units + 1, -1)
+        canvas = canvas.scatter(1, at[..., None].expand_as(seen), seen)[:, :-1]
+        x = canvas.transpose(1, 2).unflatten(2, tuple(plan.grid))
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(take(x.flatten(2).transpose(1, 2), plan.predict))
 
 
 # Applied to each token separately, so the rows can be selected first.

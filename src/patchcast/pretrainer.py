@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Num, Real, Shaped
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, pixels_of
@@ -30,14 +30,14 @@ class Output:
 
     Attributes:
         loss: the weighted mean over all predictions; computed in train and eval mode.
-        predictions: of the units in `plan.predict`.
+        predictions: of the units in `plan.predict`; one row per plan, so several per image if the plan has them.
         targets: of the same units.
         plan: which units were visible and predicted.
         losses: of each objective by name, without its weight, if there are several (`sum_of`); without gradients.
     """
 
     loss: Float[Tensor, ""]
-    predictions: Float[Tensor, "B G P T"]
+    predictions: Float[Tensor, "R G P T"]
     targets: Tensor
     plan: Plan
     _backbone: Backbone = field(repr=False)
@@ -77,15 +77,27 @@ class Pretrainer(nn.Module):
         predictor: from the view's features to predictions.
         target: what is predicted.
         loss: `(prediction, target) -> one number per prediction`.
+        repeat: plans per image in train mode (one in eval mode). The target is computed once per image, so a teacher
+            runs once for all of them (Baevski et al. 2023, section 3).
     Raises:
         CannotError: if the backbone cannot do what the view needs, or the predictor reads features that the view does
             not provide.
     """
 
     def __init__(
-        self, backbone: Backbone, *, plan: Planner, view: View[Any], predictor: Predictor, target: Target, loss: Loss
+        self,
+        backbone: Backbone,
+        *,
+        plan: Planner,
+        view: View[Any],
+        predictor: Predictor,
+        target: Target,
+        loss: Loss,
+        repeat: int = 1,
     ) -> None:
         super().__init__()
+        if repeat < 1:
+            raise ValueError(f"repeat is the number of plans per image, 1 or more; got {repeat}")
         if view.needs not in backbone.can:
             raise CannotError(backbone.cannot(view.needs))
         if view.separates_by_attention and not backbone.pixels_stay_in_unit:
@@ -110,6 +122,7 @@ class Pretrainer(nn.Module):
             )
         self.backbone, self.plan, self.view = backbone, plan, view
         self.predictor, self.target, self.loss = predictor, target, loss
+        self.repeat = repeat
         self._weight_version, self._target_version = 0, 0  # for `_check_after_step`, as the two below
         self._has_gradient, self._forgotten = False, 0
 
@@ -123,6 +136,8 @@ class Pretrainer(nn.Module):
     ) -> Output:
         """Compute predictions and loss. `plan` is drawn (from a CPU generator) unless given.
 
+        A plan may have several rows per image: those of the first image, then those of the second, and so on.
+
         Args:
             unit_weight: how much each unit of each image counts in the loss, 0 or more, on top of the plan's weights: 0
                 where there are no data (`valid_share`). A batch of which nothing counts has a loss of 0.
@@ -132,13 +147,14 @@ class Pretrainer(nn.Module):
         """
         self.backbone.check_dtype(images)
         if plan is None:
-            plan = self.draw(images, generator)
+            plan = self.draw(images, generator, each=self.repeat if self.training else 1)
         targets = self.targets(images, plan)  # before the activations that are stored for the backward pass
         weight = plan.weight
         if unit_weight is not None:
-            weight = _weight_at(plan, unit_weight)
+            weight = _weight_at(plan, unit_weight, len(pixels_of(images)))
             targets = targets.masked_fill((weight == 0)[..., None], 0)  # what has no data may be NaN
-        predictions = self.predictor(self.view(self.backbone, images, plan), plan).float()
+        context = self.view(self.backbone, for_each_plan(images, plan), plan)
+        predictions = self.predictor(context, plan).float()
         mean = weighted_mean if unit_weight is None else _mean_of_any
         parts: dict[str, Tensor] = {}
         if isinstance(self.loss, SumOfLosses):
@@ -186,12 +202,12 @@ class Pretrainer(nn.Module):
         self._has_gradient = True
 
     @torch.no_grad()
-    def targets(self, images: ImageBatch, plan: Plan) -> Num[Tensor, "B G P T"]:
+    def targets(self, images: ImageBatch, plan: Plan) -> Num[Tensor, "R G P T"]:
         """The targets of this plan's predictions."""
         every = self.target(images)
         if every.shape[1] != plan.grid.units:
             raise ValueError(f"the target gives {every.shape[1]} rows for the {plan.grid.units} units of {plan.grid}")
-        return take(every, plan.predict)
+        return take(_for_each_plan(every, plan), plan.predict)
 
     def idle_parameters(self) -> list[nn.Parameter]:
         """Parameters that no prediction depends on. Freeze them, or DDP waits for their gradients."""
@@ -200,12 +216,17 @@ class Pretrainer(nn.Module):
         return backbone.parameters_in([*backbone.unused(), *backbone.not_in_features(), *for_prefix])
 
     @torch.compiler.disable  # dynamo cannot trace random numbers for a dynamic batch size
-    def draw(self, images: ImageBatch, generator: torch.Generator | None = None) -> Plan:
-        """Draw a plan for these images, on their device. Images of different sizes are planned separately."""
+    def draw(self, images: ImageBatch, generator: torch.Generator | None = None, *, each: int = 1) -> Plan:
+        """Draw a plan for these images, on their device. Images of different sizes are planned separately.
+
+        Args:
+            each: plans per image.
+        """
         pixels, grid = pixels_of(images), self.backbone.grid(images)
         grids = self.backbone.grid_of_each(images)
         if grids is None:
-            return self.plan(grid, len(pixels), generator).to(pixels.device)
+            return self.plan(grid, len(pixels) * each, generator).to(pixels.device)
+        grids = [one for one in grids for _ in range(each)]
         return draw_each(self.plan, grids, grid, generator).to(pixels.device)
 
     def draw_piece(self, images: ImageBatch, piece: int, pieces: int) -> tuple[Plan, float]:
@@ -217,10 +238,11 @@ class Pretrainer(nn.Module):
             is 1.
         """
         if pieces == 1 or self.backbone.grid_of_each(images) is not None:
-            return self.draw(images), 1.0
+            return self.draw(images, each=self.repeat), 1.0
         pixels = pixels_of(images)
-        whole = self.plan(self.backbone.grid(images), len(pixels) * pieces, None)
-        plan = whole.rows(slice(piece * len(pixels), (piece + 1) * len(pixels)))
+        rows = len(pixels) * self.repeat
+        whole = self.plan(self.backbone.grid(images), rows * pieces, None)
+        plan = whole.rows(slice(piece * rows, (piece + 1) * rows))
         share = 1.0
         if plan.weight is not None and whole.weight is not None:
             share = float(plan.weight.sum() / whole.weight.sum() * pieces)
@@ -239,9 +261,25 @@ def weighted_mean(losses: Float[Tensor, "B G P"], weight: Float[Tensor, "B G P"]
     return (losses * weight).sum() / weight.sum()
 
 
-def _weight_at(plan: Plan, unit_weight: Float[Tensor, "B N"]) -> Float[Tensor, "B G P"]:
+def for_each_plan(images: ImageBatch, plan: Plan) -> Real[Tensor, "R C H W"] | Mapping[str, Any]:
+    """Repeat each image for each of its rows in the plan."""
+    if len(pixels_of(images)) == len(plan.predict):
+        return images
+    if isinstance(images, Tensor):
+        return _for_each_plan(images, plan)
+    return {name: _for_each_plan(value, plan) for name, value in images.items()}
+
+
+def _for_each_plan(rows: Shaped[Tensor, "B ..."], plan: Plan) -> Shaped[Tensor, "R ..."]:
+    times, rest = divmod(len(plan.predict), len(rows))
+    if rest or not times:
+        raise ValueError(f"a plan has the same number of rows for each image; got {len(plan.predict)} for {len(rows)}")
+    return rows if times == 1 else rows.repeat_interleave(times, dim=0)
+
+
+def _weight_at(plan: Plan, unit_weight: Float[Tensor, "B N"], images: int) -> Float[Tensor, "R G P"]:
     """How much each prediction counts by the plan and by its unit."""
-    rows = (len(plan.predict), plan.grid.units)
+    rows = (images, plan.grid.units)
     if unit_weight.shape != rows:
         raise ValueError(
             f"unit_weight has a weight for each unit of each image, {rows} on {plan.grid}; "
@@ -249,7 +287,9 @@ def _weight_at(plan: Plan, unit_weight: Float[Tensor, "B N"]) -> Float[Tensor, "
         )
     if unit_weight.device.type == "cpu" and not bool((is_fine := unit_weight >= 0).all()):
         raise ValueError(f"weights of units are 0 or more; got {float(unit_weight[~is_fine][0])}")
-    weight = unit_weight[:, None].float().expand(-1, plan.predict.shape[1], -1).gather(2, plan.predict)
+    weight = (
+        _for_each_plan(unit_weight, plan)[:, None].float().expand(-1, plan.predict.shape[1], -1).gather(2, plan.predict)
+    )
     return weight if plan.weight is None else weight * plan.weight
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from patchcast.backbones.capabilities import METHOD_NAMES
 from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 
@@ -54,7 +55,7 @@ class Recipe:
     folder.
 
     Args:
-        method: aim, aim_features, beit, ijepa, imagegpt, imagegpt_masked, mae or simmim.
+        method: one of `patchcast.METHODS`.
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
         data: "digits"; a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or
@@ -119,7 +120,7 @@ class Recipe:
         checkpointing: recompute the activations of blocks instead of storing them: slower, with less memory.
     """
 
-    method: str
+    method: str = field(metadata={"names": METHOD_NAMES})
     model: str
     data: str
     out: Path
@@ -196,6 +197,17 @@ class Recipe:
     def start_words(self) -> str | None:
         """What names the weights that the run starts from; None if they are random."""
         return self.model if self.pretrained else self.start
+
+    def reads(self, data: str) -> bool:
+        """Whether a source is this recipe's own: of the same name, or the same file or folder in another spelling.
+
+        >>> Recipe("mae", "test_vit", ".", Path("runs/a")).reads("./")
+        True
+        """
+        if data == self.data:
+            return True
+        named, own = Path(data), Path(self.data)
+        return named.exists() and own.exists() and named.samefile(own)
 
     def differences(self, other: Recipe) -> str:
         """The options that differ between two recipes, as text; empty if none.

@@ -11,8 +11,9 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from patchcast.backbones.backbone import Backbone, ImageBatch, pixels_of
+from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, pixels_of
 from patchcast.geometry import Grid
+from patchcast.modes import evaluating
 from patchcast.tokenizers.base import DrawingTokenizer, Tokenizer
 
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -174,17 +175,30 @@ class EMAFeatures(Target):
 
     Args:
         backbone: the student. It is copied, and the copy gets no gradients.
+        layers: average the last `layers` blocks, each output layer-normed (Baevski et al. 2022, section 3.3), and
+            layer-norm the mean; None: use the backbone's own features, after its final norm.
         momentum: at the first step.
         steps: optimizer steps until the momentum is 1; None: constant momentum. May be set later, when the number of
             steps is known.
+    Raises:
+        CannotError: if fewer blocks have outputs of the backbone's width and grid; see `even_blocks`.
     """
 
     step: Tensor
 
     has_noise_floor = False
 
-    def __init__(self, backbone: Backbone, *, momentum: float = 0.996, steps: int | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, *, momentum: float = 0.996, steps: int | None = None, layers: int | None = None
+    ) -> None:
         super().__init__()
+        blocks = 0 if layers is None else even_blocks(backbone)
+        if layers is not None and not 1 <= layers <= blocks:
+            raise CannotError(
+                f"layers={layers}, but {backbone.name} ends in {blocks} blocks of one width and grid; "
+                "give 1 to that many, or layers=None for its final features"
+            )
+        self.layers = layers
         self.teacher = copy.deepcopy(backbone).requires_grad_(False).eval()
         self.start, self.steps, self.outputs = momentum, steps, backbone.width
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -205,8 +219,13 @@ class EMAFeatures(Target):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch) -> Float[Tensor, "B N D"]:
-        features = self.teacher.units(images)
-        return F.layer_norm(features.float(), features.shape[-1:])
+        if self.layers is None:
+            features = self.teacher.units(images).float()
+        else:
+            maps = self.teacher.block_outputs(images, self.layers)
+            rows = [each.float().flatten(2).transpose(1, 2) for each in maps]
+            features = torch.stack([F.layer_norm(each, each.shape[-1:]) for each in rows]).mean(dim=0)
+        return F.layer_norm(features, features.shape[-1:])
 
     @torch.no_grad()
     def update(self, backbone: Backbone) -> None:
@@ -216,6 +235,29 @@ class EMAFeatures(Target):
             mine.copy_(theirs)
         self.step += 1
         self._done += 1
+
+
+@torch.no_grad()
+def even_blocks(backbone: Backbone) -> int:
+    """Count the last blocks whose outputs have the backbone's width and grid; see `Backbone.block_outputs`.
+
+    All blocks of a plain ViT, usually 1 of a model in stages (the last stage), and 0 if timm does not return the
+    outputs of blocks.
+
+    >>> from patchcast.backbones import wrap
+    >>> even_blocks(wrap("test_vit"))
+    6
+    """
+    weight = next(backbone.parameters())
+    images = torch.zeros(1, backbone.channels, *backbone.image_size, dtype=weight.dtype, device=weight.device)
+    with evaluating(backbone):
+        try:
+            maps = backbone.block_outputs(images)
+        except CannotError:
+            return 0
+    wanted = (backbone.width, *backbone.grid(backbone.image_size))
+    uneven = (place for place, each in enumerate(reversed(maps)) if tuple(each.shape[1:]) != wanted)
+    return next(uneven, len(maps))
 
 
 def _count_again(target: EMAFeatures, _: object) -> None:

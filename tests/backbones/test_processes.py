@@ -1,4 +1,4 @@
-"""`torch.compile` without a graph break, exports, and DDP and FSDP2 in two real processes."""
+"""DDP and FSDP2 in two real processes, and exports."""
 
 from __future__ import annotations
 
@@ -41,11 +41,6 @@ def finish(process: subprocess.Popen[str], names: list[str], word: str) -> None:
     assert [line for line in output.splitlines() if line.endswith(word)] == [f"{name} {word}" for name in names]
 
 
-def compile_all(names: list[str]) -> None:
-    names = [name for name in names if name in NAMES]
-    finish(start("compiled", *names), names, "compiled")
-
-
 def shard_all(names: list[str]) -> None:
     names = [name for name in names if name in NAMES]
     with socket.socket() as free:
@@ -56,17 +51,8 @@ def shard_all(names: list[str]) -> None:
     finish(second, [], "sharded")
 
 
-def test_compile() -> None:
-    compile_all(FEW)
-
-
 def test_ddp_and_fsdp2() -> None:
     shard_all(FEW)
-
-
-@pytest.mark.slow
-def test_compile_every_class() -> None:
-    compile_all(NAMES)
 
 
 @pytest.mark.slow

@@ -1,6 +1,27 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+from patchcast.cli import main
+
+# Evaluated once, at the end: that takes longer than the steps.
+TINY = [
+    *("--model", "test_vit", "--data", "digits", "--workers", "0"),
+    *("--steps", "4", "--batch_size", "16", "--eval_every", "4"),
+]
+SMALL_MAE = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run, made once; what commands add to it is in the way of none."""
+    out = tmp_path_factory.mktemp("runs") / "mae"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        assert main(["pretrain", *SMALL_MAE, *TINY, "--out", str(out)]) == 0
+    return out
 
 
 @pytest.fixture(autouse=True)

@@ -156,7 +156,7 @@ def test_the_protocols_and_their_options() -> None:
         5,
     )
     assert found.typed == "patchcast probe run --layers 0 3 --limit 5 --no_cache"
-    assert read_probe(["run"]).chosen == options.Features()
+    assert read_probe(["run"]).chosen == options.FeatureOptions()
 
 
 def test_what_was_typed_can_be_typed_again() -> None:
@@ -200,14 +200,18 @@ def test_every_option_has_a_group() -> None:
     assert set(named) <= {field.name for field in dataclasses.fields(Recipe)}
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_help_and_mistakes_import_nothing_heavy(tmp_path: Path) -> None:
+    """All in one process, which stays light to the end."""
+    every = [
         ["probe", "--help"], ["pretrain", "--help"], ["pretrain", *RECIPE, "--method", "mea"],
         ["pretrain", *RECIPE, "--model", "test_vot"], ["pretrain", *RECIPE, "--stps", "3"], ["probe", "runs/nothing"],
         ["export", "nothing", "--out", "x"], ["pretrain", *RECIPE, "--data", "/not/there"],
-    ],
-)  # fmt: skip
-def test_help_and_mistakes_import_nothing_heavy(words: list[str]) -> None:
-    script = f"import sys, patchcast.cli as cli; cli.main({words}); assert not {{'torch', 'timm'}} & {{*sys.modules}}"
-    subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    ]  # fmt: skip
+    script = f"""
+import sys
+import patchcast.cli as cli
+for words in {every}:
+    cli.main(words)
+    assert not {{'torch', 'timm'}} & {{*sys.modules}}, words
+"""
+    subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)

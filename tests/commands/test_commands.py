@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +16,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from patchcast.arguments import fields_of
 from patchcast.backbones.capabilities import METHOD_NAMES
 from patchcast.cli import COMMANDS, main
+from patchcast.honesty import examine
 from patchcast.methods import METHODS
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.run import open_run, start_run
-
-TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
-SMALL_MAE = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "mae"
-    assert main(["pretrain", *SMALL_MAE, *TINY, "--out", str(out)]) == 0
-    return out
+from tests import methods
+from tests.commands.conftest import SMALL_MAE, TINY
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -89,9 +85,9 @@ def test_show_and_probe(finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     assert main(["show", str(finished), str(tmp_path / "a.png"), "--out", str(tmp_path / "shown.png")]) == 0
     assert (tmp_path / "shown.png").stat().st_size > 1000
-    assert main(["probe", str(finished), "--draws", "2", "--per_class", "1", "5"]) == 0
+    assert main(["probe", str(finished), "--draws", "2", "--per_class", "1", "5", "--limit", "300"]) == 0
     found = json.loads((finished / "probe.json").read_text())
-    assert found["raw pixels"]["linear"]["value"] > 0.9, "raw pixels of digits are easily told apart"
+    assert found["raw pixels"]["linear"]["value"] > 0.8, "raw pixels of digits are easily told apart"
     assert found["pretrained"]["few_labels"][1]["per_class"] == 5
     assert "labels per class" in capsys.readouterr().out
 
@@ -180,7 +176,26 @@ def test_help_is_instant_and_flags_are_yaml(tmp_path: Path) -> None:
 
 
 def test_the_recipes_help_names_every_method() -> None:
-    assert all(method in (Recipe.__doc__ or "") for method in METHODS)
+    assert all(re.search(rf"\b{method}\b", fields_of(Recipe)["method"].help) for method in METHODS)
+
+
+def test_the_help_groups_every_option_and_shows_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    run, *_ = told.partition("run: ")[2].partition("images: ")
+    assert re.findall(r" --(\w+)", f" {run}") == ["method", "model", "data", "out"]
+    assert "--seed N of everything random. Default: 0." in told
+
+
+def test_an_argument_that_timms_model_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ("--model_args", '{"depthh": 3}', "--out", str(tmp_path / "new"))
+    told = fails(capsys, "pretrain", "--method", "mae", *TINY, *wrong)
+    assert "timm's test_vit has no argument 'depthh'" in told
+
+
+def test_an_option_of_several_other_protocols_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    told = fails(capsys, "probe", "run", "--dense", "collages", "--no_cache")
+    assert "--dense does not use --cache, which is an option of the features, layers and attentive protocols" in told
 
 
 def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +206,7 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     assert "its own networks: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
     assert set(METHOD_NAMES) == set(METHODS), "patchcast.backbones.capabilities and patchcast.methods differ"
     assert "did you mean mae?" in fails(capsys, "models", "--method", "mea")
-    assert "that aim can be run on; beit, ijepa, mae, simmim can" in fails(
+    assert "that aim can use; beit, data2vec, ijepa, mae, simmim can" in fails(
         capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim"
     )
     assert "no model matches 'hierra'; there are hiera" in fails(capsys, "models", "hierra")
@@ -216,8 +231,8 @@ def test_models_into_a_pipe_that_closes() -> None:
 
 @pytest.mark.parametrize("method", ["aim_features", "ijepa"])
 def test_a_run_whose_targets_are_no_pixels_finishes(method: str, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert main(["pretrain", "--method", method, *TINY, "--out", str(out)]) == 0
+    out, small = tmp_path / "run", ["--method_args", json.dumps(methods.SMALL[method])]
+    assert main(["pretrain", "--method", method, *small, *TINY, "--out", str(out)]) == 0
     assert (out / "loss.png").exists()
     assert (out / "metrics.json").exists()
     assert not (out / "reconstructions.png").exists()
@@ -233,7 +248,10 @@ def test_an_order_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "plan is one of raster, causal, snake" in fails(capsys, "pretrain", "--method", "aim", *TINY, *wrong)
 
 
-def test_check_tells_honest_from_leaking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_says_that_a_recipe_is_honest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("patchcast.commands.check.examine", partial(examine, limit=4, seconds=1.0))  # not 20
     recipe = Recipe(
         method="aim", model="test_vit", data="digits", out=tmp_path / "run", image_size=(16, 16), patch_size=4,
         method_args={"head_depth": 0, "normalize": False},

@@ -17,7 +17,8 @@ from patchcast.runs.network import OURS, UNTRAINED
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two methods from one start, and one of them with another seed."""
     folder = tmp_path_factory.mktemp("runs")
-    tiny = ["--model", "test_vit", "--data", "digits", "--steps", "2", "--batch_size", "8", "--workers", "0"]
+    tiny = ["--model", "test_vit", "--data", "digits", "--steps", "2", "--batch_size", "16", "--workers", "0"]
+    tiny += ["--eval_every", "2", "--no_pictures"]
     mae = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
     assert main(["pretrain", *mae, *tiny, "--out", str(folder / "mae")]) == 0
     assert (

@@ -21,15 +21,6 @@ from patchcast.runs.network import open_network, torch_device
 FEW = ["--draws", "2", "--per_class", "2", "--limit", "200"]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "mae"
-    tiny = ["--model", "test_vit", "--data", "digits", "--steps", "2", "--batch_size", "8", "--workers", "0"]
-    small = ["--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
-    assert main(["pretrain", "--method", "mae", *small, *tiny, "--out", str(out)]) == 0
-    return out
-
-
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one sentence that a mistake is answered with."""
     assert main(list(arguments)) == 2

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from patchcast.cli import main
-from patchcast.report import Curve, Section, Tile, definitions, line_chart, page, table
+from patchcast.report import Curve, Section, Tile, definitions, html_table, line_chart, page
 from patchcast.report.charts import ticks
 
-TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
+TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "16", "--workers", "0"]
+TINY += ["--eval_every", "2"]
 NEVER_CLOSED = {"meta", "img", "line", "br"}
 
 
@@ -122,7 +123,7 @@ def test_samples_and_completions(method: str, tmp_path: Path) -> None:
         "aim": ["--model", "test_vit", "--method_args", '{"head_depth": 1, "normalize": false}'],
     }
     run = tmp_path / method
-    base = ["pretrain", "--method", method, "--data", "digits", "--steps", "2", "--batch_size", "8", "--workers", "0"]
+    base = ["pretrain", "--method", method, "--data", "digits", "--steps", "2", "--batch_size", "16", "--workers", "0"]
     assert main([*base, *options[method], "--out", str(run)]) == 0
     assert main(["report", str(run)]) == 0
     text = (run / "report.html").read_text(encoding="utf-8")
@@ -140,8 +141,10 @@ def test_charts_and_parts_escape_and_round() -> None:
     assert "<i>" not in chart
     assert "nan" not in chart
     assert "a&amp;b" in chart
-    Checked(page("t", "s", [Tile("1", "<n>")], [Section("a", "b", [chart, table(["<h>"], [["<r>", "<c>"]])])], "f"))
-    assert "<h>" not in table(["<h>"], [["<r>", "<c>"]])
+    Checked(
+        page("t", "s", [Tile("1", "<n>")], [Section("a", "b", [chart, html_table(["<h>"], [["<r>", "<c>"]])])], "f")
+    )
+    assert "<h>" not in html_table(["<h>"], [["<r>", "<c>"]])
     assert "&lt;v&gt;" in definitions({"k": "<v>"})
     with pytest.raises(ValueError, match="at least one curve with a point"):
         line_chart([Curve("", [], [])], x_label="", y_label="", alt="")

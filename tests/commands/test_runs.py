@@ -24,11 +24,12 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.ranges import Range
 from patchcast.recipe import NOT_LEARNED, RANGES, Recipe, Resolved
 from patchcast.runs import build as building
+from patchcast.runs.network import Network
 from patchcast.runs.run import open_run, start_run
 
 MODEL = ["--model", "test_vit", "--model_args", '{"depth": 1, "embed_dim": 32, "num_heads": 2}']
 MAE = ["pretrain", "--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}', *MODEL]
-SHORT = ["--steps", "2", "--batch_size", "8", "--workers", "0"]
+SHORT = ["--steps", "2", "--batch_size", "8", "--workers", "0", "--eval_every", "2"]
 
 
 def write_images(folder: Path, counts: dict[str, int]) -> Path:
@@ -67,6 +68,19 @@ def test_pictures_show_held_out_images(counts: dict[str, int], phrase: str, tmp_
     assert shown
     assert not trained & shown
     assert json.loads((run / "metrics.json").read_text())["eval_loss"] > 0
+
+
+def test_the_same_folder_in_another_spelling_holds_out_the_same_images(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images", {"a": 20, "b": 20})
+    other = write_images(tmp_path / "other", {"a": 20})
+    recipe = Recipe("mae", "test_vit", str(data), tmp_path / "run", image_size=(16, 16), patch_size=4)
+    run = start_run(recipe)
+    held_out = run.source.shown.images.positions.tolist()
+    for spelling in (f"{data}/", f"{data}/../images"):
+        assert run.shown(spelling).images.positions.tolist() == held_out
+        assert Network("run", run.pretrainer.backbone, (16, 16), (0.5,), (0.5,), run).held_out_share(spelling) > 0
+    assert run.open_data(str(other)).held_out is None
+    assert not run.recipe.reads("digits")
 
 
 def test_training_images_are_called_so(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from patchcast.backbones.sequence import ViT
 from patchcast.cli import main
 from patchcast.data import Evaluate, folder, open_images, parquet
 from patchcast.data.fingerprint import fingerprint_images
-from patchcast.data.seals import is_whole, seal
+from patchcast.data.seals import matches_seal, seal
 from patchcast.evaluation import extract
 from patchcast.files import write_cache, write_whole
 from patchcast.geometry import Grid
@@ -50,7 +50,7 @@ def test_codes_of_replaced_images_are_made_again(tmp_path, cache):
         draw(tmp_path / "photos" / f"{number:03}.png", number)
     before = codes_of(tmp_path / "photos")
     times = {file: file.stat() for file in (tmp_path / "photos").iterdir()}
-    kept = set(np.linspace(0, 199, encoded.SAMPLE).astype(int))
+    kept = set(np.linspace(0, 199, encoded.KEY_SAMPLE).astype(int))
     for number in set(range(200)) - kept:  # exactly those that the sample of 64 does not see
         file = draw(tmp_path / "photos" / f"{number:03}.png", 255 - number)
         os.utime(file, ns=(times[file].st_atime_ns, times[file].st_mtime_ns))
@@ -153,13 +153,13 @@ def test_a_shard_replaced_in_its_own_time_and_size_is_indexed_again(tmp_path, ca
 
 def test_a_seal_is_of_content(tmp_path):
     file = tmp_path / "a.bin"
-    assert not is_whole(file)
+    assert not matches_seal(file)
     file.write_bytes(bytes(1000))
-    assert not is_whole(file)
+    assert not matches_seal(file)
     seal(file)
-    assert is_whole(file)
+    assert matches_seal(file)
     (tmp_path / "a.bin.seal").write_text("{")
-    assert not is_whole(file)
+    assert not matches_seal(file)
 
 
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):

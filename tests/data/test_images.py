@@ -122,7 +122,7 @@ def test_bombs_are_left_out(tmp_path):
 @pytest.mark.filterwarnings("ignore:skipped")
 def test_a_large_source_is_not_verified_at_opening_and_still_survives(damaged, monkeypatch):
     monkeypatch.setattr(images_module, "VERIFY_UP_TO", 3)
-    monkeypatch.setattr(images_module, "SAMPLE", 3)
+    monkeypatch.setattr(images_module, "SAMPLE_SIZE", 3)
     images = open_images(str(damaged))
     assert len(images) == 8 - len(images.unreadable)
     assert [value for value in values(images) if value not in (0, 2, 3, 6)] == []

@@ -109,9 +109,9 @@ def test_pixels_do_not_depend_on_workers_or_a_stop(source):
 
 def test_bad_rows_are_named(source):
     train_set = StreamSet(open_images(source).store.stream, 1, lambda image, seed: image, seed=0)
-    bad = [streamed.Row(0, 7, b"words", 0), streamed.Row(0, 9, None, 0)]
+    bad = [streamed.StreamRow(0, 7, b"words", 0), streamed.StreamRow(0, 9, None, 0)]
     with pytest.warns(UserWarning, match="row 7: no known image format"):
-        train_set.__getitems__([*bad, streamed.Row(0, 1, png(1), 1)])
+        train_set.__getitems__([*bad, streamed.StreamRow(0, 1, png(1), 1)])
     with (
         pytest.warns(UserWarning, match="row 9: no bytes in this row"),
         pytest.raises(ValueError, match=r"none of the 2 images of a batch of hf-stream:.* train can be read"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +16,21 @@ from patchcast.cli import main
 from patchcast.data import EvalSet, TrainSet, open_images
 from patchcast.evaluation import linear_probe
 from patchcast.evaluation.layer_probe import extract_imagegpt_layers
+from patchcast.honesty import examine
 from patchcast.interop import load_imagegpt
 from patchcast.methods import on_codes
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs import run as opening
 from patchcast.runs.run import open_run, start_run
 from patchcast.runs.tokenizer import encode, saved_tokenizer
-from patchcast.tokenizers.files import load_tokenizer
+from patchcast.tokenizers.loading import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
 from patchcast.training.log import curve
 from tests.training.test_run import killed_at
 
 SMALL = {"depth": 2, "width": 32, "heads": 4}
-DIGITS = ["--data", "digits", "--steps", "4", "--batch_size", "8", "--workers", "0"]
+DIGITS = ["--data", "digits", "--steps", "4", "--batch_size", "16", "--eval_every", "4", "--workers", "0"]
 NETWORK = ["--model", "imagegpt", "--model_args", json.dumps(SMALL)]
 BEIT = ["--method", "beit", "--model", "test_vit", "--codes", "16", *DIGITS]
 
@@ -209,8 +211,9 @@ def test_layers_are_probed_with_the_papers_feature(runs: Path) -> None:
 
 @pytest.mark.parametrize("method", ["imagegpt", pytest.param("beit", marks=pytest.mark.slow)])
 def test_check_says_that_they_are_honest(
-    method: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("patchcast.commands.check.examine", partial(examine, limit=4, seconds=1.0))  # not 20
     assert main(["check", str(runs / method), "--out", str(tmp_path / "check.png")]) == 0
     told = capsys.readouterr().out
     assert "Honest." in told

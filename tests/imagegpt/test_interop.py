@@ -14,7 +14,7 @@ from torch import Tensor
 from patchcast.backbones.imagegpt_network import IMAGEGPT_SIZES, Cache
 from patchcast.geometry import Grid
 from patchcast.interop.imagegpt_weights import (
-    assemble,
+    assemble_pretrainer,
     from_openai,
     from_transformers,
     load_imagegpt,
@@ -44,7 +44,7 @@ def theirs(**config: Any) -> Any:
 
 def ours(model: Any, grid: Grid = SQUARE) -> Pretrainer:
     weights, codes = from_transformers(model.state_dict()), model.config.vocab_size - 1
-    return assemble(weights, Encoded(codes), heads=model.config.n_head, grid=grid, channels=1).eval()
+    return assemble_pretrainer(weights, Encoded(codes), heads=model.config.n_head, grid=grid, channels=1).eval()
 
 
 def logits(pretrainer: Pretrainer, ids: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def test_openais_arrays_compute_what_its_code_computes() -> None:
 
     weights, found_heads = from_openai(arrays | {"clf/wclf": np.zeros((10, width), np.float32)})
     assert found_heads == heads
-    pretrainer = assemble(weights, Encoded(codes), heads=heads, grid=Grid(4, 4)).eval()
+    pretrainer = assemble_pretrainer(weights, Encoded(codes), heads=heads, grid=Grid(4, 4)).eval()
     torch.testing.assert_close(
         logits(pretrainer, torch.from_numpy(ids)).double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-5
     )

@@ -326,7 +326,7 @@ def test_what_does_not_fit_is_refused_or_started_anew_with_a_warning(tmp_path: P
     index.mkdir()
     (index / "model.safetensors.index.json").write_text('{"weight_map": {"wte.weight": "../model.safetensors"}}')
     (index / "config.json").write_text((tmp_path / "config.json").read_text())
-    with pytest.raises(ValueError, match="no file of its own folder"):
+    with pytest.raises(ValueError, match="which is not in its own folder"):
         load_imagegpt(index, tokenizer=Encoded(8))
 
 

@@ -191,7 +191,7 @@ def test_probe_and_embed_take_the_same_words(tmp_path: Path) -> None:
         assert torch.equal(network.backbone.model.eval().forward_features(images), vit.forward_features(images))
     assert not torch.equal(network.before().model.pos_embed, vit.pos_embed)
     out = tmp_path / "probe.json"
-    words = ["probe", f"local-dir:{folder}", "--data", "digits", "--limit", "60", "--per_class", "2", "--draws", "1"]
+    words = ["probe", f"local-dir:{folder}", "--data", "digits", "--limit", "60", "--per_class", "2", "--draws", "2"]
     assert main([*words, "--out", str(out)]) == 0
     assert "pretrained" in json.loads(out.read_text())
     features = tmp_path / "features.safetensors"

@@ -122,6 +122,7 @@ def test_it_goes_on_where_it_was_stopped(
     assert "holds a part of other features (kind differ)" in capsys.readouterr().err
     written.clear()
     written.append(-1)
+    (tmp_path / "f.safetensors.parts" / "0000000004.unfinished").write_bytes(b"half of a part")  # as if it was killed
     assert main([*arguments, "--out", str(tmp_path / "f.safetensors")]) == 130
     assert written == [-1, 4], "the parts that are there are not computed again"
     monkeypatch.setattr(command, "_write_part", write)
@@ -148,6 +149,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow  # for the process: the test above has what it leaves behind
 @pytest.mark.filterwarnings("ignore:skipped")
 def test_it_resumes_where_it_was_killed(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed by the kernel's own signal with its second part half written: no code of ours runs after it."""

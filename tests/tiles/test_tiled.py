@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -222,14 +218,3 @@ def test_what_is_wrong_is_refused() -> None:
         backbone.forward_tiles(tiles, torch.tensor([[[1, 1]]]))
     with pytest.raises(ValueError, match="tiles have 3 channels of 32x48"):
         backbone.forward_tiles(torch.zeros(1, 1, 1, 3, 48, 32))
-
-
-@pytest.mark.parametrize("family", ["plain", pytest.param("rotary", marks=pytest.mark.slow)])
-def test_it_compiles_without_a_graph_break(family: str) -> None:
-    """In a process of its own: the shape checks of the test suite break `torch.compile`."""
-    script = Path(__file__).with_name("compiled.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.tiles.compiled", family], cwd=script.parents[2], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{family} compiled" in done.stdout

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from patchcast.interop.torchtune_weights import TorchtuneViT, load_torchtune, to_torchtune
 from tests.peers import wake
 
-clip = pytest.importorskip("torchtune.models.clip._component_builders", reason="needs the peers extra")
-
 SMALL = {"tile_size": 32, "patch_size": 8, "embed_dim": 24, "num_layers": 3, "num_heads": 3}
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -26,9 +24,15 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def peer(**kwargs: Any) -> nn.Module:
+    """torchtune's; imported here, because it takes seconds."""
+    clip = pytest.importorskip("torchtune.models.clip._component_builders", reason="needs the peers extra")
+    return clip.clip_vision_encoder(**{**SMALL, **kwargs})
+
+
 def pair(**kwargs: Any) -> tuple[TorchtuneViT, nn.Module]:
     """Ours with the weights of theirs, in which no gate is shut."""
-    theirs = wake(clip.clip_vision_encoder(**{**SMALL, **kwargs}))
+    theirs = wake(peer(**kwargs))
     ours = TorchtuneViT(**{**SMALL, **kwargs})
     load_torchtune(ours, theirs.state_dict())
     return ours.eval(), theirs.eval()
@@ -75,7 +79,7 @@ def test_one_tile_needs_no_aspect_ratio() -> None:
 def test_there_and_back(way: str) -> None:
     ours, theirs = pair(**WAYS[way])
     state = to_torchtune(ours)
-    fresh = clip.clip_vision_encoder(**{**SMALL, **WAYS[way]})
+    fresh = peer(**WAYS[way])
     fresh.load_state_dict(state, strict=True)
     assert state.keys() == theirs.state_dict().keys()
     assert all(torch.equal(state[name], each) for name, each in theirs.state_dict().items())
@@ -85,8 +89,8 @@ def test_there_and_back(way: str) -> None:
     "other", [{"tile_size": 48}, {"tile_size": 16}, {"max_num_tiles": 3}, {"tile_size": 48, "max_num_tiles": 6}]
 )
 def test_positions_are_resampled_on_load_as_torchtune_does(other: dict[str, int]) -> None:
-    saved = wake(clip.clip_vision_encoder(**SMALL)).state_dict()
-    theirs = clip.clip_vision_encoder(**{**SMALL, **other})
+    saved = wake(peer()).state_dict()
+    theirs = peer(**other)
     theirs.load_state_dict(dict(saved))
     ours = TorchtuneViT(**{**SMALL, **other})
     load_torchtune(ours, saved)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from patchcast.cli import main
+from patchcast.methods import METHODS
 from patchcast.training.log import curve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +96,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", FLAGS)
-@pytest.mark.parametrize("method", ["mae", "simmim", "beit", "ijepa", "aim", "imagegpt", "imagegpt_masked"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_devices(method: str, how: str, one_process: Callable[[str], Path], tmp_path: Path) -> None:
     processes(command(method, tmp_path / "together", *FLAGS[how]))
     assert_alike(one_process(method), tmp_path / "together")

@@ -17,7 +17,7 @@ from lightning.fabric.strategies import SingleDeviceStrategy
 
 from patchcast.backbones import wrap
 from patchcast.data import Augment, Cutter, TrainSet, finish, open_images
-from patchcast.methods import aim, beit, ijepa, mae, simmim
+from patchcast.methods import aim, beit, data2vec, ijepa, mae, simmim
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.patches import PatchCodebook
 from patchcast.training import loop
@@ -42,6 +42,7 @@ METHODS = {
     "simmim": simmim,
     "beit": partial(beit, tokenizer=CODEBOOK),
     "ijepa": partial(ijepa, predictor_width=32, predictor_depth=1),
+    "data2vec": partial(data2vec, masks=2, decoder_depth=1),
     "aim": partial(aim, head_depth=1),
 }
 

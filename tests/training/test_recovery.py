@@ -6,11 +6,13 @@ import errno
 import io
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 
 from patchcast.cli import main
 from patchcast.data import Evaluate, open_images
+from patchcast.pretrainer import Pretrainer
 from patchcast.training.checkpoints import is_whole, latest_checkpoint, load_latest
 from patchcast.training.guard import BAD_BATCH, NotFinite
 from patchcast.training.log import curve, read_metrics
@@ -63,6 +66,33 @@ def wait_for_checkpoint(out: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pretrainer, Path]]:
+    """The run of `tiny("mae")` that nothing stops, made once for each number of pieces of a batch."""
+
+    @cache
+    def made(accumulate: int = 1) -> tuple[Pretrainer, Path]:
+        out, pretrainer = tmp_path_factory.mktemp("undisturbed"), tiny("mae")
+        run(pretrainer, out, accumulate=accumulate)
+        return pretrainer, out
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run, killed before its step 12; tests work on a copy."""
+    out = tmp_path_factory.mktemp("killed")
+    with killed_at(11):
+        run(tiny("mae"), out)
+    return out
+
+
+def assert_same_weights(one: Pretrainer, two: Pretrainer) -> None:
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+
+
 def test_a_process_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
     """SIGKILL, the teacher's state included: the weights and the log end the same to the bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -84,8 +114,11 @@ def test_a_process_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("number", "sentence", "code"),
-    [(signal.SIGTERM, "asked to end (SIGTERM)", 143), (signal.SIGINT, "stopped (Ctrl-C)", 130)],
-    ids=["SIGTERM", "Ctrl-C"],
+    [
+        pytest.param(signal.SIGTERM, "asked to end (SIGTERM)", 143, id="SIGTERM"),
+        # Slow for its process: the next test sends both signals to a run in this one.
+        pytest.param(signal.SIGINT, "stopped (Ctrl-C)", 130, id="Ctrl-C", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_asked_to_end_saves_first(
     number: signal.Signals, sentence: str, code: int, devices: int, tmp_path: Path
@@ -120,11 +153,17 @@ def test_a_process_asked_to_end_saves_first(
     ],
 )
 def test_a_run_asked_to_end_at_any_moment_resumes_to_the_bit(
-    number: signal.Signals, accumulate: int, step: int, piece: int | None, saved: int, tmp_path: Path
+    number: signal.Signals,
+    accumulate: int,
+    step: int,
+    piece: int | None,
+    saved: int,
+    undisturbed: Callable[..., tuple[Pretrainer, Path]],
+    tmp_path: Path,
 ) -> None:
     """The signal comes while a piece of a batch is computed, or while held-out images are: these are begun again."""
-    whole, broken, resumed = tiny("mae"), tiny("mae"), tiny("mae")
-    run(whole, tmp_path / "whole", accumulate=accumulate)
+    whole, folder = undisturbed(accumulate)
+    broken, resumed = tiny("mae"), tiny("mae")
     pieces, updates = 0, 0
 
     def ask(module: Any, inputs: Any) -> None:
@@ -148,10 +187,9 @@ def test_a_run_asked_to_end_at_any_moment_resumes_to_the_bit(
     assert signal.getsignal(number) is handler
     assert latest_checkpoint(tmp_path / "broken") == tmp_path / "broken" / "checkpoints" / f"step={saved}.ckpt"
     run(resumed, tmp_path / "broken", accumulate=accumulate)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert_same_weights(whole, resumed)
     for metric in ("loss", "eval_loss"):
-        assert curve(tmp_path / "whole" / "metrics.csv", metric) == curve(tmp_path / "broken" / "metrics.csv", metric)
+        assert curve(folder / "metrics.csv", metric) == curve(tmp_path / "broken" / "metrics.csv", metric)
 
 
 def test_the_log_of_a_killed_run_has_no_rows_of_steps_that_come_again(
@@ -194,11 +232,12 @@ def test_a_run_resumed_in_other_pieces_is_the_same_run(before: int, after: int, 
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "encrypted", "compressed", "empty", "text"])
-def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> None:
-    whole, broken, resumed = tiny("mae"), tiny("mae"), tiny("mae")
-    run(whole, tmp_path / "whole")
-    with killed_at(11):
-        run(broken, tmp_path / "broken")
+def test_a_damaged_checkpoint_is_passed_over(
+    damage: str, undisturbed: Callable[..., tuple[Pretrainer, Path]], killed: Path, tmp_path: Path
+) -> None:
+    whole, _ = undisturbed()
+    resumed = tiny("mae")
+    shutil.copytree(killed, tmp_path / "broken")
     last = latest_checkpoint(tmp_path / "broken")
     assert last is not None
     assert last.name == "step=10.ckpt"
@@ -219,8 +258,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> Non
     last.write_bytes(data)
     with pytest.warns(UserWarning, match=r"step=10\.ckpt is damaged and passed over"):
         run(resumed, tmp_path / "broken")
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert_same_weights(whole, resumed)
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(

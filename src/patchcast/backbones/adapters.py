@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from typing import Any
 
@@ -141,7 +142,10 @@ def create(name: str, **timm_kwargs: Any) -> nn.Module:
         return timm.create_model(name, **timm_kwargs)
     except TypeError as error:
         if "img_size" not in str(error):
-            raise
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None:
+                raise
+            raise ValueError(f"timm's {name} has no argument {unknown[1]!r}") from error
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise

@@ -18,6 +18,7 @@ NEEDS: dict[str, tuple[Capability, ...]] = {
     "aim": ("attend",),
     "aim_features": ("attend",),
     "beit": ("replace", "paint"),
+    "data2vec": ("drop", "replace", "paint"),
     "ijepa": ("drop", "replace", "paint"),
     "mae": ("drop",),
     "simmim": ("replace", "paint"),

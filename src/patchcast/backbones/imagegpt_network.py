@@ -18,7 +18,7 @@ from patchcast.geometry import Grid, take
 from patchcast.tokenizers.base import Tokenizer
 
 
-class Size(NamedTuple):
+class NetworkSize(NamedTuple):
     """Blocks, channels and attention heads of a network."""
 
     depth: int
@@ -27,10 +27,10 @@ class Size(NamedTuple):
 
 
 IMAGEGPT_SIZES = {
-    "S": Size(24, 512, 8),
-    "M": Size(36, 1024, 8),
-    "L": Size(48, 1536, 16),
-    "XL": Size(60, 3072, 16),  # its heads were never published; 16 is our choice
+    "S": NetworkSize(24, 512, 8),
+    "M": NetworkSize(36, 1024, 8),
+    "L": NetworkSize(48, 1536, 16),
+    "XL": NetworkSize(60, 3072, 16),  # its heads were never published; 16 is our choice
 }
 """Section 3.3 of the paper and its published code."""
 
@@ -279,7 +279,7 @@ class ImageGPT(nn.Module):
         if act not in ACTIVATIONS:
             raise ValueError(f"there is no activation {act!r}; there are {', '.join(ACTIVATIONS)}")
         self.grid, self.vocabulary, self.causal, self.bias = grid, vocabulary, causal, bias
-        self.size = Size(depth, width, heads)
+        self.size = NetworkSize(depth, width, heads)
         self.mlp_width = mlp_width or 4 * width
         self.codes = nn.Embedding(vocabulary, width)
         self.start = nn.Parameter(torch.empty(width)) if causal else None

@@ -18,7 +18,7 @@ from patchcast.geometry import Grid, Layout, take, to_rows
 
 
 @dataclass(frozen=True)
-class Cut:
+class TileLayout:
     """How the tokens of a sequence belong to tiles; the prefix tokens of all tiles come first.
 
     Attributes:
@@ -223,7 +223,7 @@ class Tiled(Backbone):
         """The patches of all tiles, row by row over the grid of tiles."""
         patches = self.tile.to_patches(tiles.flatten(0, 1))
         x = to_rows(patches.x, patches.layout).unflatten(0, tiles.shape[:2])
-        cut = Cut(grid, places, patches.layout, {}, *self.index(grid, tiles.device))
+        cut = TileLayout(grid, places, patches.layout, {}, *self.index(grid, tiles.device))
         units = Grid(grid.rows * self.tile_units.rows, grid.cols * self.tile_units.cols)
         return Tokens(self.by_row(x, grid), units, block_kwargs={"cut": cut}, is_valid=is_valid)
 

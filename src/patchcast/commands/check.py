@@ -21,10 +21,10 @@ from patchcast.runs.build import build
 from patchcast.runs.run import Run, start_run, untrained_run
 from patchcast.runs.run_folder import CONFIG
 
-SECONDS = 8.0  # for the leak test at full size
+LEAK_TEST_SECONDS = 8.0  # for the leak test at full size
 
 
-def check(source: Path, *, out: Path | None = None) -> bool:
+def run_check(source: Path, *, out: Path | None = None) -> bool:
     """Check a run or a recipe; True if it is honest. Writes a picture of what each prediction depends on.
 
     Raises:
@@ -39,7 +39,7 @@ def check(source: Path, *, out: Path | None = None) -> bool:
         verdict = examine(small)
         leaks_at_full_size = _at_full_size(full)
     images = torch.randn(1, recipe.channels, *small.backbone.image_size, generator=torch.Generator().manual_seed(0))
-    write_figure(picture(small, images, title=f"{recipe.method} on {recipe.model}"), out)
+    write_figure(dependency_figure(small, images, title=f"{recipe.method} on {recipe.model}"), out)
     verdict = dataclasses.replace(verdict, leaks={**verdict.leaks, "at full size": leaks_at_full_size})
     grid = small.backbone.grid(small.backbone.image_size)
     console.print(f"{recipe.method} on {recipe.model}, on {grid} units:")
@@ -48,7 +48,7 @@ def check(source: Path, *, out: Path | None = None) -> bool:
     return verdict.honest
 
 
-def picture(pretrainer: Pretrainer, images: Tensor, *, title: str) -> Figure:
+def dependency_figure(pretrainer: Pretrainer, images: Tensor, *, title: str) -> Figure:
     """The dependency matrix of the first image, and the dependencies that its plan allows."""
     plan = pretrainer.draw(images, torch.Generator().manual_seed(1))
     return draw_dependencies(*dependencies(pretrainer, images, plan), title=title)
@@ -71,7 +71,7 @@ def _at_full_size(pretrainer: Pretrainer) -> Leak:
     began = time.perf_counter()
     with torch.no_grad():
         pretrainer(images, plan)
-    affordable = SECONDS / (time.perf_counter() - began) / 2
+    affordable = LEAK_TEST_SECONDS / (time.perf_counter() - began) / 2
     return no_leak(pretrainer, images, plan, limit=int(min(24, max(2, affordable))))
 
 

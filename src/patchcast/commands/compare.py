@@ -18,7 +18,7 @@ from patchcast.backbones import Backbone
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.commands.probe import feature_cache, open_against, subject_of
 from patchcast.data.fingerprint import fingerprint_images
-from patchcast.data.seals import is_whole, seal
+from patchcast.data.seals import matches_seal, seal
 from patchcast.evaluation import (
     FinetuneResult,
     Interval,
@@ -95,7 +95,7 @@ def compare(
         raise ValueError(f"--out must end in .parquet; got {out}")
     if strange := [run for run in runs if not is_run(run)]:
         raise ValueError(f"{strange[0]} holds no run of patchcast: it has no config.yaml")
-    chosen = options.Features(per_class=list(per_class), draws=draws, readout=readout, cache=cache)
+    chosen = options.FeatureOptions(per_class=list(per_class), draws=draws, readout=readout, cache=cache)
     console, rows, lines, shared = Console(), list[Row](), list[str](), dict[str, Row]()
     for run in runs:
         network = open_network(run)
@@ -112,10 +112,10 @@ def compare(
         ours, others = _rows(Measure(network, network.recipe, protocol, console), shared, supervised, against)
         lines += [f"{ours.label} vs {other.label}: {versus(ours.scores, other.scores)}" for other in others]
         rows += [ours, *(other for other in others if other not in rows)]
-    console.print(table(rows, protocol.description))
+    console.print(results_table(rows, protocol.description))
     for line in lines:
         console.print(line, highlight=False)
-    write_parquet(rows, protocol.labeled, out)
+    write_rows(rows, protocol.labeled, out)
     console.print(f"Written to {out}: {len(rows)} rows.")
     return rows
 
@@ -190,7 +190,7 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
     recipe, labeled = measure.recipe, measure.protocol.labeled
     which = [budget, *(fingerprint_images(images).hex() for images in (labeled.train, labeled.test))]
     file = cache_folder() / SUPERVISED / f"{fingerprint(which)}.safetensors"
-    if is_whole(file):
+    if matches_seal(file):
         state = load_file(file)
         correct, rate = state.pop("correct"), float(state.pop("rate"))
         start.load_state_dict(state)
@@ -237,7 +237,7 @@ def _train(
     )
 
 
-def table(rows: Sequence[Row], description: str) -> Table:
+def results_table(rows: Sequence[Row], description: str) -> Table:
     """One row per network or baseline, in per cent, with 95 % intervals."""
     shown = new_table(description, "network", "kNN", "linear", "RankMe")
     for row in rows:
@@ -252,7 +252,7 @@ def table(rows: Sequence[Row], description: str) -> Table:
     return shown
 
 
-def write_parquet(rows: Sequence[Row], labeled: Labeled, out: Path) -> None:
+def write_rows(rows: Sequence[Row], labeled: Labeled, out: Path) -> None:
     """Write every number of every row; accuracies are in [0, 1]."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -28,7 +28,7 @@ FEW = 2000
 """Number of images below which one process is as fast as several, which have to start first."""
 
 
-def check_data(
+def check_source(
     source: str, *, splits: list[str] | None = None, limit: int | None = None, workers: int | None = None,
     out: Path | None = None, **reading: Any,
 ) -> bool:  # fmt: skip

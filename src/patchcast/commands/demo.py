@@ -33,7 +33,7 @@ def demo(out: Path) -> None:
     """Pretrain on digits without their labels, then probe with few of them."""
     recipe = pretrain(demo_recipe(out))
     Console().print()
-    probe(options.Probe(source=str(recipe.out)), "features", options.Features())
+    probe(options.ProbeOptions(source=str(recipe.out)), "features", options.FeatureOptions())
     Console().print(
         f"\nLook at {out / 'reconstructions.png'} and {out / 'loss.png'}. Then your own images:\n"
         "[bold]patchcast pretrain --method mae --model vit_tiny_patch16_224 --data FOLDER --out runs/mine[/]"

@@ -13,6 +13,7 @@ from patchcast.recipe import Recipe
 
 CONFIG = "config.yaml"
 WEIGHT_FILES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
+CLASSES, BEGUN = "classes.json", "finetune.json"
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -75,6 +76,17 @@ def check_network(name: str) -> None:
             raise ValueError(f"{path} is not there; give a run folder, a folder or file of weights, or a timm model")
     elif not path.exists():
         check_model(name)
+
+
+def check_classifier(name: str) -> None:
+    """Raises:
+    ValueError: if this is neither a classifier's folder, nor a run's, nor a model of timm.
+    """
+    if (Path(name) / CLASSES).exists() or (Path(name) / BEGUN).exists():
+        return
+    if Path(name).is_dir() and not (Path(name) / CONFIG).exists():
+        raise ValueError(f"{name} holds neither a classifier of patchcast finetune ({CLASSES}) nor a run ({CONFIG})")
+    check_network(name)
 
 
 def check_model(name: str) -> None:

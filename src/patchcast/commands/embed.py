@@ -23,11 +23,12 @@ from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.backbones.readout import mean, mean_std
 from patchcast.backbones.tile_geometry import assemble, tile_crop, tiles_of
 from patchcast.backbones.tiled import Tiled
+from patchcast.commands.parts import claim
 from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
 from patchcast.evaluation.features import fingerprint
-from patchcast.files import write_text, write_weights, write_whole
+from patchcast.files import write_weights, write_whole
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import is_run, open_network
@@ -38,7 +39,7 @@ PART = 256
 
 
 @dataclass(frozen=True)
-class Method:
+class Extraction:
     """How images become features: a function for each image, and one for batches of images of the same size."""
 
     backbone: Backbone
@@ -48,7 +49,7 @@ class Method:
     pool: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B P"]] = mean
 
 
-def embed(
+def write_features(
     source: str,
     *,
     data: str,
@@ -82,7 +83,7 @@ def embed(
     images = open_images(data, split=split, channels=channels, **reading)
     method.backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     parts = out.with_name(out.name + ".parts")
-    done = _claim(parts, out, _plan(method, images, kind))
+    done = claim(parts, out, _plan(method, images, kind), ".safetensors", "features")
     console = Console()
     console.print(f"{len(images):,} images of {data}: {kind} features of {source}, {method.description}")
     if done:
@@ -110,7 +111,7 @@ def embed(
 
 def _method(
     source: str, tile_size: int | None, max_tiles: int, untrained: bool, readout: Readout, kind: Kind
-) -> tuple[Method, int]:
+) -> tuple[Extraction, int]:
     if readout != DEFAULT_READOUT and kind != "pooled":
         raise ValueError(f"--readout {readout} gives one feature per image, and --features {kind} one per unit")
     of_units = {"mean": mean, "mean_std": mean_std}
@@ -141,13 +142,15 @@ def _method(
             return backbone.units(images).unflatten(1, grid)
 
         description += "" if readout == "mean" else f", readout {readout}"
-        return Method(backbone, lambda image: Fitted(evaluate(image), size), units_of, description), backbone.channels
+        return Extraction(
+            backbone, lambda image: Fitted(evaluate(image), size), units_of, description
+        ), backbone.channels
     tile = (tile_size, tile_size)
     description = f"each of up to {max_tiles} tiles of {tile_size}x{tile_size} by itself"
     fit = FitTiles(tile, max_tiles, mean=network.mean, std=network.std)
     description += "" if readout == "mean" else f", readout {readout}"
     compute = partial(units_apart, backbone, tile=tile)
-    return Method(backbone, fit, compute, description, of_units[readout]), backbone.channels
+    return Extraction(backbone, fit, compute, description, of_units[readout]), backbone.channels
 
 
 def units_apart(
@@ -165,7 +168,7 @@ def units_apart(
     return assemble(maps, tiles).movedim(1, -1)
 
 
-def _write_part(parts: Path, start: int, method: Method, images: Images, kind: Kind, batch_size: int) -> None:
+def _write_part(parts: Path, start: int, method: Extraction, images: Images, kind: Kind, batch_size: int) -> None:
     """Features of the images from `start` on, those of one canvas together."""
     device = next(method.backbone.parameters()).device
     fitted: dict[int, Fitted] = {}
@@ -192,7 +195,7 @@ def _write_part(parts: Path, start: int, method: Method, images: Images, kind: K
 
 
 def _shaped(
-    units: Float[Tensor, "rows cols D"], size: tuple[int, int], method: Method, kind: Kind
+    units: Float[Tensor, "rows cols D"], size: tuple[int, int], method: Extraction, kind: Kind
 ) -> Float[Tensor, "..."]:
     """The units that contain pixels of the image, in the requested form."""
     stride = method.backbone.stride
@@ -205,7 +208,7 @@ def _shaped(
 # ---- parts, and resuming --------------------------------------------------------------------------------------------
 
 
-def _plan(method: Method, images: Images, kind: Kind) -> dict[str, Any]:
+def _plan(method: Extraction, images: Images, kind: Kind) -> dict[str, Any]:
     """All that the features depend on, to check that a resumed command computes the same."""
     names = [images.store.path(int(position)) for position in images.positions]
     return {
@@ -217,29 +220,13 @@ def _plan(method: Method, images: Images, kind: Kind) -> dict[str, Any]:
     }
 
 
-def _claim(parts: Path, out: Path, plan: dict[str, Any]) -> int:
-    """The number of finished parts of the same features."""
-    config = parts / "plan.json"
-    if not config.exists():
-        write_text(config, json.dumps(plan))
-        return 0
-    before = json.loads(config.read_text())
-    differing = [name for name in plan if plan[name] != before.get(name)]
-    if differing:
-        raise ValueError(
-            f"{parts} holds a part of other features ({', '.join(differing)} differ); "
-            f"delete it, or choose another --out than {out}"
-        )
-    return len(_parts(parts))
-
-
 def _parts(parts: Path) -> list[Path]:
     """The finished parts in their order; names of unfinished files begin with a dot."""
     return sorted(parts.glob("[0-9]*.safetensors"))
 
 
 @dataclass(frozen=True)
-class Part:
+class FeaturePart:
     """The rows of one part."""
 
     names: list[str]
@@ -248,11 +235,11 @@ class Part:
     file: Any
 
 
-def _open_parts(files: list[Path]) -> Iterator[Part]:
+def _open_parts(files: list[Path]) -> Iterator[FeaturePart]:
     for each in files:
         with safe_open(each, "pt") as file:
             rows = json.loads(file.metadata()["rows"])
-            yield Part(sorted(file.keys()), rows["paths"], rows["labels"], file)
+            yield FeaturePart(sorted(file.keys()), rows["paths"], rows["labels"], file)
 
 
 def write_parquet(files: list[Path], out: Path, kind: Kind) -> int:

@@ -16,7 +16,7 @@ from patchcast.runs.network import Network, is_run, open_network, torch_device
 from patchcast.runs.run import reading
 
 
-def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") -> dict[str, Any]:
+def probe(given: options.ProbeOptions, protocol: str, chosen: Any, *, typed: str = "") -> dict[str, Any]:
     """Measure a network, the same network before training, and baselines.
 
     Args:
@@ -68,7 +68,7 @@ def probe(given: options.Probe, protocol: str, chosen: Any, *, typed: str = "") 
     return results
 
 
-def _reading(given: options.Probe, recipe: Resolved | None) -> dict[str, Any]:
+def _reading(given: options.ProbeOptions, recipe: Resolved | None) -> dict[str, Any]:
     """How the images are read: as the options say, or else as the run read its own."""
     own = {} if recipe is None else reading(recipe)
     asked = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}

@@ -29,9 +29,9 @@ from patchcast.files import write_text
 from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
-from patchcast.report import Curve, Html, Section, Tile, commands, definitions, line_chart, page, strips, table
+from patchcast.report import Curve, Html, Section, Tile, commands, definitions, html_table, line_chart, page, strips
 from patchcast.report.page import folded, side_by_side, subheading
-from patchcast.report.pictures import sheet
+from patchcast.report.pictures import image_row
 from patchcast.runs.network import OURS, UNTRAINED
 from patchcast.runs.run import Run, open_run
 from patchcast.runs.run_folder import CONFIG, METRICS
@@ -40,7 +40,7 @@ from patchcast.views import Attend
 
 PICTURES, SAMPLES = 6, 24
 LINE = 110  # maximum number of letters of a command on one line
-NETWORKS = {OURS: "this run"}
+NETWORK_ROWS = {OURS: "this run"}
 """Other names for rows of a run's JSON files."""
 
 
@@ -180,15 +180,17 @@ def _accuracy(found: RunNumbers) -> list[Section]:
         for name, one in _rows(probe, "linear"):
             few = [f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" for row in one["few_labels"]]
             rank = f"{one['rankme']:.1f}" if one.get("rankme") else "–"
-            rows.append([NETWORKS.get(name, name), *few, _interval(one["linear"]), _percent(one.get("knn"), ""), rank])
-        body.append(table(header, rows, strong=0))
+            rows.append(
+                [NETWORK_ROWS.get(name, name), *few, _interval(one["linear"]), _percent(one.get("knn"), ""), rank]
+            )
+        body.append(html_table(header, rows, strong=0))
         for other, gained in probe.get("differences", {}).items():
             body.append(Html(f'<p class="alt">{escape(_gained(other, gained))}</p>'))
     others = {"attentive": "Attentive probe", "finetune": "Fine-tuning, all weights"}
     for name, title in ((name, title) for name, title in others.items() if name in found.probes):
         one = found.probes[name]
-        lines = [[NETWORKS.get(each, each), _interval(row["accuracy"])] for each, row in _rows(one, "accuracy")]
-        body += [subheading(title), table(["% right", "accuracy"], lines, strong=0)]
+        lines = [[NETWORK_ROWS.get(each, each), _interval(row["accuracy"])] for each, row in _rows(one, "accuracy")]
+        body += [subheading(title), html_table(["% right", "accuracy"], lines, strong=0)]
     if dense := found.probes.get("dense"):
         body += [subheading("Dense: the class of every pixel"), _dense_table(dense)]
         body.append(Html(f'<p class="alt">On {escape(dense["data"])}.</p>'))
@@ -204,10 +206,10 @@ def _dense_table(dense: Mapping[str, Any]) -> Html:
     header = ["% by unit", "linear: mean IoU", "pixels right", "kNN: mean IoU", "pixels right"]
     measures = [(how, what) for how in ("linear", "knn") for what in ("mean_iou", "pixel_accuracy")]
     rows = [
-        [NETWORKS.get(name, name), *(_interval(row[how][what]) for how, what in measures)]
+        [NETWORK_ROWS.get(name, name), *(_interval(row[how][what]) for how, what in measures)]
         for name, row in _rows(dense, "linear")
     ]
-    return table(header, rows, strong=0)
+    return html_table(header, rows, strong=0)
 
 
 def _rows(probe: Mapping[str, Any], measure: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -228,7 +230,9 @@ def _layers(found: RunNumbers) -> list[Section]:
     curves = []
     for name, accuracy in ((name, accuracy) for name, accuracy in layers.items() if isinstance(accuracy, dict)):
         numbers, accuracies = map(int, accuracy), accuracy.values()
-        curves.append(Curve(NETWORKS.get(name, name), list(numbers), [100 * each for each in accuracies], dots=True))
+        curves.append(
+            Curve(NETWORK_ROWS.get(name, name), list(numbers), [100 * each for each in accuracies], dots=True)
+        )
     chart = line_chart(curves, x_label="layer", y_label="linear probe, %", alt="Accuracy by layer")
     alt = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
     return [Section("Where the features are", alt, [side_by_side([chart])])]
@@ -350,7 +354,7 @@ def _predictions(found: RunNumbers, images: Tensor, phrase: str) -> list[Section
 
 def _samples(pretrainer: Pretrainer) -> list[Section]:
     alt = f"The first {SAMPLES} new images that it draws, without selection."
-    return [Section("What it draws", alt, [sheet(list(samples(pretrainer, SAMPLES)), "sample")])]
+    return [Section("What it draws", alt, [image_row(list(samples(pretrainer, SAMPLES)), "sample")])]
 
 
 def _maps(found: RunNumbers, images: Tensor) -> list[Section]:

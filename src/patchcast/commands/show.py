@@ -30,7 +30,7 @@ def show(run: Path, images: Sequence[Path] = (), *, count: int = 8, seed: int = 
         raise ValueError(f"{opened.recipe.method} does not predict pixels, so nothing can be drawn; probe it instead")
     shown, phrase = chosen_images(opened, images, count=count)
     out = out or run / "show.png"
-    write_figure(picture(opened, shown, phrase, seed=seed), out)
+    write_figure(prediction_figure(opened, shown, phrase, seed=seed), out)
     print(f"Wrote {out}.")
     return out
 
@@ -42,7 +42,7 @@ def chosen_images(run: Run, files: Sequence[Path], *, count: int) -> tuple[Tenso
     return held_out_images(run, count)
 
 
-def picture(run: Run, images: Tensor, phrase: str, *, seed: int = 0) -> Figure:
+def prediction_figure(run: Run, images: Tensor, phrase: str, *, seed: int = 0) -> Figure:
     """A figure of images, their visible parts and the predictions."""
     normalization = (run.recipe.mean, run.recipe.std)
     drawn = versions(run.pretrainer.cpu(), images, normalization, seed=seed)

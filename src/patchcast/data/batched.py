@@ -1,7 +1,7 @@
-"""The augmentation of `Augment`, a batch at a time where the batch lies: on a GPU, while workers only decode and cut.
+"""The augmentation of `Augment` for whole batches on their device, such as a GPU, while workers only decode and crop.
 
-What is cut, and what is flipped, is drawn as ever, from (seed, epoch, index). Resizing with antialiasing is linear in
-the rows and in the columns of an image, so that a whole batch of crops of different sizes is two products of matrices.
+Crops and flips are drawn from (seed, epoch, index) as usual. Resizing with antialiasing is linear in the rows and in
+the columns of an image, so resizing a batch of crops of different sizes takes two matrix products.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from patchcast.data.transforms import Augment, Cut, Pixels, resize
+from patchcast.data.transforms import Augment, Cut, ImagePixels, resize
 
 LARGEST = 16
 """Times the area of what comes out up to which crops are handed on: larger ones would take more memory than time."""
@@ -35,7 +35,7 @@ class Cuts(NamedTuple):
 
 
 class Cutter:
-    """What a worker does of an augmentation: it crops, and says whether to flip; `finish` does the rest.
+    """The part of an augmentation that workers do: they crop and decide whether to flip; `finish` does the rest.
 
     >>> augment = Augment((32, 32), scale=(0.2, 1.0), flip=True, mean=(0.5,), std=(0.5,))
     >>> image = torch.randint(256, (1, 48, 64), dtype=torch.uint8)
@@ -48,7 +48,7 @@ class Cutter:
     def __init__(self, augment: Augment) -> None:
         self.augment = augment
 
-    def __call__(self, image: Pixels, seed: int) -> Cut:
+    def __call__(self, image: ImagePixels, seed: int) -> Cut:
         cut = self.augment.cut(image, seed)
         height, width = self.augment.size
         if cut.pixels.shape[-2] * cut.pixels.shape[-1] > LARGEST * height * width:
@@ -57,7 +57,7 @@ class Cutter:
 
 
 def collate(examples: list[tuple[Any, ...]]) -> Any:
-    """A batch of examples: crops as `Cuts`, anything else as torch does."""
+    """Collate a batch: crops as `Cuts`, anything else as in torch."""
     if not isinstance(examples[0][0], Cut):
         return default_collate(examples)
     cuts = [example[0] for example in examples]
@@ -91,7 +91,7 @@ def _resize(cuts: Cuts, size: tuple[int, int]) -> UInt8[Tensor, "B C h w"] | Flo
 
 
 def resampling(sizes: Int[Tensor, " B"], longest: int, size: int) -> Float[Tensor, "B size longest"]:
-    """How much each of `size` points takes of each of a line's points: bicubic, widened where a line is shortened.
+    """Weights for resampling a line to `size` points: bicubic, with antialiasing.
 
     As Pillow does it, and `torch.nn.functional.interpolate(mode="bicubic", antialias=True)`.
 
@@ -100,7 +100,7 @@ def resampling(sizes: Int[Tensor, " B"], longest: int, size: int) -> Float[Tenso
 
     Args:
         sizes: lengths of the lines.
-        longest: of the tensor in which they lie.
+        longest: length of the tensor that contains them.
     """
     scale = (sizes.double() / size)[:, None, None]
     width = scale.clamp(min=1.0)  # of the filter

@@ -1,4 +1,4 @@
-"""Columns of tables: which one holds images, which one labels, and the numbers of classes that labels name."""
+"""Columns of tables: select those of images and labels, and number the classes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Value = int | float | bool | str | None
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that were asked for; None where the source's own are to be looked for."""
+    """Requested column names; None to detect them."""
 
     image: str | None = None
     label: str | None = None
 
 
-ANY = Columns()
+ANY_LABEL = Columns()
 
 
 def choose_image(names: Collection[str], candidates: Collection[str], asked: str | None, where: str) -> str:
-    """The column of images: the one asked for; else `image` or `img`, else the only candidate by its name or kind.
+    """The image column: the requested one; else `image` or `img`, else the only candidate by name or type.
 
     Args:
         names: of all columns.
@@ -74,14 +74,14 @@ def choose_image(names: Collection[str], candidates: Collection[str], asked: str
 def choose_label(
     names: Collection[str], candidates: Collection[str], asked: str | None, where: str, typed: Collection[str] = ()
 ) -> str | None:
-    """The column of labels: the one asked for; else `label`, else the only candidate with a usual name.
+    """The label column: the requested one; else `label`, else the only candidate with a usual name.
 
     Args:
         names: of all columns.
         candidates: those of a type that labels can have.
         typed: those that the data set declares to be class labels.
     Raises:
-        ValueError: if the one asked for is not there, or there are several with a usual name.
+        ValueError: if the requested one does not exist, or there are several with a usual name.
     """
     if asked is not None:
         if asked not in names:
@@ -104,8 +104,8 @@ def choose_label(
 def number_classes(values: Iterable[Value]) -> tuple[dict[Value, int], list[str] | None]:
     """A number for each label, -1 for None and NaN, and the names of the classes in the order of their numbers.
 
-    Whole numbers from 0 on are kept, and have no other names. All else is a name: text, truth values, and numbers that
-    are ids. Names are numbered in alphabetical order, and numbers that are names by size.
+    Small integers from 0 keep their value and have no names. Everything else is a name: text, booleans, and ids. Names
+    are numbered in alphabetical order, and ids by size.
 
     >>> number_classes([2, 0, None]), number_classes([True, False])
     (({None: -1, 2: 2, 0: 0}, None), ({True: 1, False: 0}, ['False', 'True']))
@@ -137,7 +137,7 @@ def number_labels(
 ) -> tuple[Mapping[str, np.ndarray | None], list[str] | None]:
     """Labels of every split as numbers, -1 for none, with one numbering for all splits.
 
-    Fractions of which hardly any two are equal are measurements, and no classes: there are then no labels.
+    Fractions that are nearly all different are measurements and not classes: then there are no labels.
 
     Args:
         columns: of each split.
@@ -166,7 +166,7 @@ def number_labels(
 
 
 def is_label_type(kind: pa.DataType) -> bool:
-    """Whether labels can be of this type: numbers, truth values, text, and dictionaries of these."""
+    """Whether labels can have this type: numbers, booleans, text, and dictionaries of these."""
     import pyarrow.types as types
 
     if types.is_dictionary(kind):

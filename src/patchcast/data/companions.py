@@ -1,4 +1,4 @@
-"""Images that belong to other images: masks, depth maps and the like, which are not trained on as photographs."""
+"""Images that belong to other images, such as masks and depth maps, which are not used for training."""
 
 from __future__ import annotations
 

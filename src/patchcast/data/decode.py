@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels, whatever the file calls its colors."""
+"""Decode image files of any color mode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from patchcast.data.arrays import DEEP_MODES, NPY, Deep, decode_deep, from_pillow, read_npy
+from patchcast.data.arrays import DEEP_MODES, NPY, ArrayFile, decode_deep, from_pillow, read_npy
 from patchcast.data.formats import open_image
 from patchcast.data.tiff import STARTS, find_tiff
 
@@ -36,7 +36,7 @@ XMP = ("xmp", "XML:com.adobe.xmp")
 
 
 class UnreadableImageError(ValueError):
-    """A file that is no image, or a broken one; the message is the reason in a few words."""
+    """A file that is not an image, or is broken; the message is a short reason."""
 
 
 class Header(NamedTuple):
@@ -54,7 +54,7 @@ class Header(NamedTuple):
 
 @contextmanager
 def pixel_limit(max_pixels: int | None) -> Iterator[None]:
-    """Within it, images of up to `max_pixels` pixels are read; None leaves Pillow's limit of 178,956,970."""
+    """Allow images of up to `max_pixels` pixels in the block; None for Pillow's limit of 178,956,970."""
     if max_pixels is None:
         yield
         return
@@ -71,7 +71,7 @@ def pixel_limit(max_pixels: int | None) -> Iterator[None]:
 def read_header(file: ImageFile) -> Header:
     """Size and colors of an image, from its first bytes only (20 to 45 microseconds).
 
-    Empty files, text with an image's name and decompression bombs are found out here; truncated files are not.
+    Detects empty files, text files with image names, and decompression bombs, but not truncated files.
 
     Raises:
         UnreadableImageError: with the reason.
@@ -98,7 +98,7 @@ def _is_sideways(image: Image.Image) -> bool:
     return is_told and image.getexif().get(ORIENTATION) in SIDEWAYS
 
 
-def _find_deep(file: ImageFile) -> Deep | None:
+def _find_deep(file: ImageFile) -> ArrayFile | None:
     """What a .npy file, or a TIFF file that is too much for Pillow, holds; None for all others."""
     file.seek(0)
     start = file.read(len(NPY))
@@ -108,7 +108,7 @@ def _find_deep(file: ImageFile) -> Deep | None:
     return find_tiff(file) if start[:4] in STARTS else None
 
 
-def _header_of(deep: Deep) -> Header:
+def _header_of(deep: ArrayFile) -> Header:
     channels, height, width, _ = deep.layout
     return Header((height, width), channels == 1, False, None if deep.is_plain else channels)
 
@@ -116,12 +116,12 @@ def _header_of(deep: Deep) -> Header:
 def decode(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]:
     """The first frame of an image file as `channels` channels, upright.
 
-    - Orientation is applied, whether EXIF or XMP tell it.
+    - Orientation from EXIF or XMP is applied.
     - Pixels of 8 bits become uint8. All others become float32, white being 1; see `patchcast.data.arrays`.
-    - Palette, CMYK, YCbCr and LAB become RGB; colors become gray by ITU-R 601 where one channel is asked for.
-    - Transparency is laid onto white, unless 4 channels are asked for.
+    - Palette, CMYK, YCbCr and LAB become RGB; colors become gray by ITU-R 601 if one channel is requested.
+    - Transparent images are composed onto white, unless 4 channels are requested.
 
-    The tensor has channels last in memory, as decoders write it: resizing is faster so.
+    The tensor has channels last in memory, as decoders write it, which makes resizing faster.
 
     Args:
         channels: 1 (gray), 3 (RGB) or 4 (RGBA), or as many as a file of other channels has.
@@ -187,7 +187,7 @@ def _plain_jpeg(content: bytearray) -> tuple[int, int, int]:
 
 
 def is_transparent(file: ImageFile) -> bool:
-    """Whether any pixel lets the background through: many files carry an alpha channel that says nothing."""
+    """Whether any pixel is transparent: many files have an opaque alpha channel."""
     try:
         with open_image(file) as image:
             return image.has_transparency_data and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)

@@ -1,4 +1,4 @@
-"""Images that two splits have in common: a test image that was trained on measures memory."""
+"""Images that are in two splits: a test image that is also a training image measures memorization."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Shared(NamedTuple):
 
 
 def shared_files(images: Images, others: Images) -> list[Shared]:
-    """Those of `images` whose encoded file is among `others` too.
+    """The images whose encoded file is in `others` too.
 
     Length and both ends of every file are compared first, so that few files are read whole.
 

@@ -1,4 +1,4 @@
-"""What a source of images holds, in a few bytes: another one when an image is replaced under the same name."""
+"""A hash of a source of images, which changes if an image is replaced under the same name."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ SETTLED_SECONDS = 2
 class FolderStore(Store):
     """Image files below a root, in the order of their names.
 
-    Class folders give the labels: when no image lies in `root` itself and at least two of its sub-folders hold
-    images, the name of that first sub-folder is the class, however deep the image lies.
+    Class folders give the labels: if no image is in `root` itself and at least two of its sub-folders contain images,
+    the name of the first sub-folder is the class, at any depth.
     """
 
     def __init__(self, root: Path, files: list[str], class_names: list[str] | None) -> None:
@@ -82,7 +82,7 @@ def _walk(root: Path) -> tuple[list[str], dict[str, int], list[str]]:
     files: list[str] = []
     changed: dict[str, int] = {}
     problems: list[OSError] = []
-    # Of every folder to come, the real folders that its path leads through: (device, number) tells them apart.
+    # For every folder to visit, the real folders on its path, identified by (device, inode).
     through: dict[str, tuple[tuple[int, int], ...]] = {str(root): ()}
     links: dict[str, int] = {}
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=problems.append):
@@ -126,7 +126,7 @@ def _split(joined: np.ndarray) -> list[str]:
 
 
 def pick_images(files: list[str]) -> list[str]:
-    """Those that are images by their names.
+    """The files with names of images.
 
     >>> pick_images(["a.jpg", "a.npy", "a.txt"]), pick_images(["a.npy", "a.txt"])
     (['a.jpg'], ['a.npy'])
@@ -136,7 +136,7 @@ def pick_images(files: list[str]) -> list[str]:
 
 
 def kinds_of(files: Iterable[str]) -> str:
-    """How many files there are of each of the most common extensions.
+    """The number of files of each of the most common extensions.
 
     >>> kinds_of(["a.txt", "b.TXT", "README"])
     '2 .txt, 1 without extension'
@@ -148,9 +148,9 @@ def kinds_of(files: Iterable[str]) -> str:
 
 
 def folder_splits(root: Path, files: list[str]) -> Splits:
-    """The splits of a folder, by the names of its first sub-folders, or `train` if they tell none.
+    """The splits of a folder, by the names of its first sub-folders, or `train` if these are not splits.
 
-    What is passed over is counted and named in one warning.
+    Ignored files are counted in one warning.
 
     Args:
         files: what `list_files(root)` found.

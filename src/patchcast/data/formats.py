@@ -1,4 +1,4 @@
-"""Which files are images. A file is opened by its content, and only as one of the formats listed here."""
+"""Image formats. A file is recognized by its content, and opened only as one of the formats listed here."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def is_image(name: str) -> bool:
 
 
 def open_image(file: Any) -> Image.Image:
-    """`PIL.Image.open`, for images only, whatever the file is called.
+    """`PIL.Image.open` for the formats in `FORMATS` only, whatever the file's name.
 
     Raises:
         PIL.UnidentifiedImageError: if it is of no format in `FORMATS`.

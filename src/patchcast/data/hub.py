@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchcast.data.columns import ANY, Columns, choose_image, choose_label, number_labels
+from patchcast.data.columns import ANY_LABEL, Columns, choose_image, choose_label, number_labels
 from patchcast.data.decode import ImageFile
 from patchcast.data.split_names import declared_splits
 from patchcast.data.stores import Splits, Store
@@ -22,16 +22,16 @@ HUB = "hf:"
 
 
 class HubStore(Store):
-    """The rows of one `datasets.Dataset`, whose images are left encoded until they are asked for.
+    """The rows of a `datasets.Dataset`, with encoded images.
 
-    The library maps its files into memory, so that any row can be read at any time.
+    The library memory-maps its files, so rows can be read in any order.
 
     Args:
         dataset: with a column of images.
         column: its name.
-        labels: one a row, or None.
-        class_names: what they mean.
-        name: of the data set, for people.
+        labels: one per row, or None.
+        class_names: names of the classes.
+        name: of the dataset, for messages.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def saved_splits(folder: Path, columns: Columns = ANY) -> Splits:
+def saved_splits(folder: Path, columns: Columns = ANY_LABEL) -> Splits:
     """The splits of what `save_to_disk` wrote; one without splits is `train`.
 
     Raises:
@@ -74,7 +74,7 @@ def saved_splits(folder: Path, columns: Columns = ANY) -> Splits:
     return splits_of(found if isinstance(found, dict) else {"train": found}, str(folder), columns)
 
 
-def hub_splits(source: str, columns: Columns = ANY) -> Splits:
+def hub_splits(source: str, columns: Columns = ANY_LABEL) -> Splits:
     """The splits of `hf:NAME` or `hf:NAME:CONFIG`, fetched or found in the library's own cache.
 
     The library reads data and runs no code of the data set's (from its version 4 on).
@@ -91,7 +91,7 @@ def hub_splits(source: str, columns: Columns = ANY) -> Splits:
     return splits_of(found, source, columns)
 
 
-def splits_of(found: Mapping[str, datasets.Dataset], source: str, columns: Columns = ANY) -> Splits:
+def splits_of(found: Mapping[str, datasets.Dataset], source: str, columns: Columns = ANY_LABEL) -> Splits:
     """Stores of some splits of one data set, with one numbering of labels for all."""
     names = declared_splits(found)
     found = {names[name]: dataset for name, dataset in found.items()}

@@ -18,26 +18,26 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from patchcast.data.columns import ANY, Columns
+from patchcast.data.columns import ANY_LABEL, Columns
 from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, pixel_limit, read_header
 from patchcast.data.digits import digits_splits
-from patchcast.data.files import SourceFile, find_files, is_url
 from patchcast.data.folder import folder_splits, list_files
 from patchcast.data.formats import is_image
 from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
 from patchcast.data.journal import Journal
 from patchcast.data.names import printable
 from patchcast.data.parquet import parquet_splits
+from patchcast.data.source_files import SourceFile, find_files, is_url
 from patchcast.data.split_names import match_split
 from patchcast.data.stores import Splits, Store
 from patchcast.data.streamed import stream_splits
 from patchcast.data.tar import tar_splits
 
-SAMPLE = 64
+SAMPLE_SIZE = 64
 """Images looked at to learn channels and typical size."""
 VERIFY_UP_TO = 20_000
 """Sources of at most this many images have every header read when they are opened: within a second, on local disk."""
-PATIENCE = 1000
+MAX_REPLACEMENTS = 1000
 """Unreadable images in a row after which the source, and not the image, is taken to be broken."""
 TABLES: dict[str, Callable[[list[SourceFile], Columns], Splits]] = {".parquet": parquet_splits, ".tar": tar_splits}
 """Files that hold many images, by the end of their names."""
@@ -118,14 +118,14 @@ class Images(Dataset[Example]):
         self._decoded: Tensor | None = None
 
         is_small = len(store) <= VERIFY_UP_TO
-        headers = self._read_headers(range(len(store)) if is_small else evenly_spaced(len(store), SAMPLE))
+        headers = self._read_headers(range(len(store)) if is_small else evenly_spaced(len(store), SAMPLE_SIZE))
         if not headers:
             reason = next(iter(self._bad.values()), None)
             first = f"; the first: {reason.path}: {reason.reason}" if reason else ""
             raise ValueError(f"none of the {len(store)} images of {name} ({split}) can be read{first}")
         self.positions = np.setdiff1d(np.arange(len(store)), list(self._bad))
         readable = list(headers)
-        sample = {readable[place]: headers[readable[place]] for place in evenly_spaced(len(readable), SAMPLE)}
+        sample = {readable[place]: headers[readable[place]] for place in evenly_spaced(len(readable), SAMPLE_SIZE)}
         self.typical_size = _typical([header.size for header in sample.values()])
         is_of_colors = all(header.channels is None for header in sample.values())
         if is_of_colors and channels not in (None, *MODES):
@@ -194,7 +194,7 @@ class Images(Dataset[Example]):
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Example:
-        for step in range(min(PATIENCE, len(self))):
+        for step in range(min(MAX_REPLACEMENTS, len(self))):
             example = self.attempt((index + step) % len(self) if step else index)
             if not isinstance(example, Unreadable):
                 return example
@@ -372,7 +372,7 @@ def open_split(
     )
 
 
-def find_splits(source: str, columns: Columns = ANY) -> Splits:
+def find_splits(source: str, columns: Columns = ANY_LABEL) -> Splits:
     """List a source once: its splits by name, none of them opened yet."""
     if source.startswith(HUB):
         return hub_splits(source, columns)

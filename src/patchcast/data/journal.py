@@ -1,4 +1,4 @@
-"""The images that a run could not read, written down by all of its processes."""
+"""A log of images that a run could not read, written by all of its processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from patchcast.files import write_text
 class Journal:
     """A text file with a line for each image that cannot be read: its name, a tab, and why.
 
-    Workers and ranks add to it as they find them; each line is one write to the end of the file, so that none is torn.
+    Workers and ranks append to it; each line is one write, so that lines are never mixed.
     Several processes, and a resumed run, may write the same image: it counts once.
 
     >>> import tempfile
@@ -25,13 +25,13 @@ class Journal:
         self.file = file
 
     def add(self, name: str, reason: str) -> None:
-        """Write one down; nothing before the folder is there: the process that makes it finds the same."""
+        """Append an image; ignored before the folder exists: the process that creates it finds the same images."""
         if self.file.parent.is_dir():
             with self.file.open("a", encoding="utf-8", errors="surrogateescape") as out:
                 out.write(" ".join(name.split()) + "\t" + " ".join(reason.split()) + "\n")
 
     def close(self) -> dict[str, str]:
-        """Leave each image once in the file, in the order of names; names, and why each could not be read."""
+        """Sort the file and remove duplicates; returns the reason for each image by name."""
         if not self.file.exists():
             return {}
         lines = self.file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()

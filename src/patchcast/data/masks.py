@@ -1,4 +1,4 @@
-"""Images in which every pixel has a class: by masks, by boxes, or as collages of images that have one class each."""
+"""Images with a class for every pixel: from masks, from boxes, or as collages of labeled images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Millions of file names in one piece of memory."""
+"""Millions of file names in one block of memory."""
 
 from __future__ import annotations
 

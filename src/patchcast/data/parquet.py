@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchcast.data.columns import ANY, Columns, choose_image, choose_label, is_label_type, joined, number_labels
+from patchcast.data.columns import ANY_LABEL, Columns, choose_image, choose_label, is_label_type, joined, number_labels
 from patchcast.data.decode import ImageFile
-from patchcast.data.files import SourceFile, by_split
 from patchcast.data.names import printable
-from patchcast.data.seals import is_whole, seal
+from patchcast.data.seals import matches_seal, seal
+from patchcast.data.source_files import SourceFile, by_split
 from patchcast.data.stores import Splits, Store
 from patchcast.files import cache_file, write_whole, writing_cache
 
@@ -81,7 +81,7 @@ class ParquetStore(Store):
                     for chunk in _read_chunks(file, self.column):
                         out.write_batch(pa.record_batch([chunk], schema=schema))
 
-        if not is_whole(copy):
+        if not matches_seal(copy):
             size = sum(_stored_bytes(file, self.column) for file in self.files)
             try:
                 with writing_cache(copy.parent):
@@ -95,8 +95,8 @@ class ParquetStore(Store):
         return copy
 
 
-def parquet_splits(files: list[SourceFile], columns: Columns = ANY) -> Splits:
-    """The splits of some parquet files, by their names (`patchcast.data.files.by_split`).
+def parquet_splits(files: list[SourceFile], columns: Columns = ANY_LABEL) -> Splits:
+    """The splits of some parquet files, by their names (`patchcast.data.source_files.by_split`).
 
     Raises:
         ValueError: if a file is not parquet, or has no column of images; names the columns.

@@ -1,4 +1,4 @@
-"""Which image is seen when, and how it is augmented: a function of the seed and the step alone.
+"""The order of images and their augmentation, as a function of the seed and the step only.
 
 A run that is stopped and resumed at step t, or has other workers or ranks, gets the very same batches: nothing
 here keeps a state, and no global random state is read or changed.

@@ -1,4 +1,4 @@
-"""Checksums of cached files: what is damaged is made again, and never read."""
+"""Checksums of cached files: damaged files are written again, and never read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from patchcast.files import write_text
 
-WHOLE = 2**30
+DIGEST_LIMIT = 2**30
 """Bytes up to which the whole file is hashed; of a larger one a sample, so that it opens in a second."""
 BLOCK, BLOCKS = 4096, 4096
 FEW_BLOCKS = 16
@@ -30,13 +30,13 @@ def seal(file: Path) -> None:
     write_text(seal_of(file), json.dumps(_content(file)))
 
 
-def is_whole(file: Path) -> bool:
+def matches_seal(file: Path) -> bool:
     """Whether a file is there and is as it was when it was sealed.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "a.bin"
     >>> _ = file.write_bytes(bytes(100)); seal(file)
-    >>> is_whole(file), file.write_bytes(bytes(99)), is_whole(file)
+    >>> matches_seal(file), file.write_bytes(bytes(99)), matches_seal(file)
     (True, 99, False)
     """
     try:
@@ -51,7 +51,7 @@ def seal_of(file: Path) -> Path:
 
 def _content(file: Path) -> dict[str, int | str]:
     size = file.stat().st_size
-    if size > WHOLE:
+    if size > DIGEST_LIMIT:
         return {"size": size, "sample": sample_digest(file, BLOCKS)}
     with file.open("rb") as opened:
         return {

@@ -162,6 +162,11 @@ class Source:
         train, test = _readable(train), _readable(test)
         return LabeledParts(train, test, phrase + _remarks(train, test))
 
+    def labeled_split(self, split: str) -> Images | None:
+        """The labeled, readable images of one split; None if it has no labels."""
+        images = self._open(split)
+        return _readable(_with_labels(images)) if _has_labels(images) else None
+
     def _judged_by_split(self) -> tuple[Images, Images, str] | None:
         """The preferred split whose images have labels: some sources have a test split without them."""
         left = list(self._splits)

@@ -1,4 +1,4 @@
-"""What the folders around images mean: splits, or classes, of a folder and of a tar file alike."""
+"""The meaning of folders around images (splits or classes), in folders and tar files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from patchcast.data.split_names import PURPOSE, by_split_name, split_of
 
 
 @dataclass
-class Part:
+class FolderPart:
     """The images of one split.
 
     Attributes:
@@ -26,7 +26,7 @@ class Part:
     places: list[int] = field(default_factory=list)
 
 
-def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, Part]:
+def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, FolderPart]:
     """Images by split, as their first folders tell: `train` and its neighbors, or all in `train`.
 
     A single folder around all others is looked into. Folders that are no splits, next to some that are, are passed over
@@ -57,8 +57,8 @@ def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, Part
         return _without_masks(images, around, photographs, separator, where)
     if not named:
         _refuse_splits_in_classes(inside, separator, where)
-        return {"train": Part("", list(images), list(range(len(images))))}
-    parts = {split: Part(around + folder) for split, folder in named.items()}
+        return {"train": FolderPart("", list(images), list(range(len(images))))}
+    parts = {split: FolderPart(around + folder) for split, folder in named.items()}
     by_folder = {folder: parts[split] for split, folder in named.items()}
     others: dict[str, int] = {}
     for place, name in enumerate(inside):
@@ -76,7 +76,9 @@ def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, Part
     return parts if len(parts) > 1 else {"train": next(iter(parts.values()))}
 
 
-def _without_masks(images: Sequence[str], around: str, photographs: str, separator: str, where: str) -> dict[str, Part]:
+def _without_masks(
+    images: Sequence[str], around: str, photographs: str, separator: str, where: str
+) -> dict[str, FolderPart]:
     """The splits of the folder of images, without those of masks next to it."""
     folder = around + photographs + separator
     places = [place for place, image in enumerate(images) if image.startswith(folder)]
@@ -85,7 +87,7 @@ def _without_masks(images: Sequence[str], around: str, photographs: str, separat
     warnings.warn(f"passed over masks of {where}, next to {photographs!r}: {masks}", stacklevel=4)
     parts = arrange([images[place][len(folder) :] for place in places], separator, where)
     return {
-        split: Part(
+        split: FolderPart(
             (folder + part.folder).removesuffix(separator), part.names, [places[place] for place in part.places]
         )
         for split, part in parts.items()
@@ -93,7 +95,7 @@ def _without_masks(images: Sequence[str], around: str, photographs: str, separat
 
 
 def _check_readings(
-    named: dict[str, str], parts: dict[str, Part], others: list[str], separator: str, where: str
+    named: dict[str, str], parts: dict[str, FolderPart], others: list[str], separator: str, where: str
 ) -> None:
     """Refuse a folder that may be a split or a class, with both readings."""
     if "train" in named and (len(named) > 1 or others == [""] or _has_classes(parts["train"], separator)):
@@ -109,7 +111,7 @@ def _check_readings(
     )
 
 
-def _has_classes(part: Part, separator: str) -> bool:
+def _has_classes(part: FolderPart, separator: str) -> bool:
     folders = {name.partition(separator)[0] for name in part.names if separator in name}
     return len(folders) > 1 and all(separator in name for name in part.names)
 

@@ -1,4 +1,4 @@
-"""Where encoded images lie: a store hands out one open file per position, and nothing else.
+"""`Store`: encoded images, one open file per position.
 
 A new kind of source is a new store and a function that lists its splits; all else stays as it is.
 """

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from patchcast.data.columns import ANY, Columns
+from patchcast.data.columns import ANY_LABEL, Columns
 from patchcast.data.decode import ImageFile, UnreadableImageError, decode
 from patchcast.data.hub import encoded, first_line, image_column, import_datasets, label_column, open_row
 from patchcast.data.journal import Journal
@@ -40,7 +40,7 @@ HEAD = 1024
 """Images at a stream's beginning from which channels, sizes and statistics are taken."""
 
 
-class Row(NamedTuple):
+class StreamRow(NamedTuple):
     """An encoded image of a stream: in which pass over it and where it came, and its label, -1 for none.
 
     `content` is None if the row holds no image.
@@ -77,7 +77,7 @@ class Rows:
         self.dataset = encoded(selected, column)
         self.column, self.label, self.name = column, label, name
 
-    def read(self, place: Place) -> Iterator[tuple[Row, Callable[[], str]]]:
+    def read(self, place: Place) -> Iterator[tuple[StreamRow, Callable[[], str]]]:
         """Iterate over rows from `place`, epoch after epoch, each with a function for the reader's state after it.
 
         Raises:
@@ -93,7 +93,7 @@ class Rows:
                     label = -1 if self.label is None else row[self.label]
                     content = _content(row[self.column])
                     yield (
-                        Row(epoch, index, content, label if type(label) is int else -1),
+                        StreamRow(epoch, index, content, label if type(label) is int else -1),
                         lambda dataset=dataset: json.dumps(dataset.state_dict()),  # type: ignore[misc]
                     )
                     index += 1
@@ -129,7 +129,7 @@ class HeadStore(Store):
         return f"{self.stream.name}, row {position}"
 
 
-def stream_splits(source: str, columns: Columns = ANY) -> Splits:
+def stream_splits(source: str, columns: Columns = ANY_LABEL) -> Splits:
     """The splits of `hf-stream:NAME` or `hf-stream:NAME:CONFIG`; of each the beginning is read when it is opened.
 
     Raises:
@@ -155,7 +155,7 @@ def _head(dataset: Any, column: str, label: str | None, name: str, class_names: 
     return HeadStore(Rows(dataset, column, label, name), class_names)
 
 
-class WindowSampler(Sampler[list[Row]]):
+class WindowSampler(Sampler[list[StreamRow]]):
     """Batches of rows of a stream, the t-th of which depends on the stream, the seed and t, and on nothing else.
 
     Args:
@@ -196,7 +196,7 @@ class WindowSampler(Sampler[list[Row]]):
     def __len__(self) -> int:
         return (self.steps - self.start_step) * self.accumulate
 
-    def __iter__(self) -> Iterator[list[Row]]:
+    def __iter__(self) -> Iterator[list[StreamRow]]:
         begin = self.places[min(self.places)]
         rows, count = self.rows.read(begin), self.batches_per_window
         share = self.batch_size // (self.world * self.accumulate)
@@ -244,7 +244,7 @@ class StreamSet(Dataset[Any]):
     def sampler(self, batch_size: int, **how: Any) -> WindowSampler:
         return WindowSampler(self.rows, batch_size, **how)
 
-    def __getitems__(self, batch: list[Row]) -> list[tuple[Tensor | Cut, int]]:
+    def __getitems__(self, batch: list[StreamRow]) -> list[tuple[Tensor | Cut, int]]:
         decoded = [self._decode(row) for row in batch]
         readable = [place for place, image in enumerate(decoded) if image is not None]
         if not readable:
@@ -257,7 +257,7 @@ class StreamSet(Dataset[Any]):
             found.append((self.augment(image, mix_seed(self.seed, row.epoch, row.number)), batch[chosen].label))
         return found
 
-    def _decode(self, row: Row) -> Tensor | None:
+    def _decode(self, row: StreamRow) -> Tensor | None:
         try:
             with _open(row) as file:
                 return decode(file, self.channels)
@@ -269,7 +269,7 @@ class StreamSet(Dataset[Any]):
             return None
 
 
-def _open(row: Row) -> ImageFile:
+def _open(row: StreamRow) -> ImageFile:
     if row.content is None:
         raise OSError("no bytes in this row")
     return BytesIO(row.content)

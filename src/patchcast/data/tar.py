@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from patchcast.data.columns import ANY, COARSER, LABEL_COLUMNS, Columns, Value, number_classes
+from patchcast.data.columns import ANY_LABEL, COARSER, LABEL_COLUMNS, Columns, Value, number_classes
 from patchcast.data.companions import sample_of, second_images
 from patchcast.data.decode import ImageFile
-from patchcast.data.files import SourceFile, by_split
 from patchcast.data.folder import SETTLED_SECONDS, class_names_of, pick_images
 from patchcast.data.names import Names, printable
+from patchcast.data.source_files import SourceFile, by_split
 from patchcast.data.split_folders import arrange
 from patchcast.data.stores import Splits, Store
 from patchcast.files import cache_file, write_cache
@@ -85,8 +85,8 @@ class TarStore(Store):
         return printable(shard if self.offsets[position] == BROKEN else f"{shard}, {self.names[position]}")
 
 
-def tar_splits(files: list[SourceFile], columns: Columns = ANY) -> Splits:
-    """The splits of some tar files, by their names (`patchcast.data.files.by_split`).
+def tar_splits(files: list[SourceFile], columns: Columns = ANY_LABEL) -> Splits:
+    """The splits of some tar files, by their names (`patchcast.data.source_files.by_split`).
 
     Labels are WebDataset's `.cls` of an image's sample, or the `label` of its `.json`; or else the first folders, as in
     a folder of images.

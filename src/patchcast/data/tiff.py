@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchcast.data.arrays import DEEP_MODES, Deep, Layout, checked, shape_of
+from patchcast.data.arrays import DEEP_MODES, ArrayFile, ArrayLayout, checked, shape_of
 
 BIG_ENDIAN_BIGTIFF = b"MM\0+"
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", BIG_ENDIAN_BIGTIFF)
@@ -22,7 +22,7 @@ TURNS = {2: (False, (-1,)), 3: (False, (-2, -1)), 4: (False, (-2,)), 5: (True, (
 """By orientation, whether rows and columns are exchanged, and which axes are then reversed."""
 
 
-def find_tiff(file: BytesIO | BufferedReader) -> Deep | None:
+def find_tiff(file: BytesIO | BufferedReader) -> ArrayFile | None:
     """What a TIFF file that is too much for Pillow holds; None for those that Pillow reads in full.
 
     Raises:
@@ -47,7 +47,7 @@ def find_tiff(file: BytesIO | BufferedReader) -> Deep | None:
     return _read(file)
 
 
-def _read(file: BytesIO | BufferedReader) -> Deep | None:
+def _read(file: BytesIO | BufferedReader) -> ArrayFile | None:
     """By tifffile: its pages as channels, if each holds one band of the same size; else the first page."""
     try:
         import tifffile
@@ -71,7 +71,7 @@ def _read(file: BytesIO | BufferedReader) -> Deep | None:
         sizes = dict(zip(page.axes, page.shape, strict=True))
         channels = opened.series[0].shape[0] if is_stack else sizes.get("S", 1)
         tag = page.tags.get(ORIENTATION)
-    stored = Layout(channels, sizes["Y"], sizes["X"], is_first=page.axes != "YXS")
+    stored = ArrayLayout(channels, sizes["Y"], sizes["X"], is_first=page.axes != "YXS")
     is_sideways, reversed_axes = TURNS.get(0 if tag is None else tag.value, (False, ()))
     upright = stored._replace(height=stored.width, width=stored.height) if is_sideways else stored
 
@@ -85,7 +85,7 @@ def _read(file: BytesIO | BufferedReader) -> Deep | None:
         planes = np.flip(planes.swapaxes(1, 2) if is_sideways else planes, reversed_axes)
         return planes if stored.is_first else planes.transpose(1, 2, 0)
 
-    return Deep(checked(upright, kind), kind, read)
+    return ArrayFile(checked(upright, kind), kind, read)
 
 
 def _is_stack(series: Any, page: Any, pages: list[Any]) -> bool:

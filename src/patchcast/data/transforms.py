@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-Pixels = UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
+ImagePixels = UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
 """8 bits with white 255, or numbers with white 1."""
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
@@ -21,7 +21,7 @@ TRIES = 10
 class Cut(NamedTuple):
     """A part of an image, and whether it is to be mirrored."""
 
-    pixels: Pixels
+    pixels: ImagePixels
     is_flipped: bool
 
 
@@ -62,12 +62,12 @@ class Augment:
         self.flip = flip
         self.normalize = Normalize(mean, std)
 
-    def __call__(self, image: Pixels, seed: int) -> Float32[Tensor, "C h w"]:
+    def __call__(self, image: ImagePixels, seed: int) -> Float32[Tensor, "C h w"]:
         cut = self.cut(image, seed)
         image = resize(cut.pixels, self.size)
         return self.normalize(image.flip(-1) if cut.is_flipped else image)
 
-    def cut(self, image: Pixels, seed: int) -> Cut:
+    def cut(self, image: ImagePixels, seed: int) -> Cut:
         """All that is drawn: the crop, and whether it is flipped."""
         chance = random.Random(seed)
         if self.scale is not None:
@@ -110,7 +110,7 @@ class Evaluate:
         self.size, self.squash = size, squash
         self.normalize = Normalize(mean, std)
 
-    def __call__(self, image: Pixels) -> Float32[Tensor, "C h w"]:
+    def __call__(self, image: ImagePixels) -> Float32[Tensor, "C h w"]:
         if self.squash:
             return self.normalize(resize(image, self.size))
         (rows, cols), (height, width) = image.shape[-2:], self.size
@@ -129,7 +129,7 @@ class Normalize:
         self.factor = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float()[:, None, None]
         self.offset = -(torch.tensor(mean, dtype=torch.float64) / torch.tensor(std)).float()[:, None, None]
 
-    def __call__(self, image: Pixels) -> Float32[Tensor, "C H W"]:
+    def __call__(self, image: ImagePixels) -> Float32[Tensor, "C H W"]:
         if len(image) != len(self.factor):
             raise ValueError(f"mean and std are of {len(self.factor)} channels; the image has {len(image)}")
         if image.dtype == torch.uint8:
@@ -142,7 +142,7 @@ class Normalize:
         return images.float().mul(factor.to(images.device)).add_(self.offset.to(images.device))
 
 
-def resize(image: Pixels, size: tuple[int, int]) -> UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]:
+def resize(image: ImagePixels, size: tuple[int, int]) -> UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]:
     """Bicubic with antialiasing, in uint8 where the image is, as Pillow and torchvision do it; the image itself if it
     has that size."""
     if image.shape[-2:] == size:

@@ -1,4 +1,4 @@
-"""Say what a run waits for, when its workers give no batch for long: a stopped process, a network disk that is gone."""
+"""Report what a run waits for if its workers return no batch for long: a stopped process, an unavailable disk."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchcast.backbones.backbone import CannotError
 from patchcast.backbones.cached_blocks import CachedBlocks, can_cache
+from patchcast.modes import evaluating
 from patchcast.plans import OrderPlan, Plan
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels, patchify, unpatchify
@@ -66,16 +67,14 @@ def complete_pixels(
     given = torch.full_like(plan.prefix, prefix) if bool((plan.prefix > 0).all()) else torch.zeros_like(plan.prefix)
     plan = OrderPlan(plan.grid, plan.order, given, is_raster=plan.is_raster)
 
-    was_training = pretrainer.training
-    pretrainer.eval()
-    predict_next: NextUnit = (CachedForward if can_cache(pretrainer.backbone) else FullForward)(pretrainer, plan)
-    units = patchify(images, target.stride)
-    to_come = plan.order[:, prefix:]
-    units = units.scatter(1, _rows(to_come, units), 0.0)
-    for place in range(prefix, plan.grid.units):
-        prediction = predict_next(unpatchify(units, plan.grid, target.stride), place)
-        units.scatter_(1, _rows(plan.order[:, place : place + 1], units), prediction.to(units.dtype))
-    pretrainer.train(was_training)
+    with evaluating(pretrainer):
+        predict_next: NextUnit = (CachedForward if can_cache(pretrainer.backbone) else FullForward)(pretrainer, plan)
+        units = patchify(images, target.stride)
+        to_come = plan.order[:, prefix:]
+        units = units.scatter(1, _rows(to_come, units), 0.0)
+        for place in range(prefix, plan.grid.units):
+            prediction = predict_next(unpatchify(units, plan.grid, target.stride), place)
+            units.scatter_(1, _rows(plan.order[:, place : place + 1], units), prediction.to(units.dtype))
     return unpatchify(units, plan.grid, target.stride)
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-Curve = tuple[Sequence[int], Sequence[float]]
+Points = tuple[Sequence[int], Sequence[float]]
 
 
 class Version(NamedTuple):
@@ -43,7 +43,7 @@ def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
     axes = figure.subplots(len(versions), len(images), squeeze=False)
     for row, (title, version) in zip(axes, versions.items(), strict=True):
         for place, axis in enumerate(row):
-            shown = _pixels(version.images[place])
+            shown = pixels_of(version.images[place])
             if version.hidden is not None:
                 shown = np.where(version.hidden[place].numpy()[..., None], HIDDEN, shown)
             axis.imshow(shown, interpolation="nearest")
@@ -55,13 +55,14 @@ def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
     return figure
 
 
-def _pixels(image: UInt8[Tensor, "C H W"]) -> np.ndarray:
-    """An image for matplotlib, in [0, 1]; only the first three channels."""
+def pixels_of(image: UInt8[Tensor, "C H W"] | Float[Tensor, "C H W"]) -> np.ndarray:
+    """An image for matplotlib, in [0, 1]; only the first three channels. White is 255 in uint8 and else 1."""
     color = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    return color.permute(1, 2, 0).to(torch.float32).numpy() / 255
+    shown = color.permute(1, 2, 0).to(torch.float32)
+    return shown.numpy() / 255 if image.dtype == torch.uint8 else shown.clamp(0, 1).numpy()
 
 
-def draw_loss(training: Curve, held_out: Curve, *, title: str) -> Figure:
+def draw_loss(training: Points, held_out: Points, *, title: str) -> Figure:
     """The loss against optimizer steps, on training and on held-out images."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axis = figure.subplots()

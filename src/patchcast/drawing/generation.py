@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from patchcast.backbones.backbone import CannotError
 from patchcast.backbones.imagegpt_network import Cache, ImageGPT, ImageGPTBackbone
 from patchcast.backbones.imagegpt_stepwise import Stepwise
-from patchcast.evaluation.features import evaluating
+from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 
 

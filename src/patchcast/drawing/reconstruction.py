@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchcast.geometry import upsample
+from patchcast.modes import evaluating
 from patchcast.plans import Plan
 from patchcast.pretrainer import Pretrainer
 
@@ -37,8 +38,8 @@ def reconstruct(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: 
     Raises:
         ValueError: if the method's targets are not pixels.
     """
-    pretrainer.eval()
-    output = pretrainer(images, plan)
+    with evaluating(pretrainer):
+        output = pretrainer(images, plan)
     counts = torch.ones_like(plan.predict, dtype=torch.bool) if plan.weight is None else plan.weight > 0
     if plan.is_shown is not None:
         counts = counts & ~plan.is_shown

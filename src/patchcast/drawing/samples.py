@@ -34,7 +34,7 @@ class DrawOptions:
 
 def write_samples(pretrainer: Pretrainer, out: Path, *, count: int, draws: DrawOptions) -> None:
     """Draw images and write a PNG and a GIF."""
-    pretrainer.eval().to(_device())
+    pretrainer.to(_device())
     tokenizer: Any = pretrainer.target.tokenizer
     grid = parts(pretrainer)[0].grid
     ids = sample(pretrainer, count, **draws.arguments())

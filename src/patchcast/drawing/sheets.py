@@ -19,7 +19,7 @@ GAP, GRAY = 1, 128
 
 
 @runtime_checkable
-class Decoder(Protocol):
+class CodeDecoder(Protocol):
     """Turns codes into images: a palette, or your own learned decoder."""
 
     def decode(self, ids: Int[Tensor, "B N"], grid: Grid) -> UInt8[Tensor, "B C H W"]: ...
@@ -40,7 +40,7 @@ def save_grid(
 
 def save_drawing(
     ids: Int[Tensor, "B N"],
-    tokenizer: Decoder,
+    tokenizer: CodeDecoder,
     grid: Grid,
     path: str | Path,
     *,

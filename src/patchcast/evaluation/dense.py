@@ -23,7 +23,7 @@ UNITS = 20_000
 DENSE_NEIGHBORS = 20
 DENSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 RESAMPLES = 1000
-PIXELS_A_SIDE = 8  # of a unit, as raw pixels
+UNIT_PIXELS = 8  # of a unit, as raw pixels
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Extract = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B rows cols D"]]
@@ -74,7 +74,7 @@ def raw_units(grid: tuple[int, int]) -> Extract:
 
     def extract(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B rows cols D"]:
         down, right = images.shape[2] // grid[0], images.shape[3] // grid[1]
-        down, right = min(down, PIXELS_A_SIDE), min(right, PIXELS_A_SIDE)
+        down, right = min(down, UNIT_PIXELS), min(right, UNIT_PIXELS)
         small = F.interpolate(images, (grid[0] * down, grid[1] * right), mode="area")
         cells = small.unflatten(2, (grid[0], down)).unflatten(4, (grid[1], right))
         return cells.permute(0, 2, 4, 1, 3, 5).flatten(3)

@@ -17,7 +17,7 @@ from patchcast.evaluation.dense import DenseResult, dense_probe, raw_units
 from patchcast.evaluation.labeled import Prepared
 from patchcast.evaluation.protocol import Protocol, Request, Subject, new_table, percent
 
-BATCH = 64
+COLLAGE_BATCH = 64
 TRAINING, JUDGING = 1000, 300
 """Numbers of collages for training and for testing."""
 
@@ -27,7 +27,7 @@ class DenseProtocol(Protocol[DenseResult]):
 
     file = "dense"
 
-    def __init__(self, options: options.Dense, request: Request, subject: Subject) -> None:
+    def __init__(self, options: options.DenseOptions, request: Request, subject: Subject) -> None:
         self.kind, self.request = options.dense, request
         if self.kind == "masks" and request.is_own:
             raise ValueError("--dense masks needs --data, a folder with 'images' and 'masks' (or 'boxes.json') in it")
@@ -61,7 +61,7 @@ class DenseProtocol(Protocol[DenseResult]):
             judge = Collages(Prepared(self.labeled.test, subject.evaluate), JUDGING, seed=1)
             description = f"collages of {self.labeled.description}"
         description += f": {len(fit):,} for training, {len(judge):,} for testing"
-        return DataLoader(fit, batch_size=BATCH), DataLoader(judge, batch_size=BATCH), description
+        return DataLoader(fit, batch_size=COLLAGE_BATCH), DataLoader(judge, batch_size=COLLAGE_BATCH), description
 
     def measure(self, subject: Subject) -> DenseResult:
         fit, judge, _ = self._open(subject)

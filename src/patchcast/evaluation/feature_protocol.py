@@ -19,7 +19,7 @@ from patchcast.evaluation.intervals import Interval, accuracy_interval, paired_a
 from patchcast.evaluation.knn import KnnResult, knn_probe
 from patchcast.evaluation.label_budgets import FewLabels, PairedDifference, few_labels, paired_differences
 from patchcast.evaluation.label_free import alpha_req, lidar, rankme
-from patchcast.evaluation.labeled import BATCH, Labeled, some_of
+from patchcast.evaluation.labeled import LOADER_BATCH, Labeled, some_of
 from patchcast.evaluation.linear import LinearResult, linear_probe
 from patchcast.evaluation.protocol import OURS, Protocol, Request, Subject, new_table, points
 
@@ -69,7 +69,7 @@ class FeatureProtocol(Protocol[Scores]):
 
     file = "probe"
 
-    def __init__(self, options: options.Features, request: Request, subject: Subject) -> None:
+    def __init__(self, options: options.FeatureOptions, request: Request, subject: Subject) -> None:
         if options.lidar < 0 or options.lidar == 1:
             raise ValueError(
                 f"LiDAR needs at least 2 views of each image (its paper takes 10 or 50); got {options.lidar}"
@@ -190,14 +190,14 @@ def as_text(gained: Interval, few: Sequence[PairedDifference]) -> str:
     return "; ".join([*parts, *([f"no difference at {', '.join(same)} labels/class"] if same else [])])
 
 
-def lidar_of(subject: Subject, labeled: Labeled, chosen: options.Features, *, device: str = "cpu") -> float:
+def lidar_of(subject: Subject, labeled: Labeled, chosen: options.FeatureOptions, *, device: str = "cpu") -> float:
     """LiDAR of some training images, augmented as in training.
 
     Raises:
         ValueError: if there is only one view or one image.
     """
     some = TrainSet(some_of(labeled.train, LIDAR_IMAGES), subject.augment, seed=0)
-    parts = torch.arange(len(some)).split(BATCH)
+    parts = torch.arange(len(some)).split(LOADER_BATCH)
 
     def view(number: int) -> DataLoader[Any]:
         keys = [[(number, place) for place in part.tolist()] for part in parts]

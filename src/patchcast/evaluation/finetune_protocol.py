@@ -14,7 +14,7 @@ from patchcast.evaluation.finetuning import finetune
 from patchcast.evaluation.intervals import accuracy_interval
 from patchcast.evaluation.protocol import Protocol, Request, Subject, new_table
 
-BATCH = 64
+FINETUNE_BATCH = 64
 LAYER_DECAY = 0.65
 """Factor of the learning rate from each block to the one before it; MAE uses 0.65 to 0.75 for ViT-B."""
 PRECISION = {"cpu": None, "cuda": torch.bfloat16}
@@ -31,12 +31,12 @@ class FinetuneProtocol(Protocol[Tensor]):
         self.epochs, self.request = options.finetune, request
         self.labeled = request.labeled()
         self.description = self.labeled.description
-        self.steps = max(1, round(self.epochs * len(self.labeled.train) / BATCH))
+        self.steps = max(1, round(self.epochs * len(self.labeled.train) / FINETUNE_BATCH))
 
     def measure(self, subject: Subject) -> Tensor:
         return finetune(
             subject.backbone,
-            self.labeled.augmented(subject.augment, steps=self.steps, batch_size=BATCH, seed=0),
+            self.labeled.augmented(subject.augment, steps=self.steps, batch_size=FINETUNE_BATCH, seed=0),
             self.labeled.loaders(subject.evaluate)[1],
             classes=self.labeled.classes,
             # An untrained network has nothing to preserve: all its blocks have the same rate.
@@ -51,8 +51,9 @@ class FinetuneProtocol(Protocol[Tensor]):
             value, low, high = (100 * share for share in accuracy_interval(correct))
             table.add_row(name, f"{value:.1f}", f"{low:.1f} to {high:.1f}")
         table.caption = (
-            f"All weights, {self.epochs} epochs in batches of {BATCH}, AdamW at 1e-3; in a trained network each block "
-            f"learns at {LAYER_DECAY} of the rate of the next one, in an untrained one all learn at the same rate."
+            f"All weights, {self.epochs} epochs in batches of {FINETUNE_BATCH}, AdamW at 1e-3; in a trained network "
+            f"each block learns at {LAYER_DECAY} of the rate of the next one, in an untrained one all "
+            "learn at the same rate."
         )
         return [table]
 

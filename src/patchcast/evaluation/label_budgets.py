@@ -16,7 +16,7 @@ from patchcast.evaluation.features import Features, check_probe
 from patchcast.evaluation.intervals import Interval, mean_interval
 from patchcast.evaluation.ridge import ridge_accuracy
 
-Probe = Callable[[Features, Features], float]
+ProbeFunction = Callable[[Features, Features], float]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def few_labels(
     per_class: Sequence[int] = (1, 2, 5, 10, 20, 50),
     draws: int = 20,
     seed: int = 0,
-    probe: Probe = ridge_accuracy,
+    probe: ProbeFunction = ridge_accuracy,
 ) -> list[FewLabels]:
     """Probe with a few random labeled images of each class, repeatedly; always tested on all of `test`.
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from patchcast.data import EpochSampler, EvalLoader, EvalSet, Images, Source, TrainSet, loader, open_source
 
-BATCH = 256
+LOADER_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Labeled:
 
     def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[EvalLoader, EvalLoader]:
         """Batches of the training and of the test images, in order, without augmentation or unreadable images."""
-        train, test = (EvalLoader(EvalSet(images, transform), BATCH) for images in (self.train, self.test))
+        train, test = (EvalLoader(EvalSet(images, transform), LOADER_BATCH) for images in (self.train, self.test))
         return train, test
 
     def augmented(

@@ -15,10 +15,10 @@ from patchcast.evaluation.layer_probe import BLOCKS, IMAGEGPT_LAYERS, draw_layer
 from patchcast.evaluation.protocol import Protocol, Request, Subject, new_table
 from patchcast.files import write_figure
 
-Curve = dict[int, float]
+LayerCurve = dict[int, float]
 
 
-class LayerProtocol(Protocol[Curve]):
+class LayerProtocol(Protocol[LayerCurve]):
     """The linear probe of each layer's features: accuracy by layer, as a share."""
 
     file = "layers"
@@ -30,9 +30,10 @@ class LayerProtocol(Protocol[Curve]):
         self.description = self.labeled.description
         self.axis = IMAGEGPT_LAYERS if isinstance(subject.backbone, ImageGPTBackbone) else BLOCKS
 
-    def measure(self, subject: Subject) -> Curve:
+    def measure(self, subject: Subject) -> LayerCurve:
         train, test = (
-            choose(self._extract(subject, loader), self.layers) for loader in self.labeled.loaders(subject.evaluate)
+            choose_layers(self._extract(subject, loader), self.layers)
+            for loader in self.labeled.loaders(subject.evaluate)
         )
         return {layer: result.accuracy for layer, result in probe_layers(train, test).items()}
 
@@ -42,7 +43,7 @@ class LayerProtocol(Protocol[Curve]):
             return extract_imagegpt_layers(backbone, loader, device=device, cache=self.cache)
         return extract_layers(backbone, loader, device=device, cache=self.cache)
 
-    def tables(self, results: Mapping[str, Curve]) -> list[Table]:
+    def tables(self, results: Mapping[str, LayerCurve]) -> list[Table]:
         table = new_table(self.description, "layer", *results)
         every = sorted({layer for curve in results.values() for layer in curve})
         for layer in every:
@@ -50,21 +51,21 @@ class LayerProtocol(Protocol[Curve]):
             table.add_row(f"{layer}", *cells)
         return [table]
 
-    def record(self, results: Mapping[str, Curve]) -> dict[str, Any]:
+    def record(self, results: Mapping[str, LayerCurve]) -> dict[str, Any]:
         return {**results}
 
-    def comparisons(self, results: Mapping[str, Curve]) -> list[str]:
+    def comparisons(self, results: Mapping[str, LayerCurve]) -> list[str]:
         name, curve = next(iter(results.items()))
         best = max(curve, key=lambda layer: curve[layer])
         return [f"Best layer of {name}: {best}, {100 * curve[best]:.1f} %."]
 
-    def save_pictures(self, results: Mapping[str, Curve], out: Path) -> list[Path]:
+    def save_pictures(self, results: Mapping[str, LayerCurve], out: Path) -> list[Path]:
         picture = out.with_suffix(".png")
         write_figure(draw_layers(results, axis=self.axis, title=f"Linear probe on {self.description}"), picture)
         return [picture]
 
 
-def choose(features: dict[int, Features], layers: Sequence[str]) -> dict[int, Features]:
+def choose_layers(features: dict[int, Features], layers: Sequence[str]) -> dict[int, Features]:
     """The features of these layers.
 
     Raises:

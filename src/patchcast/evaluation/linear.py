@@ -97,7 +97,9 @@ def linear_probe(
     return LinearResult(probe.accuracy(test), best, validation, probe)
 
 
-def logistic_path(train: Features, strengths: Sequence[float]) -> Iterator[LogisticProbe]:
+def logistic_path(
+    train: Features, strengths: Sequence[float], *, class_weights: Float[Tensor, " K"] | None = None
+) -> Iterator[LogisticProbe]:
     """Fitted classifiers from the smallest strength to the largest, each initialized with the previous one.
 
     >>> train = Features(torch.tensor([[0.], [1.], [2.], [3.]]), torch.tensor([0, 0, 1, 1]))
@@ -107,14 +109,18 @@ def logistic_path(train: Features, strengths: Sequence[float]) -> Iterator[Logis
     L-BFGS in double precision with preconditioning: features are rotated onto their principal axes, which does not
     change the penalty, and each axis is scaled by its expected curvature. This takes tens of evaluations instead of
     hundreds, and with few images there are fewer axes than features.
+
+    Args:
+        class_weights: of the loss of each label's images, by label; all 1 if None.
     """
     x, mean, scale = standardize(train.x)
     z, axes, variance = principal_axes(x)
     z = F.pad(z, (0, 1), value=1.0)  # the intercept is the last coordinate
     classes, targets = train.labels.unique(return_inverse=True)
     weight = z.new_zeros(z.shape[1], len(classes))
+    of_class = None if class_weights is None else class_weights.to(z)[classes]
     for strength in sorted(strengths):
-        weight = _minimize(z, targets, variance, strength, start=weight)
+        weight = _minimize(z, targets, variance, strength, start=weight, class_weights=of_class)
         yield LogisticProbe(mean, scale, axes @ weight[:-1], weight[-1], classes, strength)
 
 
@@ -158,6 +164,7 @@ def _minimize(
     strength: float,
     *,
     start: Float[Tensor, "R1 K"],
+    class_weights: Float[Tensor, " K"] | None = None,
 ) -> Float[Tensor, "R1 K"]:
     images = len(z)
     # Curvature of the data term is strength * p(1-p) * variance. 0.03 for p(1-p) took the fewest evaluations over
@@ -179,7 +186,8 @@ def _minimize(
     def objective() -> Tensor:
         optimizer.zero_grad()
         weight = scaled * step
-        loss = strength * F.cross_entropy(z @ weight, targets, reduction="sum") + weight[:-1].square().sum() / 2
+        errors = F.cross_entropy(z @ weight, targets, weight=class_weights, reduction="sum")
+        loss = strength * errors + weight[:-1].square().sum() / 2
         loss.backward()
         return loss
 

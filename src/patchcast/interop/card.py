@@ -34,7 +34,7 @@ TEMPLATES = Environment(
 )
 HUB_LIBRARIES = {"timm": "timm", "transformers": "transformers", "onnx": "onnx", "torch": "pytorch"}
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's image modes by number of channels."""
 RESIZING = {
     "center": "Other images are resized (bicubic, antialiased) to just cover that size, and their center is cut out.",
@@ -112,7 +112,7 @@ def command(recipe: Recipe) -> str:
         if name == "out":
             words += ["--out", "RUN"]
         elif name in ("data", "tokenizer", "start"):
-            words += [typed[0], _without_place(typed[1])]
+            words += [typed[0], without_place(typed[1])]
         elif name not in NOT_LEARNED and name != "epochs":  # the number of steps is given
             words += typed
     return shlex.join(words)
@@ -135,7 +135,7 @@ def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, wh
         # How to select the units from timm's `forward_features`, and the dimensions over which to take the mean.
         units=f"[:, {encoder.features_prefix}:]" if encoder.features_prefix else "",
         dims={"NLC": "1", "NHWC": "(1, 2)", "NCHW": "(2, 3)"}[encoder.features_layout],
-        mode=MODES.get(recipe.channels),
+        mode=IMAGE_MODES.get(recipe.channels),
         is_squashed=recipe.crop_mode == "squash",
         height=height,
         width=width,
@@ -166,7 +166,7 @@ def _training(recipe: Resolved, pretrainer: Pretrainer) -> list[tuple[str, str]]
     backbone = pretrainer.backbone
     height, width = recipe.image_size
     grid = backbone.grid(recipe.image_size)
-    start = "random weights" if recipe.start is None else _without_place(recipe.start)
+    start = "random weights" if recipe.start is None else without_place(recipe.start)
     start = "timm's weights" if recipe.pretrained else start
     encoder = sum(weight.numel() for weight in backbone.model.parameters())
     tiles = f", in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
@@ -175,7 +175,7 @@ def _training(recipe: Resolved, pretrainer: Pretrainer) -> list[tuple[str, str]]
         ("method", f"{recipe.method} {recipe.method_args or ''}".strip()),
         ("model", f"{recipe.model} {_placeless(recipe.model_args) or ''}".strip() + f", from {start}"),
         ("parameters", f"{encoder / 1e6:.1f} M in the encoder"),
-        ("data", _without_place(recipe.data)),
+        ("data", without_place(recipe.data)),
         ("images", f"{recipe.channels} x {height} x {width}{tiles}, as {grid} units"),
         ("steps", f"{recipe.steps:,} of {batch} images ({recipe.epochs:g} passes over the data)"),
         ("learning rate", f"{recipe.lr:.3g} at its peak"),
@@ -202,7 +202,7 @@ def _probes(run: Path) -> Iterator[tuple[str, str]]:
     for name in ("probe", "attentive", "finetune"):
         results = _read(run / f"{name}.json")
         if "data" in results:
-            yield f"{name}: data", _without_place(results["data"])
+            yield f"{name}: data", without_place(results["data"])
         yield from ((f"{name}: {label}", number) for label, number in _accuracies(results))
 
 
@@ -238,10 +238,11 @@ def _placeless(value: Any) -> Any:
         return {name: _placeless(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_placeless(part) for part in value]
-    return _without_place(value) if isinstance(value, str) else value
+    return without_place(value) if isinstance(value, str) else value
 
 
-def _without_place(value: str) -> str:
+def without_place(value: str) -> str:
     """The last part of an absolute path: the rest may identify a user or machine."""
-    path = value.removeprefix("local-dir:").rpartition("=")[2]  # `local-dir:FOLDER` and `MODEL=FILE`
+    model, _, path = value.removeprefix("local-dir:").rpartition("=")  # of starts: `local-dir:FOLDER`, `MODEL=FILE`
+    path = path if "/" not in model and path.startswith(("/", "~")) else value
     return Path(path).name if path.startswith(("/", "~")) else value

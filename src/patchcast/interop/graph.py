@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone
 from patchcast.files import full_disk, unfinished_folder
+from patchcast.modes import evaluating
 
 TOLERANCE = 1e-4
 """Relative to the largest feature value. Another order of summation in float32 differs by about a hundredth of this."""
@@ -110,8 +111,8 @@ def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ 
 def _program(backbone: Backbone) -> torch.export.ExportedProgram:
     example = torch.zeros(2, backbone.channels, *backbone.image_size)
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
-    trace = partial(torch.export.export, Encoder(backbone).eval(), (example,), dynamic_shapes=shapes)
-    with _refusing(backbone, "torch.export", "--to timm may"), _quiet(), torch.no_grad():
+    with _refusing(backbone, "torch.export", "--to timm may"), _quiet(), evaluating(backbone):
+        trace = partial(torch.export.export, Encoder(backbone).eval(), (example,), dynamic_shapes=shapes)
         backbone.units(example)  # a palette builds its table on first use, which cannot be traced
         # Non-strict tracing is fast, but fixes the batch size in models that compute with it in Python.
         return _first_of(partial(trace, strict=False), partial(trace, strict=True))
@@ -136,13 +137,13 @@ def _name(graph: Any, *, inputs: list[str], outputs: list[str]) -> None:
         value.shape = type(value.shape)(["batch", *list(value.shape)[1:]])
 
 
-@torch.no_grad()
 def _checked(file: Path, run: Forward, backbone: Backbone, images: Sequence[Tensor]) -> Difference:
     greatest = largest = 0.0
-    for batch in images:
-        for theirs, own in zip(run(batch), (backbone.pool(batch), backbone.units(batch)), strict=True):
-            greatest = max(greatest, float((theirs - own).abs().max()))
-            largest = max(largest, float(own.abs().max()))
+    with evaluating(backbone):
+        for batch in images:
+            for theirs, own in zip(run(batch), (backbone.pool(batch), backbone.units(batch)), strict=True):
+                greatest = max(greatest, float((theirs - own).abs().max()))
+                largest = max(largest, float(own.abs().max()))
     difference = Difference(greatest, largest)
     if not greatest <= TOLERANCE * largest:  # also if it is NaN
         raise ValueError(f"{file.name} does not compute what {backbone.name} computes: it differs by {difference}")

@@ -113,7 +113,7 @@ def _load(folder: Path, tokenizer: Tokenizer | None, grid: Grid | None) -> tuple
     tokenizer = tokenizer or palette_of_processor(folder / "preprocessor_config.json")
     weights = from_transformers(read_folder(folder))
     channels = tokenizer.channels if isinstance(tokenizer, Palette) else 1 if isinstance(tokenizer, Encoded) else 3
-    pretrainer = assemble(
+    pretrainer = assemble_pretrainer(
         weights,
         tokenizer,
         heads=config.get("n_head", 8),
@@ -257,11 +257,11 @@ def from_transformers(state: Mapping[str, Tensor]) -> Weights:
         for name, value in state.items():
             if name.startswith(theirs):
                 part, kind = name.removeprefix(theirs).rsplit(".", 1)
-                if part not in LINEAR and part not in NORMS:
+                if part not in LINEAR and part not in NORM_NAMES:
                     raise ValueError(f"{name} has no place in this library's ImageGPT")
                 taken.add(name)
-                if part in NORMS:
-                    network[f"{ours}{NORMS[part]}.weight"] = value
+                if part in NORM_NAMES:
+                    network[f"{ours}{NORM_NAMES[part]}.weight"] = value
                 elif kind == "weight":
                     network[f"{ours}{LINEAR[part]}.weight"] = value.T.contiguous()
                 else:
@@ -290,7 +290,7 @@ def to_transformers(weights: Weights) -> dict[str, Tensor]:
         state["score.weight"] = weights.score
     for layer in range(_depth(network, r"blocks\.(\d+)\.")):
         theirs, ours = f"transformer.h.{layer}.", f"blocks.{layer}."
-        for part, own in NORMS.items():
+        for part, own in NORM_NAMES.items():
             state[f"{theirs}{part}.weight"] = network[f"{ours}{own}.weight"]
         for part, own in LINEAR.items():
             weight = network[f"{ours}{own}.weight"]
@@ -368,7 +368,7 @@ def to_openai(weights: Weights, heads: int) -> dict[str, np.ndarray]:
     return {f"model/{name}": value.detach().cpu().numpy().copy() for name, value in state.items()}
 
 
-def assemble(
+def assemble_pretrainer(
     weights: Weights, tokenizer: Tokenizer, *, heads: int, grid: Grid, channels: int = 3, **options: Any
 ) -> Pretrainer:
     """A pretrainer with these weights; a missing head is initialized to zero.
@@ -403,7 +403,7 @@ def assemble(
     return pretrainer
 
 
-NORMS = {"ln_1": "norm1", "ln_2": "norm2"}
+NORM_NAMES = {"ln_1": "norm1", "ln_2": "norm2"}
 LINEAR = {"attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 """transformers' names of a block's parts, and ours; its linear weights are (in, out), ours (out, in)."""
 

@@ -23,11 +23,14 @@ def save_pretrained(
     mean: Sequence[float],
     std: Sequence[float],
     crop_mode: str = "center",
+    image_size: tuple[int, int] | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> None:
     """Write `model.safetensors` and `config.json`, which timm loads.
 
     The keys are those of `timm.create_model(architecture, **model_args)`, all of them: `load_state_dict` with
-    `strict=True` takes them. The classifier head, if there is one, was never trained. Or:
+    `strict=True` takes them. The classifier head, if there is one, was never trained, unless `label_names` are given,
+    one for each of its classes. Or:
 
         timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=10)
 
@@ -41,7 +44,7 @@ def save_pretrained(
     """
     model_args = {name: value for name, value in model_args.items() if name not in START_ARGUMENTS}
     cfg: Any = model.pretrained_cfg
-    size = tuple(model_args.get("img_size") or cfg["input_size"][1:])
+    size = tuple(image_size or model_args.get("img_size") or cfg["input_size"][1:])
     config = {
         **{name: value for name, value in cfg.items() if value is not None and name not in SOURCE},
         "architecture": architecture,
@@ -53,7 +56,8 @@ def save_pretrained(
         "crop_mode": crop_mode,
         "num_classes": model.num_classes,
     }
-    arguments = {"model_args": model_args, "model_config": {"pretrained_cfg": config}}
+    labels = {} if label_names is None else {"label_names": list(label_names)}
+    arguments: dict[str, Any] = {"model_args": model_args, "model_config": {"pretrained_cfg": config, **labels}}
 
     def write_config(unfinished: Path) -> None:
         save_config_for_hf(model, str(unfinished), **arguments)

@@ -123,7 +123,7 @@ class ImageGPTConfig:
 
 
 @dataclass
-class Output(Mapping[str, Any]):
+class MappingOutput(Mapping[str, Any]):
     """The output of a model, by attribute, name or index; entries that are None have no name and no index."""
 
     def __getitem__(self, which: Any) -> Any:
@@ -140,7 +140,7 @@ class Output(Mapping[str, Any]):
 
 
 @dataclass
-class ModelOutput(Output):
+class ModelOutput(MappingOutput):
     """The output of `ImageGPTModel`."""
 
     last_hidden_state: Tensor
@@ -150,7 +150,7 @@ class ModelOutput(Output):
 
 
 @dataclass
-class HeadOutput(Output):
+class HeadOutput(MappingOutput):
     """The output of a model with a head."""
 
     loss: Tensor | None

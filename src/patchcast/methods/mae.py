@@ -6,7 +6,7 @@ from torch import nn
 
 from patchcast.backbones import wrap
 from patchcast.losses import squared
-from patchcast.plans import RandomMask, SeenToo
+from patchcast.plans import GridMask, RandomMask, SeenToo
 from patchcast.predictors import Decoder, usable_width
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
@@ -22,6 +22,7 @@ def mae(
     decoder_heads: int | None = None,
     normalize: bool = True,
     visible_weight: float = 0.0,
+    mask_cell: int = 1,
 ) -> Pretrainer:
     """Hide most units, run the backbone on the rest, and predict the pixels of the hidden units.
 
@@ -37,15 +38,17 @@ def mae(
         normalize: predict each unit's pixels normalized by their mean and standard deviation (better features), or raw.
         visible_weight: how much a visible unit counts in the loss, where a hidden one counts 1; 0, as in the paper:
             visible units are not predicted.
+        mask_cell: units per side of the squares that are hidden together (`GridMask`): 1 in the paper, 4 in Pixio.
     Raises:
         CannotError: if the backbone cannot run on the visible units only.
     """
     backbone = wrap(backbone)
     width = decoder_width or usable_width(min(512, backbone.width))
     target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
+    mask = RandomMask(mask_ratio) if mask_cell == 1 else GridMask(mask_ratio, cell=mask_cell)
     return Pretrainer(
         backbone,
-        plan=SeenToo(RandomMask(mask_ratio), visible_weight) if visible_weight else RandomMask(mask_ratio),
+        plan=SeenToo(mask, visible_weight) if visible_weight else mask,
         view=Drop(),
         predictor=Decoder(
             width,

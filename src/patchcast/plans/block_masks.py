@@ -123,13 +123,13 @@ class InverseBlockMask:
         return hide_first(grid, -shown.gather(1, source), hidden)
 
 
-Size = tuple[int, int]
-ContextCount = Callable[[Grid, Size, Size, int], int]
+BlockSize = tuple[int, int]
+ContextCount = Callable[[Grid, BlockSize, BlockSize, int], int]
 """The number of context units of every image, from the grid, the rows and columns of context and target, and the
 number of targets."""
 
 
-def expected_context(grid: Grid, context: Size, target: Size, targets: int) -> int:
+def expected_context(grid: Grid, context: BlockSize, target: BlockSize, targets: int) -> int:
     """The expected number of context units that are in no target.
 
     >>> expected_context(Grid(16, 16), (16, 15), (8, 6), 4)
@@ -212,7 +212,9 @@ class MultiBlock:
         visible = chance.argsort(dim=1)[:, :count].sort(dim=1).values
         return MaskPlan(grid, visible, asked.nonzero()[:, 2].view(batch, self.targets, -1))
 
-    def _size(self, grid: Grid, scale: tuple[float, float], aspect: float, generator: torch.Generator | None) -> Size:
+    def _size(
+        self, grid: Grid, scale: tuple[float, float], aspect: float, generator: torch.Generator | None
+    ) -> BlockSize:
         """Rows and columns of a block, drawn for the batch."""
         low, high = scale
         area = grid.units * (low + (high - low) * torch.rand(1, generator=generator).item())
@@ -220,7 +222,7 @@ class MultiBlock:
         return rows, min(grid.cols, max(1, round(area / rows)))
 
     def _draw(
-        self, grid: Grid, batch: int, target: Size, context: Size, generator: torch.Generator | None
+        self, grid: Grid, batch: int, target: BlockSize, context: BlockSize, generator: torch.Generator | None
     ) -> tuple[Bool[Tensor, "B G N"], Bool[Tensor, "B N"]]:
         """The units of each target, and those of the context."""
         asked = _anywhere(grid, batch * self.targets, target, generator).unflatten(0, (batch, self.targets))

@@ -4,7 +4,7 @@ Nothing here depends on runs: `patchcast.commands.report` reads a run and assemb
 """
 
 from patchcast.report.charts import Curve, line_chart
-from patchcast.report.page import Html, Section, Tile, commands, definitions, page, table
+from patchcast.report.page import Html, Section, Tile, commands, definitions, html_table, page
 from patchcast.report.pictures import data_uri, strips
 
 __all__ = [
@@ -15,8 +15,8 @@ __all__ = [
     "commands",
     "data_uri",
     "definitions",
+    "html_table",
     "line_chart",
     "page",
     "strips",
-    "table",
 ]

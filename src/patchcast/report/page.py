@@ -59,10 +59,10 @@ def page(title: str, subtitle: str, tiles: Sequence[Tile], sections: Sequence[Se
     )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, strong: int | None = None) -> Html:
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, strong: int | None = None) -> Html:
     """A table whose first column has names; row `strong` is highlighted.
 
-    >>> table(["network", "kNN"], [["ours", "91.0"]]).count("<td>")
+    >>> html_table(["network", "kNN"], [["ours", "91.0"]]).count("<td>")
     1
     """
     head = "".join(f'<th scope="col">{escape(each)}</th>' for each in header)

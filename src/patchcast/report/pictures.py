@@ -59,7 +59,7 @@ def strips(versions: Mapping[str, Version]) -> Html:
     return Html(f'<div class="strips" style="--strip: {max(300, 100 * len(versions))}px">{"".join(cards)}</div>')
 
 
-def sheet(images: Sequence[UInt8[Tensor, "C H W"]], name: str) -> Html:
+def image_row(images: Sequence[UInt8[Tensor, "C H W"]], name: str) -> Html:
     """Images next to each other, without names."""
     drawn = "".join(
         f'<img src="{data_uri(image)}" alt="{escape(name)} {place + 1}">' for place, image in enumerate(images)

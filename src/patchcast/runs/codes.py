@@ -13,7 +13,7 @@ from patchcast.geometry import Grid
 from patchcast.methods import Method
 from patchcast.recipe import Recipe, Resolved
 from patchcast.tokenizers.base import Tokenizer
-from patchcast.tokenizers.files import load_tokenizer
+from patchcast.tokenizers.loading import load_tokenizer
 from patchcast.tokenizers.palette import Palette
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
 

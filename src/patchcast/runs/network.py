@@ -63,7 +63,7 @@ class Network:
 
     def held_out_share(self, data: str) -> float:
         """The share of a source that the network's run held out from training."""
-        return self.recipe.held_out if self.recipe is not None and data == self.recipe.data else 0.0
+        return self.recipe.held_out if self.recipe is not None and self.recipe.reads(data) else 0.0
 
     def before(self) -> Backbone:
         """The same network before training: the run's initial weights, or timm's random ones."""

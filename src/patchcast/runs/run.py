@@ -52,13 +52,14 @@ class Run:
 
     def open_data(self, data: str) -> Source:
         """Open a source with the run's channels; for the run's own data, with the same held-out images."""
-        share = self.recipe.held_out if data == self.recipe.data else 0.0
-        given = reading(self.recipe) if data == self.recipe.data else {"max_pixels": self.recipe.max_pixels}
+        is_own = self.recipe.reads(data)
+        share = self.recipe.held_out if is_own else 0.0
+        given = reading(self.recipe) if is_own else {"max_pixels": self.recipe.max_pixels}
         return open_source(data, channels=self.recipe.channels, held_out_share=share, **given)
 
     def shown(self, data: str | None = None) -> Part:
         """The images that pictures show: the run's held-out ones, or those of another source."""
-        if data is None or data == self.recipe.data:
+        if data is None or self.recipe.reads(data):
             return self.source.shown
         source = self.open_data(data)
         return source.held_out or Part(source.train, f"images of {data}")

@@ -20,8 +20,8 @@ from patchcast.recipe import Resolved
 from patchcast.runs.build import augmentation, evaluation
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.tokenizers.encoded import CodeSet, Mirror, Unchanged, encode_images
-from patchcast.tokenizers.files import load_tokenizer
-from patchcast.tokenizers.palette import Palette, Source, fit_palette, to_levels
+from patchcast.tokenizers.loading import load_tokenizer
+from patchcast.tokenizers.palette import ImageSource, Palette, fit_palette, to_levels
 from patchcast.tokenizers.patches import PatchCodebook
 
 AnyTokenizer = Palette | PatchCodebook
@@ -102,11 +102,11 @@ class CodeData:
         return f"The palette {quality}. Losses of the counting baselines: {self.floors}."
 
 
-def encode(recipe: Resolved, palette: Palette, images: Images, held_out: Source | None) -> CodeData:
+def encode(recipe: Resolved, palette: Palette, images: Images, held_out: ImageSource | None) -> CodeData:
     """Encode a run's images, or load their codes from the user's cache folder."""
     grid = Grid(*recipe.image_size)
 
-    def codes(source: Source) -> CodeSet:
+    def codes(source: ImageSource) -> CodeSet:
         return encode_images(source, palette, evaluation(recipe), grid, progress=True)
 
     train = codes(images)

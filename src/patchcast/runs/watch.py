@@ -70,7 +70,7 @@ def _feature_watch(run: Run) -> FeatureWatch:
 
 def _probe(run: Run, data: str) -> OnlineProbe:
     recipe = run.recipe
-    source = run.source if data == recipe.data else run.open_data(data)
+    source = run.source if recipe.reads(data) else run.open_data(data)
     labeled = open_labeled(source, channels=recipe.channels)
     most = max(PROBED, PROBED_A_CLASS * labeled.classes)
     fitted, judged = (Prepared(some_of(part, most), run.evaluation) for part in (labeled.train, labeled.test))

@@ -1,4 +1,4 @@
 """Tokenizers: from images to codes, for methods that predict codes.
 
-Import from the modules: `base.Tokenizer`, `palette.Palette`, `patches.PatchCodebook`, `files.load_tokenizer`.
+Import from the modules: `base.Tokenizer`, `palette.Palette`, `patches.PatchCodebook`, `loading.load_tokenizer`.
 """

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from patchcast.data.fingerprint import fingerprint_images
 from patchcast.data.images import DECODED_BYTES
-from patchcast.data.seals import is_whole, seal
+from patchcast.data.seals import matches_seal, seal
 from patchcast.files import cache_folder, write_whole, writing_cache
 from patchcast.geometry import Grid
 from patchcast.tokenizers.base import Tokenizer
-from patchcast.tokenizers.palette import Source
+from patchcast.tokenizers.palette import ImageSource
 
-BATCH = 256
-SAMPLE = 64
+ENCODING_BATCH = 256
+KEY_SAMPLE = 64
 """Images that are encoded at each call: their codes are part of the cache key."""
 
 
@@ -78,7 +78,7 @@ class CodeSet:
 
 
 def encode_images(
-    images: Source,
+    images: ImageSource,
     tokenizer: Tokenizer,
     transform: Callable[[Tensor], Tensor],
     grid: Grid,
@@ -111,19 +111,19 @@ def encode_images(
     """
     if not len(images):
         raise ValueError("there are no images to encode")
-    sample = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)).tolist()
+    sample = np.unique(np.linspace(0, len(images) - 1, min(KEY_SAMPLE, len(images))).astype(int)).tolist()
     codes, labels = _encode(images, sample, tokenizer, transform)
     if codes.shape[1] != grid.units:
         raise ValueError(f"the tokenizer gives {codes.shape[1]} codes for an image; a {grid} grid has {grid.units}")
     name = _key(images, tokenizer, grid, codes, labels)
     folder = folder or cache_folder()
     file, labels_file = folder / f"codes-{name}.npy", folder / f"codes-{name}-labels.npy"
-    if not (is_whole(file) and is_whole(labels_file)):
+    if not (matches_seal(file) and matches_seal(labels_file)):
         _write(file, labels_file, images, tokenizer, transform, codes.dtype, grid, progress)
     return CodeSet(np.load(file, mmap_mode="r"), np.load(labels_file), grid, tokenizer.vocabulary)
 
 
-def _key(images: Source, tokenizer: Tokenizer, grid: Grid, codes: np.ndarray, labels: np.ndarray) -> str:
+def _key(images: ImageSource, tokenizer: Tokenizer, grid: Grid, codes: np.ndarray, labels: np.ndarray) -> str:
     """A hash of what the codes depend on: image content, tokenizer weights, and the transform (by a sample's codes)."""
     content = f"{len(images)} {tokenizer.vocabulary} {grid} {codes.dtype}".encode() + codes.tobytes() + labels.tobytes()
     digest = hashlib.blake2b(content + fingerprint_images(images), digest_size=16)
@@ -134,7 +134,7 @@ def _key(images: Source, tokenizer: Tokenizer, grid: Grid, codes: np.ndarray, la
 
 
 def _write(
-    file: Path, labels_file: Path, images: Source, tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor],
+    file: Path, labels_file: Path, images: ImageSource, tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor],
     kind: np.dtype, grid: Grid, progress: bool,
 ) -> None:  # fmt: skip
     """Encode the images in batches and write the codes."""
@@ -151,8 +151,8 @@ def _write(
         with unfinished.open("wb") as out:
             np.lib.format.write_array_header_1_0(out, header)
             os.posix_fallocate(out.fileno(), 0, out.tell() + size)
-            for start in track(range(0, len(images), BATCH), "encoding", disable=not progress):
-                index = range(start, min(start + BATCH, len(images)))
+            for start in track(range(0, len(images), ENCODING_BATCH), "encoding", disable=not progress):
+                index = range(start, min(start + ENCODING_BATCH, len(images)))
                 codes, labels[start : index.stop] = _encode(images, index, tokenizer, transform)
                 out.write(codes.tobytes())
 
@@ -197,7 +197,7 @@ AsItIs = Unchanged
 
 
 def _encode(
-    images: Source, index: Sequence[int], tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor]
+    images: ImageSource, index: Sequence[int], tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor]
 ) -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = zip(*(images[each] for each in index), strict=True)
     with torch.no_grad():

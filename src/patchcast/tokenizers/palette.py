@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from patchcast.files import cache_folder, read_weights, write_cache, write_weights, write_whole
 from patchcast.geometry import Grid
 
-LARGEST = 4096
+MAX_COLORS = 4096
 CELL = 16
 """Edge of the cubes of colors that share candidates. The table of OpenAI's 512 colors took 6 seconds on one core with
 16, and 13 and 25 seconds with 8 and 32."""
 
 
 @runtime_checkable
-class Source(Protocol):
+class ImageSource(Protocol):
     """Any sequence of (uint8 image, label): from `patchcast.data.open_images`, a list, your own dataset."""
 
     def __len__(self) -> int: ...
@@ -55,8 +55,8 @@ class Palette(nn.Module):
 
     def __init__(self, colors: Float[Tensor, "K C"]) -> None:
         super().__init__()
-        if len(colors) > LARGEST or colors.shape[1] not in (1, 3):
-            raise ValueError(f"a palette has up to {LARGEST} colors of 1 or 3 channels; got {tuple(colors.shape)}")
+        if len(colors) > MAX_COLORS or colors.shape[1] not in (1, 3):
+            raise ValueError(f"a palette has up to {MAX_COLORS} colors of 1 or 3 channels; got {tuple(colors.shape)}")
         if not len(colors) or not bool((colors.abs() <= 1).all()):
             raise ValueError(
                 "a palette's colors lie between -1 (black) and 1 (white); scale 8-bit ones by x / 127.5 - 1"
@@ -141,7 +141,7 @@ class Palette(nn.Module):
         return f"{self.vocabulary} colors, {self.channels} channels"
 
 
-def fit_palette(images: Source, k: int, *, seed: int = 0, pixels: int = 1_000_000) -> Palette:
+def fit_palette(images: ImageSource, k: int, *, seed: int = 0, pixels: int = 1_000_000) -> Palette:
     """Fit the k colors of a palette by k-means on a sample of a source's pixels; darkest first.
 
     >>> shades = torch.tensor([0, 1, 128, 129, 255], dtype=torch.uint8).view(1, 1, 5)
@@ -156,8 +156,8 @@ def fit_palette(images: Source, k: int, *, seed: int = 0, pixels: int = 1_000_00
     Raises:
         ValueError: if k is out of range, or the images are neither gray nor RGB.
     """
-    if not 1 <= k <= LARGEST:
-        raise ValueError(f"a palette has 1 to {LARGEST} colors; asked for {k}")
+    if not 1 <= k <= MAX_COLORS:
+        raise ValueError(f"a palette has 1 to {MAX_COLORS} colors; asked for {k}")
     sample = _sample_pixels(images, pixels, seed)
     distinct = np.unique(sample, axis=0)
     if len(distinct) <= k:
@@ -245,7 +245,7 @@ def _cached_table(colors: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
     return table
 
 
-def _sample_pixels(images: Source, pixels: int, seed: int) -> UInt8[np.ndarray, "M C"]:
+def _sample_pixels(images: ImageSource, pixels: int, seed: int) -> UInt8[np.ndarray, "M C"]:
     """Up to `pixels` pixels: all of them, or the same number of random ones from each of at most 10,000 images."""
     random = np.random.default_rng(seed)
     chosen = np.unique(np.linspace(0, len(images) - 1, min(10_000, len(images))).astype(int))

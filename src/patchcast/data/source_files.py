@@ -1,4 +1,4 @@
-"""Files that a source is made of: braces written out, remote ones fetched once, and grouped into splits."""
+"""The files of a source: expand braces, download remote files once, and group files into splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from patchcast.data.seals import is_whole, sample_digest, seal
+from patchcast.data.seals import matches_seal, sample_digest, seal
 from patchcast.data.split_names import ORDER, PURPOSE, by_split_name, split_of
 from patchcast.files import cache_file, write_whole, writing_cache
 
@@ -100,7 +100,7 @@ def fetch(url: str) -> Path:
     try:
         system, path = fsspec.core.url_to_fs(url)
         copy = cache_file(["remote", url, str(system.ukey(path))], Path(path).suffix)
-        if not is_whole(copy):
+        if not matches_seal(copy):
             with writing_cache(copy.parent):
                 write_whole(copy, lambda unfinished: system.get_file(path, str(unfinished)))
                 seal(copy)

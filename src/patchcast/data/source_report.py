@@ -1,4 +1,4 @@
-"""Read a whole source once and say what is in it."""
+"""Read a whole source once and report what is in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.images import Images, Unreadable, evenly_spaced
 
-Size = tuple[int, int]
+ImageSize = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Report:
     split: str
     readable: int
     unreadable: list[Unreadable]
-    sizes: dict[Size, int]
+    sizes: dict[ImageSize, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     labels: dict[int, int]
     class_names: list[str] | None
 
     @property
-    def size_range(self) -> tuple[Size, Size, Size]:
+    def size_range(self) -> tuple[ImageSize, ImageSize, ImageSize]:
         """The sizes of the images of the smallest, the median and the largest area; zeros if there are none."""
         if not self.sizes:
             return (0, 0), (0, 0), (0, 0)
@@ -85,7 +85,7 @@ def check(images: Images, *, limit: int | None = None, workers: int = 0, progres
     count = len(images.store)
     positions = list(range(count)) if limit is None else evenly_spaced(count, limit)
     looks = DataLoader(_Looks(images, positions), batch_size=32, num_workers=workers, collate_fn=list)
-    unreadable, sizes, labels = [], Counter[Size](), Counter[int]()
+    unreadable, sizes, labels = [], Counter[ImageSize](), Counter[int]()
     pixels, total, squares = 0, np.zeros(images.channels), np.zeros(images.channels)
     bar = track(looks, f"reading {images.split}", console=Console(stderr=True), transient=True, disable=not progress)
     for found in (each for batch in bar for each in batch):

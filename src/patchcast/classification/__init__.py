@@ -1,0 +1,1 @@
+"""Classifiers from pretrained networks: their data, model, training, and the folder that holds one."""

@@ -1,0 +1,87 @@
+"""The README.md of a fine-tuned classifier: its classes, what it reached, and how to load it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from patchcast import __version__
+from patchcast.interop.card import IMAGE_MODES, fenced, markdown, without_place
+
+LOADING = """\
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)
+with torch.no_grad():
+    logits = model(transform(Image.open("photo.jpg").convert(MODE))[None])
+print(model.pretrained_cfg["label_names"][int(logits.argmax())])"""
+OF_CHANNELS = """\
+import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+# Images are (B, CHANNELS, height, width) in floating point, normalized by the mean and std of model.pretrained_cfg."""
+"""For images that Pillow has no name for."""
+NAMED = 30
+"""Classes that the card names."""
+
+
+def write_classifier_card(
+    out: Path,
+    network: str,
+    data: str,
+    names: Sequence[str],
+    metrics: Mapping[str, Any],
+    words: Sequence[str],
+    *,
+    channels: int,
+) -> None:
+    """Write README.md, with the metadata that the Hugging Face hub reads; no path of this machine is in it.
+
+    Args:
+        network: what training started from.
+        metrics: those of metrics.json.
+        words: of the command that trains it again.
+        channels: of the images.
+    """
+    accuracy = metrics["accuracy"]
+    rows = {
+        "accuracy": f"{100 * accuracy['value']:.1f} % (95 % interval {100 * accuracy['low']:.1f} to "
+        f"{100 * accuracy['high']:.1f}), {metrics['test_images']:,} test images",
+        "mean accuracy of classes": f"{100 * metrics['balanced_accuracy']:.1f} %",
+        "share of the largest class": f"{100 * metrics['largest_class_share']:.1f} %",
+        "validation accuracy, by which it was chosen": f"{100 * metrics['chosen']['validation_accuracy']:.1f} %",
+        "training images": f"{metrics['training_images']:,}",
+        "training": f"{metrics['processor_seconds']:,} s of processor time",
+    }
+    mode = IMAGE_MODES.get(channels)
+    code = OF_CHANNELS.replace("CHANNELS", str(channels)) if mode is None else LOADING.replace("MODE", repr(mode))
+    shown = ", ".join(map(markdown, names[:NAMED])) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="timm",
+            pipeline_tag="image-classification",
+            license="other",
+            license_name="not-chosen-yet",
+            tags=["image-classification", "patchcast"],
+        ),
+        template_path=str(Path(__file__).with_name("card.md.jinja")),
+        title=markdown(f"{without_place(network)} on {without_place(data)}"),
+        classes=len(names),
+        names=shown,
+        version=__version__,
+        results="\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]),
+        data=markdown(metrics["data"].replace(data, without_place(data))),
+        how=markdown(metrics["how"]),
+        code=fenced(code, "python"),
+        predict=fenced("patchcast predict FOLDER IMAGES --out predictions.csv", "bash"),
+        command=fenced(shlex.join(map(without_place, words)), "bash"),
+    )
+    card.save(out / "README.md")

@@ -1,0 +1,59 @@
+"""Pictures of what a classifier gets wrong: the confusion matrix, and the worst mistakes."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from patchcast.drawing.figures import pixels_of
+
+MOST_NAMED = 40
+"""Classes up to which the confusion matrix names and counts each."""
+
+
+def draw_confusion(counts: Int[np.ndarray, "K K"], names: Sequence[str]) -> Figure:
+    """A row for each true class, a column for each predicted one; colors are shares of the true class.
+
+    >>> draw_confusion(np.array([[3, 1], [0, 2]]), ["cat", "dog"]).axes[0].get_xlabel()
+    'predicted'
+    """
+    classes = len(names)
+    side = min(14.0, 2.5 + 0.35 * classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set(xlabel="predicted", ylabel="true")
+    if classes <= MOST_NAMED:
+        short = [textwrap.shorten(name, 24, placeholder="…") or name[:24] for name in names]
+        axis.set_xticks(range(classes), short, rotation=90, fontsize=7)
+        axis.set_yticks(range(classes), short, fontsize=7)
+        for row, column in np.argwhere(counts > 0):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=6, color=color)
+    return figure
+
+
+def draw_named(images: Sequence[Tensor], captions: Sequence[str], *, columns: int = 6) -> Figure:
+    """Images of any size in rows, each with a few lines of text below.
+
+    >>> import torch
+    >>> len(draw_named([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 7, ["a"] * 7).axes)
+    12
+    """
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.9 * columns, 2.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image, caption in zip(axes, images, captions, strict=False):
+        axis.imshow(pixels_of(image), interpolation="nearest")
+        lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, 26) or [""]]
+        axis.set_title("\n".join(lines[:5]), fontsize=7, y=-0.02, va="top", parse_math=False)
+    return figure

@@ -25,7 +25,10 @@ CASES = {
     "Dinov2Model, gated": ("Dinov2Config", {**DINOV2, "use_swiglu_ffn": True}),
     "DINOv3ViTModel": ("DINOv3ViTConfig", {**SIZES, "num_register_tokens": 4}),
     "DINOv3ViTModel, no biases": ("DINOv3ViTConfig", {**SIZES, "query_bias": False, "value_bias": False}),
-    "DINOv3ViTModel, gated": ("DINOv3ViTConfig", {**SIZES, "use_gated_mlp": True, "num_register_tokens": 2}),
+    "DINOv3ViTModel, gated": (
+        "DINOv3ViTConfig",
+        {**SIZES, "use_gated_mlp": True, "hidden_act": "silu", "num_register_tokens": 2},
+    ),
 }
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -67,6 +70,12 @@ def test_another_number_of_heads_is_refused(tmp_path: Path) -> None:
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
     with pytest.raises(ValueError, match="has 2 attention heads and the model 4"):
         load_start(str(tmp_path), "vit_base_patch16_224", **args)
+
+
+def test_another_activation_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "dinov3_vit", "use_gated_mlp": true, "hidden_act": "gelu"}')
+    with pytest.raises(ValueError, match="hidden_act='gelu'; timm's network of dinov3_vit has 'silu'"):
+        load_start(str(tmp_path))
 
 
 def test_another_type_is_refused(tmp_path: Path) -> None:

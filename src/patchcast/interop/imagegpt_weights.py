@@ -25,7 +25,7 @@ from patchcast.methods.imagegpt import imagegpt
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.tokenizers.encoded import Encoded
-from patchcast.tokenizers.files import palette_of_processor
+from patchcast.tokenizers.loading import palette_of_processor
 from patchcast.tokenizers.palette import Palette
 
 OPTIONS = {

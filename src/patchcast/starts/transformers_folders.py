@@ -43,6 +43,10 @@ def from_transformers_folder(folder: Path, config: Mapping[str, Any], words: str
     kind = str(config["model_type"])
     if kind not in _READERS:
         raise ValueError(f"{words} holds transformers' {kind!r}; those that can be read are {', '.join(_READERS)}")
+    wanted = "silu" if config.get("use_gated_mlp") else "gelu"
+    # DINOv2's gated networks compute silu whatever the config says, and ImageGPT's activation is an option of ours.
+    if kind != "imagegpt" and not config.get("use_swiglu_ffn") and config.get("hidden_act", wanted) != wanted:
+        raise ValueError(f"{words} has hidden_act={config['hidden_act']!r}; timm's network of {kind} has {wanted!r}")
     return _READERS[kind](read_folder(folder), config, words, folder)
 
 
@@ -172,6 +176,7 @@ def _dinov3(state: dict[str, Tensor], config: Mapping[str, Any], words: str, fol
         },
         size=size,
         heads=config["num_attention_heads"],
+        eps=config.get("layer_norm_eps", 1e-5),
         left_out=_others(state),
         **_normalization(folder),
     )

@@ -41,6 +41,7 @@ LAYERS: list[list[str]] = [
     ["collapse", "drawing", "interop"],
     ["training"],
     ["report", "runs", "starts"],
+    ["classification"],
     ["commands"],
     ["cli", "__main__"],
 ]

@@ -122,9 +122,9 @@ def _finetune(given: options.FinetuneClassifier) -> None:
     check_network(given.model)
     check_data(given.data)
 
-    from patchcast.commands.finetune import finetune
+    from patchcast.commands.finetune import finetune_classifier
 
-    finetune(given)
+    finetune_classifier(given)
 
 
 def _predict(given: options.Predict) -> None:

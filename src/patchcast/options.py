@@ -34,6 +34,7 @@ class ProbeOptions:
         image_column: column of the images, where it is not called image or by another usual name.
         label_column: column of the labels, likewise.
         max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
+        split: the split of the data that is judged on. Default: test, or else validation.
         limit: maximum number of training images. Default: all.
         untrained: probe the network before training, with its initial weights.
         against: further networks, as rows of the table: run folders or timm models (which have public weights).
@@ -46,6 +47,7 @@ class ProbeOptions:
     image_column: str | None = None
     label_column: str | None = None
     max_pixels: int | None = None
+    split: str | None = None
     limit: int | None = None
     untrained: bool = False
     against: list[str] = field(default_factory=list)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from patchcast.backbones import wrap
 from patchcast.classification import training
-from patchcast.classification.data import classifier_data
-from patchcast.classification.folder import open_classifier
+from patchcast.classification.classifier_data import classifier_data
+from patchcast.classification.classifier_folder import open_classifier
 from patchcast.classification.frozen import fit_linear_head
 from patchcast.classification.model import classifier, freeze
 from patchcast.cli import main

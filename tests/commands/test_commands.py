@@ -112,7 +112,7 @@ def test_mistakes_get_one_sentence(finished: Path, tmp_path: Path, capsys: pytes
     assert "mae has no option 'mask_ration'; it has mask_ratio" in pretrain(
         "--method", "mae", "--model", "test_vit", *digits, "--method_args", '{"mask_ration": 0.5}'
     )
-    assert "needs H and W divisible by 16; got 225x224" in pretrain(
+    assert "no patch of up to 16 pixels cuts images of 225x224" in pretrain(
         "--method", "mae", "--model", "test_vit", *digits, "--image_size", "[225, 224]"
     )
     (tmp_path / "empty").mkdir()

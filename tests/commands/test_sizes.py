@@ -98,6 +98,12 @@ def test_sizes_among_model_args_are_options_of_the_recipe() -> None:
         with_own_options(recipe(model_args={"img_size": "big"}))
 
 
+@pytest.mark.parametrize("wrong", [{"nope": 3}, {"drop_rate": "x"}])
+def test_arguments_that_timm_cannot_take_are_one_sentence(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"cannot be built with these model_args: .*(nope|str)"):
+        size_and_patch(recipe(model_args=wrong), (64, 64))
+
+
 def test_a_folder_of_mixed_sizes_has_their_median(tmp_path: Path) -> None:
     for i, (height, width) in enumerate([(40, 90), (60, 70), (62, 74), (64, 80), (90, 40)]):
         Image.fromarray(np.full((height, width, 3), i, dtype=np.uint8)).save(tmp_path / f"{i}.png")

@@ -102,8 +102,9 @@ def test_constant_features_are_harmless(digits):
 
 def test_what_cannot_be_chosen_is_refused():
     lonely = Features(torch.eye(3), torch.tensor([0, 0, 1]))
-    with pytest.raises(ValueError, match="class 1 has 1 image; holding some out for validation needs at least 2"):
-        linear_probe(lonely, lonely)
+    with pytest.raises(ValueError, match="each class has a single image; holding some out"):
+        linear_probe(lonely.take(torch.tensor([0, 2])), lonely)
+    assert len(linear_probe(lonely, lonely, strengths=(1.0, 100.0)).validation) == 2, "class 1 has one image, to fit on"
     assert linear_probe(lonely, lonely, strengths=(100.0,)).accuracy == 1.0
     with pytest.raises(ValueError, match="must be positive"):
         linear_probe(lonely, lonely, strengths=(0.0, 1.0))

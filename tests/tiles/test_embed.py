@@ -104,7 +104,7 @@ def test_a_model_over_tiles_by_themselves(photographs: Path, tmp_path: Path, kin
 def test_it_goes_on_where_it_was_stopped(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path
 ) -> None:
-    monkeypatch.setattr(command, "PART", 2)
+    monkeypatch.setattr(command, "IMAGES_PER_PART", 2)
     arguments = ["embed", str(run), "--data", str(photographs)]
     assert main([*arguments, "--out", str(tmp_path / "whole.safetensors")]) == 0
     write, written = command._write_part, []
@@ -136,7 +136,7 @@ import safetensors.torch
 from patchcast.cli import main
 from patchcast.commands import embed as command
 
-command.PART, save_file = 2, safetensors.torch.save_file
+command.IMAGES_PER_PART, save_file = 2, safetensors.torch.save_file
 
 def half(tensors, file, metadata):
     save_file(tensors, file, metadata)
@@ -161,7 +161,7 @@ def test_it_resumes_where_it_was_killed(photographs: Path, tmp_path: Path, monke
     half, *left = sorted(file.name for file in (tmp_path / "f.safetensors.parts").iterdir())
     assert half.startswith(".0000000002.")
     assert left == ["0000000000.safetensors", "plan.json"]
-    monkeypatch.setattr(command, "PART", 2)
+    monkeypatch.setattr(command, "IMAGES_PER_PART", 2)
     write, written = command._write_part, []
     monkeypatch.setattr(
         command, "_write_part", lambda parts, start, *rest: (written.append(start), write(parts, start, *rest))

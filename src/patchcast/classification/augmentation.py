@@ -50,7 +50,7 @@ class StrongAugment:
             return self.erase(self.augment.normalize(self.change(image)))
 
 
-def augmentation(
+def classifier_augmentation(
     strength: Strength, evaluate: Evaluate, *, flip: bool, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[Tensor, int], Tensor]:
     """What training sees of an image.

@@ -62,7 +62,7 @@ class Timed:
     waited: float = 0.0
 
 
-def train(
+def train_classifier(
     model: nn.Module,
     images: Images,
     augment: Callable[[Tensor, int], Tensor],

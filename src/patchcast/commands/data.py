@@ -22,9 +22,9 @@ from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 
 LISTED = 50
 """Maximum number of unreadable images that are listed in the terminal."""
-CLASSES = 40
+LISTED_CLASSES = 40
 """Maximum number of classes with their own row; others are summarized."""
-FEW = 2000
+FEW_IMAGES = 2000
 """Number of images below which one process is as fast as several, which have to start first."""
 
 
@@ -59,7 +59,7 @@ def check_source(
                 first if is_first else open_split(listed, source, split=split, channels=first.channels, max_pixels=most)
             )
             opened.append(images)
-            few = min(len(images.store), limit or len(images.store)) <= FEW
+            few = min(len(images.store), limit or len(images.store)) <= FEW_IMAGES
             processes = workers if workers is not None else 0 if few else os.cpu_count() or 0
             reports.append(check_images(images, limit=limit, workers=processes, progress=console.is_terminal))
     of = "" if limit is None else f", of which at most {limit:,} were read"
@@ -138,7 +138,7 @@ def _labels_table(reports: list[Report]) -> Table:
     for report in reports:
         table.add_column(report.split, justify="right")
     found = sorted({label for report in reports for label in report.labels if label >= 0})
-    if len(found) <= CLASSES:
+    if len(found) <= LISTED_CLASSES:
         names = reports[0].class_names
         for label in found:
             name = names[label] if names is not None and label < len(names) else str(label)

@@ -23,7 +23,7 @@ from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.backbones.readout import mean, mean_std
 from patchcast.backbones.tile_geometry import assemble, tile_crop, tiles_of
 from patchcast.backbones.tiled import Tiled
-from patchcast.commands.parts import claim
+from patchcast.commands.parts import IMAGES_PER_PART, claim_parts
 from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
 from patchcast.data.tiles import Fitted, FitTiles
@@ -34,8 +34,6 @@ from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import is_run, open_network
 
 Kind = Literal["pooled", "tokens", "maps"]
-PART = 256
-"""Number of images per part, and the maximum number that is lost when the command is stopped."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,12 @@ def write_features(
     images = open_images(data, split=split, channels=channels, **reading)
     method.backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     parts = out.with_name(out.name + ".parts")
-    done = claim(parts, out, _plan(method, images, kind), ".safetensors", "features")
+    done = claim_parts(parts, out, _plan(method, images, kind), ".safetensors", "features")
     console = Console()
     console.print(f"{len(images):,} images of {data}: {kind} features of {source}, {method.description}")
     if done:
-        console.print(f"Resuming after {done} parts of {PART} images.")
-    starts = range(done * PART, len(images), PART)
+        console.print(f"Resuming after {done} parts of {IMAGES_PER_PART} images.")
+    starts = range(done * IMAGES_PER_PART, len(images), IMAGES_PER_PART)
     with evaluating(method.backbone):
         for start in track(starts, description="embedding", console=console, disable=not console.is_terminal):
             _write_part(parts, start, method, images, kind, batch_size)
@@ -172,7 +170,7 @@ def _write_part(parts: Path, start: int, method: Extraction, images: Images, kin
     """Features of the images from `start` on, those of one canvas together."""
     device = next(method.backbone.parameters()).device
     fitted: dict[int, Fitted] = {}
-    for index in range(start, min(start + PART, len(images))):
+    for index in range(start, min(start + IMAGES_PER_PART, len(images))):
         try:
             fitted[index] = method.fit(images.read(int(images.positions[index])))
         except UnreadableImageError:
@@ -216,7 +214,7 @@ def _plan(method: Extraction, images: Images, kind: Kind) -> dict[str, Any]:
         "how": method.description,
         "kind": kind,
         "images": fingerprint(names),
-        "images_per_part": PART,
+        "images_per_part": IMAGES_PER_PART,
     }
 
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from patchcast import options
 from patchcast.arguments import words_of
-from patchcast.classification.augmentation import Strength, augmentation
-from patchcast.classification.card import write_classifier_card
-from patchcast.classification.data import ClassifierData, classifier_data
-from patchcast.classification.folder import save_classifier
+from patchcast.classification.augmentation import Strength, classifier_augmentation
+from patchcast.classification.classifier_card import write_classifier_card
+from patchcast.classification.classifier_data import ClassifierData, classifier_data
+from patchcast.classification.classifier_folder import save_classifier
 from patchcast.classification.frozen import fit_linear_head, head_inputs
+from patchcast.classification.mistakes import draw_confusion, draw_named
 from patchcast.classification.model import classifier, freeze
-from patchcast.classification.pictures import draw_confusion, draw_named
-from patchcast.classification.training import Settings, best_of, logits_of, train
+from patchcast.classification.training import Settings, best_of, logits_of, train_classifier
 from patchcast.data import EvalLoader, EvalSet, Images, open_source
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.intervals import accuracy_interval
@@ -35,13 +35,13 @@ from patchcast.training.engine import default_workers
 from patchcast.training.lock import locked
 
 BEGUN, METRICS = "finetune.json", "metrics.json"
-FEW = 20
+FEW_LABELS = 20
 """Training images per class below which the backbone is frozen by default."""
 EPOCHS, BATCH, LAYER_DECAY = 30, 64, 0.65
 LR, FROZEN_LR = 1e-3, 3e-3
 SMOOTHING = 0.1
 WORST = 24
-RANGES: dict[str, Range] = {
+FINETUNE_RANGES: dict[str, Range] = {
     "epochs": AT_LEAST_1, "lr": POSITIVE, "batch_size": AT_LEAST_1, "mixup": NOT_NEGATIVE, "cutmix": NOT_NEGATIVE,
     "layer_decay": POSITIVE_SHARE, "smoothing": SHARE, "limit_per_class": AT_LEAST_1,
     "image_size": AT_LEAST_1, "max_pixels": AT_LEAST_1, "workers": NOT_NEGATIVE, "seed": NOT_NEGATIVE,
@@ -49,7 +49,7 @@ RANGES: dict[str, Range] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Every choice, made: what the options leave open depends on the number of labels."""
 
     is_frozen: bool
@@ -80,14 +80,14 @@ class Plan:
         )
 
 
-def finetune(given: options.FinetuneClassifier) -> None:
+def finetune_classifier(given: options.FinetuneClassifier) -> None:
     """Train the classifier, or go on with it, and write its folder.
 
     Raises:
         ValueError: for anything that the user can put right, in one sentence.
         InterruptedError, KeyboardInterrupt: for SIGTERM and Ctrl-C, after a checkpoint.
     """
-    check_ranges({name: getattr(given, name) for name in RANGES}, RANGES, prefix="--")
+    check_ranges({name: getattr(given, name) for name in FINETUNE_RANGES}, FINETUNE_RANGES, prefix="--")
     if given.out.is_file():
         raise ValueError(f"{given.out} is a file; --out is a folder")
     if given.out.is_dir() and any(given.out.iterdir()) and not (given.out / BEGUN).exists():
@@ -132,7 +132,7 @@ def finetune(given: options.FinetuneClassifier) -> None:
     console.print(f"Written to {given.out}. Next: [bold]patchcast predict {given.out} IMAGES --out predictions.csv[/]")
 
 
-def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str) -> Plan:
+def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str) -> TrainingPlan:
     """The options, and what follows for those that were not given.
 
     Raises:
@@ -142,7 +142,7 @@ def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str
     is_frozen = given.freeze
     if is_frozen is None:
         asks_for_training = given.untrained or given.layer_decay is not None
-        is_frozen = len(data.train) < FEW * classes and not asks_for_training
+        is_frozen = len(data.train) < FEW_LABELS * classes and not asks_for_training
     augment: Strength = given.augment or ("none" if is_frozen else "light")
     flip = given.flip if given.flip is not None else given.data != "digits"
     batch_size = min(given.batch_size or BATCH, len(data.train))
@@ -160,7 +160,7 @@ def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str
         seed=given.seed,
         workers=default_workers("gpu" if device == "cuda" else "cpu") if given.workers is None else given.workers,
     )
-    plan = Plan(is_frozen, given.head, augment, flip, given.class_weights, settings)
+    plan = TrainingPlan(is_frozen, given.head, augment, flip, given.class_weights, settings)
     useless = {
         "epochs": given.epochs, "lr": given.lr, "batch_size": given.batch_size, "mixup": given.mixup,
         "cutmix": given.cutmix, "smoothing": given.smoothing,
@@ -168,7 +168,7 @@ def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str
     if is_frozen and given.layer_decay is not None:
         raise ValueError("--layer_decay has no use with --freeze: the blocks are not trained")
     if plan.is_fitted and (named := [f"--{name}" for name, value in useless.items() if value]):
-        few = "" if given.freeze else f" (frozen, because there are fewer than {FEW} training images per class)"
+        few = "" if given.freeze else f" (frozen, because there are fewer than {FEW_LABELS} training images per class)"
         raise ValueError(
             f"a linear head on a frozen backbone is fitted without {', '.join(named)}{few}; leave them out, or give "
             "--no_freeze, --head attentive or --augment light"
@@ -184,7 +184,7 @@ def _network(given: options.FinetuneClassifier) -> Network:
     return open_network(given.model, untrained=given.untrained, img_size=given.image_size)
 
 
-def _claim(given: options.FinetuneClassifier, plan: Plan, data: ClassifierData, network: Network) -> bool:
+def _claim(given: options.FinetuneClassifier, plan: TrainingPlan, data: ClassifierData, network: Network) -> bool:
     """Note what is trained; False if it is finished.
 
     Raises:
@@ -219,7 +219,7 @@ def _listed(images: Images) -> list[tuple[str, int]]:
 
 
 def _train(
-    model: nn.Module, network: Network, data: ClassifierData, plan: Plan, out: Path, device: str
+    model: nn.Module, network: Network, data: ClassifierData, plan: TrainingPlan, out: Path, device: str
 ) -> dict[str, Any]:
     """Train in place; returns what was chosen on the validation images, and by what."""
     evaluate = network.evaluate
@@ -233,8 +233,8 @@ def _train(
         )
         best = max(path, key=lambda strength: (path[strength], -strength))
         return {"strength": best, "validation_accuracy": path[best]}
-    augment = augmentation(plan.augment, evaluate, flip=plan.flip, mean=network.mean, std=network.std)
-    rows = train(
+    augment = classifier_augmentation(plan.augment, evaluate, flip=plan.flip, mean=network.mean, std=network.std)
+    rows = train_classifier(
         model,
         data.train,
         augment,

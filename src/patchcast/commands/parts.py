@@ -1,4 +1,4 @@
-"""Work done part by part, so that a command that was stopped goes on after the last part."""
+"""Work done part by part, so that a command that was stopped resumes after the last part."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 from patchcast.files import write_text
 
+IMAGES_PER_PART = 256
+"""Number of images per part, and the maximum number that is lost when the command is stopped."""
 
-def claim(parts: Path, out: Path, plan: dict[str, Any], suffix: str, what: str) -> int:
+
+def claim_parts(parts: Path, out: Path, plan: dict[str, Any], suffix: str, what: str) -> int:
     """How many parts of the same work are there already.
 
     Args:

@@ -19,8 +19,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from patchcast import options
-from patchcast.classification.folder import is_fine_tuned, open_classifier
-from patchcast.commands.parts import claim
+from patchcast.classification.classifier_folder import is_fine_tuned, open_classifier
+from patchcast.commands.parts import IMAGES_PER_PART, claim_parts
 from patchcast.commands.probe import feature_cache
 from patchcast.data import EvalLoader, EvalSet, Evaluate, Images, open_source
 from patchcast.data.images import Unreadable
@@ -33,15 +33,13 @@ from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import open_network, torch_device
 
-PART = 256
-"""Images of a part: what is lost, at most, when the command is stopped."""
 SHOWN = 50
 """Rows of the table that is printed without --out."""
-Row = dict[str, Any]
+Prediction = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Predictor:
+class LabelPredictor:
     """From images to the probability of each class.
 
     Attributes:
@@ -67,8 +65,8 @@ def predict(given: options.Predict) -> None:
     """
     ranges = dict.fromkeys(("neighbors", "top", "batch_size"), AT_LEAST_1)
     check_ranges({name: getattr(given, name) for name in ranges}, ranges, prefix="--")
-    if given.out is not None and given.out.suffix not in WRITERS:
-        raise ValueError(f"--out must end in {' or '.join(WRITERS)}; got {given.out}")
+    if given.out is not None and given.out.suffix not in PREDICTION_WRITERS:
+        raise ValueError(f"--out must end in {' or '.join(PREDICTION_WRITERS)}; got {given.out}")
     if given.out is not None and given.out.exists():
         raise ValueError(f"{given.out} is there already; choose another --out, or delete it to write it again")
     device = torch_device(given.device)
@@ -78,15 +76,17 @@ def predict(given: options.Predict) -> None:
     top = min(given.top, len(predictor.names))
     console = Console(highlight=False)
     console.print(f"{count:,} images: {predictor.how}")
-    work = [(number, start) for number, images in enumerate(sources) for start in range(0, len(images), PART)]
+    work = [
+        (number, start) for number, images in enumerate(sources) for start in range(0, len(images), IMAGES_PER_PART)
+    ]
 
-    def part(number: int, start: int) -> list[Row]:
+    def part(number: int, start: int) -> list[Prediction]:
         images = sources[number]
-        return _rows(predictor, images, range(start, min(start + PART, len(images))), top, given.batch_size)
+        return _rows(predictor, images, range(start, min(start + IMAGES_PER_PART, len(images))), top, given.batch_size)
 
     with evaluating(predictor.module):
         if given.out is None:
-            rows: list[Row] = []
+            rows: list[Prediction] = []
             for number, start in work:
                 if len(rows) < SHOWN:
                     rows += part(number, start)
@@ -100,11 +100,11 @@ def predict(given: options.Predict) -> None:
             "model": predictor.depends_on,
             "images": fingerprint([path for images in sources for path in paths_of(images)]),
             "top": top,
-            "images_per_part": PART,
+            "images_per_part": IMAGES_PER_PART,
         }
-        done = claim(parts, given.out, plan, ".rows.json", "predictions")
+        done = claim_parts(parts, given.out, plan, ".rows.json", "predictions")
         if done:
-            console.print(f"Resuming after {done} parts of up to {PART} images.")
+            console.print(f"Resuming after {done} parts of up to {IMAGES_PER_PART} images.")
         todo = list(enumerate(work))[done:]
         for place, (number, start) in track(
             todo, description="predicting", console=console, disable=not console.is_terminal
@@ -118,7 +118,9 @@ def predict(given: options.Predict) -> None:
     if not written:
         raise ValueError(f"none of the {count:,} images can be read")
     out = given.out
-    write_whole(out, lambda file: WRITERS[out.suffix]([content["rows"] for content in contents], _columns(top), file))
+    write_whole(
+        out, lambda file: PREDICTION_WRITERS[out.suffix]([content["rows"] for content in contents], _columns(top), file)
+    )
     shutil.rmtree(parts)
     console.print(f"Wrote {out}: {written:,} rows.")
     reasons = {path: reason for content in contents for path, reason in content["unreadable"]}
@@ -126,13 +128,13 @@ def predict(given: options.Predict) -> None:
     _name_unreadable(console, [Unreadable(0, path, reason) for path, reason in reasons.items()])
 
 
-def _classifier(given: options.Predict, device: str) -> Predictor:
+def _classifier(given: options.Predict, device: str) -> LabelPredictor:
     if given.data is not None:
         raise ValueError(f"{given.model} has a classifier of its own; leave --data out, or give a run")
     tuned = open_classifier(given.model)
     model = tuned.model.to(device)
     how = f"{len(tuned.names)} classes of {given.model}"
-    return Predictor(
+    return LabelPredictor(
         model,
         tuned.names,
         tuned.evaluate,
@@ -143,7 +145,7 @@ def _classifier(given: options.Predict, device: str) -> Predictor:
     )
 
 
-def _voters(given: options.Predict, device: str) -> Predictor:
+def _voters(given: options.Predict, device: str) -> LabelPredictor:
     """Labeled images vote by the similarity of their features, as in the kNN probe."""
     if given.data is None:
         raise ValueError(
@@ -170,12 +172,14 @@ def _voters(given: options.Predict, device: str) -> Predictor:
 
     how = f"votes of the {neighbors} nearest of {len(labels):,} labeled images of {given.data}"
     depends_on = fingerprint([fingerprint(backbone), *paths_of(labeled), *map(str, labels.tolist()), str(neighbors)])
-    return Predictor(backbone, names, evaluate, backbone.channels, vote, how, depends_on)
+    return LabelPredictor(backbone, names, evaluate, backbone.channels, vote, how, depends_on)
 
 
-def _rows(predictor: Predictor, images: Images, places: Sequence[int], top: int, batch_size: int) -> list[Row]:
+def _rows(
+    predictor: LabelPredictor, images: Images, places: Sequence[int], top: int, batch_size: int
+) -> list[Prediction]:
     device = next(predictor.module.parameters()).device
-    rows: list[Row] = []
+    rows: list[Prediction] = []
     for batch in _batches(predictor, images, places, batch_size):
         shares, classes = (
             predictor.compute(torch.stack([image for _, image in batch]).to(device)).cpu().topk(top, dim=1)
@@ -189,7 +193,7 @@ def _rows(predictor: Predictor, images: Images, places: Sequence[int], top: int,
 
 
 def _batches(
-    predictor: Predictor, images: Images, places: Sequence[int], batch_size: int
+    predictor: LabelPredictor, images: Images, places: Sequence[int], batch_size: int
 ) -> Iterator[list[tuple[str, Tensor]]]:
     """Names and prepared images of those that can be read."""
     batch: list[tuple[str, Tensor]] = []
@@ -209,12 +213,14 @@ def _columns(top: int) -> list[str]:
     return ["path", "label", "probability", *more]
 
 
-def _table(rows: list[Row], top: int) -> Table:
-    table = Table(box=SIMPLE_HEAD)
-    for name in _columns(top):
-        table.add_column(name, overflow="fold", justify="right" if name.startswith("prob") else "left")
+def _table(rows: list[Prediction], top: int) -> Table:
+    table = Table("path", "probability", box=SIMPLE_HEAD)
+    table.columns[0].overflow, table.columns[1].no_wrap = "fold", True
     for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else value for value in row.values()))
+        values = [row[name] for name in _columns(top)[1:]]
+        table.add_row(
+            row["path"], ", ".join(f"{name} {share:.3f}" for name, share in zip(values[::2], values[1::2], strict=True))
+        )
     return table
 
 
@@ -225,7 +231,7 @@ def _name_unreadable(console: Console, bad: Sequence[Unreadable]) -> None:
         console.print(f"  {each.path}: {each.reason}", markup=False)
 
 
-def _write_csv(parts: list[list[Row]], columns: list[str], file: Path) -> None:
+def _write_csv(parts: list[list[Prediction]], columns: list[str], file: Path) -> None:
     with file.open("w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, columns)
         writer.writeheader()
@@ -236,7 +242,7 @@ def _write_csv(parts: list[list[Row]], columns: list[str], file: Path) -> None:
             )
 
 
-def _write_parquet(parts: list[list[Row]], columns: list[str], file: Path) -> None:
+def _write_parquet(parts: list[list[Prediction]], columns: list[str], file: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -244,7 +250,7 @@ def _write_parquet(parts: list[list[Row]], columns: list[str], file: Path) -> No
     pq.write_table(pa.Table.from_pylist([row for rows in parts for row in rows], pa.schema(kinds)), file)
 
 
-WRITERS: dict[str, Callable[[list[list[Row]], list[str], Path], None]] = {
+PREDICTION_WRITERS: dict[str, Callable[[list[list[Prediction]], list[str], Path], None]] = {
     ".parquet": _write_parquet,
     ".csv": _write_csv,
 }

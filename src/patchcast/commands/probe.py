@@ -41,6 +41,7 @@ def probe(given: options.ProbeOptions, protocol: str, chosen: Any, *, typed: str
         cache=feature_cache(),
         reading=_reading(given, None if given.data is not None else network.recipe),
         held_out_share=network.held_out_share(data),
+        split=given.split,
     )
     subject = subject_of(network)
     measuring = PROTOCOLS[protocol](chosen, request, subject)

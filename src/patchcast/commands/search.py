@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from patchcast import options
-from patchcast.classification.pictures import draw_named
+from patchcast.classification.mistakes import draw_named
 from patchcast.commands.probe import feature_cache
 from patchcast.data import EvalLoader, EvalSet
 from patchcast.data.listed import open_listed

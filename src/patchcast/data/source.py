@@ -15,6 +15,8 @@ from jaxtyping import Int64
 from patchcast.data.columns import Columns
 from patchcast.data.duplicates import shared_files
 from patchcast.data.images import VERIFY_UP_TO, Images, find_splits, open_split
+from patchcast.data.names import printable
+from patchcast.data.split_names import match_split
 from patchcast.data.splits import stratified_split
 from patchcast.data.stores import Splits
 from patchcast.data.streamed import HeadStore
@@ -136,7 +138,7 @@ class Source:
         """The images that pictures show: held-out ones, or training images, called so, if there are none."""
         return self.held_out or Part(self.train, "training images")
 
-    def labeled(self, limit: int | None = None) -> LabeledParts:
+    def labeled(self, limit: int | None = None, split: str | None = None) -> LabeledParts:
         """Labeled images for a probe: the training split, and the test split or else the validation split.
 
         Of a source with neither, a fifth of each class is held out from the probe, drawn with a fixed seed. What
@@ -147,20 +149,36 @@ class Source:
 
         Args:
             limit: maximum number of training images, drawn at random with a fixed seed.
+            split: to judge on instead.
         Raises:
-            ValueError: if the source has no labels.
+            ValueError: if the source, or the split that is asked for, has no labels, or there is no such split.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"a probe needs at least 1 training image; got a limit of {limit}")
         if not _has_labels(self._all):
             raise ValueError(f"{self.data} has no labels, which a probe needs; give --data a labeled source")
         generator = torch.Generator().manual_seed(0)
-        train, test, phrase = self._judged_by_split() or self._judged_by_share(generator)
+        by_split = self._judged_by_split() if split is None else self._judged_by(split)
+        train, test, phrase = by_split or self._judged_by_share(generator)
         train, test = _with_labels(train), _with_labels(test)
         if limit is not None and limit < len(train):
             train = train.subset(torch.randperm(len(train), generator=generator)[:limit].numpy())
         train, test = _readable(train), _readable(test)
         return LabeledParts(train, test, phrase + _remarks(train, test))
+
+    def _judged_by(self, asked: str) -> tuple[Images, Images, str]:
+        """The split that is asked for."""
+        split = match_split(asked, self._splits)
+        if split is None:
+            raise ValueError(f"{self.data} has no split {asked!r}; it has {', '.join(self._splits)}")
+        test = self._open(split)
+        if test.split == self._all.split:
+            raise ValueError(
+                f"the probe is fitted on split {split} of {self.data}; judge on another of {', '.join(self._splits)}"
+            )
+        if not _has_labels(test):
+            raise ValueError(f"the split {split} of {self.data} has no labels, which a probe needs")
+        return self._all, test, f"{self.data}, judged on its {split} split"
 
     def labeled_split(self, split: str) -> Images | None:
         """The labeled, readable images of one split; None if it has no labels."""
@@ -253,7 +271,22 @@ def _remarks(train: Images, test: Images) -> str:
     left_out = len({bad.path for part in (train, test) for bad in part.unreadable})
     remarks = f"; {left_out:,} unreadable image{'s' * (left_out != 1)} left out" if left_out else ""
     shared = len(shared_files(test, train)) if len(train) + len(test) <= COMPARED_UP_TO else 0
-    return remarks + (f"; {shared:,} of the {len(test):,} test images are training images too" if shared else "")
+    remarks += f"; {shared:,} of the {len(test):,} test images are training images too" if shared else ""
+    return remarks + _imbalance(test)
+
+
+def _imbalance(test: Images) -> str:
+    """The share of the largest class of the test images, where it is twice what equal classes would have: a classifier
+    that always answers with that class is as accurate.
+    """
+    labels = test.labels
+    assert labels is not None
+    values, counts = np.unique(labels, return_counts=True)
+    share, label = counts.max() / len(labels), values[counts.argmax()]
+    if len(values) < 2 or share < min(2 / len(values), 0.7):
+        return ""
+    name = str(label) if test.class_names is None else test.class_names[label]
+    return f"; {100 * share:.1f} % of the test images are of class {printable(name)}"
 
 
 def _draw_share(images: Images, share: float, generator: torch.Generator) -> Int64[np.ndarray, " J"]:

@@ -33,21 +33,26 @@ def stratified_split(
 ) -> tuple[Int[Tensor, " F"], Int[Tensor, " H"]]:
     """Indices of the images to fit on, and of a random `share` of each class held out (at least one image).
 
+    The single image of a class is fitted on.
+
     >>> fit, held = stratified_split(torch.tensor([0] * 10 + [1] * 5), 0.2, generator=torch.Generator().manual_seed(0))
     >>> len(fit), len(held)
     (12, 3)
 
     Raises:
-        ValueError: if a class has a single image: one can't be held out and fitted on.
+        ValueError: if no class has two images.
     """
     labels = labels.cpu()
     fit, held = [], []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
         if len(members) < 2:
-            raise ValueError(f"class {label} has 1 image; holding some out for validation needs at least 2 of each")
+            fit.append(members)
+            continue
         members = members[torch.randperm(len(members), generator=generator)]
         count = max(1, round(len(members) * share))
         held.append(members[:count])
         fit.append(members[count:])
+    if not held:
+        raise ValueError("each class has a single image; holding some out for validation needs a class of 2 or more")
     return torch.cat(fit).sort().values, torch.cat(held).sort().values

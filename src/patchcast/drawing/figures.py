@@ -43,7 +43,7 @@ def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
     axes = figure.subplots(len(versions), len(images), squeeze=False)
     for row, (title, version) in zip(axes, versions.items(), strict=True):
         for place, axis in enumerate(row):
-            shown = pixels_of(version.images[place])
+            shown = shown_pixels(version.images[place])
             if version.hidden is not None:
                 shown = np.where(version.hidden[place].numpy()[..., None], HIDDEN, shown)
             axis.imshow(shown, interpolation="nearest")
@@ -55,7 +55,7 @@ def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
     return figure
 
 
-def pixels_of(image: UInt8[Tensor, "C H W"] | Float[Tensor, "C H W"]) -> np.ndarray:
+def shown_pixels(image: UInt8[Tensor, "C H W"] | Float[Tensor, "C H W"]) -> np.ndarray:
     """An image for matplotlib, in [0, 1]; only the first three channels. White is 255 in uint8 and else 1."""
     color = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     shown = color.permute(1, 2, 0).to(torch.float32)

@@ -97,7 +97,7 @@ def attentive_probe(
         seed: of weights, held-out images and image order; global random states are not changed.
         device: where the probe is trained; batches of features are moved there.
     Raises:
-        ValueError: if the features cannot be probed, or a class has only one image, so that none can be held out.
+        ValueError: if the features cannot be probed, or no class has two images, so that none can be held out.
     """
     check_probe(train, test)
     classes, targets = train.labels.unique(return_inverse=True)

@@ -44,7 +44,7 @@ def best_blocks(
         held_out: share of each class that is held out for the choice.
         seed: of the held-out draw.
     Raises:
-        ValueError: if the blocks differ in width, or a class has a single image.
+        ValueError: if the blocks differ in width, or no class has two images.
     """
     widths = {features.x.shape[1] for features in layers.values()}
     if len(widths) > 1:

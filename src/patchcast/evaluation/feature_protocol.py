@@ -15,7 +15,7 @@ from patchcast import options
 from patchcast.data import TrainSet
 from patchcast.evaluation.baselines import BASELINES, PIXELS_A_SIDE
 from patchcast.evaluation.features import Features, extract, extract_with
-from patchcast.evaluation.intervals import Interval, accuracy_interval, paired_accuracy_difference
+from patchcast.evaluation.intervals import Interval, accuracy_interval, balanced_accuracy, paired_accuracy_difference
 from patchcast.evaluation.knn import KnnResult, knn_probe
 from patchcast.evaluation.label_budgets import FewLabels, PairedDifference, few_labels, paired_differences
 from patchcast.evaluation.label_free import alpha_req, lidar, rankme
@@ -33,6 +33,7 @@ class Scores:
 
     Attributes:
         correct: True for test images that the linear probe classified correctly.
+        balanced: the linear probe's mean accuracy over classes.
         rankme, alpha_req, lidar: of a network's features; None if they were not or cannot be measured.
     """
 
@@ -40,6 +41,7 @@ class Scores:
     linear: LinearResult
     correct: Tensor
     few: list[FewLabels]
+    balanced: float
     rankme: float | None = None
     alpha_req: float | None = None
     lidar: float | None = None
@@ -55,7 +57,7 @@ class Scores:
         return {
             "knn_20": self.knn.by_k.get(20),
             "knn": {**accuracy_interval(self.knn.correct)._asdict(), "k": self.knn.k, "by_k": self.knn.by_k},
-            "linear": {**self.accuracy._asdict(), "strength": self.linear.strength},
+            "linear": {**self.accuracy._asdict(), "strength": self.linear.strength, "balanced": self.balanced},
             "few_labels": [
                 {"per_class": row.per_class, "mean": row.mean, "std": row.std, "draws": len(row.accuracies)}
                 for row in self.few
@@ -107,18 +109,22 @@ class FeatureProtocol(Protocol[Scores]):
     def _score(self, train: Features, test: Features) -> Scores:
         train, test = train.to(self.request.device), test.to(self.request.device)
         linear = linear_probe(train, test)
+        correct = (linear.probe.predict(test.x) == test.labels).cpu()
         return Scores(
             knn=knn_probe(train, test),
             linear=linear,
-            correct=(linear.probe.predict(test.x) == test.labels).cpu(),
+            correct=correct,
+            balanced=balanced_accuracy(correct, test.labels.cpu()),
             few=few_labels(train, test, per_class=self.per_class, draws=self.options.draws),
         )
 
     def tables(self, results: Mapping[str, Scores]) -> list[Table]:
-        accuracy = new_table(self.description, "labels per class", *map(str, self.per_class), "all", "kNN")
+        balanced = ["all, balanced"] if self.labeled.is_imbalanced else []
+        accuracy = new_table(self.description, "labels per class", *map(str, self.per_class), "all", *balanced, "kNN")
         for name, scores in results.items():
             few = [f"{100 * row.mean:.1f} ± {100 * row.std:.1f}" for row in scores.few]
-            accuracy.add_row(name, *few, f"{100 * scores.linear.accuracy:.1f}", f"{100 * scores.knn.accuracy:.1f}")
+            shown = [scores.linear.accuracy, *([scores.balanced] if balanced else []), scores.knn.accuracy]
+            accuracy.add_row(name, *few, *(f"{100 * value:.1f}" for value in shown))
         neighbors = ", ".join(f"{scores.knn.k}" for scores in results.values())
         accuracy.caption = (
             f"Linear classifier; few labels: mean ± spread over {self.options.draws} draws; all: "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -61,11 +62,29 @@ def accuracy_interval(correct: Bool[Tensor, " N"]) -> Interval:
 def paired_accuracy_difference(ours: Bool[Tensor, " N"], theirs: Bool[Tensor, " N"]) -> Interval:
     """The difference in accuracy of two probes on the same test images, with its 95 % interval.
 
-    Only images on which they disagree matter, so it is much narrower than the two separate intervals suggest.
+    Only images on which they disagree matter, so it is much narrower than the two separate intervals suggest. It stays
+    within [-1, 1]. Where no two images differ, Student's interval would have no width: then it is as wide as the share
+    of other images that this many may have missed (the exact binomial bound).
 
     >>> import torch
     >>> ours, theirs = torch.arange(100) < 90, torch.arange(100) < 80
     >>> print(paired_accuracy_difference(ours, theirs))
     0.100 [0.040, 0.160]
     """
-    return mean_interval(ours.double() - theirs.double())
+    gained = ours.double() - theirs.double()
+    if gained.min() == gained.max():
+        value, missed = float(gained[0]), 1 - 0.05 ** (1 / len(gained))
+        value, low, high = value, value - missed, value + missed
+    else:
+        value, low, high = mean_interval(gained)
+    return Interval(value, max(-1.0, low), min(1.0, high))
+
+
+def balanced_accuracy(correct: Bool[Tensor, " N"], labels: Int[Tensor, " N"]) -> float:
+    """The mean over classes of each class's accuracy: 1 of n classes is worth 1 / n, however many images it has.
+
+    >>> import torch
+    >>> balanced_accuracy(torch.tensor([True, True, True, False]), torch.tensor([0, 0, 0, 1]))
+    0.5
+    """
+    return float(torch.stack([correct[labels == label].double().mean() for label in labels.unique()]).mean())

@@ -71,7 +71,7 @@ def knn_probe(
         held_out: share of each class to choose k on.
         seed: of the held-out draw, the only random step.
     Raises:
-        ValueError: if the features cannot be probed, or a class has only one image, so that none can be held out.
+        ValueError: if the features cannot be probed, or no class has two images, so that none can be held out.
     """
     check_probe(train, test)
     fit, held = stratified_split(train.labels, held_out, generator=torch.Generator().manual_seed(seed))

@@ -44,6 +44,12 @@ class Labeled:
         """The number of classes: labels are below it."""
         return int(max(labels_of(self.train).max(), labels_of(self.test).max())) + 1
 
+    @property
+    def is_imbalanced(self) -> bool:
+        """Whether a class of the test images has at least twice as many as another one."""
+        counts = np.unique(labels_of(self.test), return_counts=True)[1]
+        return bool(counts.max() >= 2 * counts.min())
+
     def loaders(self, transform: Callable[[Tensor], Tensor]) -> tuple[EvalLoader, EvalLoader]:
         """Batches of the training and of the test images, in order, without augmentation or unreadable images."""
         train, test = (EvalLoader(EvalSet(images, transform), LOADER_BATCH) for images in (self.train, self.test))
@@ -63,7 +69,13 @@ class Labeled:
 
 
 def open_labeled(
-    data: str | Source, *, channels: int, limit: int | None = None, held_out_share: float = 0.0, **reading: Any
+    data: str | Source,
+    *,
+    channels: int,
+    limit: int | None = None,
+    held_out_share: float = 0.0,
+    split: str | None = None,
+    **reading: Any,
 ) -> Labeled:
     """The labeled images of a source, for a probe; see `patchcast.data.Source.labeled`.
 
@@ -71,13 +83,14 @@ def open_labeled(
         data: the source, or one that is open already.
         limit: maximum number of training images, drawn at random with a fixed seed.
         held_out_share: what a run on this source held out.
+        split: that is judged on; None for the test split, or else the validation split.
         reading: `image_column`, `label_column` and `max_pixels` of `patchcast.data.open_source`.
     Raises:
         ValueError: if the source has no labels.
     """
     if not isinstance(data, Source):
         data = open_source(data, channels=channels, held_out_share=held_out_share, **reading)
-    parts = data.labeled(limit)
+    parts = data.labeled(limit, split)
     return Labeled(parts.train, parts.test, parts.phrase)
 
 

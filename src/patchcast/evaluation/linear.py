@@ -81,7 +81,7 @@ def linear_probe(
         held_out: share of each class for choosing the strength.
         seed: of the held-out draw, the only random step.
     Raises:
-        ValueError: if the features cannot be probed, or a class has only one image, so that none can be held out.
+        ValueError: if the features cannot be probed, or no class has two images, so that none can be held out.
     """
     check_probe(train, test)
     if not strengths or min(strengths) <= 0:

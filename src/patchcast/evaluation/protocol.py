@@ -20,6 +20,9 @@ from patchcast.evaluation.labeled import Labeled, open_labeled
 OURS, UNTRAINED = "pretrained", "untrained"
 """Names of the rows of the probed network, and of the same network before training."""
 
+WIDEST = 0.8
+"""Width of an interval of a difference, from which on it is not shown: it would be "anything between"."""
+
 Result = TypeVar("Result")
 
 
@@ -54,6 +57,7 @@ class Request:
         cache: folder for cached features.
         reading: how the images are read: `image_column`, `label_column` and `max_pixels` of `open_source`.
         held_out_share: share of the data that the run held out, if it is the run's own.
+        split: that is judged on; None for the test split, or else the validation split.
     """
 
     data: str
@@ -64,6 +68,7 @@ class Request:
     cache: Path | None = None
     reading: Mapping[str, Any] = field(default_factory=dict)
     held_out_share: float = 0.0
+    split: str | None = None
 
     def labeled(self) -> Labeled:
         """The labeled images.
@@ -76,6 +81,7 @@ class Request:
             channels=self.channels,
             limit=self.limit,
             held_out_share=self.held_out_share,
+            split=self.split,
             **self.reading,
         )
 
@@ -158,5 +164,9 @@ def points(gained: Interval) -> str:
 
     >>> points(Interval(0.05, -0.012, 0.112))
     '+5.0 points [-1.2, +11.2]'
+    >>> points(Interval(0.5, -1.0, 1.0))
+    '+50.0 points (too few test images for an interval)'
     """
+    if gained.high - gained.low >= WIDEST:
+        return f"{100 * gained.value:+.1f} points (too few test images for an interval)"
     return f"{100 * gained.value:+.1f} points [{100 * gained.low:+.1f}, {100 * gained.high:+.1f}]"

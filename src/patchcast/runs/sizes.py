@@ -183,6 +183,9 @@ def nominal_backbone(recipe: Recipe) -> Backbone:
             except ValueError as problem:
                 if "do not divide" not in str(problem):
                     raise
+            except (TypeError, AttributeError, AssertionError) as problem:
+                reason = " ".join(str(problem).split()) or type(problem).__name__
+                raise ValueError(f"{recipe.model} cannot be built with these model_args: {reason}") from problem
         return wrap(recipe.model, img_size=352, **args)
 
 

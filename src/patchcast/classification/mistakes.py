@@ -10,7 +10,7 @@ from jaxtyping import Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from patchcast.drawing.figures import pixels_of
+from patchcast.drawing.figures import shown_pixels
 
 MOST_NAMED = 40
 """Classes up to which the confusion matrix names and counts each."""
@@ -53,7 +53,7 @@ def draw_named(images: Sequence[Tensor], captions: Sequence[str], *, columns: in
     for axis in axes:
         axis.set_axis_off()
     for axis, image, caption in zip(axes, images, captions, strict=False):
-        axis.imshow(pixels_of(image), interpolation="nearest")
+        axis.imshow(shown_pixels(image), interpolation="nearest")
         lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, 26) or [""]]
         axis.set_title("\n".join(lines[:5]), fontsize=7, y=-0.02, va="top", parse_math=False)
     return figure

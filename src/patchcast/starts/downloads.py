@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import constants
 
-SECONDS = 5.0
+PATIENCE_FOR_HUB = 5.0
 """How long the hub has to answer. Its own library tries again for more than a minute."""
 SAFE = ("config.json", "preprocessor_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.*")
 PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
@@ -66,12 +66,12 @@ def _answers() -> bool:
 
     def ask() -> None:
         try:
-            huggingface_hub.utils.get_session().head(constants.ENDPOINT, timeout=SECONDS)
+            huggingface_hub.utils.get_session().head(constants.ENDPOINT, timeout=PATIENCE_FOR_HUB)
             answers.append(True)
         except Exception:  # whatever the network raises
             pass
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(SECONDS)
+    asking.join(PATIENCE_FOR_HUB)
     return bool(answers)

@@ -108,7 +108,7 @@ def _read_folder(folder: Path, words: str) -> Start:
             return from_transformers_folder(folder, config, words)
         state = read_folder(folder)
     except FileNotFoundError as problem:
-        raise ValueError(str(problem)) from problem
+        raise ValueError(f"{folder} holds no run of patchcast (no {CONFIG}) and no weights: {problem}") from problem
     if "architecture" not in config:
         return _of_content(state, words)
     known = {**config, **config.get("pretrained_cfg", {})}

@@ -168,7 +168,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, capsys: pytest.Captu
         ("--start", str(file), "--pretrained"): "both name weights to start from",
         ("--start_bands", "0", "1", "2"): "start_bands is for runs that start from weights",
         ("--start", str(file)): "1x1x32 there and 1x1x64 here",
-        ("--start", "nowhere.pth"): "nowhere.pth is not there",
+        ("--start", "nowhere.pth"): "there is no file nowhere.pth",
     }.items():
         assert pretrain(tmp_path / "run", *options) == 2
         assert message in capsys.readouterr().err

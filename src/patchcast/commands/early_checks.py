@@ -73,7 +73,8 @@ def check_network(name: str) -> None:
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if is_folder or "/" in name or path.suffix in WEIGHT_FILES:
         if not path.exists():
-            raise ValueError(f"{path} is not there; give a run folder, a folder or file of weights, or a timm model")
+            kind = "file" if path.suffix in WEIGHT_FILES else "folder"
+            raise ValueError(f"there is no {kind} {path}; give the folder of a run, weights, or a model of timm")
     elif not path.exists():
         check_model(name)
 

@@ -40,7 +40,7 @@ LAYERS: list[list[str]] = [
     ["evaluation"],
     ["collapse", "drawing", "interop"],
     ["training"],
-    ["report", "runs"],
+    ["report", "runs", "starts"],
     ["classification"],
     ["commands"],
     ["cli", "__main__"],

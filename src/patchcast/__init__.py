@@ -140,6 +140,7 @@ if TYPE_CHECKING:
     )
     from patchcast.predictors import ConvDecoder, Decoder, LinearHead, MLPHead, Predictor, TargetQuery
     from patchcast.pretrainer import Output, Pretrainer
+    from patchcast.starts import Started, load_start, read_start
     from patchcast.targets import Codes, EMAFeatures, FrozenFeatures, Pixels, Target, patchify, unpatchify
     from patchcast.tokenizers.base import Tokenizer
     from patchcast.tokenizers.encoded import AsItIs, Unchanged, encode_images
@@ -260,6 +261,7 @@ _HOMES = {
     ),
     "predictors": ("ConvDecoder", "Decoder", "LinearHead", "MLPHead", "Predictor", "TargetQuery"),
     "pretrainer": ("Output", "Pretrainer"),
+    "starts": ("Started", "load_start", "read_start"),
     "targets": ("Codes", "EMAFeatures", "FrozenFeatures", "Pixels", "Target", "patchify", "unpatchify"),
     "tokenizers.base": ("Tokenizer",),
     "tokenizers.encoded": ("AsItIs", "Unchanged", "encode_images"),

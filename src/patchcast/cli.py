@@ -238,7 +238,9 @@ RECIPE_GROUPS = {
         "label_column",
         "max_pixels",
     ),
-    "method and model": ("method_args", "model_args", "pretrained", "patch_size", "codes", "tokenizer"),
+    "method and model": (
+        *("method_args", "model_args", "pretrained", "start", "start_bands", "patch_size", "codes", "tokenizer"),
+    ),
     "training": ("epochs", "steps", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb"),
     "hardware": (

@@ -40,6 +40,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("warmup", "betas", "held_out"), SHARE),
     "codes": Range(2),
     "mean": ANY,
+    "start_bands": NOT_NEGATIVE,
     "crop_scale": POSITIVE_SHARE,
     "seed": Range(0, 2**63 - 1),
 }
@@ -62,7 +63,13 @@ class Recipe:
         out: the run folder.
         method_args: options of the method, such as mask_ratio of mae; see the method's page.
         model_args: arguments of timm's create_model, or of the ImageGPT network.
-        pretrained: start from timm's weights instead of random ones.
+        pretrained: start from timm's weights of the model: the same as start with the model's name.
+        start: weights to start from instead of random ones: a timm model with its tag, hf-hub:NAME, local-dir:FOLDER, a
+            run folder, a folder of timm or transformers, or a file (.safetensors, .pth, .pt, .bin, .ckpt). See
+            docs/start.md.
+        start_bands: which three of the images' channels, counted from 0, are red, green and blue, if the images have
+            more channels than the start. Default: of 4 channels the first three; of others none, and the first layer
+            starts from random weights.
         image_size: height and width in pixels. Default: the model's; if the images are smaller, the size nearest to
             theirs that gives about as many patches as the model has on its own size. See docs/training.md.
         tile_size: pixels per side of a tile. Images are cut into tiles of this size, and the model, built for one
@@ -120,6 +127,8 @@ class Recipe:
     method_args: dict[str, Any] = field(default_factory=dict)
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
+    start: str | None = None
+    start_bands: tuple[int, int, int] | None = None
     image_size: tuple[int, int] | None = None
     tile_size: int | None = None
     patch_size: int | None = None
@@ -173,10 +182,21 @@ class Recipe:
             ValueError: for the first number that is out of range.
         """
         check_ranges(vars(self), RANGES)
+        if self.pretrained and self.start is not None:
+            raise ValueError(f"pretrained and start={self.start} both name weights to start from; leave one out")
+        if self.start_bands is not None and self.start_words is None:
+            raise ValueError("start_bands is for runs that start from weights; give start, or leave it out")
+        if self.start_bands is not None and len(set(self.start_bands)) != 3:
+            raise ValueError(f"start_bands names three different channels; got {list(self.start_bands)}")
         if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale is the smallest and the largest share; got {list(self.crop_scale)}")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError(f"mean and std have one number per channel; got {len(self.mean)} and {len(self.std)}")
+
+    @property
+    def start_words(self) -> str | None:
+        """What names the weights that the run starts from; None if they are random."""
+        return self.model if self.pretrained else self.start
 
     def reads(self, data: str) -> bool:
         """Whether a source is this recipe's own: of the same name, or the same file or folder in another spelling.
@@ -221,7 +241,7 @@ class Recipe:
             raise ValueError(f"{file} is not a complete recipe: it has no {', '.join(missing)}")
         if isinstance(values.get("image_size"), int):
             values["image_size"] = [values["image_size"]] * 2
-        for name in ("image_size", "mean", "std", "crop_scale", "betas"):
+        for name in ("image_size", "mean", "std", "crop_scale", "betas", "start_bands"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
         for name in ("epochs", "lr", "weight_decay", "warmup", "clip", "held_out"):

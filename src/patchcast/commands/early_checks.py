@@ -12,6 +12,7 @@ from patchcast.backbones.support import made_for, table
 from patchcast.recipe import Recipe
 
 CONFIG = "config.yaml"
+WEIGHT_FILES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
 CLASSES, BEGUN = "classes.json", "finetune.json"
 
 
@@ -26,6 +27,8 @@ def check_recipe(recipe: Recipe) -> None:
     # `runs.codes` checks ImageGPT's own networks.
     if recipe.method not in OWN_NETWORKS and not recipe.model.startswith("imagegpt"):
         check_model(recipe.model)
+    if recipe.start is not None and not (recipe.out / CONFIG).is_file():  # to resume takes no start
+        check_network(recipe.start)
     check_data(recipe.data)
 
 
@@ -59,14 +62,21 @@ def check_run(run: Path) -> None:
 
 
 def check_network(name: str) -> None:
-    """Check the name of a network.
+    """Check the words that name a network.
 
     Raises:
-        ValueError: if it is neither a run folder nor a timm model in the table of architectures.
+        ValueError: if they are a path that is not there, or a name that is not in the table of timm's architectures.
     """
-    if Path(name).is_dir() or "/" in name.partition(":")[0]:
-        check_run(Path(name))
-    else:
+    name = name.partition("=")[2] or name
+    if name.startswith("hf-hub:"):
+        return
+    is_folder = name.startswith("local-dir:")
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    if is_folder or "/" in name or path.suffix in WEIGHT_FILES:
+        if not path.exists():
+            kind = "file" if path.suffix in WEIGHT_FILES else "folder"
+            raise ValueError(f"there is no {kind} {path}; give the folder of a run, weights, or a model of timm")
+    elif not path.exists():
         check_model(name)
 
 

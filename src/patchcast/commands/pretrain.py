@@ -25,6 +25,7 @@ from patchcast.runs.build import augmentation
 from patchcast.runs.results import write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, save_weights
+from patchcast.runs.starting import keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
 from patchcast.tokenizers.palette import Palette
@@ -57,6 +58,9 @@ def pretrain(recipe: Recipe) -> Resolved:
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
             console.print(_summary(run))
+            if run.fitted is not None:
+                keep_report(run.fitted, run.folder)
+                console.print(escape(str(run.fitted)), highlight=False)
         if resumes:
             console.print(f"Resuming the run in {escape(str(run.folder))}.")
         return _carry_out(run, looks, console, is_first=is_first)

@@ -111,7 +111,7 @@ def command(recipe: Recipe) -> str:
     for name, typed in words_of(recipe):
         if name == "out":
             words += ["--out", "RUN"]
-        elif name in ("data", "tokenizer"):
+        elif name in ("data", "tokenizer", "start"):
             words += [typed[0], without_place(typed[1])]
         elif name not in NOT_LEARNED and name != "epochs":  # the number of steps is given
             words += typed
@@ -166,7 +166,8 @@ def _training(recipe: Resolved, pretrainer: Pretrainer) -> list[tuple[str, str]]
     backbone = pretrainer.backbone
     height, width = recipe.image_size
     grid = backbone.grid(recipe.image_size)
-    start = "timm's weights" if recipe.pretrained else "random weights"
+    start = "random weights" if recipe.start is None else without_place(recipe.start)
+    start = "timm's weights" if recipe.pretrained else start
     encoder = sum(weight.numel() for weight in backbone.model.parameters())
     tiles = f", in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
     batch = recipe.batch_size
@@ -242,4 +243,6 @@ def _placeless(value: Any) -> Any:
 
 def without_place(value: str) -> str:
     """The last part of an absolute path: the rest may identify a user or machine."""
-    return Path(value).name if value.startswith(("/", "~")) else value
+    model, _, path = value.removeprefix("local-dir:").rpartition("=")  # of starts: `local-dir:FOLDER`, `MODEL=FILE`
+    path = path if "/" not in model and path.startswith(("/", "~")) else value
+    return Path(path).name if path.startswith(("/", "~")) else value

@@ -25,6 +25,7 @@ from patchcast.methods.imagegpt import imagegpt
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.tokenizers.encoded import Encoded
+from patchcast.tokenizers.loading import palette_of_processor
 from patchcast.tokenizers.palette import Palette
 
 OPTIONS = {
@@ -109,7 +110,7 @@ class NoHeadWarning(UserWarning):
 
 def _load(folder: Path, tokenizer: Tokenizer | None, grid: Grid | None) -> tuple[Pretrainer, Weights, dict[str, Any]]:
     config = read_config(folder)
-    tokenizer = tokenizer or _read_palette(folder)
+    tokenizer = tokenizer or palette_of_processor(folder / "preprocessor_config.json")
     weights = from_transformers(read_folder(folder))
     channels = tokenizer.channels if isinstance(tokenizer, Palette) else 1 if isinstance(tokenizer, Encoded) else 3
     pretrainer = assemble_pretrainer(
@@ -429,16 +430,6 @@ def _read_grid(folder: Path, positions: int) -> Grid:
     if side * side != positions:
         raise ValueError(f"{folder} has {positions} positions, which are not a square; give the grid")
     return Grid(side, side)
-
-
-def _read_palette(folder: Path) -> Palette:
-    file = folder / "preprocessor_config.json"
-    clusters = json.loads(file.read_text()).get("clusters") if file.exists() else None
-    if clusters is None:
-        raise ValueError(f"{folder} has no palette (clusters in preprocessor_config.json); give a tokenizer")
-    colors = torch.tensor(clusters, dtype=torch.float32)
-    is_gray = bool((colors == colors[:, :1]).all())
-    return Palette(colors[:, :1] if is_gray else colors)
 
 
 def _depth(names: Mapping[str, Any], pattern: str) -> int:

@@ -7,10 +7,9 @@ import difflib
 import inspect
 from typing import Any
 
-import timm
 import torch
 
-from patchcast.backbones import wrap
+from patchcast.backbones import Backbone, wrap
 from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
@@ -20,6 +19,9 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.runs.sizes import patch_for_tile, size_and_patch
+from patchcast.runs.starting import started_normalization, timm_loads
+from patchcast.runs.timm_arguments import timm_args
+from patchcast.starts import Start, StartReport, fit, fit_parts
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
 
@@ -37,9 +39,11 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def resolve(recipe: Recipe, method: Method, source: Source) -> Resolved:
+def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None = None) -> Resolved:
     """The recipe with a value for every option, so that its config runs the same again.
 
+    Args:
+        start: the weights that the run starts from, if they are not random.
     Raises:
         ValueError: if one of the method's options or the model is unknown, or the sizes do not fit.
     """
@@ -55,7 +59,7 @@ def resolve(recipe: Recipe, method: Method, source: Source) -> Resolved:
     images = source.train
     recipe = with_codes(recipe, method, images)
     size, patch = _size_and_patch(recipe, method, images)
-    mean, std = _normalization(recipe, images)
+    mean, std = _normalization(recipe, images, start)
     steps = recipe.steps
     if steps is None:
         steps = max(1, round(recipe.epochs * len(images) / recipe.batch_size))
@@ -88,11 +92,11 @@ def resolve(recipe: Recipe, method: Method, source: Source) -> Resolved:
     return Resolved(**{**given, **resolved, **filled})
 
 
-def _normalization(recipe: Recipe, images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel: given, the pretrained model's, or measured."""
+def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: given, those of the weights to start from, or measured."""
     mean, std = recipe.mean, recipe.std
-    if recipe.pretrained and mean is None and std is None:
-        mean, std = _pretrained_cfg(recipe.model).mean, _pretrained_cfg(recipe.model).std
+    if mean is None and std is None and (start is not None or timm_loads(recipe)):
+        mean, std = started_normalization(recipe, start, images) or (None, None)
     if mean is None or std is None:
         measured = channel_statistics(images)
         mean, std = mean or measured[0], std or measured[1]
@@ -111,42 +115,50 @@ def _check_stream(recipe: Recipe, method: Method) -> None:
 
 
 def build(recipe: Resolved, method: Method, tokenizer: Tokenizer | None = None) -> Pretrainer:
-    """The method over its backbone, with the initial weights of a resolved recipe's seed.
+    """The method over its backbone, with random weights of a resolved recipe's seed.
 
     Args:
         tokenizer: of methods that predict codes; see `patchcast.runs.tokenizer`.
     Raises:
         ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
     """
+    return build_started(recipe, method, tokenizer, None)[0]
+
+
+def build_started(
+    recipe: Resolved, method: Method, tokenizer: Tokenizer | None, start: Start | None
+) -> tuple[Pretrainer, StartReport | None]:
+    """The method over its backbone, with the weights of a start where there is one, and what became of them.
+
+    What the start does not have gets the initial weights of the recipe's seed.
+
+    Raises:
+        ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
+    """
     torch.manual_seed(recipe.seed)
+    given: dict[str, Any] = {}
+    backbone: Backbone
     if method.codes == "colors":
         assert tokenizer is not None
-        return method.build(imagegpt_backbone(recipe, tokenizer, causal=method.causal), **recipe.method_args)
-    backbone = wrap(recipe.model, pretrained=recipe.pretrained, **timm_args(recipe))
-    if recipe.tile_size is not None:
-        tile = (recipe.tile_size, recipe.tile_size)
-        backbone = Tiled(backbone, tiles_of(recipe.image_size, tile))
-    backbone.grid(recipe.image_size)
-    if not recipe.pretrained:
-        start_from_sincos(backbone)
-    given: dict[str, Any] = {"steps": recipe.steps} if method.takes_steps else {}
+        backbone = imagegpt_backbone(recipe, tokenizer, causal=method.causal)
+    else:
+        backbone = wrap(recipe.model, pretrained=recipe.pretrained and timm_loads(recipe), **timm_args(recipe))
+        if recipe.tile_size is not None:
+            tile = (recipe.tile_size, recipe.tile_size)
+            backbone = Tiled(backbone, tiles_of(recipe.image_size, tile))
+        backbone.grid(recipe.image_size)
+        if not timm_loads(recipe):
+            start_from_sincos(backbone)
+        given |= {"steps": recipe.steps} if method.takes_steps else {}
+    # Before the method is built: its teacher is a copy of the backbone.
+    fitted = None if start is None else fit(backbone, start, bands=recipe.start_bands)
     if method.codes == "patches":
         assert tokenizer is not None
         given["tokenizer"] = of_units(tokenizer, backbone)
-    return method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
-
-
-def timm_args(recipe: Resolved) -> dict[str, Any]:
-    """The arguments of `timm.create_model` for a resolved recipe's model."""
-    args: dict[str, Any] = {}
-    if recipe.tile_size is not None:
-        args["img_size"] = [recipe.tile_size] * 2
-    elif _pretrained_cfg(recipe.model).fixed_input_size:
-        args["img_size"] = list(recipe.image_size)
-    if recipe.patch_size is not None:
-        args["patch_size"] = recipe.patch_size
-    args["in_chans"] = recipe.channels
-    return {**args, **recipe.model_args}
+    pretrainer = method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
+    if start is not None and fitted is not None:
+        fit_parts(pretrainer, start, recipe.method, fitted)
+    return pretrainer, fitted
 
 
 def augmentation(recipe: Resolved) -> Augment:
@@ -168,11 +180,6 @@ def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tup
         return size_and_patch(recipe, images.typical_size)
     size = recipe.image_size or _whole_tiles(images.typical_size, recipe.tile_size)
     return size, patch_for_tile(recipe, recipe.tile_size)
-
-
-def _pretrained_cfg(model: str) -> Any:
-    """timm's pretrained configuration of an architecture, without building it."""
-    return timm.get_pretrained_cfg(model)
 
 
 def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm import is_model
 
 from patchcast.backbones import Backbone, wrap
 from patchcast.data import Augment, Evaluate
@@ -14,6 +16,7 @@ from patchcast.evaluation.protocol import OURS, UNTRAINED
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.run import Run, open_run
 from patchcast.runs.run_folder import CONFIG
+from patchcast.starts.opening import load_start, normalization
 
 CROP_SCALE = (0.2, 1.0)
 """Scale of random crops for timm models: MAE's."""
@@ -24,10 +27,12 @@ class Network:
     """A backbone and its preprocessing.
 
     Attributes:
-        name: the run folder or timm model, as given.
+        name: the run folder or the words of a start, as given.
         size: (height, width) of the input.
         mean, std: of each channel, white being 1.
-        run: the run that trained it; None for a timm model.
+        run: the run that trained it; None for other weights.
+        architecture: timm's name of the model, if there is no run.
+        model_args: the arguments that it was built with, likewise.
         is_trained: False for the weights before training.
     """
 
@@ -38,6 +43,8 @@ class Network:
     std: tuple[float, ...]
     run: Run | None = None
     is_trained: bool = True
+    architecture: str = ""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Resolved | None:
@@ -60,7 +67,7 @@ class Network:
 
     def before(self) -> Backbone:
         """The same network before training: the run's initial weights, or timm's random ones."""
-        return _of_timm(self.name, pretrained=False) if self.run is None else self.run.untrained().backbone
+        return self.run.untrained().backbone if self.run is not None else _random(self.architecture, self.model_args)
 
     def with_untrained(self) -> dict[str, Backbone]:
         """The network, and the same network before training; only the latter if it is not trained."""
@@ -77,7 +84,7 @@ def is_run(source: str | Path) -> bool:
 
 
 def open_network(source: str | Path, *, untrained: bool = False, **model_args: Any) -> Network:
-    """A run's network by its folder, or a timm model by its name.
+    """A run's network by its folder, or other weights by the words of `--start`.
 
     Args:
         untrained: use the weights before training.
@@ -90,24 +97,25 @@ def open_network(source: str | Path, *, untrained: bool = False, **model_args: A
         recipe = run.recipe
         network = Network(str(source), run.pretrainer.backbone, recipe.image_size, recipe.mean, recipe.std, run)
         return replace(network, backbone=network.before(), is_trained=False) if untrained else network
-    if Path(source).is_dir():
-        raise ValueError(f"{source} holds no run of patchcast: it has no {CONFIG}")
-    name = str(source)
-    backbone = _of_timm(name, pretrained=not untrained, **model_args)
-    config: Any = backbone.model.pretrained_cfg
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    if backbone.channels != len(mean):
-        raise ValueError(f"{name} takes {backbone.channels} channels, and its normalization has {len(mean)}")
-    return Network(name, backbone, backbone.image_size, mean, std, is_trained=not untrained)
-
-
-def _of_timm(name: str, *, pretrained: bool, **model_args: Any) -> Backbone:
-    torch.manual_seed(0)  # the same random weights in every call
+    words = str(source)
+    if untrained and is_model(words):
+        backbone = _random(words, model_args)
+        mean, std = normalization(None, backbone)
+        return Network(words, backbone, backbone.image_size, mean, std, None, False, words, model_args)
     try:
-        return wrap(name, pretrained=pretrained, **model_args)
-    except (OSError, RuntimeError) as problem:
-        reason = str(problem).strip().partition("\n")[0]
-        raise ValueError(f"the weights of {name} cannot be loaded ({reason}); --untrained needs none") from problem
+        started = load_start(words, **model_args)
+    except ValueError as problem:
+        if is_model(words):
+            raise ValueError(f"{problem}; --untrained goes without") from problem
+        raise
+    name, args, backbone = started.architecture, started.model_args, started.backbone
+    network = Network(words, backbone, backbone.image_size, started.mean, started.std, None, True, name, args)
+    return replace(network, backbone=network.before(), is_trained=False) if untrained else network
+
+
+def _random(architecture: str, model_args: Mapping[str, Any]) -> Backbone:
+    torch.manual_seed(0)  # the same random weights at every call
+    return wrap(architecture, **model_args)
 
 
 def torch_device(device: Device) -> str:

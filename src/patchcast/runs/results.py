@@ -15,9 +15,9 @@ from patchcast.drawing.versions import caption, versions
 from patchcast.evaluation.ngrams import bits_per_pixel
 from patchcast.files import write_figure, write_json
 from patchcast.interop.export_formats import Exported, is_exported, write_encoder
-from patchcast.runs.build import timm_args
 from patchcast.runs.run import Run
 from patchcast.runs.run_folder import METRICS, RESULTS
+from patchcast.runs.timm_arguments import timm_args
 from patchcast.runs.tokenizer import CodeData
 from patchcast.training.log import curve
 

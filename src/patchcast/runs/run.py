@@ -12,10 +12,12 @@ from patchcast.files import read_weights
 from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
-from patchcast.runs.build import augmentation, build, evaluation, find_method, resolve
+from patchcast.runs.build import augmentation, build, build_started, evaluation, find_method, resolve
 from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
 from patchcast.runs.sizes import with_own_options
+from patchcast.runs.starting import as_started, check_unchanged, find_start, with_start
 from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, saved_tokenizer
+from patchcast.starts import StartReport
 from patchcast.training.checkpoints import latest_checkpoint
 
 
@@ -30,6 +32,7 @@ class Run:
         pretrainer: with initial weights if the run is about to start, else with trained weights.
         tokenizer: for methods that predict codes, else None.
         opened: its data source if it is open already; see `source`.
+        fitted: what became of the weights that it starts from; None if they are random, or it was opened.
     """
 
     folder: Path
@@ -38,6 +41,7 @@ class Run:
     pretrainer: Pretrainer
     tokenizer: AnyTokenizer | None = None
     opened: Source | None = None
+    fitted: StartReport | None = None
 
     @property
     def source(self) -> Source:
@@ -71,8 +75,15 @@ class Run:
         return augmentation(self.recipe)
 
     def untrained(self) -> Pretrainer:
-        """The pretrainer before training, built again."""
-        return build(self.recipe, self.method, self.tokenizer)
+        """The pretrainer as it was before training, built again.
+
+        Raises:
+            ValueError: if the weights that it started from cannot be had any more, or are others now.
+        """
+        pretrainer, fitted = build_started(self.recipe, self.method, self.tokenizer, find_start(self.recipe))
+        if fitted is not None:
+            check_unchanged(fitted, self.folder)
+        return pretrainer
 
 
 def reading(recipe: Recipe) -> dict[str, Any]:
@@ -89,15 +100,22 @@ def start_run(recipe: Recipe) -> Run:
     recipe = with_own_options(recipe)
     recipe.check()
     recipe, method = as_begun(recipe), find_method(recipe.method)
+    resuming = as_started(recipe)
+    start = None if resuming is not None else find_start(recipe)
+    if resuming is not None:
+        recipe = resuming
+    elif start is not None:
+        recipe = with_start(recipe, method, start)
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
     source = open_source(recipe.data, channels=recipe.channels, held_out_share=share, **reading(recipe))
-    resolved = resolve(recipe, method, source)
+    resolved = resolve(recipe, method, source, start)
     tokenizer = saved_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
-    return Run(resolved.out, resolved, method, build(resolved, method, tokenizer), tokenizer, source)
+    pretrainer, fitted = build_started(resolved, method, tokenizer, start)
+    return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted)
 
 
 def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
-    """Open a run from its folder, with its initial weights.
+    """Open a run from its folder, with random weights.
 
     Raises:
         ValueError: if the folder holds no run.
@@ -108,13 +126,8 @@ def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
         recipe = Resolved.load(folder / CONFIG)
         method, tokenizer = find_method(recipe.method), saved_tokenizer(folder)
         return Run(folder, recipe, method, build(recipe, method, tokenizer), tokenizer, source)
-    except (
-        TypeError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        OSError,
-    ) as problem:  # values that no run of ours has written
+    # Values that no run of ours has written.
+    except (TypeError, AttributeError, LookupError, RuntimeError, OSError) as problem:
         reason = f"{type(problem).__name__}: {problem}".partition("\n")[0]
         raise ValueError(
             f"{folder / CONFIG} is damaged, or not of a run of patchcast: its network cannot be built ({reason})"

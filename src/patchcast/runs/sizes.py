@@ -13,6 +13,7 @@ import torch
 
 from patchcast.backbones import Backbone, wrap
 from patchcast.geometry import Grid
+from patchcast.interop.timm_weights import START_ARGUMENTS
 from patchcast.recipe import Recipe
 
 Size = tuple[int, int]
@@ -54,7 +55,7 @@ def size_and_patch(recipe: Recipe, typical: Size) -> tuple[Size, int | None]:
     Raises:
         ValueError: if a given size is not divided by the given patch, or by any that would do.
     """
-    nominal = _nominal(recipe)
+    nominal = nominal_backbone(recipe)
     own = nominal.grid(nominal.image_size)
     if recipe.patch_size is not None:
         wanted = recipe.image_size or (typical if _is_smaller(typical, nominal) else nominal.image_size)
@@ -67,7 +68,7 @@ def size_and_patch(recipe: Recipe, typical: Size) -> tuple[Size, int | None]:
         return whole, recipe.patch_size
     if recipe.image_size is not None:
         return recipe.image_size, _patch_of(recipe, recipe.image_size, nominal, own)
-    if not _is_smaller(typical, nominal) or recipe.pretrained:
+    if not _is_smaller(typical, nominal) or recipe.start_words is not None:
         return nominal.image_size, None
     fitting = fitted(typical, own, _own_patch(nominal))
     if "drop" in nominal.can and _can_be_built(recipe, *fitting):
@@ -79,8 +80,8 @@ def size_and_patch(recipe: Recipe, typical: Size) -> tuple[Size, int | None]:
 
 def patch_for_tile(recipe: Recipe, tile: int) -> int | None:
     """The patch of a model that is built for one tile (None: its own)."""
-    nominal = _nominal(recipe)
-    if recipe.patch_size is not None or recipe.pretrained or "drop" not in nominal.can:
+    nominal = nominal_backbone(recipe)
+    if recipe.patch_size is not None or recipe.start_words is not None or "drop" not in nominal.can:
         return recipe.patch_size
     return _patch_of(recipe, (tile, tile), nominal, nominal.grid(nominal.image_size))
 
@@ -123,7 +124,7 @@ def dividing(size: Size, own: Grid, largest: int) -> int | None:
 def _patch_of(recipe: Recipe, size: Size, nominal: Backbone, own: Grid) -> int | None:
     """The patch for a size that was given."""
     largest = _own_patch(nominal)
-    if recipe.pretrained or "drop" not in nominal.can or size == nominal.image_size:
+    if recipe.start_words is not None or "drop" not in nominal.can or size == nominal.image_size:
         return None
     patch = dividing(size, own, largest)
     if patch is not None:
@@ -172,19 +173,20 @@ def _sized(model: str, size: Size) -> dict[str, Any]:
     return {"img_size": size} if config.fixed_input_size else {}
 
 
-def _nominal(recipe: Recipe) -> Backbone:
+def nominal_backbone(recipe: Recipe) -> Backbone:
     """The model as timm makes it, without memory or weights: to ask what sizes it is for."""
+    args = {name: value for name, value in recipe.model_args.items() if name not in START_ARGUMENTS}
     with torch.device("meta"):
         for size in (None, 378, 320):  # some nominal sizes are no multiple of the units
             try:
-                return wrap(recipe.model, **({} if size is None else {"img_size": size}), **recipe.model_args)
+                return wrap(recipe.model, **({} if size is None else {"img_size": size}), **args)
             except ValueError as problem:
                 if "do not divide" not in str(problem):
                     raise
             except (TypeError, AttributeError, AssertionError) as problem:
                 reason = " ".join(str(problem).split()) or type(problem).__name__
                 raise ValueError(f"{recipe.model} cannot be built with these model_args: {reason}") from problem
-        return wrap(recipe.model, img_size=352, **recipe.model_args)
+        return wrap(recipe.model, img_size=352, **args)
 
 
 def _own_patch(nominal: Backbone) -> int:

@@ -17,7 +17,8 @@ from patchcast.evaluation.ngrams import Floors, floors
 from patchcast.geometry import Grid
 from patchcast.methods import Method
 from patchcast.recipe import Resolved
-from patchcast.runs.build import augmentation, evaluation, timm_args
+from patchcast.runs.build import augmentation, evaluation
+from patchcast.runs.timm_arguments import timm_args
 from patchcast.tokenizers.encoded import CodeSet, Mirror, Unchanged, encode_images
 from patchcast.tokenizers.loading import load_tokenizer
 from patchcast.tokenizers.palette import ImageSource, Palette, fit_palette, to_levels

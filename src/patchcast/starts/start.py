@@ -1,0 +1,58 @@
+"""`Start`: weights that were read and are not in a model yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that were read, under the names of the library that the encoder comes from.
+
+    Attributes:
+        words: as they were given.
+        format: what was read, in words.
+        encoder: by the names of timm's model, or of `ImageGPT`; or a file's own, which timm's filters translate.
+        parts: of a pretrainer besides its backbone, by its own names ("predictor.embed.weight").
+        method: that trained the parts; None if there are none.
+        architecture: timm's or ImageGPT's name of the model, if the files tell.
+        model_args: arguments with which it is built.
+        size: height and width of its images, if the files tell: position tables are for this size.
+        mean, std: of its images, if the files tell.
+        heads: of attention, if the files tell; no shape shows them.
+        eps: of its layer norms, where it is not timm's.
+        tokenizer: the file or folder of the palette or codebook that its codes are of.
+        has_computed_positions: whether its position table is computed, and in no file (AIM).
+        left_out: names in the file that are no part of an encoder.
+    """
+
+    words: str
+    format: str
+    encoder: dict[str, Tensor]
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    method: str | None = None
+    architecture: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    heads: int | None = None
+    eps: float | None = None
+    tokenizer: Path | None = None
+    has_computed_positions: bool = False
+    left_out: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """A hash of every weight: two starts with the same digest are the same."""
+        total = hashlib.sha256()
+        for name, weight in sorted({**self.encoder, **self.parts}.items()):
+            total.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            total.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return total.hexdigest()[:32]

@@ -94,8 +94,8 @@ def test_what_cannot_be_drawn() -> None:
     codebook = PatchCodebook(torch.randn(4, 16), (4, 4))
     for pretrainer, told in (
         (aim(backbone, head_depth=1), "normalize=False"),
-        (aim_codes(backbone, codebook, head_depth=1), "Codes are no pixels"),
-        (aim_features(backbone, head_depth=1), "EMAFeatures are no pixels"),
+        (aim_codes(backbone, codebook, head_depth=1), "Codes are not pixels"),
+        (aim_features(backbone, head_depth=1), "EMAFeatures are not pixels"),
         (mae(backbone), "only methods that predict in order"),
     ):
         with pytest.raises(CannotError, match=told):

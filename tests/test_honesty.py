@@ -47,7 +47,7 @@ def test_the_verdict_condemns_a_leak_in_every_way_of_running(bug) -> None:
     verdict = examine(pretrainer, limit=2, seconds=0.5)
     assert not verdict.honest
     assert all(leak.worst > 0 for leak in verdict.leaks.values()), verdict
-    assert "Not honest: the method is shown its answers." in str(verdict)
+    assert "Not honest: the method sees its answers." in str(verdict)
 
 
 @pytest.mark.parametrize("order", [FixedOrder(snake), FixedOrder(hilbert), FixedOrder(coarse_to_fine), RandomOrder()])

@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
     backbone = ImageGPTBackbone(network(), grays(), channels=1)
     with pytest.raises(ValueError, match="this ImageGPT takes 4x4 only; got 8x8"):
         backbone.units(torch.zeros(1, 1, 8, 8))
-    with pytest.raises(CannotError, match="put a mask token"):
+    with pytest.raises(CannotError, match="replace hidden units by a mask token"):
         imagegpt_masked(backbone)
     with pytest.raises(CannotError, match="from a start token"):
         imagegpt(ImageGPTBackbone(network(causal=False), grays(), channels=1))

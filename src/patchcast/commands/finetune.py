@@ -28,7 +28,7 @@ from patchcast.data import EvalLoader, EvalSet, Images, open_source
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.intervals import accuracy_interval
 from patchcast.evaluation.labeled import labels_of, paths_of
-from patchcast.files import write_text
+from patchcast.files import write_figure, write_text
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 from patchcast.runs.network import Network, is_run, open_network, torch_device
 from patchcast.training.engine import default_workers
@@ -256,7 +256,7 @@ def _judge(model: nn.Module, network: Network, data: ClassifierData, out: Path, 
     classes = len(data.names)
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (labels.numpy(), guesses.numpy()), 1)
-    draw_confusion(counts, data.names).savefig(out / "confusion.png", dpi=120)
+    write_figure(draw_confusion(counts, data.names), out / "confusion.png")
     _draw_mistakes(logits, labels, data, out / "worst-mistakes.png")
     present = counts.sum(axis=1) > 0
     recall = counts.diagonal()[present] / counts.sum(axis=1)[present]
@@ -289,7 +289,7 @@ def _draw_mistakes(logits: Tensor, labels: Tensor, data: ClassifierData, file: P
     for place in worst:
         guess = int(logits[place].argmax())
         captions.append(f"{names[int(labels[place])]}\nas {names[guess]} ({shares[place, guess]:.0%})")
-    draw_named([images[place].image for place in worst], captions).savefig(file, dpi=120)
+    write_figure(draw_named([images[place].image for place in worst], captions), file)
 
 
 def _as_read(images: Images) -> Images:

@@ -17,7 +17,7 @@ from patchcast.commands.probe import feature_cache
 from patchcast.data import EvalLoader, EvalSet
 from patchcast.data.listed import open_listed
 from patchcast.evaluation.features import extract
-from patchcast.files import write_text, write_whole
+from patchcast.files import write_figure, write_text
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import open_network, torch_device
@@ -76,7 +76,7 @@ def search(given: options.Search) -> None:
         shown.append(image)
         captions.append(f"{name or paths[index].rpartition('/')[2]}\n{value:.3f}")
     figure = draw_named(shown, captions)
-    write_whole(given.out, lambda file: figure.savefig(file, dpi=120))
+    write_figure(figure, given.out)
     write_text(given.out.with_suffix(".csv"), lines.getvalue())
     console.print(table)
     left_out = sum(len(images.unreadable) for images in sources)

@@ -365,7 +365,7 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
     """The words after `patchcast probe`: which protocol, and its options.
 
     >>> read_probe(["runs/first", "--dense", "collages"]).chosen
-    Dense(dense='collages')
+    DenseOptions(dense='collages')
     >>> read_probe(["runs/first", "--dense", "collages", "--draws", "5"])
     Traceback (most recent call last):
         ...

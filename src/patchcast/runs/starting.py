@@ -37,6 +37,8 @@ def find_start(recipe: Recipe) -> Start | None:
     Raises:
         ValueError: if they cannot be had.
     """
+    if recipe.pretrained and recipe.model.startswith("imagegpt"):
+        raise ValueError(f"timm has no weights of {recipe.model}: leave out pretrained, or give --start FOLDER")
     words = recipe.start_words
     return None if words is None or timm_loads(recipe) else read_start(words)
 

@@ -55,7 +55,7 @@ DEFAULTS: dict[str, Any] = {
     "seconds": 100,
     "seed": 0,
     "test": False,
-    "baseline": None,  # "statistics" or "convolutions", in the place of a network
+    "baseline": None,  # "statistics" or "convolutions", instead of a network
     "judged": 2500,  # training images to judge by
     # the network
     "stem": "patch",  # or "conv": four 3x3 convolutions

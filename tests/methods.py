@@ -124,7 +124,7 @@ VARIANTS: dict[str, Callable[[Backbone], Pretrainer]] = {
     "aim, causal": lambda backbone: small("aim", backbone, plan=RasterOrder(random_prefix=False)),
     "aim, random order": lambda backbone: small("aim", backbone, plan=RandomOrder()),
 }
-"""Methods with another part in the place of one of theirs."""
+"""Methods with one part exchanged."""
 METHODS = [*SMALL, *VARIANTS]
 KINDS = ["mae", "simmim", "ijepa", "aim"]
 """One method of each way to hide units and each kind of target: where a test says something of the backbone."""

@@ -15,7 +15,7 @@ from patchcast.data.source import pick_split
 
 
 def write_images(folder: Path, counts: dict[str, int]) -> Path:
-    """Images of noise, so many in each sub-folder ("" for the folder itself)."""
+    """A number of noise images in each sub-folder ("" for the folder itself)."""
     generator = np.random.default_rng(0)
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)

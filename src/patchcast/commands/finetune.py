@@ -136,7 +136,7 @@ def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str
     """The options, and what follows for those that were not given.
 
     Raises:
-        ValueError: if an option has no use beside the others.
+        ValueError: if an option has no effect with the others.
     """
     classes = len(np.unique(labels_of(data.train)))
     is_frozen = given.freeze

@@ -168,7 +168,7 @@ def choose(
         is_enough = ordered.cumsum(dim=-1) - ordered >= top_p  # the more likely codes have that probability already
         logits = logits.masked_fill(is_enough.scatter(1, where, is_enough), -torch.inf)
     total = logits.softmax(dim=-1).cumsum(dim=-1)
-    # An excluded code adds nothing to the sum, so no number can select it, not even 0.
+    # An excluded code adds nothing to the sum, so that no draw selects it, not even a draw of 0.
     return (total <= chance[:, None] * total[:, -1:]).sum(dim=-1)
 
 

@@ -130,7 +130,7 @@ def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
     except (TypeError, AttributeError, LookupError, RuntimeError, OSError) as problem:
         reason = f"{type(problem).__name__}: {problem}".partition("\n")[0]
         raise ValueError(
-            f"{folder / CONFIG} is damaged, or not of a run of patchcast: its network cannot be built ({reason})"
+            f"the network that {folder / CONFIG} describes cannot be built ({reason}); is the file as the run wrote it?"
         ) from problem
 
 

@@ -92,6 +92,8 @@ DEFAULTS: dict[str, Any] = {
     "crop": [0.2, 1.0],
     "turns": False,  # quarter turns and vertical flips besides
     "average": 0.0,  # decay of an average of the weights, which is what is read out
+    "bf16": False,  # matrix products in bfloat16 (autocast)
+    "weights": None,  # a file for the backbone's weights
 }
 
 
@@ -479,7 +481,9 @@ def train(
         for optimizer in made:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        loss = objective(crops(x, index, config, normalize))
+        views = crops(x, index, config, normalize)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config["bf16"]):
+            loss = objective(views)
         loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), config["clip"])
         for optimizer in made:
@@ -604,6 +608,8 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         for p in pretrainer.idle_parameters():
             p.requires_grad_(False)
         result |= train(Objective(pretrainer, config).train(), x, normalize, config)
+        if config["weights"]:
+            torch.save(backbone.state_dict(), config["weights"])
     judged = min(len(x), config["judged"])
     every = len(x) if config["test"] else judged
     found = readouts(backbone, x[:every], normalize)
@@ -630,7 +636,9 @@ def main() -> None:
     result["all_seconds"] = round(time.process_time() - start)
     args.log.parent.mkdir(exist_ok=True)
     with args.log.open("a") as log:
-        kept = {key: value for key, value in args.config.items() if key != "save"}  # a path of this machine
+        kept = {
+            key: value for key, value in args.config.items() if key not in ("save", "weights")
+        }  # a path of this machine
         log.write(json.dumps({"config": kept, **result}) + "\n")
     print(args.config.get("name"), json.dumps(result))
 

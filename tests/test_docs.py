@@ -60,7 +60,7 @@ def test_the_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 CHECKS = {
     "README.md": [
-        "output.embedding.shape == (8, 192)",
+        "output.embedding.shape == (8, 384)",
         "output.predictions.shape == (8, 1, 63, 48)",
         "mine.view.needs == 'drop'",
     ],

@@ -20,6 +20,7 @@ from torch import Tensor
 from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones import Backbone
+from patchcast.backbones.capabilities import READ_AS
 from patchcast.data import denormalize
 from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
@@ -195,9 +196,11 @@ def _accuracy(found: RunNumbers) -> list[Section]:
         body += [subheading("Dense: the class of every pixel"), _dense_table(dense)]
         body.append(Html(f'<p class="alt">On {escape(dense["data"])}.</p>'))
     source = next(iter(found.probes.values())).get("data", "")
+    read = f" A network's feature is {READ_AS[probe.get('readout', 'mean')]}." if probe else ""
     alt = (
         f"Accuracy in % on {source}; 95 % intervals over the test images in brackets, spread over draws after ±. "
         "Differences are between linear probes on all labels, on the same test images; they do not cover the seed."
+        f"{read}"
     )
     return [Section("Probes", alt, body)] if body else []
 

@@ -71,7 +71,7 @@ def finite(features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
 
 
 class FeatureWatch(Look):
-    """Logs variance and rank of the pooled features (`patchcast.collapse`), and warns once if they collapse.
+    """Logs variance and rank of the mean of the units (`patchcast.collapse`), and warns once if they collapse.
 
     A collapse is judged against the start of the run: the images may be all alike to an untrained network too. That
     start is in the checkpoint, so that a run that resumes is judged by its own beginning.
@@ -106,7 +106,8 @@ class FeatureWatch(Look):
         self.warned = state["warned"]
 
     def _diversity(self, device: torch.device) -> Diversity:
-        return diversity(finite(embedding_of(self.backbone, self.images.to(device))))
+        # The thresholds of a collapse are for the mean of the units, and a run that resumes has its start by it.
+        return diversity(finite(embedding_of(self.backbone, self.images.to(device), "mean")))
 
 
 class Pictures(Look):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_accuracy
 from patchcast.evaluation.ridge import ridge_accuracy
@@ -33,7 +34,7 @@ class Examples(Protocol):
 class OnlineProbe(Look):
     """Logs what two probes make of the features at every evaluation: 20 nearest neighbours, and a linear classifier.
 
-    The features are the embedding, as in `patchcast probe`. The linear classifier is the one in closed form (ridge
+    The features are those of `patchcast probe`. The linear classifier is the one in closed form (ridge
     regression), because it is fitted many times: logistic regression took 6.8 s on 4,000 features of width 768, and
     this one 1.6 s. Each rank computes the features of its part of the images, and the first one probes them.
 
@@ -43,6 +44,7 @@ class OnlineProbe(Look):
         judged: others, to judge by.
         batch_size: images at a time on each rank.
         workers: processes that read them.
+        readout: how the units of an image become its feature.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class OnlineProbe(Look):
         *,
         batch_size: int = 256,
         workers: int = 0,
+        readout: Readout = DEFAULT_READOUT,
     ) -> None:
         self.backbone, self.fitted, self.judged = backbone, fitted, judged
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.readout = batch_size, workers, readout
 
     def look(self, step: int, device: torch.device) -> Entries:
         fitted, judged = self.features(self.fitted, device), self.features(self.judged, device)
@@ -78,10 +81,11 @@ class OnlineProbe(Look):
             num_workers=self.workers,
             generator=torch.Generator(),  # it draws a seed, which must not come from the run's own
         )
-        found = [(embedding_of(self.backbone, x.to(device)).float(), labels) for x, labels in loader]
-        width = self.backbone.width
-        x = torch.cat([each for each, _ in found]) if found else torch.zeros(0, width, device=device)
-        labels = torch.cat([each for _, each in found]) if found else torch.zeros(0, dtype=torch.long)
+        features = lambda x: embedding_of(self.backbone, x.to(device), self.readout).float()  # noqa: E731
+        rows = [(features(x), labels) for x, labels in loader]
+        if not rows:  # more ranks than images: an image of another rank tells the width of the features
+            rows = [(features(images[0][0][None])[:0], torch.zeros(0, dtype=torch.long))]
+        x, labels = torch.cat([x for x, _ in rows]), torch.cat([labels for _, labels in rows])
         return Features(finite(_share(x, mine, total)), _share(labels.to(device), mine, total))
 
 

@@ -318,7 +318,11 @@ class Joined(Target):
 
 
 class TopEMA(EMAFeatures):
-    """The mean of the top blocks' outputs, each normalized for every channel over the batch and the units."""
+    """The mean of the top blocks' outputs, each normalized for every channel over the batch and the units.
+
+    With `place`, the mean over the batch is taken away at every place by itself: nothing is left that follows from the
+    position alone.
+    """
 
     def __init__(self, backbone: Backbone, top: int, how: str) -> None:
         super().__init__(backbone)
@@ -331,6 +335,9 @@ class TopEMA(EMAFeatures):
         outputs = [x[:, self.teacher.features_prefix :] for x in blocks(self.teacher, images)[-self.top :]]
         if self.how == "batch":
             parts = [F.batch_norm(x.flatten(0, 1), None, None, training=True).view_as(x) for x in outputs]
+        elif self.how == "place":
+            parts = [x - x.mean(0) for x in outputs]
+            parts = [x / (x.square().mean((0, 1)).sqrt() + 1e-4) for x in parts]
         elif self.how == "instance":
             parts = [F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in outputs]
         else:

@@ -373,7 +373,7 @@ def test_push_of_a_file(tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyP
     assert main(["push", str(run), "we/ours", "--to", "torch"]) == 0
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, file: str(hub.kept / file))
     assert "hf_hub_download('we/ours', 'model.pt2')" in card_code(hub.kept)
-    assert run_card(hub.kept).shape == (1, 64)
+    assert run_card(hub.kept).shape == (1, 128)
 
 
 def test_push_that_goes_wrong(

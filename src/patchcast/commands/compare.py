@@ -280,6 +280,7 @@ def _plain(rows: Sequence[Row], labeled: Labeled) -> list[dict[str, Any]]:
             "train_images": len(labeled.train),
             "test_images": len(labeled.test),
             "k": scores.knn.k,
+            "knn_standardized": scores.knn.standardized,
             "strength": scores.linear.strength,
             "rankme": scores.rankme,
             "alpha_req": scores.alpha_req,

@@ -64,11 +64,13 @@ def sum_of(**objectives: Objective) -> dict[str, Any]:
     Raises:
         ValueError: if there is none, or the predictors take plans of different kinds.
     """
-    targets = Targets({name: each.target for name, each in objectives.items()})
+    targets = Targets({name: objective.target for name, objective in objectives.items()})
     return {
-        "predictor": Predictors({name: each.predictor for name, each in objectives.items()}),
+        "predictor": Predictors({name: objective.predictor for name, objective in objectives.items()}),
         "target": targets,
-        "loss": SumOfLosses({name: (each.loss, each.weight) for name, each in objectives.items()}, targets),
+        "loss": SumOfLosses(
+            {name: (objective.loss, objective.weight) for name, objective in objectives.items()}, targets
+        ),
     }
 
 
@@ -88,9 +90,9 @@ class Targets(Target):
         if not targets:
             raise ValueError("give at least one objective, by name: sum_of(pixels=Objective(...))")
         self.targets = nn.ModuleDict(targets)
-        self.outputs = sum(each.outputs for each in targets.values())
-        self.has_noise_floor = all(each.has_noise_floor for each in targets.values())
-        self.drawn = next((name for name, each in targets.items() if each.is_drawn), None)
+        self.outputs = sum(target.outputs for target in targets.values())
+        self.has_noise_floor = all(target.has_noise_floor for target in targets.values())
+        self.drawn = next((name for name, target in targets.items() if target.is_drawn), None)
         self.is_drawn = self.drawn is not None
         self.from_image = targets[self.drawn].from_image if self.drawn is not None else ""
 
@@ -100,17 +102,17 @@ class Targets(Target):
 
     @property
     def values(self) -> int:
-        return sum(each.values for each in self.each.values())
+        return sum(target.values for target in self.each.values())
 
     @property
     def follows(self) -> bool:
-        return any(each.follows for each in self.each.values())
+        return any(target.follows for target in self.each.values())
 
     def forward(self, images: ImageBatch) -> Num[Tensor, "B N T"]:
         found = [target(images) for target in self.each.values()]
         # At least fp32: codes up to 16 million are exact in it, and not in bf16.
-        kind = torch.float64 if any(each.dtype == torch.float64 for each in found) else torch.float32
-        return torch.cat([each.to(kind) for each in found], dim=-1)
+        kind = torch.float64 if any(target.dtype == torch.float64 for target in found) else torch.float32
+        return torch.cat([target.to(kind) for target in found], dim=-1)
 
     def to_pixels(
         self, predictions: Float[Tensor, "B N T"], images: Float[Tensor, "B C H W"]
@@ -129,12 +131,12 @@ class Targets(Target):
 
     def split(self, targets: Num[Tensor, "*B T"]) -> dict[str, Num[Tensor, "*B _"]]:
         """What `forward` put together; codes are whole numbers again."""
-        outputs = {name: each.outputs for name, each in self.each.items()}
-        return _of_kind(targets, outputs, {name: each.values for name, each in self.each.items()})
+        outputs = {name: target.outputs for name, target in self.each.items()}
+        return _of_kind(targets, outputs, {name: target.values for name, target in self.each.items()})
 
     def split_predictions(self, predictions: Float[Tensor, "*B T"]) -> dict[str, Float[Tensor, "*B _"]]:
         """The predictions of each, by name."""
-        return _parts(predictions, {name: each.outputs for name, each in self.each.items()})
+        return _parts(predictions, {name: target.outputs for name, target in self.each.items()})
 
 
 class Predictors(Predictor):
@@ -142,15 +144,15 @@ class Predictors(Predictor):
 
     def __init__(self, predictors: Mapping[str, Predictor]) -> None:
         super().__init__()
-        kinds = {each.plans for each in predictors.values()}
+        kinds = {predictor.plans for predictor in predictors.values()}
         narrowest = [kind for kind in kinds if all(issubclass(kind, other) for other in kinds)]
         if not narrowest:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise ValueError(f"objectives share one plan, and these predictors take different kinds: {names}")
         self.predictors = nn.ModuleDict(predictors)
         self.plans = narrowest[0]
-        self.reads_hidden = any(each.reads_hidden for each in predictors.values())
-        self.reads_prefix = any(each.reads_prefix for each in predictors.values())
+        self.reads_hidden = any(predictor.reads_hidden for predictor in predictors.values())
+        self.reads_prefix = any(predictor.reads_prefix for predictor in predictors.values())
 
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
         return torch.cat([predictor(context, plan) for predictor in self.predictors.values()], dim=-1)

@@ -210,12 +210,12 @@ class WindowSampler(Sampler[list[StreamRow]]):
                     continue
                 for piece in range(self.accumulate):
                     first = batch * self.batch_size + (piece * self.world + self.rank) * share
-                    yield [taken[each][0] for each in order[first : first + share]]
+                    yield [taken[place][0] for place in order[first : first + share]]
 
     def place(self, step: int) -> dict[str, Any]:
         """Where to resume from for the batch of a step, as plain values; earlier places are dropped."""
         window = step // self.batches_per_window
-        for older in [each for each in self.places if each < window]:
+        for older in [place for place in self.places if place < window]:
             del self.places[older]
         return dict(vars(self.places[window]))
 
@@ -251,7 +251,7 @@ class StreamSet(Dataset[Any]):
             raise ValueError(f"none of the {len(batch)} images of a batch of {self.rows.name} can be read")
         found = []
         for place, row in enumerate(batch):
-            chosen = next((each for each in readable if each >= place), readable[0])
+            chosen = next((other for other in readable if other >= place), readable[0])
             image = decoded[chosen]
             assert image is not None
             found.append((self.augment(image, mix_seed(self.seed, row.epoch, row.number)), batch[chosen].label))

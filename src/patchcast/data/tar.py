@@ -64,7 +64,7 @@ class TarStore(Store):
     ) -> None:
         self.files = files
         self.shards, self.offsets, self.sizes = (
-            np.array(each, dtype=np.int64) for each in (index.shards, index.offsets, index.sizes)
+            np.array(column, dtype=np.int64) for column in (index.shards, index.offsets, index.sizes)
         )
         self.names = Names(index.names)
         self.class_names = None if class_names is None else [printable(name) for name in class_names]

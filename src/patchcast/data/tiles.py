@@ -52,7 +52,7 @@ def best_canvas(size: tuple[int, int], tile: tuple[int, int], most: int, *, enla
     grids = [Grid(rows, cols) for rows in range(1, most + 1) for cols in range(1, most // rows + 1)]
     # The scale of each times height * width: whole numbers, so that what is alike is found to be.
     scale = {grid: min(grid.rows * tile[0] * width, grid.cols * tile[1] * height) for grid in grids}
-    enough = [each for each in scale.values() if each >= height * width]
+    enough = [area for area in scale.values() if area >= height * width]
     chosen = (max(enough) if enlarge else min(enough)) if enough else max(scale.values())
     return min((grid for grid in grids if scale[grid] == chosen), key=lambda grid: grid.units)
 
@@ -157,11 +157,11 @@ def stack(fitted: Sequence[Fitted]) -> dict[str, Tensor]:
     >>> batch["canvas"].shape, batch["size"].tolist()
     (torch.Size([2, 3, 64, 64]), [[32, 50], [64, 32]])
     """
-    height, width = (max(each.canvas.shape[dim] for each in fitted) for dim in (-2, -1))
+    height, width = (max(image.canvas.shape[dim] for image in fitted) for dim in (-2, -1))
     canvases = [
-        F.pad(each.canvas, (0, width - each.canvas.shape[-1], 0, height - each.canvas.shape[-2])) for each in fitted
+        F.pad(image.canvas, (0, width - image.canvas.shape[-1], 0, height - image.canvas.shape[-2])) for image in fitted
     ]
-    return {"canvas": torch.stack(canvases), "size": torch.tensor([each.size for each in fitted])}
+    return {"canvas": torch.stack(canvases), "size": torch.tensor([image.size for image in fitted])}
 
 
 def list_tiles(
@@ -174,7 +174,7 @@ def list_tiles(
     >>> tiles.shape, grids.tolist()
     (torch.Size([2, 2, 3, 32, 32]), [[1, 2], [1, 1]])
     """
-    cut = [tile_crop(each.canvas, tile) for each in fitted]
-    longest = max(len(each) for each in cut)
-    tiles = torch.stack([F.pad(each, (0, 0) * 3 + (0, longest - len(each))) for each in cut])
-    return tiles, torch.tensor([tuple(tiles_of(each.canvas.shape[-2:], tile)) for each in fitted])
+    cut = [tile_crop(image.canvas, tile) for image in fitted]
+    longest = max(len(tiles_of_one) for tiles_of_one in cut)
+    tiles = torch.stack([F.pad(tiles_of_one, (0, 0) * 3 + (0, longest - len(tiles_of_one))) for tiles_of_one in cut])
+    return tiles, torch.tensor([tuple(tiles_of(image.canvas.shape[-2:], tile)) for image in fitted])

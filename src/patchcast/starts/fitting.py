@@ -204,10 +204,10 @@ def _fit_stem(
             continue
         adapted = adapt_stem(given, wanted.shape[1], bands)
         if adapted is None:
-            new |= {each for each in (name, f"{stem}.bias") if each in own}
+            new |= {parameter for parameter in (name, f"{stem}.bias") if parameter in own}
             report.adapted[name] = f"new for {wanted.shape[1]} channels (the start has {given.shape[1]})"
-            for each in new:
-                state.pop(each, None)
+            for parameter in new:
+                state.pop(parameter, None)
         else:
             state[name], report.adapted[name] = adapted
     return new
@@ -337,7 +337,7 @@ def models_for(start: Start) -> list[str]:
         if f"patch{stem.shape[-1]}" in name or "test" in name:
             with torch.device("meta"):
                 own = timm.create_model(name, num_classes=0, in_chans=stem.shape[1]).state_dict()
-            if {each: value.shape for each, value in own.items() if each != "pos_embed"} == shapes:
+            if {name: value.shape for name, value in own.items() if name != "pos_embed"} == shapes:
                 found.append(name)
     return sorted(found, key=lambda name: (not name.endswith("_224"), len(name)))
 

@@ -146,7 +146,7 @@ class Wandb:
     def log(self, step: int, found: Entries) -> None:
         import wandb
 
-        shown = {name: wandb.Image(each) if isinstance(each, Image.Image) else each for name, each in found.items()}
+        shown = {name: wandb.Image(value) if isinstance(value, Image.Image) else value for name, value in found.items()}
         self.run.log({**shown, "trainer/global_step": step})
 
     def close(self) -> None:

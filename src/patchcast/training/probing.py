@@ -1,4 +1,4 @@
-"""Probes on labelled images during a run."""
+"""Probes on labeled images during a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from patchcast.pretrainer import embedding_of
 from patchcast.training.log import Entries
 from patchcast.training.looks import Look, finite
 
-NEIGHBOURS = 20
+NEIGHBORS = 20
 
 
 @runtime_checkable
@@ -31,7 +31,7 @@ class Examples(Protocol):
 
 
 class OnlineProbe(Look):
-    """Logs what two probes make of the features at every evaluation: 20 nearest neighbours, and a linear classifier.
+    """Logs what two probes make of the features at every evaluation: 20 nearest neighbors, and a linear classifier.
 
     The features are the embedding, as in `patchcast probe`. The linear classifier is the one in closed form (ridge
     regression), because it is fitted many times: logistic regression took 6.8 s on 4,000 features of width 768, and
@@ -39,7 +39,7 @@ class OnlineProbe(Look):
 
     Args:
         backbone: the one that is trained.
-        fitted: labelled images, not augmented, to fit on.
+        fitted: labeled images, not augmented, to fit on.
         judged: others, to judge by.
         batch_size: images at a time on each rank.
         workers: processes that read them.
@@ -61,9 +61,9 @@ class OnlineProbe(Look):
         fitted, judged = self.features(self.fitted, device), self.features(self.judged, device)
         if dist.is_initialized() and dist.get_rank():
             return {}
-        neighbours = min(NEIGHBOURS, len(fitted))
+        neighbors = min(NEIGHBORS, len(fitted))
         return {
-            "knn_accuracy": knn_accuracy(fitted, judged, k=(neighbours,))[neighbours],
+            "knn_accuracy": knn_accuracy(fitted, judged, k=(neighbors,))[neighbors],
             "linear_accuracy": ridge_accuracy(fitted, judged),
         }
 
@@ -80,8 +80,8 @@ class OnlineProbe(Look):
         )
         found = [(embedding_of(self.backbone, x.to(device)).float(), labels) for x, labels in loader]
         width = self.backbone.width
-        x = torch.cat([each for each, _ in found]) if found else torch.zeros(0, width, device=device)
-        labels = torch.cat([each for _, each in found]) if found else torch.zeros(0, dtype=torch.long)
+        x = torch.cat([features for features, _ in found]) if found else torch.zeros(0, width, device=device)
+        labels = torch.cat([part for _, part in found]) if found else torch.zeros(0, dtype=torch.long)
         return Features(finite(_share(x, mine, total)), _share(labels.to(device), mine, total))
 
 

@@ -93,9 +93,9 @@ class ImageGPTConfig:
         labels = values.pop("num_labels", None) or len(values.get("id2label") or ()) or 2
         names = values.pop("id2label", None) or {}
         values.pop("label2id", None)
-        for field in fields(self):
-            if field.name not in ("id2label", "others"):
-                setattr(self, field.name, values.pop(field.name, field.default))
+        for option in fields(self):
+            if option.name not in ("id2label", "others"):
+                setattr(self, option.name, values.pop(option.name, option.default))
         self.id2label = (
             {int(label): name for label, name in names.items()}
             if len(names) == labels
@@ -118,7 +118,7 @@ class ImageGPTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As `config.json` has it."""
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "others"}
+        own = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "others"}
         return {"model_type": "imagegpt", **self.others, **own, "label2id": self.label2id}
 
 
@@ -130,7 +130,7 @@ class MappingOutput(Mapping[str, Any]):
         return getattr(self, which) if isinstance(which, str) else self.to_tuple()[which]
 
     def __iter__(self) -> Iterator[str]:
-        return (field.name for field in fields(self) if getattr(self, field.name) is not None)
+        return (option.name for option in fields(self) if getattr(self, option.name) is not None)
 
     def __len__(self) -> int:
         return len(list(iter(self)))

@@ -20,7 +20,7 @@ from patchcast.views import Context
 
 @dataclass(frozen=True)
 class Objective:
-    """What is predicted, by what, and how far off it is; and how much that counts in a sum of several.
+    """A predictor, its target and loss, and the weight of the loss in a sum.
 
     Raises:
         ValueError: if the weight is not a positive number.
@@ -39,9 +39,9 @@ class Objective:
 def sum_of(**objectives: Objective) -> dict[str, Any]:
     """Predictor, target and loss of a `Pretrainer` with several objectives: `Pretrainer(..., **sum_of(...))`.
 
-    They share the plan, the view and one pass of the backbone. The loss is the weighted sum of theirs, and
-    `Output.losses` has each by its name, without its weight. Predictions stand one after the other in the last
-    dimension, so that the tests of honesty hold all of them at once.
+    All objectives share the plan, the view and one forward pass of the backbone. The loss is the weighted sum of their
+    losses; `Output.losses` has the unweighted losses by name. Predictions are concatenated in the last dimension, so
+    that one honesty test covers all objectives.
 
     >>> from patchcast import Decoder, Drop, FrozenFeatures, Pixels, Pretrainer, RandomMask, smooth_l1, squared, wrap
     >>> _ = torch.manual_seed(0)
@@ -59,10 +59,10 @@ def sum_of(**objectives: Objective) -> dict[str, Any]:
     (['pixels', 'teacher'], True)
 
     Args:
-        objectives: by name. One decoder for all is possible too: give its head as many outputs as `Targets` has, and
-            use `Targets` and `SumOfLosses` with it.
+        objectives: by name. To use one decoder for all, give its head as many outputs as `Targets` has, and pass
+            `Targets` and `SumOfLosses` to the `Pretrainer` yourself.
     Raises:
-        ValueError: if there is none, or the predictors take plans of different kinds.
+        ValueError: if there are no objectives, or the predictors take plans of different kinds.
     """
     targets = Targets({name: objective.target for name, objective in objectives.items()})
     return {
@@ -75,9 +75,9 @@ def sum_of(**objectives: Objective) -> dict[str, Any]:
 
 
 class Targets(Target):
-    """Several targets, one after the other in the last dimension.
+    """Several targets, concatenated in the last dimension.
 
-    Pictures show the first of them that can be drawn.
+    Pictures show the first target that can be drawn.
 
     >>> from patchcast.targets import Pixels
     >>> target = Targets({"raw": Pixels((2, 2), channels=1, normalize=False), "contrast": Pixels((2, 2), channels=1)})
@@ -130,17 +130,17 @@ class Targets(Target):
             target.update(backbone)
 
     def split(self, targets: Num[Tensor, "*B T"]) -> dict[str, Num[Tensor, "*B _"]]:
-        """What `forward` put together; codes are whole numbers again."""
+        """The inverse of `forward`'s concatenation; codes become integers again."""
         outputs = {name: target.outputs for name, target in self.each.items()}
         return _of_kind(targets, outputs, {name: target.values for name, target in self.each.items()})
 
     def split_predictions(self, predictions: Float[Tensor, "*B T"]) -> dict[str, Float[Tensor, "*B _"]]:
-        """The predictions of each, by name."""
+        """The predictions for each target, by name."""
         return _parts(predictions, {name: target.outputs for name, target in self.each.items()})
 
 
 class Predictors(Predictor):
-    """Several predictors of one context, one after the other in the last dimension."""
+    """Several predictors with the same context; their predictions are concatenated in the last dimension."""
 
     def __init__(self, predictors: Mapping[str, Predictor]) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Predictors(Predictor):
 
 
 class SumOfLosses:
-    """The weighted sum of losses, each of its own part of predictions and targets.
+    """The weighted sum of losses, each on its own part of the predictions and targets.
 
     >>> from patchcast.losses import absolute, squared
     >>> from patchcast.targets import Pixels
@@ -170,9 +170,9 @@ class SumOfLosses:
 
     Args:
         losses: (loss, weight) by the name of the target.
-        targets: says which part is whose.
+        targets: defines which part belongs to which loss.
     Raises:
-        ValueError: if the names are others.
+        ValueError: if the names or their order differ from the targets'.
     """
 
     def __init__(self, losses: Mapping[str, tuple[Any, float]], targets: Targets) -> None:
@@ -183,7 +183,7 @@ class SumOfLosses:
         self.values = {name: target.values for name, target in targets.each.items()}
 
     def each(self, prediction: Float[Tensor, "B G P T"], target: Tensor) -> dict[str, Float[Tensor, "B G P"]]:
-        """The losses by name, without weights."""
+        """The unweighted losses, by name."""
         predictions, wanted = _parts(prediction, self.outputs), _of_kind(target, self.outputs, self.values)
         return {name: loss(predictions[name], wanted[name]) for name, (loss, _) in self.losses.items()}
 
@@ -202,6 +202,6 @@ def _parts(joined: Num[Tensor, "*B T"], widths: Mapping[str, int]) -> dict[str, 
 def _of_kind(
     joined: Num[Tensor, "*B T"], outputs: Mapping[str, int], values: Mapping[str, int]
 ) -> dict[str, Num[Tensor, "*B _"]]:
-    """Targets of each; codes, of which several logits predict one, are whole numbers again."""
+    """The targets by name; codes, which have fewer values than logits, become integers again."""
     parts = _parts(joined, values)
     return {name: part if values[name] == outputs[name] else part.long() for name, part in parts.items()}

@@ -143,8 +143,11 @@ class Normalize:
 
 
 def resize(image: ImagePixels, size: tuple[int, int]) -> UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]:
-    """Bicubic resizing with antialiasing, in uint8 for uint8 images, as in Pillow and torchvision; an image that has
-    the size is returned unchanged.""" if image.shape[-2:] == size:
+    """Bicubic resizing with antialiasing, in uint8 for uint8 images, as in Pillow and torchvision.
+
+    An image that already has the size is returned unchanged.
+    """
+    if image.shape[-2:] == size:
         return image
     return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
 

@@ -162,10 +162,10 @@ def _part(name: str) -> str:
 def adapt_stem(weight: Tensor, channels: int, bands: Sequence[int] | None = None) -> tuple[Tensor, str] | None:
     """Adapt a stem's weight (O, I, H, W) to another number of channels: (weight, how), or None if it must be new.
 
-    For one channel the three are summed, so that a gray image gives the same output as its RGB version. A fourth channel
-    (RGBA), and channels other than the named bands, start from zero: the output is at first that of the RGB channels
-    alone. For other channels it is not known what they show, so the stem starts anew; repeating the three channels lost
-    3.9 points on average in published comparisons.
+    For one channel the three are summed, so that a gray image gives the same output as its RGB version. A fourth
+    channel (RGBA), and channels other than the named bands, start from zero: the output is at first that of the RGB
+    channels alone. For other channels it is not known what they show, so the stem starts anew; repeating the three
+    channels lost 3.9 points on average in published comparisons.
 
     >>> weight = torch.arange(3.0).view(1, 3, 1, 1)
     >>> adapt_stem(weight, 1)[0].flatten().tolist(), adapt_stem(weight, 4)[0].flatten().tolist()

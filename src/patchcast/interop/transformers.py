@@ -1,7 +1,7 @@
 """transformers' ImageGPT classes with the same names and methods, over this library's network.
 
 Code for transformers' classes works with these when its import is changed; transformers is not needed. The differences
-are listed in docs/coming-from.md.
+are listed in docs/coming-from/transformers.md.
 """
 
 from __future__ import annotations

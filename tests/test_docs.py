@@ -64,7 +64,7 @@ CHECKS = {
         "output.predictions.shape == (8, 1, 63, 48)",
         "mine.view.needs == 'drop'",
     ],
-    "imagegpt.md": ["loss.item() < 2.5", "halves.shape == (4, 3, 64)"],  # from ln 16
+    "imagegpt-python.md": ["loss.item() < 2.5", "halves.shape == (4, 3, 64)"],  # from ln 16
 }
 """What a page claims of its results, and does not say itself."""
 

@@ -234,11 +234,11 @@ class Recipe:
             ValueError: if the file is not a recipe, or has unknown options.
         """
         values = _read_yaml(file)
-        known = {each.name for each in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(map(str, set(values) - known))
         if unknown:
             raise ValueError(f"{file} has unknown options: {', '.join(unknown)}")
-        required = [each.name for each in dataclasses.fields(cls) if _is_required(each)]
+        required = [field.name for field in dataclasses.fields(cls) if _is_required(field)]
         if missing := [name for name in required if name not in values]:
             raise ValueError(f"{file} is not a complete recipe: it has no {', '.join(missing)}")
         if isinstance(values.get("image_size"), int):
@@ -309,7 +309,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (tuple, list)):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     return value

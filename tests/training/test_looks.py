@@ -164,7 +164,7 @@ def test_what_cannot_be_watched_is_said_before_anything_is_written(
     assert "has no labels, which a probe needs" in capsys.readouterr().err
     monkeypatch.setattr("patchcast.training.log.find_spec", lambda package: None)
     assert main([*command, "--wandb", "trials"]) == 2
-    assert "--wandb needs a package that is not here: pip install 'patchcast[wandb]'" in capsys.readouterr().err
+    assert "--wandb needs a package that is not installed: pip install 'patchcast[wandb]'" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -190,7 +190,7 @@ def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:
 
 
 def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
-    known = [each for each in inspect.signature(method.build).parameters if each not in ("backbone", "tokenizer")]
+    known = [name for name in inspect.signature(method.build).parameters if name not in ("backbone", "tokenizer")]
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")

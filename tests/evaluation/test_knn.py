@@ -57,12 +57,12 @@ def test_k_is_chosen_on_held_out_training_images(digits):
 
 
 def test_the_scale_is_chosen_on_held_out_training_images():
-    """Noise in one large direction hides the classes from raw features; scaling noise up hides them otherwise."""
+    """Noise in a few large directions hides the classes from raw features; scaling noise up hides them otherwise."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 2
     signal = (2.0 * labels - 1)[:, None] + 0.1 * torch.randn(200, 1, generator=generator)
     noise = torch.randn(200, 40, generator=generator)
-    hidden = Features(torch.cat([signal, 100 * noise[:, :1]], 1), labels)
+    hidden = Features(torch.cat([signal, 100 * noise[:, :4]], 1), labels)
     plain = Features(torch.cat([signal, 0.01 * noise], 1), labels)
     misled = Features(hidden.x, 1 - labels)
     assert knn_probe(hidden, hidden).standardized

@@ -149,13 +149,13 @@ class Tiled(Backbone):
         return f"tiled {self.tile.name}"
 
     def unused(self) -> list[str]:
-        return [f"tile.model.{each}" for each in self.tile.unused()]
+        return [f"tile.model.{name}" for name in self.tile.unused()]
 
     def not_in_features(self) -> list[str]:
-        return [f"tile.model.{each}" for each in self.tile.not_in_features()]
+        return [f"tile.model.{name}" for name in self.tile.not_in_features()]
 
     def prefix_only(self) -> list[str]:
-        return [f"tile.model.{each}" for each in self.tile.prefix_only()]
+        return [f"tile.model.{name}" for name in self.tile.prefix_only()]
 
     # ---- images: their tiles and units -------------------------------------------------------------
 
@@ -287,7 +287,7 @@ class Tiled(Backbone):
         cut, prefix = tokens.block_kwargs["cut"], tokens.prefix
         front = torch.arange(prefix, device=visible.device).expand(len(visible), -1)
         kept = torch.cat([front, visible + prefix], dim=1)
-        own, tile = (each.expand(len(visible), -1).gather(1, kept) for each in (cut.own, cut.tile))
+        own, tile = (index.expand(len(visible), -1).gather(1, kept) for index in (cut.own, cut.tile))
         return tokens.with_(
             x=take(tokens.x, kept),
             visible=visible,
@@ -370,7 +370,7 @@ class Tiled(Backbone):
         batch, images, count = tiles.shape[:3]
         self.check_lists(tiles, tile_grid)
         depth = len(self.tile.model.blocks)
-        if any(not 0 <= each <= depth for each in depths):
+        if any(not 0 <= block <= depth for block in depths):
             raise ValueError(f"hidden states are at depths 0 to {depth} of this {self.name}; asked for {list(depths)}")
         column, is_valid = Grid(count, 1), None
         places = Places.on(Grid(1, 1), tiles.device)
@@ -390,7 +390,7 @@ class Tiled(Backbone):
             prefix, units = prefix.unflatten(1, (count, -1)), self.by_tile(units, column)
             return TileFeatures(prefix.unflatten(0, (batch, images)), units.unflatten(0, (batch, images)), hidden)
 
-        return tile_by_tile(last, tuple(tile_by_tile(hidden[each]) for each in depths))
+        return tile_by_tile(last, tuple(tile_by_tile(hidden[block]) for block in depths))
 
     def check_lists(self, tiles: Float[Tensor, "B N T C h w"], tile_grid: Int[Tensor, "b n 2"] | None) -> None:
         height, width = self.tile_size

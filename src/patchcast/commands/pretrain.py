@@ -29,12 +29,13 @@ from patchcast.runs.starting import keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
 from patchcast.tokenizers.palette import Palette
-from patchcast.training.engine import Engine, uses_cuda, whole_state
+from patchcast.training.engine import Engine, uses_cuda
 from patchcast.training.lock import locked
 from patchcast.training.log import closing
 from patchcast.training.looks import Look
 from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization
+from patchcast.training.sharding import whole_state
 from patchcast.training.stream import Stream
 
 EVALUATED = 2000

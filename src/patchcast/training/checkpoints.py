@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import nn
 
-from patchcast.training.engine import shared_like, whole
+from patchcast.training.sharding import shared_like, whole
 
 KEPT = 2
 NAME = re.compile(r"step=(\d+)\.ckpt")

@@ -23,12 +23,13 @@ from patchcast.schedules import warmup_cosine
 from patchcast.training import checkpoints
 from patchcast.training.checkpoints import Checkpoint
 from patchcast.training.ending import Ending
-from patchcast.training.engine import Engine, LossModule, one_voice, whole
+from patchcast.training.engine import Engine, LossModule, one_voice
 from patchcast.training.guard import Guard, NotFinite
 from patchcast.training.log import OBJECTIVE, Log, Logger
 from patchcast.training.looks import Look, looking
 from patchcast.training.optimization import Optimization, make_optimizer
 from patchcast.training.progress import ProgressLine, Throughput
+from patchcast.training.sharding import whole
 from patchcast.training.stream import Stream
 
 
@@ -66,7 +67,7 @@ def train(
         parameter.requires_grad_(False)  # a classifier head gets no gradient, and DDP would wait for one
     if engine.checkpointing:
         pretrainer.backbone.model.set_grad_checkpointing(True)
-    if engine.compiled:
+    if engine.compiled and not engine.sharded:  # else block by block: see `sharding`
         pretrainer.compile()
     fabric = engine.fabric()
     fabric.launch()

@@ -44,6 +44,7 @@ def train(
     loggers: Sequence[Logger] = (),
     looks: Sequence[Look] = (),
     finish: Callable[[Cuts], Tensor] | None = None,
+    blind: float | None = None,
 ) -> None:
     """Train in place to the stream's last step, from the last checkpoint under `out` if there is one.
 
@@ -56,6 +57,7 @@ def train(
         loggers: get the rows of `metrics.csv`, too.
         looks: at the network, at every evaluation and at the end.
         finish: makes images of what the stream gives, on the device, if it gives crops (`patchcast.data.Cutter`).
+        blind: the loss of a prediction that ignores the image, shown next to the loss.
 
     Raises:
         InterruptedError: for SIGTERM, after a checkpoint of the step it was at; KeyboardInterrupt for Ctrl-C.
@@ -109,7 +111,7 @@ def train(
         save()  # from here on the rows of the log are counted as checkpoints are
 
     speed = Throughput(stream)
-    line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first)
+    line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first, blind=blind)
     with one_voice(fabric), ending.listening(), line:
         batches = iter(stream)
         pretrainer.train()
@@ -165,7 +167,9 @@ def train(
             if not is_seen and not ending.agreed():
                 guard.check(step, objective.named_parameters())
                 try:
-                    is_seen = _see(step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log)
+                    with line.evaluating():
+                        is_seen = _see(step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log)
+                    line.evaluated(log.rows.get(step, {}))
                 except NotFinite as problem:
                     guard.fail(f"after step {step}, {problem}")
 

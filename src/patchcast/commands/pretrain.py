@@ -103,9 +103,8 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
         console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
     console.print(
         f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
-        f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png),\n"
-        "metrics.csv, and config.yaml, which runs this again.\n"
-        f"Next: {_next(run)}",
+        f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "
+        f"which runs this again.\n{_next(run)}",
         highlight=False,
     )
     return run.recipe
@@ -121,8 +120,11 @@ def _next(run: Run) -> str:
     """The next command: a probe if there are labels, which alone can say how good features are."""
     folder = escape(shlex.quote(str(run.folder)))
     if run.source.has_labels:
-        return f"[bold]patchcast probe {folder}[/] compares its features with the untrained network's"
-    return f"[bold]patchcast report {folder}[/] shows the run on one page"
+        return f"Next, to compare its features with the untrained network's:\n  [bold]patchcast probe {folder}[/]"
+    return (
+        f"Next, to see it on one page:\n  [bold]patchcast report {folder}[/]\n"
+        "How good the features are, only labels can tell: patchcast probe RUN --data LABELED"
+    )
 
 
 Feed = tuple[Pretrainer, TrainSet | StreamSet, DataLoader[Any] | None, CodeData | None]
@@ -213,6 +215,6 @@ def _summary(run: Run) -> str:
         f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {millions:.1f} M parameters\n"
         f"  images    {count} of {escape(recipe.data)}, {evaluated}\n"
         f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}\n"
-        f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), lr {recipe.lr:.3g}, "
-        f"{recipe.precision}"
+        f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), "
+        f"lr {recipe.lr:.3g}, {recipe.precision}"
     )

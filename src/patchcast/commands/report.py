@@ -129,9 +129,7 @@ def _headline(found: RunNumbers) -> list[Tile]:
         tiles.append(Tile(f"{losses[-1]:.3g}", "loss", f"at the start: {losses[0]:.3g}"))
     if speed := _speed(found):
         seen = found.recipe.steps * found.recipe.batch_size
-        tiles.append(
-            Tile(f"{speed:,.0f}", "images per second", f"{seen:,} images in about {duration(_seconds(found))}")
-        )
+        tiles.append(Tile(f"{speed:,.0f}", "images per second", f"{seen:,} images in about {took}"))
     millions = sum(each.numel() for each in found.pretrainer.backbone.parameters()) / 1e6
     height, width = found.recipe.image_size
     tiles.append(Tile(f"{millions:.1f} M", "parameters", f"in the encoder, for {height}x{width} pixels"))

@@ -176,7 +176,9 @@ class ProgressLine:
         self.bar.update(self.task, completed=step, state=self._state(step, now, brief=True))
         waits = SOON if self.begun is not None and step <= self.first + EARLY else MINUTE
         if self.is_shown and self.bar.disable and (self.is_due(step) or now - self.printed > waits):
-            self.console.print(f"{self.title}: step {step:,} of {self.steps:,}, {self._state(step, now)}")
+            self.console.print(
+                f"{self.title}: step {step:,} of {self.steps:,}, {self._state(step, now)}", soft_wrap=True
+            )
             self.printed = now
         if self.begun is None:
             self.begun = now
@@ -194,7 +196,7 @@ class ProgressLine:
         values = [(words, form, found[name]) for name, (words, form) in MEASURED.items() if name in found]
         parts = [f"{words} {value:{form}}" for words, form, value in values if isinstance(value, float)]
         if parts and self.is_shown:
-            self.bar.console.print(f"{self.title}: after step {self.step:,}, {', '.join(parts)}", highlight=False)
+            self.bar.console.print(f"{self.title}: after step {self.step:,}, {', '.join(parts)}", soft_wrap=True)
 
     def _state(self, step: int, now: float, *, brief: bool = False) -> str:
         blind = "" if self.blind is None else f" (blind {self.blind:.2f})"

@@ -139,7 +139,8 @@ class Normalize:
     def batch(self, images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
         """The same for a batch, on its device."""
         factor = self.factor if images.dtype == torch.uint8 else 255 * self.factor
-        return images.float().mul(factor.to(images.device)).add_(self.offset.to(images.device))
+        factor, offset = (each.to(images.device, non_blocking=True) for each in (factor, self.offset))
+        return images.float().mul(factor).add_(offset)
 
 
 def resize(image: ImagePixels, size: tuple[int, int]) -> UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]:

@@ -421,7 +421,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         gets the same result.
         """
         dtype = precision(x)
-        least = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=x.device)
+        least = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=x.device)  # no copy from the CPU
         nothing = torch.zeros_like(least)
         ones = torch.ones(x.shape[1], at + x.shape[1], dtype=torch.bool, device=x.device)
         in_order = ones.tril(at)[None, None]

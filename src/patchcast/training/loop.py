@@ -191,16 +191,15 @@ def _see(
 ) -> bool:
     """Evaluate the loss and call the looks; False if the run is asked to end before the evaluation is complete."""
     if held_out is not None:
-        total = torch.zeros(2, device=fabric.device)
+        total, counted = torch.zeros((), device=fabric.device), 0
         with evaluating(pretrainer):
             for index, (images, *_) in enumerate(held_out):
                 images = fabric.to_device(images)
                 plan = pretrainer.draw(images, torch.Generator().manual_seed(mix_seed(seed, index)))
-                count = len(plan.predict)
-                total = total + torch.stack([network(images, plan) * count, total.new_tensor(count)])
+                total, counted = total + network(images, plan) * len(plan.predict), counted + len(plan.predict)
                 if ending.agreed():
                     return False
-        loss = float(total[0] / total[1])
+        loss = float(total / counted)
         if not math.isfinite(loss):
             raise NotFinite(f"the loss of held-out images is {loss}")
         log.add(step, {"eval_loss": loss})

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from patchcast.cli import main
 from patchcast.methods import METHODS
 from patchcast.recipe import Recipe
+from patchcast.runs.auto import with_method
 from patchcast.runs.defaults import choose, filled
 from patchcast.runs.run import start_run
 from patchcast.runs.run_folder import claim
@@ -113,3 +115,22 @@ def test_recipes_give_a_reason_where_they_leave_the_rule(file: Path) -> None:
 
 def line_of(text: str, name: str) -> str:
     return next(line for line in text.splitlines() if line.startswith(f"{name}:"))
+
+
+def test_auto_names_a_method_that_the_model_can_run_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, method in {"test_vit": "mae", "swin_tiny_patch4_window7_224": "beit", "imagegpt_s": "imagegpt"}.items():
+        recipe, why = with_method(Recipe("auto", model, "digits", tmp_path))
+        assert recipe.method == method
+        assert method in why
+    assert with_method(Recipe("simmim", "test_vit", "digits", tmp_path))[1] == ""
+    command = ["pretrain", "--method", "auto", "--model", "test_vit", "--data", "digits", "--model_args.depth", "1"]
+    command += ["--steps", "2", "--no_pictures", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Method mae: test_vit runs on the visible units alone" in printed
+    assert "batch_size 64: for 1,437 images" in printed
+    assert Recipe.load(tmp_path / "run" / "config.yaml").method == "mae"
+    assert main(command) == 2
+    assert "finished" in capsys.readouterr().err, "the same command, in its folder, is of the same run"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from patchcast.backbones.capabilities import METHOD_NAMES, Readout
+from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, Readout
 from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 
@@ -62,7 +62,7 @@ class Recipe:
     folder.
 
     Args:
-        method: one of `patchcast.METHODS`.
+        method: one of `patchcast.METHODS`, or auto, which chooses by the model.
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
         data: "digits"; a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or
@@ -128,7 +128,7 @@ class Recipe:
         checkpointing: recompute the activations of blocks instead of storing them: slower, with less memory.
     """
 
-    method: str = field(metadata={"names": METHOD_NAMES})
+    method: str = field(metadata={"names": (*METHOD_NAMES, AUTO)})
     model: str
     data: str
     out: Path

@@ -59,6 +59,8 @@ def pretrain(recipe: Recipe) -> Resolved:
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
             console.print(_summary(run))
+            if run.why:
+                console.print(escape(run.why), highlight=False)
             if run.chosen:
                 console.print(f"Chosen by rule, as nothing else was given:\n{in_words(run.chosen)}", highlight=False)
             if run.fitted is not None:

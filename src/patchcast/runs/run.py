@@ -12,6 +12,7 @@ from patchcast.files import read_weights
 from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
+from patchcast.runs.auto import with_method
 from patchcast.runs.build import augmentation, build, build_started, evaluation, find_method, resolve
 from patchcast.runs.defaults import Chosen
 from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
@@ -33,6 +34,7 @@ class Run:
         pretrainer: with initial weights if the run is about to start, else with trained weights.
         tokenizer: for methods that predict codes, else None.
         opened: its data source if it is open already; see `source`.
+        why: the reasons of `--method auto`, if it is about to start.
         chosen: what the recipe left out and the rule of defaults decided, if it is about to start.
         fitted: what became of the weights that it starts from; None if they are random, or it was opened.
     """
@@ -45,6 +47,7 @@ class Run:
     opened: Source | None = None
     fitted: StartReport | None = None
     chosen: dict[str, Chosen] = field(default_factory=dict)
+    why: str = ""
 
     @property
     def source(self) -> Source:
@@ -102,7 +105,9 @@ def start_run(recipe: Recipe) -> Run:
     """
     recipe = with_own_options(recipe)
     recipe.check()
-    (recipe, is_settled), method = as_begun(recipe), find_method(recipe.method)
+    recipe, is_settled = as_begun(recipe)
+    recipe, why = with_method(recipe)
+    method = find_method(recipe.method)
     resuming = as_started(recipe)
     start = None if resuming is not None else find_start(recipe)
     if resuming is not None:
@@ -114,7 +119,7 @@ def start_run(recipe: Recipe) -> Run:
     resolved, chosen = resolve(recipe, method, source, start, is_settled=is_settled)
     tokenizer = saved_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
     pretrainer, fitted = build_started(resolved, method, tokenizer, start)
-    return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted, chosen)
+    return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted, chosen, why)
 
 
 def untrained_run(folder: Path, *, source: Source | None = None) -> Run:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from patchcast.backbones.capabilities import AUTO
 from patchcast.files import write_weights
 from patchcast.recipe import EARLIER, NOT_LEARNED, Recipe, Resolved
 from patchcast.training.checkpoints import latest_checkpoint
@@ -58,7 +59,9 @@ def as_begun(recipe: Recipe) -> tuple[Recipe, bool]:
         left = {name: getattr(begun, name) for name in (*left, *(["lr"] if recipe.lr is None else []))}
         if recipe.steps is None and recipe.epochs is None:
             left["steps"] = begun.steps
-        if recipe.method == begun.method:
+        if recipe.method == AUTO:
+            left["method"] = begun.method
+        if recipe.method in (AUTO, begun.method):
             left["method_args"] = {**begun.method_args, **recipe.method_args}
         return replace(recipe, **left), True
     if all(getattr(recipe, name) is not None for name in DECIDES):

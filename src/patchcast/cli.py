@@ -242,7 +242,7 @@ RECIPE_GROUPS = {
         *("method_args", "model_args", "pretrained", "start", "start_bands", "patch_size", "codes", "tokenizer"),
     ),
     "training": ("epochs", "steps", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
-    "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb"),
+    "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
     "hardware": (
         *("device", "precision", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
     ),

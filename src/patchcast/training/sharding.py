@@ -43,14 +43,15 @@ def shard(objective: Any, mesh: DeviceMesh, *, compiled: bool = False) -> Any:
         compiled: whether torch.compile makes kernels for each block: around the gathering, graphs would break.
     """
     pretrainer, mesh = objective.pretrainer, mesh["data_parallel"]
-    blocks = block_modules(pretrainer)
-    for block in blocks:
+    sharded = []
+    for block in block_modules(pretrainer):
         if compiled:
-            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=_policy(block, objective.precision))
+            block.forward = torch.compile(block.forward)
+        policy = _policy(block, objective.precision)
+        sharded.append(fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy))
     fully_shard(pretrainer, mesh=mesh, reshard_after_forward=False)
-    for block, following in pairwise(blocks):
-        block.set_modules_to_forward_prefetch([following])  # in the backward pass, FSDP2 does so by itself
+    for one, following in pairwise(sharded):
+        one.set_modules_to_forward_prefetch([following])  # in the backward pass, FSDP2 does so by itself
     # The first module that runs is taken for the root; looks run blocks before the first step.
     pretrainer._get_fsdp_state()._lazy_init()
     return objective

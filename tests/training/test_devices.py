@@ -44,7 +44,7 @@ def processes(arguments: list[str]) -> None:
         [sys.executable, "-m", "patchcast", *arguments], env=environment, capture_output=True, text=True, timeout=1800
     )
     assert told.returncode == 0, told.stderr[-3000:]
-    assert told.stdout.count("Done.") == 1, "one process of them tells how it went"
+    assert told.stdout.count("Next, to") == 1, "one process of them says how it went"
 
 
 def assert_alike(alone: Path, together: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
@@ -50,6 +51,8 @@ def shard(objective: Any, mesh: DeviceMesh, *, compiled: bool = False) -> Any:
         policy = _policy(block, objective.precision)
         sharded.append(fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy))
     fully_shard(pretrainer, mesh=mesh, reshard_after_forward=False)
+    # Of predictions, which nobody changes in place.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(FSDPPretrainer\) returned a view")
     for one, following in pairwise(sharded):
         one.set_modules_to_forward_prefetch([following])  # in the backward pass, FSDP2 does so by itself
     # The first module that runs is taken for the root; looks run blocks before the first step.

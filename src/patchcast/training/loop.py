@@ -20,7 +20,7 @@ from patchcast.modes import evaluating
 from patchcast.plans.earlier import as_before
 from patchcast.pretrainer import Pretrainer
 from patchcast.schedules import warmup_cosine
-from patchcast.training import checkpoints
+from patchcast.training import checkpoints, shards
 from patchcast.training.checkpoints import Checkpoint
 from patchcast.training.ending import Ending
 from patchcast.training.engine import Engine, LossModule, one_voice
@@ -29,7 +29,6 @@ from patchcast.training.log import OBJECTIVE, Log, Logger
 from patchcast.training.looks import Look, looking
 from patchcast.training.optimization import Optimization, make_optimizer
 from patchcast.training.progress import ProgressLine, Throughput
-from patchcast.training.sharding import whole
 from patchcast.training.stream import Stream
 
 
@@ -83,18 +82,21 @@ def train(
     log = Log(out / "metrics.csv", loggers, is_written=first)
 
     def save() -> None:
-        state = {name: whole(value) for name, value in objective.state_dict().items()}
-        moments = checkpoints.optimizer_state(optimizer, objective)
+        state, moments = objective.state_dict(), checkpoints.optimizer_state(optimizer, objective)
         seen_by = {type(look).__name__: look.state_dict() for look in looks}
+        checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, plans, is_seen)
         if first:
             log.write()
-            checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, plans, is_seen)
+        if engine.sharded:
+            shards.save(checkpoint, out / "checkpoints", group)
+        elif first:
             checkpoints.save(checkpoint, out / "checkpoints")
 
     plans: str | None = checkpoints.PLANS
     step, is_seen = 0, True  # optimizer steps done; whether the evaluation due after them is done
     resumed = checkpoints.load_latest(out)
     if resumed is not None:
+        resumed = shards.fill(resumed, objective.state_dict())
         step, is_seen, plans = resumed.step, resumed.is_seen, resumed.plans
         if plans is None:
             pretrainer.plan = as_before(pretrainer.plan)

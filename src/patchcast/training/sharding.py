@@ -109,7 +109,9 @@ def whole(value: Any) -> Any:
 
 
 def shared_like(value: Any, model: Tensor) -> Any:
-    """A full tensor sharded like `model`, if that is sharded and has the same shape."""
+    """A full tensor sharded like `model`, if that is sharded and has the same shape; a sharded one as it is."""
+    if isinstance(value, DTensor):
+        return value
     if isinstance(model, DTensor) and isinstance(value, Tensor) and value.shape == model.shape:
         return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)
     return value

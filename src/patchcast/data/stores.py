@@ -22,10 +22,12 @@ class Store(ABC):
     Attributes:
         labels: one a position, -1 where there is none; None where the source has no labels.
         class_names: what the labels mean, if the source says so.
+        no_labels: why there are none, where it looks as if there were some.
     """
 
     labels: Int64[np.ndarray, " N"] | None = None
     class_names: list[str] | None = None
+    no_labels: str = ""
 
     @abstractmethod
     def __len__(self) -> int: ...

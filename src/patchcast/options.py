@@ -37,7 +37,7 @@ class ProbeOptions:
         split: the split of the data that is judged on. Default: test, or else validation.
         limit: maximum number of training images. Default: all.
         untrained: probe the network before training, with its initial weights.
-        against: further networks, as rows of the table: run folders or timm models (which have public weights).
+        against: further networks, as rows of the table, by the words of pretrain's --start.
         device: where the network runs.
         out: a JSON file for the results. Default: in the run folder; none for a timm model.
     """
@@ -140,14 +140,14 @@ class Compare:
     """Compare runs with the untrained network, a supervised run and features that need no training.
 
     Args:
-        runs: run folders.
+        runs: run folders, and perhaps other weights, by the words of pretrain's --start.
         data: labeled images. Default: each run's own data.
         out: a file.parquet for all results.
         per_class: labels per class for the few-label probe.
         draws: random draws of the labeled images in the few-label probe.
         limit: maximum number of training images. Default: all.
         supervised: train the same network with labels as well, which takes as long as a run.
-        against: further networks, as rows of the table: run folders or timm models (which have public weights).
+        against: further networks, as rows of the table, by the words of pretrain's --start.
         readout: how the units of an image become one feature.
         device: where networks run.
         cache: keep features in the user's cache folder and reuse them.
@@ -404,15 +404,16 @@ class Complete(Drawing):
 
 @dataclass(kw_only=True)
 class Export:
-    """Write a run's encoder for timm, transformers, ONNX or torch.export.
+    """Write a run's encoder, or a fine-tuned classifier, for timm, transformers, ONNX or torch.export.
 
     Args:
-        run: the run folder.
+        run: the folder of a run, or of patchcast finetune.
         out: a new folder for the weights and their README.md.
-        to: the format; transformers takes MAE and ImageGPT only. Default: timm; transformers for an ImageGPT.
+        to: the format; transformers takes MAE, ImageGPT and classifiers of plain vision transformers only. Default:
+            timm; transformers for an ImageGPT.
     """
 
-    run: Path = field(metadata=place("RUN"))
+    run: Path = field(metadata=place("RUN_OR_MODEL"))
     out: Path
     to: Format | None = None
 

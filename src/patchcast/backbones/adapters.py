@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -83,7 +84,8 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
     Grid(rows=4, cols=6)
 
     Args:
-        model: a name for `timm.create_model` (random weights unless `pretrained=True` is given), or a model.
+        model: a name for `timm.create_model` (random weights unless `pretrained=True` is given), or a model; or other
+            words of `load_start`, which loads the weights: a run folder, `hf-hub:NAME`, `local-dir:FOLDER`, a file.
         timm_kwargs: arguments of `timm.create_model`, such as `in_chans`. `img_size` may be given for every model: if
             the weights do not depend on it, it only sets the nominal image size.
     Raises:
@@ -99,6 +101,12 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
     size = timm_kwargs.get("img_size")
     image_size = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
     if isinstance(model, str):
+        if _names_weights(model):
+            import patchcast  # weights of all formats are read far above this file, which only this line uses
+
+            return patchcast.load_start(
+                model, **{key: timm_kwargs[key] for key in timm_kwargs if key != "pretrained"}
+            ).backbone
         model = create(model, **timm_kwargs)
     elif timm_kwargs.keys() - {"img_size"}:
         raise ValueError(f"{type(model).__name__} is already built, so {', '.join(timm_kwargs)} cannot be changed")
@@ -112,6 +120,13 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
             )
         backbone = adapter(model, image_size)
     return backbone
+
+
+def _names_weights(words: str) -> bool:
+    """Whether words name a place of weights, and not a model of timm."""
+    return any(sign in words for sign in ("/", "=", "hf-hub:", "local-dir:")) or (
+        not timm.is_model(words) and Path(words).exists()
+    )
 
 
 def adapter_for(cls: type[nn.Module]) -> type[Backbone]:

@@ -25,7 +25,7 @@ def check_recipe(recipe: Recipe) -> None:
     recipe.check()
     recipe.method = method_called(recipe.method)
     # `runs.codes` checks ImageGPT's own networks.
-    if recipe.method not in OWN_NETWORKS and not recipe.model.startswith("imagegpt"):
+    if recipe.model and recipe.method not in OWN_NETWORKS and not recipe.model.startswith("imagegpt"):
         check_model(recipe.model)
     if recipe.start is not None and not (recipe.out / CONFIG).is_file():  # to resume takes no start
         check_network(recipe.start)
@@ -59,6 +59,17 @@ def check_run(run: Path) -> None:
         raise ValueError(f"there is no folder {run}; give the folder of a run")
     if not (run / CONFIG).exists():
         raise ValueError(f"{run} holds no run of patchcast: it has no {CONFIG}")
+
+
+def check_exported(folder: Path) -> None:
+    """Raises:
+    ValueError: if a folder holds neither a run nor a fine-tuned classifier.
+    """
+    if (folder / CLASSES).exists():
+        return
+    if (folder / BEGUN).exists():
+        raise ValueError(f"fine-tuning has not finished in {folder}; the same command resumes it")
+    check_run(folder)
 
 
 def check_network(name: str) -> None:

@@ -22,10 +22,10 @@ from patchcast.methods import on_codes
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
-from patchcast.runs.results import write_results
+from patchcast.runs.results import after_start, better_average, write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, save_weights
-from patchcast.runs.starting import keep_report
+from patchcast.runs.starting import is_started, keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
 from patchcast.tokenizers.palette import Palette
@@ -34,7 +34,7 @@ from patchcast.training.lock import locked
 from patchcast.training.log import closing
 from patchcast.training.looks import Look
 from patchcast.training.loop import train
-from patchcast.training.optimization import Optimization
+from patchcast.training.optimization import Optimization, freeze_blocks
 from patchcast.training.stream import Stream
 
 EVALUATED = 2000
@@ -53,7 +53,7 @@ def pretrain(recipe: Recipe) -> Resolved:
     run = start_run(recipe)
     check_loggers(run.recipe)
     looks = watches(run)
-    resumes = is_first and claim(run.recipe)
+    resuming = claim(run.recipe) if is_first else ""
     with locked(run.folder) if is_first else nullcontext():
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
@@ -61,8 +61,10 @@ def pretrain(recipe: Recipe) -> Resolved:
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
                 console.print(escape(str(run.fitted)), highlight=False)
-        if resumes:
-            console.print(f"Resuming the run in {escape(str(run.folder))}.")
+        if resuming:
+            console.print(escape(resuming), highlight=False)
+        elif run.recipe.overwrite:
+            console.print("Without --overwrite, the same command resumes this run.")
         return _carry_out(run, looks, console, is_first=is_first)
 
 
@@ -72,10 +74,13 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
     if codes is not None:
         console.print(f"{codes}")
     try:
+        if run.recipe.freeze_blocks:
+            freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
         _train(run.recipe, trained, train_set, judged, looks)
         state = whole_state(run.pretrainer)
         if not is_first:
             return run.recipe
+        state |= better_average(run.folder)
         save_weights(state, run.folder)
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
@@ -85,7 +90,7 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
         ) from problem
     run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
     unreadable = journal.close()
-    loss = write_results(run, codes, unreadable)
+    loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable)]))
     if unreadable:
         count = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
         console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
@@ -152,6 +157,9 @@ def _train(
                 weight_decay=recipe.weight_decay,
                 warmup=recipe.warmup,
                 clip=recipe.clip or None,
+                layer_decay=recipe.layer_decay,
+                freeze_first=recipe.freeze_first,
+                ema=recipe.ema or None,
             ),
             engine=Engine(
                 precision=recipe.precision,
@@ -183,10 +191,19 @@ def _summary(run: Run) -> str:
     count = "a stream" if source.is_stream else f"{len(source.train):,} images"
     held_out, typical = source.held_out, source.train.typical_size
     resized = "" if typical == recipe.image_size else f" (from about {typical[0]} x {typical[1]})"
+    going_on = _going_on(recipe) if is_started(recipe) else ""
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
     return (
         f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/]: {count} of {escape(recipe.data)} ({evaluated}), "
         f"{recipe.channels} x {height} x {width}{resized}, as {grid} units of {down}x{right} pixels{tiles}; "
         f"{millions:.1f} M parameters; {recipe.steps:,} steps of {recipe.batch_size} ({recipe.epochs:g} epochs), "
-        f"lr {recipe.lr:.3g}, {recipe.precision}"
+        f"lr {recipe.lr:.3g}{going_on}, {recipe.precision}"
     )
+
+
+def _going_on(recipe: Resolved) -> str:
+    words = [f"layer decay {recipe.layer_decay:g}"]
+    words += [f"backbone frozen for {recipe.freeze_first:,} steps"] * bool(recipe.freeze_first)
+    words += [f"first {recipe.freeze_blocks} blocks frozen"] * bool(recipe.freeze_blocks)
+    words += [f"averaged weights (EMA {recipe.ema:g})"] * bool(recipe.ema)
+    return f" ({', '.join(words)})"

@@ -13,9 +13,17 @@ from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
 from patchcast.runs.build import augmentation, build, build_started, evaluation, find_method, resolve
-from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
+from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun, check_overwriting
 from patchcast.runs.sizes import with_own_options
-from patchcast.runs.starting import as_started, check_unchanged, find_start, with_start
+from patchcast.runs.starting import (
+    as_started,
+    check_start_folder,
+    check_unchanged,
+    find_start,
+    is_started,
+    with_frozen_first,
+    with_start,
+)
 from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, saved_tokenizer
 from patchcast.starts import StartReport
 from patchcast.training.checkpoints import latest_checkpoint
@@ -99,6 +107,9 @@ def start_run(recipe: Recipe) -> Run:
     """
     recipe = with_own_options(recipe)
     recipe.check()
+    check_start_folder(recipe)
+    if recipe.overwrite:
+        check_overwriting(recipe)
     recipe, method = as_begun(recipe), find_method(recipe.method)
     resuming = as_started(recipe)
     start = None if resuming is not None else find_start(recipe)
@@ -109,8 +120,11 @@ def start_run(recipe: Recipe) -> Run:
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
     source = open_source(recipe.data, channels=recipe.channels, held_out_share=share, **reading(recipe))
     resolved = resolve(recipe, method, source, start)
-    tokenizer = saved_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
+    kept = None if recipe.overwrite else saved_tokenizer(resolved.out)
+    tokenizer = kept or find_tokenizer(resolved, method, source.train)
     pretrainer, fitted = build_started(resolved, method, tokenizer, start)
+    if is_started(recipe) and recipe.freeze_first is None:
+        resolved = with_frozen_first(resolved, fitted)
     return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted)
 
 

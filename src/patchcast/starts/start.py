@@ -26,6 +26,7 @@ class Start:
         model_args: arguments with which it is built.
         size: height and width of its images, if the files tell: position tables are for this size.
         mean, std: of its images, if the files tell.
+        squash: whether images are resized whole to that size, whatever their shape, and not cut.
         heads: of attention, if the files tell; no shape shows them.
         eps: of its layer norms, where it is not timm's.
         tokenizer: the file or folder of the palette or codebook that its codes are of.
@@ -43,6 +44,7 @@ class Start:
     size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    squash: bool = False
     heads: int | None = None
     eps: float | None = None
     tokenizer: Path | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from patchcast.plans.earlier import as_before
 from patchcast.pretrainer import Pretrainer
 from patchcast.schedules import warmup_cosine
 from patchcast.training import checkpoints
+from patchcast.training.average import Average
 from patchcast.training.checkpoints import Checkpoint
 from patchcast.training.ending import Ending
 from patchcast.training.engine import Engine, LossModule, one_voice, whole
 from patchcast.training.guard import Guard, NotFinite
-from patchcast.training.log import OBJECTIVE, Log, Logger
+from patchcast.training.log import AVERAGE, OBJECTIVE, Log, Logger
 from patchcast.training.looks import Look, looking
 from patchcast.training.optimization import Optimization, make_optimizer
 from patchcast.training.progress import ProgressLine, Throughput
@@ -74,6 +76,7 @@ def train(
     objective = LossModule(pretrainer, engine.precision)
     network = fabric.setup_module(objective)
     optimizer = make_optimizer(pretrainer, optimization)
+    average = None if optimization.ema is None else Average(objective, optimization.ema)
     clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     group: Any = dist.new_group(backend="gloo") if fabric.world_size > 1 else None  # of the CPU: no GPU waits for it
     ending, guard = Ending(group), Guard(out, group)
@@ -83,9 +86,10 @@ def train(
         state = {name: whole(value) for name, value in objective.state_dict().items()}
         moments = checkpoints.optimizer_state(optimizer, objective)
         seen_by = {type(look).__name__: look.state_dict() for look in looks}
+        averaged = None if average is None else average.state_dict()
         if first:
             log.write()
-            checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, plans, is_seen)
+            checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, plans, is_seen, averaged)
             checkpoints.save(checkpoint, out / "checkpoints")
 
     plans: str | None = checkpoints.PLANS
@@ -97,6 +101,8 @@ def train(
             pretrainer.plan = as_before(pretrainer.plan)
         checkpoints.load_model_state(objective, resumed.model)
         checkpoints.load_optimizer_state(optimizer, objective, resumed.optimizer)
+        if average is not None and resumed.average is not None:
+            average.load_state_dict(resumed.average)
         stream.load_state_dict(resumed.stream)
         log.resume(step, counted_from_zero=resumed.is_lightnings)
     with looking(pretrainer):
@@ -104,7 +110,7 @@ def train(
             if resumed is not None and type(look).__name__ in resumed.looks:
                 look.load_state_dict(resumed.looks[type(look).__name__])
             else:
-                look.start(device)
+                log.add(0, look.start(device))
     if resumed is not None and resumed.is_lightnings:
         save()  # from here on the rows of the log are counted as checkpoints are
 
@@ -119,7 +125,7 @@ def train(
                 optimizer.zero_grad()
                 lr = optimization.lr * warmup_cosine(step, steps=steps, warmup=optimization.warmup)
                 for settings in optimizer.param_groups:
-                    settings["lr"] = lr
+                    settings["lr"] = optimization.rate(step, steps, settings)
                 loss = torch.zeros((), device=device)
                 losses: dict[str, Any] = {}  # of each objective, where there are several
                 for index in range(pieces):
@@ -144,6 +150,8 @@ def train(
                 optimizer.step()
                 pretrainer.after_step()
                 step += 1
+                if average is not None:
+                    average.update(step)
 
                 is_logged = step % min(engine.log_every, steps) == 0
                 is_seen = step % engine.eval_every != 0 and step < steps
@@ -165,7 +173,9 @@ def train(
             if not is_seen and not ending.agreed():
                 guard.check(step, objective.named_parameters())
                 try:
-                    is_seen = _see(step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log)
+                    is_seen = _see(
+                        step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log, average
+                    )
                 except NotFinite as problem:
                     guard.fail(f"after step {step}, {problem}")
 
@@ -188,11 +198,17 @@ def _see(
     fabric: Fabric,
     ending: Ending,
     log: Log,
+    average: Average | None,
 ) -> bool:
     """Evaluate the loss and look at the network; False if the run is asked to end before all is evaluated."""
-    if held_out is not None:
+    columns: dict[str, Callable[[], AbstractContextManager[Any]]] = {"eval_loss": nullcontext}
+    if average is not None:
+        columns[AVERAGE] = average.applied
+    for column, weights in columns.items():
+        if held_out is None:
+            break
         total = torch.zeros(2, device=fabric.device)
-        with evaluating(pretrainer):
+        with evaluating(pretrainer), weights():
             for index, (images, *_) in enumerate(held_out):
                 images = fabric.to_device(images)
                 plan = pretrainer.draw(images, torch.Generator().manual_seed(mix_seed(seed, index)))
@@ -203,7 +219,7 @@ def _see(
         loss = float(total[0] / total[1])
         if not math.isfinite(loss):
             raise NotFinite(f"the loss of held-out images is {loss}")
-        log.add(step, {"eval_loss": loss})
+        log.add(step, {column: loss})
     with looking(pretrainer):
         for look in looks:
             log.add(step, look.look(step, fabric.device))

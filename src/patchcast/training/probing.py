@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,6 +23,33 @@ from patchcast.training.looks import Look, finite
 NEIGHBOURS = 20
 
 
+PROBE_NAMES = {"knn_accuracy": "nearest neighbors", "linear_accuracy": "linear"}
+"""Columns of the log, and what they are called in sentences."""
+
+
+class BelowStartWarning(UserWarning):
+    """A run's features have become worse than those of the weights that it started from."""
+
+
+def fallen(before: Mapping[str, float], after: Mapping[str, float], images: int) -> str:
+    """Which accuracies have fallen by more than chance, as text; empty if none has.
+
+    More than chance is twice the standard error of a difference between two sets of `images`: that on the same images
+    is smaller, so that the warning is rather late than wrong.
+
+    >>> fallen({"knn_accuracy": 0.8}, {"knn_accuracy": 0.7}, 1000)
+    'nearest neighbors 70.0 % (80.0 % at the start)'
+    >>> fallen({"knn_accuracy": 0.8}, {"knn_accuracy": 0.79}, 1000)
+    ''
+    """
+    below = []
+    for name in before.keys() & after.keys():
+        mean = (before[name] + after[name]) / 2
+        if before[name] - after[name] > 2 * (2 * mean * (1 - mean) / images) ** 0.5:
+            below.append(f"{PROBE_NAMES[name]} {100 * after[name]:.1f} % ({100 * before[name]:.1f} % at the start)")
+    return ", ".join(sorted(below))
+
+
 @runtime_checkable
 class Examples(Protocol):
     """Images as the network sees them, with their labels."""
@@ -37,12 +66,16 @@ class OnlineProbe(Look):
     regression), because it is fitted many times: logistic regression took 6.8 s on 4,000 features of width 768, and
     this one 1.6 s. Each rank computes the features of its part of the images, and the first one probes them.
 
+    For a run that starts from weights, the first measurement is before the first step. Later ones are compared with it,
+    and a fall by more than chance is warned of once.
+
     Args:
         backbone: the one that is trained.
         fitted: labelled images, not augmented, to fit on.
         judged: others, to judge by.
         batch_size: images at a time on each rank.
         workers: processes that read them.
+        measures_start: whether to measure before the first step.
     """
 
     def __init__(
@@ -53,11 +86,40 @@ class OnlineProbe(Look):
         *,
         batch_size: int = 256,
         workers: int = 0,
+        measures_start: bool = False,
     ) -> None:
         self.backbone, self.fitted, self.judged = backbone, fitted, judged
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.measures_start = batch_size, workers, measures_start
+        self.begun: dict[str, float] = {}
+        self.warned = False
+
+    def start(self, device: torch.device) -> Entries:
+        if not self.measures_start:
+            return {}
+        self.begun = self.measure(device)
+        return self.begun
 
     def look(self, step: int, device: torch.device) -> Entries:
+        found = self.measure(device)
+        below = fallen(self.begun, found, len(self.judged))
+        if below and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"step {step}: below the weights that the run started from: {below}. Their knowledge is being lost: "
+                "try a smaller lr or layer_decay, freeze_blocks, or more images",
+                BelowStartWarning,
+                stacklevel=2,
+            )
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self.begun, "warned": self.warned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.begun, self.warned = state.get("start", {}), state.get("warned", False)
+
+    def measure(self, device: torch.device) -> dict[str, float]:
+        """Both accuracies, in the first process; nothing in the others."""
         fitted, judged = self.features(self.fitted, device), self.features(self.judged, device)
         if dist.is_initialized() and dist.get_rank():
             return {}

@@ -104,9 +104,8 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
         if _names_weights(model):
             import patchcast  # weights of all formats are read far above this file, which only this line uses
 
-            return patchcast.load_start(
-                model, **{key: timm_kwargs[key] for key in timm_kwargs if key != "pretrained"}
-            ).backbone
+            timm_kwargs.pop("pretrained", None)  # they are, as their name says
+            return patchcast.load_start(model, **timm_kwargs).backbone
         model = create(model, **timm_kwargs)
     elif timm_kwargs.keys() - {"img_size"}:
         raise ValueError(f"{type(model).__name__} is already built, so {', '.join(timm_kwargs)} cannot be changed")

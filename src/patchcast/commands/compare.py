@@ -98,8 +98,8 @@ def compare(
     runs = [run for run in runs if is_run(run)]
     if not runs:
         raise ValueError(
-            f"compare takes at least one run; other weights stand next to it, or compare them with patchcast probe "
-            f"{against[0]} --data LABELED --against OTHER"
+            f"{against[0]} holds no run of patchcast: it has no config.yaml, and compare takes at least one run; other "
+            f"weights are compared by patchcast probe {against[0]} --data LABELED --against OTHER"
         )
     chosen = options.FeatureOptions(per_class=list(per_class), draws=draws, readout=readout, cache=cache)
     console, rows, lines, shared = Console(), list[Row](), list[str](), dict[str, Row]()

@@ -45,7 +45,7 @@ def test_the_code_of_each_section_predicts_what_predict_predicts(
     monkeypatch.chdir(served)
     [code] = re.findall(rf"## {re.escape(title)}\n.*?```python\n(.*?)```", PAGE, re.DOTALL)
     assert main(["predict", "models/first", "photo.jpg", "--out", f"{title}.csv"]) == 0
-    path, label, probability, *_ = (served / f"{title}.csv").read_text().splitlines()[1].split(",")
+    _, label, probability, *_ = (served / f"{title}.csv").read_text().splitlines()[1].split(",")
     capsys.readouterr()
     exec(compile(code, title, "exec"), {"__name__": "page"})
     said, share = capsys.readouterr().out.split()
@@ -104,9 +104,7 @@ def test_another_model_is_not_kept(tuned: Path) -> None:
         compare_predictions(model, other, [torch.randn(1, 3, 16, 16)])
 
 
-def test_a_classifier_is_a_start_a_network_and_a_backbone(
-    tuned: Path, run: Path, photos: Photos, tmp_path: Path
-) -> None:
+def test_a_classifier_is_a_network_and_a_backbone(tuned: Path, run: Path, photos: Photos, tmp_path: Path) -> None:
     network = open_network(tuned)
     images = torch.randn(2, 3, 16, 16)
     theirs = open_classifier(tuned).model.forward_features(images)[:, 1:]  # type: ignore[operator]
@@ -122,4 +120,5 @@ def test_a_classifier_is_a_start_a_network_and_a_backbone(
     assert str(tuned) in pq.read_table(tmp_path / "table.parquet")["network"].to_pylist()
     out = tmp_path / "features.safetensors"
     assert main(["embed", str(tuned), "--data", str(photos.labeled), "--out", str(out)]) == 0
-    assert main(["search", str(tuned), str(photos.new / "red-0.png"), "--data", str(photos.labeled), "--out", str(tmp_path / "s.png")]) == 0  # fmt: skip
+    search = ["search", str(tuned), str(photos.new / "red-0.png"), "--data", str(photos.labeled)]
+    assert main([*search, "--out", str(tmp_path / "near.png")]) == 0

@@ -1,4 +1,4 @@
-"""The optimizer, and what it decays."""
+"""The optimizer and its parameter groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEVER_DECAYED = ("pos_embed", "position", "token", "rel_pos")
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with linear warm-up and a cosine to zero.
+    """AdamW with linear warm-up and cosine decay to zero.
 
     Attributes:
         lr: the peak learning rate.
@@ -53,7 +53,7 @@ class Optimization:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, decayed and not: norms, biases, positions and tokens are not.
+    """Two groups, with and without weight decay; norms, biases, positions and tokens are without.
 
     >>> groups = parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), 0.05)
     >>> [(group["weight_decay"], len(group["params"])) for group in groups]
@@ -69,6 +69,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
+<<<<<<< HEAD
 def layered_groups(pretrainer: Pretrainer, settings: Optimization) -> list[dict[str, Any]]:
     """The two groups for each layer of the backbone and for the rest, with `lr_scale` and `is_backbone`.
 
@@ -140,4 +141,9 @@ def make_optimizer(model: Pretrainer, settings: Optimization) -> torch.optim.Ada
     """AdamW in its fused form: one kernel instead of one for every parameter."""
     is_plain = settings.layer_decay == 1.0 and not settings.freeze_first
     groups = parameter_groups(model, settings.weight_decay) if is_plain else layered_groups(model, settings)
+=======
+def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
+    """Fused AdamW over the two groups: one kernel instead of one for every parameter."""
+    groups = parameter_groups(model, settings.weight_decay)
+>>>>>>> main
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)

@@ -22,14 +22,6 @@ SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 
 HELD_OUT = 0.05
 """Share of a source without a validation or test split that is held out from training."""
-<<<<<<< HEAD
-EARLIER: dict[str, Any] = {"held_out": 0.0, "crop_mode": "center", "layer_decay": 1.0, "freeze_first": 0, "ema": 0.0}
-"""Options that configs of earlier versions lack, and the values that reproduce those versions."""
-NOT_LEARNED = frozenset(
-    {
-        *("out", "device", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
-        *("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb", "overwrite"),
-=======
 EARLIER: dict[str, Any] = {
     "held_out": 0.0,
     "crop_mode": "center",
@@ -37,13 +29,16 @@ EARLIER: dict[str, Any] = {
     "epochs": 100.0,
     "batch_size": 256,
     "warmup": 0.05,
+    "layer_decay": 1.0,
+    "freeze_first": 0,
+    "ema": 0.0,
 }
 """Options that configs and commands of earlier versions lack, and the values that reproduce those versions."""
 NOT_LEARNED = frozenset(
     {
         *("out", "device", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
         *("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
->>>>>>> main
+        "overwrite",
     }
 )
 """Options that do not change what is learned (up to rounding): devices, speed and logging. A run may be resumed with
@@ -120,14 +115,9 @@ class Recipe:
             the data has no validation or test split; at most 2,000 images. 0 holds out none. Default: 0.05.
         epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 5,000 steps take.
         steps: optimizer steps.
-<<<<<<< HEAD
-        batch_size: images per step.
-        lr: peak learning rate. Default: the method's for 256 images, scaled with the batch size; a quarter of it if the
-            run starts from weights.
-=======
         batch_size: images per step. Default: by the number of images, 32 to 2,048. See docs/which.md.
-        lr: peak learning rate. Default: the paper's, by the root of the batch and the width of the model.
->>>>>>> main
+        lr: peak learning rate. Default: the paper's, by the root of the batch and the width of the model; a quarter of
+            it if the run starts from weights.
         betas: of AdamW. Default: the method's.
         weight_decay: of weight matrices. Default: the method's.
         warmup: share of the steps over which the learning rate rises. Default: 0.05.
@@ -141,13 +131,9 @@ class Recipe:
         eval_every: steps between two evaluations on held-out images. Default: ten evaluations in the run.
         checkpoint_every: steps between two checkpoints. Default: ten checkpoints in the run.
         probe_data: a labeled source, which may be the same as data. At every evaluation, metrics.csv gets the accuracy
-<<<<<<< HEAD
             of the 20 nearest neighbors and of a linear classifier. It does not change what is learned. Default: data
             itself, with 500 images, if it has labels and the run starts from weights; "none" turns this off.
-=======
-            of the 20 nearest neighbors and of a linear classifier. It does not change what is learned.
         readout: how the units of an image become the feature that these probes use. Default: mean_std.
->>>>>>> main
         pictures: at every evaluation, draw what the model predicts for eight images into the run folder's images/.
         tensorboard: also log to TensorBoard, in the run folder.
         wandb: also log to Weights & Biases, into the project of this name.
@@ -284,13 +270,9 @@ class Recipe:
         unknown = sorted(map(str, set(values) - known))
         if unknown:
             raise ValueError(f"{file} has unknown options: {', '.join(unknown)}")
-<<<<<<< HEAD
         if values.get("start") is not None:
             values.setdefault("model", "")
-        required = [each.name for each in dataclasses.fields(cls) if _is_required(each)]
-=======
         required = [field.name for field in dataclasses.fields(cls) if _is_required(field)]
->>>>>>> main
         if missing := [name for name in required if name not in values]:
             raise ValueError(f"{file} is not a complete recipe: it has no {', '.join(missing)}")
         if isinstance(values.get("image_size"), int):

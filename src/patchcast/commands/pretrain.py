@@ -22,12 +22,8 @@ from patchcast.methods import on_codes
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
-<<<<<<< HEAD
-from patchcast.runs.results import after_start, better_average, write_results
-=======
 from patchcast.runs.defaults import in_words
-from patchcast.runs.results import write_results
->>>>>>> main
+from patchcast.runs.results import after_start, better_average, write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, save_weights
 from patchcast.runs.starting import is_started, keep_report

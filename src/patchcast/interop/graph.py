@@ -83,7 +83,7 @@ def graph_of(backbone: Backbone) -> Graph:
         ("embedding", "units"),
         backbone.channels,
         backbone.image_size,
-        lambda images: (backbone.pool(images), backbone.units(images)),
+        lambda images: (backbone.pool(images, "mean_std"), backbone.units(images)),
     )
 
 
@@ -185,11 +185,7 @@ def _checked(file: Path, run: Forward, graph: Graph, images: Sequence[Tensor]) -
     greatest = largest = 0.0
     with evaluating(graph.module):
         for batch in images:
-<<<<<<< HEAD
             for theirs, own in zip(run(batch), graph.own(batch), strict=True):
-=======
-            for theirs, own in zip(run(batch), (backbone.pool(batch, "mean_std"), backbone.units(batch)), strict=True):
->>>>>>> main
                 greatest = max(greatest, float((theirs - own).abs().max()))
                 largest = max(largest, float(own.abs().max()))
     difference = Difference(greatest, largest)

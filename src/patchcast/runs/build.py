@@ -72,14 +72,9 @@ def resolve(
     mean, std = _normalization(recipe, images, start)
     steps = recipe.steps
     if steps is None:
-<<<<<<< HEAD
-        steps = max(1, round(recipe.epochs * len(images) / recipe.batch_size))
+        steps = max(1, round(epochs * len(images) / batch))
     often, starts = max(1, steps // 10), starting.is_started(recipe)
     _check_frozen(recipe, steps)
-=======
-        steps = max(1, round(epochs * len(images) / batch))
-    often = max(1, steps // 10)
->>>>>>> main
     given = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     resolved = {
         "image_size": size,
@@ -95,13 +90,9 @@ def resolve(
         "crop_scale": method.crop_scale,
         "crop_mode": "squash" if method.codes == "colors" else "center",
         "flip": method.flip and recipe.data != "digits",
-<<<<<<< HEAD
-        "lr": method.lr_per_256 * recipe.batch_size / 256 * (starting.STARTED_LR if starts else 1.0),
         "layer_decay": starting.STARTED_LAYER_DECAY if starts else 1.0,
         "freeze_first": 0,  # `runs.starting.with_frozen_first` knows more, once the weights are loaded
         "ema": starting.STARTED_EMA if starts else 0.0,
-=======
->>>>>>> main
         "betas": method.betas,
         "weight_decay": method.weight_decay,
         "clip": method.clip or 0.0,

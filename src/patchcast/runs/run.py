@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,8 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
 from patchcast.runs.auto import with_method
 from patchcast.runs.build import augmentation, build, build_started, evaluation, find_method, resolve
-<<<<<<< HEAD
-from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun, check_overwriting
-=======
 from patchcast.runs.defaults import Chosen
-from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
->>>>>>> main
+from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun, check_overwriting
 from patchcast.runs.sizes import with_own_options
 from patchcast.runs.starting import (
     as_started,
@@ -32,6 +28,7 @@ from patchcast.runs.starting import (
 )
 from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, saved_tokenizer
 from patchcast.starts import StartReport
+from patchcast.starts.opening import model_of
 from patchcast.training.checkpoints import latest_checkpoint
 
 
@@ -117,38 +114,29 @@ def start_run(recipe: Recipe) -> Run:
     """
     recipe = with_own_options(recipe)
     recipe.check()
-<<<<<<< HEAD
     check_start_folder(recipe)
     if recipe.overwrite:
         check_overwriting(recipe)
-    recipe, method = as_begun(recipe), find_method(recipe.method)
-=======
     recipe, is_settled = as_begun(recipe)
-    recipe, why = with_method(recipe)
-    method = find_method(recipe.method)
->>>>>>> main
     resuming = as_started(recipe)
     start = None if resuming is not None else find_start(recipe)
     if resuming is not None:
         recipe = resuming
-    elif start is not None:
+    elif start is not None and not recipe.model:
+        recipe = replace(recipe, model=model_of(start))
+    recipe, why = with_method(recipe)
+    method = find_method(recipe.method)
+    if start is not None:
         recipe = with_start(recipe, method, start)
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
     source = open_source(recipe.data, channels=recipe.channels, held_out_share=share, **reading(recipe))
-<<<<<<< HEAD
-    resolved = resolve(recipe, method, source, start)
+    resolved, chosen = resolve(recipe, method, source, start, is_settled=is_settled)
     kept = None if recipe.overwrite else saved_tokenizer(resolved.out)
     tokenizer = kept or find_tokenizer(resolved, method, source.train)
     pretrainer, fitted = build_started(resolved, method, tokenizer, start)
     if is_started(recipe) and recipe.freeze_first is None:
         resolved = with_frozen_first(resolved, fitted)
-    return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted)
-=======
-    resolved, chosen = resolve(recipe, method, source, start, is_settled=is_settled)
-    tokenizer = saved_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
-    pretrainer, fitted = build_started(resolved, method, tokenizer, start)
     return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted, chosen, why)
->>>>>>> main
 
 
 def untrained_run(folder: Path, *, source: Source | None = None) -> Run:

@@ -12,15 +12,10 @@ from torch import Tensor
 
 from patchcast.backbones.capabilities import AUTO
 from patchcast.files import write_weights
-<<<<<<< HEAD
-from patchcast.recipe import EARLIER, Recipe, Resolved
+from patchcast.recipe import EARLIER, NOT_LEARNED, Recipe, Resolved
 from patchcast.schedules import warmup_cosine
 from patchcast.training.checkpoints import latest_checkpoint, step_of
 from patchcast.training.lock import LOCK, locked
-=======
-from patchcast.recipe import EARLIER, NOT_LEARNED, Recipe, Resolved
-from patchcast.training.checkpoints import latest_checkpoint
->>>>>>> main
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
 BAD_IMAGES = "bad-images.txt"
@@ -136,13 +131,8 @@ def as_begun(recipe: Recipe) -> tuple[Recipe, bool]:
     For runs that have begun, for complete configs, and for the commands of model cards. Options that an earlier version
     did not have get its behavior, and defaults that have changed since then change none of these.
     """
-<<<<<<< HEAD
-    left = [name for name in EARLIER if getattr(recipe, name) is None]
-    if left and not recipe.overwrite and (recipe.out / CONFIG).is_file():
-=======
     left: dict[str, Any] = {name: EARLIER[name] for name in EARLIER if getattr(recipe, name) is None}
-    if (recipe.out / CONFIG).is_file():
->>>>>>> main
+    if not recipe.overwrite and (recipe.out / CONFIG).is_file():
         begun = Resolved.load(recipe.out / CONFIG)
         left = {name: getattr(begun, name) for name in (*left, *(["lr"] if recipe.lr is None else []))}
         if recipe.steps is None and recipe.epochs is None:

@@ -19,7 +19,7 @@ from patchcast.runs.run_folder import CONFIG
 from patchcast.runs.sizes import nominal_backbone
 from patchcast.runs.timm_arguments import pretrained_cfg
 from patchcast.starts import Start, StartReport, read_start
-from patchcast.starts.opening import for_channels, model_of
+from patchcast.starts.opening import for_channels
 from patchcast.starts.reading import SUFFIXES
 from patchcast.training.checkpoints import latest_checkpoint
 
@@ -95,8 +95,7 @@ def as_started(recipe: Recipe) -> Recipe | None:
 def with_start(recipe: Recipe, method: Method, start: Start) -> Recipe:
     """The recipe with what a start decides and the recipe leaves out."""
     filled: dict[str, Any] = {"start": absolute_words(recipe.start)}
-    model = filled["model"] = recipe.model or model_of(start)
-    if model.partition(".")[0] == start.architecture:
+    if recipe.model.partition(".")[0] == start.architecture:
         own = {name: value for name, value in start.model_args.items() if name not in FROM_DATA}
         filled["model_args"] = {**own, **recipe.model_args}
     is_imagegpt = method.codes == "colors"

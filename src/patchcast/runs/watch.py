@@ -89,11 +89,8 @@ def _probe(run: Run, data: str, most: int) -> OnlineProbe:
         judged,
         batch_size=min(256, recipe.batch_size),
         workers=recipe.workers,
-<<<<<<< HEAD
-        measures_start=is_started(recipe),
-=======
         readout=recipe.readout,
->>>>>>> main
+        measures_start=is_started(recipe),
     )
 
 

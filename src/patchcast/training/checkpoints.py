@@ -27,25 +27,16 @@ PLANS = "2026-12"
 class Checkpoint:
     """The state from which a run resumes.
 
-        Attributes:
-            step: optimizer steps done.
-    <<<<<<< HEAD
-            model: the state dict of a `LossModule`, whole, on the CPU: the pretrainer's names after `pretrainer.`.
-            optimizer: Adam's state of each parameter, by the parameter's name (Lightning: by its number).
-            stream: the place in the stream of batches.
-            looks: the state of what looks at the network during the run, by the names of classes.
-            plans: which rules plans are drawn by (`PLANS`); None for those of before December 2026.
-            is_seen: whether the evaluation of this step has been made.
-            average: the averaged weights, by the names of parameters; None if there are none.
-    =======
-            model: the full state dict of a `LossModule`, on the CPU; parameter names start with `pretrainer.`.
-            optimizer: Adam's state of each parameter, by parameter name (in Lightning's checkpoints by number).
-            stream: the position in the stream of batches.
-            looks: the state of each `Look`, by class name.
-            plans: version of the rules by which plans are drawn (`PLANS`); None in checkpoints from before December 2026.
-            is_seen: whether the evaluation of this step is done.
-    >>>>>>> main
-            is_lightnings: written by a version of patchcast that trained with Lightning's Trainer.
+    Attributes:
+        step: optimizer steps done.
+        model: the full state dict of a `LossModule`, on the CPU; parameter names start with `pretrainer.`.
+        optimizer: Adam's state of each parameter, by parameter name (in Lightning's checkpoints by number).
+        stream: the position in the stream of batches.
+        looks: the state of each `Look`, by class name.
+        plans: version of the rules by which plans are drawn (`PLANS`); None in checkpoints from before December 2026.
+        is_seen: whether the evaluation of this step is done.
+        average: the averaged weights, by parameter name; None if there are none.
+        is_lightnings: written by a version of patchcast that trained with Lightning's Trainer.
     """
 
     step: int

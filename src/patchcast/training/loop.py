@@ -200,22 +200,15 @@ def _see(
     log: Log,
     average: Average | None,
 ) -> bool:
-<<<<<<< HEAD
-    """Evaluate the loss and look at the network; False if the run is asked to end before all is evaluated."""
+    """Evaluate the loss and call the looks; False if the run is asked to end before the evaluation is complete."""
     columns: dict[str, Callable[[], AbstractContextManager[Any]]] = {"eval_loss": nullcontext}
     if average is not None:
         columns[AVERAGE] = average.applied
     for column, weights in columns.items():
         if held_out is None:
             break
-        total = torch.zeros(2, device=fabric.device)
-        with evaluating(pretrainer), weights():
-=======
-    """Evaluate the loss and call the looks; False if the run is asked to end before the evaluation is complete."""
-    if held_out is not None:
         total, counted = torch.zeros((), device=fabric.device), 0
-        with evaluating(pretrainer):
->>>>>>> main
+        with evaluating(pretrainer), weights():
             for index, (images, *_) in enumerate(held_out):
                 images = fabric.to_device(images)
                 plan = pretrainer.draw(images, torch.Generator().manual_seed(mix_seed(seed, index)))

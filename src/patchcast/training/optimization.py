@@ -69,7 +69,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
-<<<<<<< HEAD
 def layered_groups(pretrainer: Pretrainer, settings: Optimization) -> list[dict[str, Any]]:
     """The two groups for each layer of the backbone and for the rest, with `lr_scale` and `is_backbone`.
 
@@ -141,9 +140,4 @@ def make_optimizer(model: Pretrainer, settings: Optimization) -> torch.optim.Ada
     """AdamW in its fused form: one kernel instead of one for every parameter."""
     is_plain = settings.layer_decay == 1.0 and not settings.freeze_first
     groups = parameter_groups(model, settings.weight_decay) if is_plain else layered_groups(model, settings)
-=======
-def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
-    """Fused AdamW over the two groups: one kernel instead of one for every parameter."""
-    groups = parameter_groups(model, settings.weight_decay)
->>>>>>> main
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)

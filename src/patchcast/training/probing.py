@@ -75,13 +75,9 @@ class OnlineProbe(Look):
         fitted: labeled images to fit the probes on, not augmented.
         judged: labeled images to evaluate the probes on.
         batch_size: images at a time on each rank.
-<<<<<<< HEAD
-        workers: processes that read them.
-        measures_start: whether to measure before the first step.
-=======
         workers: worker processes that read the images.
         readout: how the units of an image become its feature.
->>>>>>> main
+        measures_start: whether to measure before the first step.
     """
 
     def __init__(
@@ -92,25 +88,19 @@ class OnlineProbe(Look):
         *,
         batch_size: int = 256,
         workers: int = 0,
-<<<<<<< HEAD
+        readout: Readout = DEFAULT_READOUT,
         measures_start: bool = False,
     ) -> None:
         self.backbone, self.fitted, self.judged = backbone, fitted, judged
-        self.batch_size, self.workers, self.measures_start = batch_size, workers, measures_start
+        self.batch_size, self.workers, self.readout = batch_size, workers, readout
+        self.measures_start, self.warned = measures_start, False
         self.begun: dict[str, float] = {}
-        self.warned = False
 
     def start(self, device: torch.device) -> Entries:
         if not self.measures_start:
             return {}
         self.begun = self.measure(device)
         return self.begun
-=======
-        readout: Readout = DEFAULT_READOUT,
-    ) -> None:
-        self.backbone, self.fitted, self.judged = backbone, fitted, judged
-        self.batch_size, self.workers, self.readout = batch_size, workers, readout
->>>>>>> main
 
     def look(self, step: int, device: torch.device) -> Entries:
         found = self.measure(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,10 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
     image_size = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
     if isinstance(model, str):
         if _names_weights(model):
-            import patchcast  # weights of all formats are read far above this file, which only this line uses
-
             timm_kwargs.pop("pretrained", None)  # they are, as their name says
-            return patchcast.load_start(model, **timm_kwargs).backbone
+            # Weights of all formats are read in a layer far above this one, which nothing but this call needs.
+            opened: Backbone = import_module("patchcast.starts.opening").load_start(model, **timm_kwargs).backbone
+            return opened
         model = create(model, **timm_kwargs)
     elif timm_kwargs.keys() - {"img_size"}:
         raise ValueError(f"{type(model).__name__} is already built, so {', '.join(timm_kwargs)} cannot be changed")

@@ -53,10 +53,10 @@ def export_classifier(folder: Path, out: Path, *, to: str) -> str:
     """
     tuned = open_classifier(folder)
     evaluate = tuned.evaluate
-    images = images_of_noise(tuned.channels, evaluate.size, tuple(evaluate.mean), tuple(evaluate.std))
+    images = images_of_noise(tuned.channels, evaluate.size, tuned.mean, tuned.std)
     difference = CLASSIFIER_FORMATS[to](tuned, folder, out, images)
     if to in ("onnx", "torch"):
-        about = {"input_size": [tuned.channels, *evaluate.size], "mean": list(evaluate.mean), "std": list(evaluate.std)}
+        about = {"input_size": [tuned.channels, *evaluate.size], "mean": list(tuned.mean), "std": list(tuned.std)}
         crop = "squash" if evaluate.squash else "center"
         write_text(out / "preprocessing.json", json.dumps({**about, "crop_mode": crop}, indent=2) + "\n")
         shutil.copy(folder / CLASSES, out / CLASSES)

@@ -30,12 +30,15 @@ class FineTuned:
         names: of the classes, one for each logit.
         evaluate: how an image becomes what the model sees.
         channels: of the images.
+        mean, std: of each channel, white being 1.
     """
 
     model: nn.Module
     names: list[str]
     evaluate: Evaluate
     channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def is_fine_tuned(source: str | Path) -> bool:
@@ -102,8 +105,9 @@ def open_classifier(folder: str | Path) -> FineTuned:
     if len(names) != model.num_classes:
         raise ValueError(f"{folder} names {len(names)} classes, and its model has {model.num_classes}")
     channels, height, width = config["input_size"]
-    evaluate = Evaluate((height, width), config["mean"], config["std"], squash=config.get("crop_mode") == "squash")
-    return FineTuned(model.eval(), names, evaluate, channels)
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    evaluate = Evaluate((height, width), mean, std, squash=config.get("crop_mode") == "squash")
+    return FineTuned(model.eval(), names, evaluate, channels, mean, std)
 
 
 def probabilities(logits: Tensor) -> Tensor:

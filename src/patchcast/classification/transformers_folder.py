@@ -72,7 +72,7 @@ def write_transformers(tuned: FineTuned, out: Path) -> None:
     write_text(out / "config.json", json.dumps(_config(tuned, kind), indent=2) + "\n")
     evaluate = tuned.evaluate
     processor = processor_config(
-        "ViTImageProcessor", evaluate.size, mean=evaluate.mean, std=evaluate.std, squash=evaluate.squash
+        "ViTImageProcessor", evaluate.size, mean=tuned.mean, std=tuned.std, squash=evaluate.squash
     )
     write_text(out / "preprocessor_config.json", json.dumps(processor, indent=2) + "\n")
 
@@ -109,7 +109,8 @@ def _unlike(model: Any) -> str:
     """What transformers' classes lack; empty if nothing."""
     if type(model) is not VisionTransformer:
         return f"it is a {type(model).__name__}"
-    block = model.blocks[0]
+    block: Any = model.blocks[0]
+    mlp: Any = block.mlp
     checks = {
         "its head is attentive or reads another token": model.global_pool != "avg",
         "its norm comes after the mean": isinstance(model.norm, nn.Identity)
@@ -120,7 +121,7 @@ def _unlike(model: Any) -> str:
         "its class token has no position": model.cls_token is not None and model.no_embed_class,
         "it has norms inside its attention": not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity),
         "its blocks are of another kind": type(block).__name__ != "Block",
-        "its activation is not GELU": type(block.mlp).__name__ != "Mlp" or not isinstance(block.mlp.act, nn.GELU),
+        "its activation is not GELU": type(block.mlp).__name__ != "Mlp" or not isinstance(mlp.act, nn.GELU),
         "it has layer scales but no class token": model.cls_token is None and not isinstance(block.ls1, nn.Identity),
     }
     return next((problem for problem, is_so in checks.items() if is_so), "")

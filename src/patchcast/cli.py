@@ -259,7 +259,19 @@ COMMANDS: dict[str, Command] = {
         _finetune,
         groups={
             "classifier": (
-                *("freeze", "head", "epochs", "lr", "batch_size", "layer_decay", "augment", "flip", "mixup", "cutmix"),
+                *(
+                    "multi_label",
+                    "freeze",
+                    "head",
+                    "epochs",
+                    "lr",
+                    "batch_size",
+                    "layer_decay",
+                    "augment",
+                    "flip",
+                    "mixup",
+                    "cutmix",
+                ),
                 *("smoothing", "class_weights"),
             ),
             "images": ("limit_per_class", "image_size", "image_column", "label_column", "max_pixels"),

@@ -244,6 +244,7 @@ class FinetuneClassifier:
         data: images with one label each, by class folders or in a column.
         out: a folder for the classifier. The same command resumes one that was stopped.
         freeze: train the head only. Default: with fewer than 20 training images per class.
+        multi_label: an image has any number of labels: its label is text such as cat;dog, and ; alone for none.
         head: linear, or attentive (timm's attention pooling, for plain vision transformers).
         epochs: passes over the training images. Default: 30; a frozen linear head is fitted without epochs.
         lr: peak learning rate. Default: 0.001; 0.003 for an attentive head on a frozen backbone.
@@ -271,6 +272,7 @@ class FinetuneClassifier:
     data: str
     out: Path
     freeze: bool | None = None
+    multi_label: bool = False
     head: Literal["linear", "attentive"] = "linear"
     epochs: int | None = None
     lr: float | None = None

@@ -97,7 +97,7 @@ def test_what_transformers_has_no_class_for_is_refused(
 
 
 def test_another_model_is_not_kept(tuned: Path) -> None:
-    model, other = open_classifier(tuned).model, open_classifier(tuned).model
+    model, other = open_classifier(tuned), open_classifier(tuned).model
     with torch.no_grad():
         other.get_classifier().bias[0] += 0.1  # type: ignore[union-attr,operator]
     with pytest.raises(ValueError, match="does not predict what the classifier predicts"):

@@ -13,7 +13,6 @@ from patchcast.classification.classifier_folder import (
     CLASSES,
     FineTuned,
     open_classifier,
-    probabilities,
 )
 from patchcast.classification.serving import SERVING, write_serving_card
 from patchcast.classification.transformers_folder import logits_from_transformers, write_transformers
@@ -32,15 +31,16 @@ class WithProbabilities(nn.Module):
 
     Args:
         model: from images to logits.
+        is_multi_label: the probability of a class does not depend on the others.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, is_multi_label: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.is_multi_label = model, is_multi_label
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model(images)
-        return logits, logits.softmax(dim=1)
+        return logits, logits.sigmoid() if self.is_multi_label else logits.softmax(dim=1)
 
 
 def export_classifier(folder: Path, out: Path, *, to: str) -> str:
@@ -56,10 +56,15 @@ def export_classifier(folder: Path, out: Path, *, to: str) -> str:
     images = images_of_noise(tuned.channels, evaluate.size, tuned.mean, tuned.std)
     difference = CLASSIFIER_FORMATS[to](tuned, folder, out, images)
     if to in ("onnx", "torch"):
-        about = {"input_size": [tuned.channels, *evaluate.size], "mean": list(tuned.mean), "std": list(tuned.std)}
+        about = {
+            "multi_label": tuned.is_multi_label,
+            "input_size": [tuned.channels, *evaluate.size],
+            "mean": list(tuned.mean),
+            "std": list(tuned.std),
+        }
         crop = "squash" if evaluate.squash else "center"
         write_text(out / "preprocessing.json", json.dumps({**about, "crop_mode": crop}, indent=2) + "\n")
-        shutil.copy(folder / CLASSES, out / CLASSES)
+        write_text(out / CLASSES, json.dumps(tuned.names, indent=2) + "\n")
     if to in SERVING and (folder / "README.md").exists():
         write_serving_card(folder / "README.md", out, to=to, channels=tuned.channels)
     return f"Compared with the classifier on 8 images: the largest difference is {difference}."
@@ -69,12 +74,12 @@ def _for_timm(tuned: FineTuned, folder: Path, out: Path, images: Sequence[Tensor
     for name in ("model.safetensors", "config.json", CLASSES, "README.md"):
         if (folder / name).exists():
             shutil.copy(folder / name, out / name)
-    return compare_predictions(tuned.model, open_classifier(out).model, images)
+    return compare_predictions(tuned, open_classifier(out).model, images)
 
 
 def _for_transformers(tuned: FineTuned, folder: Path, out: Path, images: Sequence[Tensor]) -> Difference:
     write_transformers(tuned, out)
-    return compare_predictions(tuned.model, logits_from_transformers(out), images)
+    return compare_predictions(tuned, logits_from_transformers(out), images)
 
 
 def _for_torch(tuned: FineTuned, folder: Path, out: Path, images: Sequence[Tensor]) -> Difference:
@@ -86,20 +91,20 @@ def _for_onnx(tuned: FineTuned, folder: Path, out: Path, images: Sequence[Tensor
 
 
 def _graph(tuned: FineTuned) -> Graph:
-    module = WithProbabilities(tuned.model)
+    module = WithProbabilities(tuned.model, is_multi_label=tuned.is_multi_label)
     return Graph(module, type(tuned.model).__name__, OUTPUTS, tuned.channels, tuned.evaluate.size, module)
 
 
-def compare_predictions(own: nn.Module, other: nn.Module, images: Sequence[Tensor]) -> Difference:
-    """The largest difference between the probabilities of two models.
+def compare_predictions(tuned: FineTuned, other: nn.Module, images: Sequence[Tensor]) -> Difference:
+    """The largest difference between the probabilities of a classifier and another model's.
 
     Raises:
         ValueError: if it is more than rounding.
     """
     greatest = largest = 0.0
-    with evaluating(own), evaluating(other):
+    with evaluating(tuned.model), evaluating(other):
         for batch in images:
-            expected, found = probabilities(own(batch)), probabilities(other(batch))
+            expected, found = (tuned.probabilities(model(batch)) for model in (tuned.model, other))
             if expected.shape != found.shape:
                 raise ValueError(f"the file has {found.shape[1]} classes, and the classifier {expected.shape[1]}")
             greatest = max(greatest, float((expected - found).abs().max()))

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.data import Mixup
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from patchcast.classification.labeling import ONE_LABEL, Labeling
 from patchcast.data import EpochSampler, EvalLoader, Images, TrainSet, loader
 from patchcast.data.seeds import mix_seed
 from patchcast.files import read_weights, write_weights
@@ -73,14 +73,16 @@ def train_classifier(
     out: Path,
     device: str = "cpu",
     class_weights: Float[Tensor, " K"] | None = None,
+    labeling: Labeling = ONE_LABEL,
 ) -> list[dict[str, Any]]:
     """Train in place, from the last checkpoint under `out` if there is one; ends with the weights of the best epoch.
 
-    The best epoch is the one with the highest accuracy on the validation images, and the lowest loss among equals. All
-    chance in a step comes from (seed, step), so a run that resumes reaches the same weights.
+    The best epoch is the one with the highest measure on the validation images (accuracy, where an image has one
+    label), and the lowest loss among equals. All chance in a step comes from (seed, step), so a run that resumes
+    reaches the same weights.
 
     Returns:
-        a row for each epoch: its number, training loss, validation loss and accuracy.
+        a row for each epoch: its number, training loss, validation loss and measure.
     Raises:
         InterruptedError: for SIGTERM, after a checkpoint; KeyboardInterrupt for Ctrl-C.
         ValueError: if the loss is NaN or infinite.
@@ -130,7 +132,7 @@ def train_classifier(
             with _autocast(device):
                 logits = model(pictures)
             smoothing = settings.smoothing if mix is None else 0.0  # Mixup has smoothed its own
-            loss = F.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
+            loss = labeling.loss(logits.float(), targets, weights, smoothing)
             optimizer.zero_grad()
             loss.backward()
             clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], CLIP)
@@ -145,11 +147,11 @@ def train_classifier(
             line.show(step, read)
             if ends:
                 logits, truth = logits_of(model, validation, device)
-                found = float(F.cross_entropy(logits, truth)), float((logits.argmax(dim=1) == truth).double().mean())
+                found = labeling.judge(logits, truth)
                 rows.append(
                     {
                         "epoch": step // per_epoch, "loss": total / per_epoch,
-                        "validation_loss": found[0], "validation_accuracy": found[1],
+                        "validation_loss": found[0], f"validation_{labeling.measure}": found[1],
                     }
                 )  # fmt: skip
                 total = 0.0
@@ -178,9 +180,9 @@ def logits_of(model: nn.Module, batches: EvalLoader, device: str) -> tuple[Float
     return torch.cat(logits), torch.cat(labels)
 
 
-def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def best_of(rows: list[dict[str, Any]], measure: str = "accuracy") -> dict[str, Any]:
     """The row of the epoch whose weights are kept."""
-    return max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    return max(rows, key=lambda row: (row[f"validation_{measure}"], -row["validation_loss"]))
 
 
 def _autocast(device: str) -> Any:

@@ -154,6 +154,7 @@ def _config(tuned: FineTuned, kind: str) -> dict[str, Any]:
         "num_channels": tuned.channels,
         "qkv_bias": block.attn.qkv.bias is not None,
         **({"use_mask_token": False, "use_swiglu_ffn": False} if kind == "dinov2" else {}),
+        **({"problem_type": "multi_label_classification"} if tuned.is_multi_label else {}),
         "id2label": {str(number): name for number, name in enumerate(tuned.names)},
         "label2id": {name: number for number, name in enumerate(tuned.names)},
     }

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from patchcast import options
 from patchcast.classification.classifier_folder import is_fine_tuned, open_classifier
+from patchcast.classification.labeling import SEPARATOR
 from patchcast.commands.parts import IMAGES_PER_PART, claim_parts
 from patchcast.commands.probe import feature_cache
 from patchcast.data import EvalLoader, EvalSet, Evaluate, Images, open_source
@@ -35,6 +36,8 @@ from patchcast.runs.network import open_network, torch_device
 
 SHOWN = 50
 """Rows of the table that is printed without --out."""
+LABELS = "labels"
+"""Column of all classes of at least one half, where an image may have several."""
 Prediction = dict[str, Any]
 
 
@@ -46,6 +49,7 @@ class LabelPredictor:
         module: on whose device the images have to be.
         how: in words, for people.
         depends_on: all that the probabilities depend on besides the images.
+        is_multi_label: an image may be of any number of classes; those of at least one half are its labels.
     """
 
     module: nn.Module
@@ -55,6 +59,7 @@ class LabelPredictor:
     compute: Callable[[Tensor], Tensor]
     how: str
     depends_on: str
+    is_multi_label: bool = False
 
 
 def predict(given: options.Predict) -> None:
@@ -117,9 +122,9 @@ def predict(given: options.Predict) -> None:
     written = sum(len(content["rows"]) for content in contents)
     if not written:
         raise ValueError(f"none of the {count:,} images can be read")
-    out = given.out
+    out, columns = given.out, [*_columns(top), *([LABELS] if predictor.is_multi_label else [])]
     write_whole(
-        out, lambda file: PREDICTION_WRITERS[out.suffix]([content["rows"] for content in contents], _columns(top), file)
+        out, lambda file: PREDICTION_WRITERS[out.suffix]([content["rows"] for content in contents], columns, file)
     )
     shutil.rmtree(parts)
     console.print(f"Wrote {out}: {written:,} rows.")
@@ -139,9 +144,10 @@ def _classifier(given: options.Predict, device: str) -> LabelPredictor:
         tuned.names,
         tuned.evaluate,
         tuned.channels,
-        lambda images: model(images).double().softmax(dim=1),
+        lambda images: tuned.probabilities(model(images)),
         how,
         fingerprint(model),
+        tuned.is_multi_label,
     )
 
 
@@ -181,12 +187,14 @@ def _rows(
     device = next(predictor.module.parameters()).device
     rows: list[Prediction] = []
     for batch in _batches(predictor, images, places, batch_size):
-        shares, classes = (
-            predictor.compute(torch.stack([image for _, image in batch]).to(device)).cpu().topk(top, dim=1)
-        )
-        for (path, _), share, order in zip(batch, shares.tolist(), classes.tolist(), strict=True):
+        of_all = predictor.compute(torch.stack([image for _, image in batch]).to(device)).cpu()
+        shares, classes = of_all.topk(top, dim=1)
+        for (path, _), share, order, whole in zip(batch, shares.tolist(), classes.tolist(), of_all, strict=True):
             values = [value for pair in zip([predictor.names[i] for i in order], share, strict=True) for value in pair]
-            rows.append(dict(zip(_columns(top), [path, *values], strict=True)))
+            row = dict(zip(_columns(top), [path, *values], strict=True))
+            if predictor.is_multi_label:
+                row[LABELS] = SEPARATOR.join(predictor.names[place] for place in (whole >= 0.5).nonzero().flatten())
+            rows.append(row)
     return rows
 
 

@@ -38,8 +38,8 @@ class ClassifierData:
             present = self.labeling.targets(torch.from_numpy(labels_of(self.train))).sum(dim=0)
             return (len(self.train) - present).clamp(min=1) / present.clamp(min=1)
         counts = torch.from_numpy(np.bincount(labels_of(self.train), minlength=len(self.names)))
-        present = int((counts > 0).sum())
-        return torch.where(counts > 0, len(self.train) / (present * counts.clamp(min=1)), 0.0).float()
+        filled = int((counts > 0).sum())
+        return torch.where(counts > 0, len(self.train) / (filled * counts.clamp(min=1)), 0.0).float()
 
 
 def classifier_data(

@@ -260,6 +260,7 @@ COMMANDS: dict[str, Command] = {
         groups={
             "classifier": (
                 *(
+                    "task",
                     "multi_label",
                     "freeze",
                     "head",

@@ -237,15 +237,18 @@ class Embed:
 
 @dataclass(kw_only=True)
 class FinetuneClassifier:
-    """Train a classifier from a run or a timm model, and leave it as a model of timm.
+    """Train a classifier or a segmenter from a run or other weights.
 
     Args:
-        model: a run folder, or a timm model by name.
-        data: images with one label each, by class folders or in a column.
-        out: a folder for the classifier. The same command resumes one that was stopped.
+        model: a run folder, or other weights by the words of pretrain's --start.
+        data: labeled images, by class folders or in a column; for segmentation a folder with images and masks in it.
+        out: a folder for the model. The same command resumes one that was stopped.
+        task: segmentation gives each pixel a class; masks are PNG with the class of each pixel as its number.
         freeze: train the head only. Default: with fewer than 20 training images per class.
         multi_label: an image has any number of labels: its label is text such as cat;dog, and ; alone for none.
-        head: linear, or attentive (timm's attention pooling, for plain vision transformers).
+        head: linear; attentive (timm's attention pooling, for plain vision transformers); or for segmentation conv,
+            convolutions over four layers.
+        tiles: for segmentation, cut images into tiles of the network's size and do not resize them; for large images.
         epochs: passes over the training images. Default: 30; a frozen linear head is fitted without epochs.
         lr: peak learning rate. Default: 0.001; 0.003 for an attentive head on a frozen backbone.
         batch_size: images per step. Default: 64, or all training images if there are fewer.
@@ -273,7 +276,9 @@ class FinetuneClassifier:
     out: Path
     freeze: bool | None = None
     multi_label: bool = False
-    head: Literal["linear", "attentive"] = "linear"
+    task: Literal["classification", "segmentation"] = "classification"
+    head: Literal["linear", "attentive", "conv"] = "linear"
+    tiles: bool = False
     epochs: int | None = None
     lr: float | None = None
     batch_size: int | None = None
@@ -302,7 +307,8 @@ class Predict:
     Args:
         model: a folder of patchcast finetune; or a run or a timm model, with --data.
         images: image files, folders, or any source that --data takes.
-        out: a new file.parquet or file.csv. Default: a table of the first images is printed.
+        out: a new file.parquet or file.csv; with a segmenter, a folder for masks. Default: a table of the first images
+            is printed.
         data: labeled images that vote, for a model without a classifier.
         neighbors: number of labeled images that vote, with --data.
         top: number of classes per image.

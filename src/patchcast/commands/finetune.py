@@ -26,6 +26,7 @@ from patchcast.classification.labeling import LabelSets, average_precisions
 from patchcast.classification.mistakes import draw_confusion, draw_named
 from patchcast.classification.model import classifier, freeze
 from patchcast.classification.training import Settings, best_of, logits_of, train_classifier
+from patchcast.commands.finetune_masks import finetune_segmenter
 from patchcast.data import EvalLoader, EvalSet, Images, open_source
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.intervals import Interval, accuracy_interval
@@ -100,6 +101,11 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
         raise ValueError(f"{given.out} is not empty and holds no classifier of this command; choose another --out")
     device = torch_device(given.device)
     network = _network(given)
+    if given.task == "segmentation":
+        finetune_segmenter(given, network, device)
+        return
+    if given.head == "conv" or given.tiles:
+        raise ValueError("--head conv and --tiles are for --task segmentation")
     reading = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
     source = open_source(
         given.data,

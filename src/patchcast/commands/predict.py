@@ -22,6 +22,7 @@ from patchcast import options
 from patchcast.classification.classifier_folder import is_fine_tuned, open_classifier
 from patchcast.classification.labeling import SEPARATOR
 from patchcast.commands.parts import IMAGES_PER_PART, claim_parts
+from patchcast.commands.predict_masks import predict_masks
 from patchcast.commands.probe import feature_cache
 from patchcast.data import EvalLoader, EvalSet, Evaluate, Images, open_source
 from patchcast.data.images import Unreadable
@@ -33,6 +34,7 @@ from patchcast.files import write_text, write_whole
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import open_network, torch_device
+from patchcast.segmentation.segmenter_folder import is_segmenter
 
 SHOWN = 50
 """Rows of the table that is printed without --out."""
@@ -70,6 +72,9 @@ def predict(given: options.Predict) -> None:
     """
     ranges = dict.fromkeys(("neighbors", "top", "batch_size"), AT_LEAST_1)
     check_ranges({name: getattr(given, name) for name in ranges}, ranges, prefix="--")
+    if is_segmenter(given.model):
+        predict_masks(given, torch_device(given.device))
+        return
     if given.out is not None and given.out.suffix not in PREDICTION_WRITERS:
         raise ValueError(f"--out must end in {' or '.join(PREDICTION_WRITERS)}; got {given.out}")
     if given.out is not None and given.out.exists():

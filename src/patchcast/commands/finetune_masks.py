@@ -79,13 +79,13 @@ def finetune_segmenter(given: options.FinetuneClassifier, network: Network, devi
             return
         what = f"a {head} head on {'the frozen backbone' if is_frozen else 'the backbone, all weights trained'}"
         console.print(
-            f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test images with masks "
-            f"of {len(data.names)} classes.\n{network.name}: {what}, {settings.epochs} epochs in batches of "
+            f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test masks of "
+            f"{len(data.names)} classes.\n{network.name}: {what}, {settings.epochs} epochs in batches of "
             f"{settings.batch_size} at {settings.lr:g}{', tiles' * given.tiles}."
         )
         scale = None if given.augment == "none" else CROPS
         flip = given.flip is not False and given.augment != "none"
-        augment = Augment(network.size, scale or (1.0, 1.0), flip, network.mean, network.std)
+        augment = Augment(network.size, scale, flip, network.mean, network.std)
         began = time.process_time()
         rows = train_epochs(
             model,

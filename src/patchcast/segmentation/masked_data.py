@@ -96,6 +96,8 @@ class AugmentedMasks(Dataset[MaskedExample]):
             image, mask = padded(image, mask, (height, width))
             top, left = chance.randint(0, mask.shape[0] - height), chance.randint(0, mask.shape[1] - width)
             rows, cols = height, width
+        elif self.augment.scale is None:
+            top, left, rows, cols = 0, 0, *mask.shape
         else:
             top, left, rows, cols = self.augment.draw_crop(mask.shape[0], mask.shape[1], chance)
         image, mask = image[:, top : top + rows, left : left + cols], mask[top : top + rows, left : left + cols]

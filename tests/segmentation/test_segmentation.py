@@ -48,15 +48,16 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def finetune(shapes: Path, out: Path, *options: str) -> int:
-    words = ["finetune", "test_vit", "--untrained", "--task", "segmentation", "--data", str(shapes), "--out", str(out)]
+def finetune(shapes: Path, out: Path, *options: str, model: str = "test_vit") -> int:
+    words = ["finetune", model, "--untrained", "--task", "segmentation", "--data", str(shapes), "--out", str(out)]
     return main([*words, "--image_size", "32", "--workers", "0", "--batch_size", "8", "--no_freeze", *options])
 
 
 @pytest.fixture(scope="module")
 def segmenter(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "shapes"
-    assert finetune(shapes, out, "--head", "conv", "--epochs", "20", "--lr", "0.003", "--tiles") == 0
+    options = ("--head", "conv", "--epochs", "30", "--lr", "0.003", "--tiles")
+    assert finetune(shapes, out, *options, model="test_efficientnet") == 0
     return out
 
 

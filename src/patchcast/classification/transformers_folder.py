@@ -122,6 +122,8 @@ def _unlike(model: Any) -> str:
         "it has norms inside its attention": not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity),
         "its blocks are of another kind": type(block).__name__ != "Block",
         "its activation is not GELU": type(block.mlp).__name__ != "Mlp" or not isinstance(mlp.act, nn.GELU),
+        "its MLPs are no whole multiple of its width": model.cls_token is not None
+        and mlp.fc1.out_features % model.embed_dim > 0,
         "it has layer scales but no class token": model.cls_token is None and not isinstance(block.ls1, nn.Identity),
     }
     return next((problem for problem, is_so in checks.items() if is_so), "")
@@ -138,7 +140,7 @@ def _config(tuned: FineTuned, kind: str) -> dict[str, Any]:
     block, (down, right), (height, width) = model.blocks[0], model.patch_embed.patch_size, tuned.evaluate.size
     hidden = block.mlp.fc1.out_features
     size: dict[str, Any] = (
-        {"mlp_ratio": hidden / model.embed_dim} if kind == "dinov2" else {"intermediate_size": hidden}
+        {"mlp_ratio": hidden // model.embed_dim} if kind == "dinov2" else {"intermediate_size": hidden}
     )
     return {
         "architectures": [TRANSFORMERS_CLASSES[kind]],

@@ -67,7 +67,7 @@ class Segmenter(nn.Module):
             if name.partition(".")[0] in backbone.unused():
                 parameter.requires_grad_(False)
 
-    def maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
+    def maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """The outputs of the chosen layers."""
         return list(
             self.model.forward_intermediates(
@@ -99,7 +99,7 @@ class LinearOnUnits(nn.Module):
         self.norm = nn.BatchNorm2d(sum(widths))
         self.classify = nn.Conv2d(sum(widths), classes, 1)
 
-    def forward(self, maps: Sequence[Float[Tensor, "B D h w"]]) -> Float[Tensor, "B K h w"]:
+    def forward(self, maps: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B K h w"]:
         return self.classify(self.norm(_together(maps)))
 
 
@@ -113,7 +113,7 @@ class ConvHead(nn.Module):
         self.refine = _convolution(width, width)
         self.classify = nn.Conv2d(width, classes, 1)
 
-    def forward(self, maps: Sequence[Float[Tensor, "B D h w"]]) -> Float[Tensor, "B K H W"]:
+    def forward(self, maps: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B K H W"]:
         x = self.mix(_together([project(one) for project, one in zip(self.project, maps, strict=True)]))
         x = self.refine(F.interpolate(x, scale_factor=2, mode="bilinear"))
         return self.classify(F.interpolate(x, scale_factor=2, mode="bilinear"))
@@ -123,7 +123,7 @@ def _convolution(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(width, out, 3, padding=1), nn.GroupNorm(1, out), nn.GELU())
 
 
-def _together(maps: Sequence[Float[Tensor, "B D h w"]]) -> Float[Tensor, "B E h w"]:
+def _together(maps: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B E h w"]:
     """All on the grid of the finest map."""
     size = max((one.shape[-2:] for one in maps), key=lambda shape: shape[0] * shape[1])
     return torch.cat([F.interpolate(one, size, mode="bilinear") for one in maps], dim=1)

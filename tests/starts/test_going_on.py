@@ -147,6 +147,7 @@ def test_row_0_is_the_start_and_a_fall_is_warned_of(tmp_path: Path, capsys: pyte
     shown = capsys.readouterr().out
     percent = f"{100 * float(found[0]['linear_accuracy']):.1f} %"
     assert f"(start: {percent})" in " ".join(shown.split())
+    assert "before the first step, " in shown
     probes = json.loads((tmp_path / "run" / "metrics.json").read_text())["probes"]
     assert probes["linear_accuracy"]["start"] == float(found[0]["linear_accuracy"])
     assert main(["report", str(tmp_path / "run")]) == 0

@@ -27,6 +27,7 @@ from patchcast.runs.starting import (
     with_start,
 )
 from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, saved_tokenizer
+from patchcast.stages import stage
 from patchcast.starts import StartReport
 from patchcast.starts.opening import model_of
 from patchcast.training.checkpoints import latest_checkpoint
@@ -131,9 +132,11 @@ def start_run(recipe: Recipe) -> Run:
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
     source = open_source(recipe.data, channels=recipe.channels, held_out_share=share, **reading(recipe))
     resolved, chosen = resolve(recipe, method, source, start, is_settled=is_settled)
-    kept = None if recipe.overwrite else saved_tokenizer(resolved.out)
-    tokenizer = kept or find_tokenizer(resolved, method, source.train)
-    pretrainer, fitted = build_started(resolved, method, tokenizer, start)
+    with stage(f"Finding {resolved.codes} codes in the training images"):
+        kept = None if recipe.overwrite else saved_tokenizer(resolved.out)
+        tokenizer = kept or find_tokenizer(resolved, method, source.train)
+    with stage(f"Building {resolved.model}"):
+        pretrainer, fitted = build_started(resolved, method, tokenizer, start)
     if is_started(recipe) and recipe.freeze_first is None:
         resolved = with_frozen_first(resolved, fitted)
     return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted, chosen, why)

@@ -14,12 +14,12 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones import Backbone
+from patchcast.backbones.capabilities import READ_AS
 from patchcast.data import denormalize
 from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
@@ -33,9 +33,13 @@ from patchcast.report import Curve, Html, Section, Tile, commands, definitions, 
 from patchcast.report.page import folded, side_by_side, subheading
 from patchcast.report.pictures import image_row
 from patchcast.runs.network import OURS, UNTRAINED
+from patchcast.runs.results import probes_from_start
 from patchcast.runs.run import Run, open_run
 from patchcast.runs.run_folder import CONFIG, METRICS
+from patchcast.stages import stage
 from patchcast.training.log import curve
+from patchcast.training.probing import PROBE_NAMES
+from patchcast.training.progress import duration
 from patchcast.views import Attend
 
 PICTURES, SAMPLES = 6, 24
@@ -81,7 +85,7 @@ def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Pa
     opened = open_run(run)
     files = {name: run / f"{name}.json" for name in ("probe", "layers", "attentive", "finetune", "dense")}
     probes = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    with Console().status("Drawing"):
+    with stage("Drawing the page"):
         text = write(RunNumbers(opened, probes), data or opened.recipe.data)
     out = out or run / "report.html"
     write_text(out, text)
@@ -128,8 +132,9 @@ def _headline(found: RunNumbers) -> list[Tile]:
         tiles.append(Tile(f"{losses[-1]:.3g}", "loss", f"at the start: {losses[0]:.3g}"))
     if speed := _speed(found):
         seen = found.recipe.steps * found.recipe.batch_size
-        tiles.append(Tile(f"{speed:,.0f}", "images per second", f"{seen:,} images in about {_time(_seconds(found))}"))
-    millions = sum(each.numel() for each in found.pretrainer.backbone.parameters()) / 1e6
+        took = duration(_seconds(found))
+        tiles.append(Tile(f"{speed:,.0f}", "images per second", f"{seen:,} images in about {took}"))
+    millions = sum(p.numel() for p in found.pretrainer.backbone.parameters()) / 1e6
     height, width = found.recipe.image_size
     tiles.append(Tile(f"{millions:.1f} M", "parameters", f"in the encoder, for {height}x{width} pixels"))
     return tiles
@@ -146,6 +151,11 @@ def _learning(found: RunNumbers) -> Section:
     shown = [Curve(name, x, [100 * y for y in ys], dots=True) for name, (x, ys) in probes.items() if x]
     if shown:
         charts.append(_over_steps(shown, "probes during the run, %", "Accuracy of probes by optimizer step"))
+    before = "".join(
+        f" Accuracy of {PROBE_NAMES[name]}: {100 * row['start']:.1f} % with the weights that it started from, "
+        f"{100 * row['end']:.1f} % at the end."
+        for name, row in probes_from_start(found.run.folder).items()
+    )
     rank, variance = found.curve("feature_rank"), found.curve("feature_variance")
     if rank[0]:
         label = "directions in which features differ"
@@ -157,7 +167,7 @@ def _learning(found: RunNumbers) -> Section:
     unit = " The loss is in nats per code." if found.run.method.codes == "colors" else ""
     alt = (
         f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, "
-        "not how good the features are."
+        f"not how good the features are.{before}"
     )
     return Section("Learning curves", alt if charts else "This run has no log.", [side_by_side(charts)])
 
@@ -189,15 +199,17 @@ def _accuracy(found: RunNumbers) -> list[Section]:
     others = {"attentive": "Attentive probe", "finetune": "Fine-tuning, all weights"}
     for name, title in ((name, title) for name, title in others.items() if name in found.probes):
         one = found.probes[name]
-        lines = [[NETWORK_ROWS.get(each, each), _interval(row["accuracy"])] for each, row in _rows(one, "accuracy")]
+        lines = [[NETWORK_ROWS.get(key, key), _interval(row["accuracy"])] for key, row in _rows(one, "accuracy")]
         body += [subheading(title), html_table(["% right", "accuracy"], lines, strong=0)]
     if dense := found.probes.get("dense"):
         body += [subheading("Dense: the class of every pixel"), _dense_table(dense)]
         body.append(Html(f'<p class="alt">On {escape(dense["data"])}.</p>'))
     source = next(iter(found.probes.values())).get("data", "")
+    read = f" A network's feature is {READ_AS[probe.get('readout', 'mean')]}." if probe else ""
     alt = (
         f"Accuracy in % on {source}; 95 % intervals over the test images in brackets, spread over draws after ±. "
         "Differences are between linear probes on all labels, on the same test images; they do not cover the seed."
+        f"{read}"
     )
     return [Section("Probes", alt, body)] if body else []
 
@@ -218,7 +230,7 @@ def _rows(probe: Mapping[str, Any], measure: str) -> list[tuple[str, Mapping[str
 
 
 def _gained(other: str, gained: Mapping[str, Any]) -> str:
-    value, low, high = (100 * gained[each] for each in ("value", "low", "high"))
+    value, low, high = (100 * gained[key] for key in ("value", "low", "high"))
     sure = "" if low > 0 or high < 0 else " (not significant)"
     return f"This run vs {other}: {value:+.1f} points [{low:+.1f}, {high:+.1f}]{sure}."
 
@@ -231,7 +243,7 @@ def _layers(found: RunNumbers) -> list[Section]:
     for name, accuracy in ((name, accuracy) for name, accuracy in layers.items() if isinstance(accuracy, dict)):
         numbers, accuracies = map(int, accuracy), accuracy.values()
         curves.append(
-            Curve(NETWORK_ROWS.get(name, name), list(numbers), [100 * each for each in accuracies], dots=True)
+            Curve(NETWORK_ROWS.get(name, name), list(numbers), [100 * accuracy for accuracy in accuracies], dots=True)
         )
     chart = line_chart(curves, x_label="layer", y_label="linear probe, %", alt="Accuracy by layer")
     alt = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
@@ -246,7 +258,7 @@ def _cost(found: RunNumbers) -> Section:
         "images per step": f"{recipe.batch_size:,}",
         "images seen": f"{seen:,}",
         "images per second": f"{speed:,.0f} (median)" if speed else "not logged",
-        "time in training": f"about {_time(seconds)}" if seconds else "not logged",
+        "time in training": f"about {duration(seconds)}" if seconds else "not logged",
         "devices": f"{recipe.devices * recipe.nodes} ({recipe.device})",
         "precision": recipe.precision,
     }
@@ -297,24 +309,12 @@ def _seconds(found: RunNumbers) -> float:
     return float(covered * found.recipe.batch_size)
 
 
-def _time(seconds: int | float) -> str:
-    """Format a time.
-
-    >>> _time(42), _time(150), _time(9000), _time(200_000)
-    ('42 s', '2.5 min', '2.5 h', '2.3 days')
-    """
-    for unit, size, until in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
-        if seconds < until:
-            return f"{seconds / size:.2g} {unit}" if seconds >= size else f"{seconds:.1f} {unit}"
-    return f"{seconds / 86_400:.2g} days"
-
-
 def _percent(accuracy: Mapping[str, Any] | None, unit: str = " %") -> str:
     return f"{100 * accuracy['value']:.1f}{unit}" if accuracy else "–"
 
 
 def _interval(accuracy: Mapping[str, Any]) -> str:
-    value, low, high = (100 * accuracy[each] for each in ("value", "low", "high"))
+    value, low, high = (100 * accuracy[key] for key in ("value", "low", "high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 

@@ -1,24 +1,36 @@
-"""How fast a run is, what it waits for, how much memory it takes, and one line that says so."""
+"""Speed, data wait and peak memory of a run, and the progress line that shows them."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from patchcast.stages import stage
+
+SOON, EARLY, MINUTE = 2.0, 4, 60.0
+"""Seconds between plain lines at the most: in the first few steps, and after them."""
+MEASURED = {
+    "eval_loss": ("held-out loss", ".4f"),
+    "linear_accuracy": ("linear probe", ".1%"),
+    "knn_accuracy": ("nearest neighbors", ".1%"),
+}
+"""Columns of metrics.csv that are printed after an evaluation: their words and formats."""
 SECONDS = 1.0
-"""Shortest time over which a rate is measured, unless an evaluation comes before."""
+"""Minimum seconds over which a rate is measured, unless an evaluation comes earlier."""
 VISIBLE = 0.1
-"""Share of time waiting for data from which on the line shows it: faster loading would then be felt."""
+"""The progress line shows the share of time spent waiting for data from this value on."""
 
 
 @runtime_checkable
 class Waits(Protocol):
-    """What batches come from."""
+    """A source of batches."""
 
     batch_size: int
     waited: float
@@ -26,11 +38,11 @@ class Waits(Protocol):
 
 
 class Throughput:
-    """Measures images a second and the share of time in which the process waited for data.
+    """Measures images per second and the share of time spent waiting for data.
 
-    Both are over the last second or more of training: evaluations and checkpoints do not count. On a GPU the share is
-    an upper bound: queued work may still run while the process waits. The clock is read where the loss has been read,
-    so that the work of the steps is done.
+    Both are over the last second or more of training, without evaluations and checkpoints. On a GPU the share is an
+    upper bound, because queued work may still run while the process waits. The clock is read after the loss has been
+    read, when the work of the steps is done.
 
     Args:
         stream: the batches.
@@ -42,12 +54,12 @@ class Throughput:
         self.begun: tuple[float, float, int] | None = None
 
     def begin(self, step: int) -> None:
-        """Start the clock, unless it runs, when the first batch of the next step is there."""
+        """Start the clock, unless it is running, once the first batch of a step has arrived."""
         if self.begun is None:
             self.begun = time.perf_counter(), self.stream.waited, step
 
     def measure(self, step: int, *, pauses: bool) -> None:
-        """After a step; `pauses` stops the clock until the next one begins, because something else comes between."""
+        """Call after a step; `pauses` stops the clock until the next step, for an evaluation or a checkpoint."""
         assert self.begun is not None
         since, waited, first = self.begun
         passed = time.perf_counter() - since
@@ -59,7 +71,7 @@ class Throughput:
             self.begun = None
 
     def found(self, device: torch.device) -> dict[str, float]:
-        """For a row of the log, once there is a rate."""
+        """Values for a row of the log; empty until a rate has been measured."""
         if not self.rate:
             return {}
         return {
@@ -87,53 +99,113 @@ def peak_memory(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def duration(seconds: float) -> str:
+    """Format a time.
+
+    >>> duration(0.34), duration(42), duration(150), duration(9000), duration(200_000)
+    ('0.3 s', '42 s', '2.5 min', '2.5 h', '2.3 days')
+    """
+    for unit, size, until in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
+        if seconds < until:
+            return f"{seconds / size:.2g} {unit}" if seconds >= size else f"{seconds:.1f} {unit}"
+    return f"{seconds / 86_400:.2g} days"
+
+
 class ProgressLine:
-    """A progress bar in a terminal; elsewhere (a log file) a plain line at every tenth of the run.
+    """A progress bar in a terminal; elsewhere (a log file) plain lines: at every tenth of the run, and once a minute.
+
+    Speed and time left are there from the second step on: the first takes longer than the others.
 
     Args:
-        title: what is being trained.
-        throughput: knows how fast.
-        steps: of the whole run.
+        title: shown at the beginning of the line.
+        throughput: measures the speed.
+        steps: steps of the whole run.
         first: the step at which this process begins.
-        is_shown: False for all ranks but the first.
+        is_shown: False on all ranks except the first.
+        blind: loss of a prediction that ignores the image, to compare the loss with; None if there is none.
     """
 
-    def __init__(self, title: str, throughput: Throughput, *, steps: int, first: int, is_shown: bool = True) -> None:
+    def __init__(
+        self,
+        title: str,
+        throughput: Throughput,
+        *,
+        steps: int,
+        first: int,
+        is_shown: bool = True,
+        blind: float | None = None,
+    ) -> None:
         self.title, self.throughput, self.steps, self.first = title, throughput, steps, first
-        self.is_shown, self.loss = is_shown, float("nan")
-        self.console = Console()
-        self.started = time.perf_counter()
+        self.is_shown, self.blind = is_shown, blind
+        self.loss: float | None = None
+        self.step = first
+        self.console = Console(highlight=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[state]}"),
             console=self.console,
             disable=not self.console.is_terminal or not is_shown,
+            expand=True,
         )
+        self.printed = 0.0
+        self.begun: float | None = None  # after the first step of this process
 
     def __enter__(self) -> ProgressLine:
         if self.is_shown and self.first:
             self.console.print(f"Resuming at step {self.first:,} of {self.steps:,}.")
         self.bar.start()
-        self.task = self.bar.add_task(self.title, total=self.steps, completed=self.first, loss=self.loss, speed="")
+        self.task = self.bar.add_task(self.title, total=self.steps, completed=self.first, state="the first step")
+        if self.is_shown and self.bar.disable and self.first < self.steps:
+            self.console.print(f"{self.title}: {self.steps - self.first:,} steps to do.")
+        self.printed = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def is_due(self, step: int) -> bool:
-        """Whether a plain line may come at this step; on all ranks alike, so that all read their losses for it."""
+        """Whether a line may be printed at this step; the same on all ranks, because all must read their losses."""
         return step % max(1, self.steps // 10) == 0
 
     def show(self, step: int, loss: float | None) -> None:
-        """After a step; a loss of None has not been read, and the one before stays."""
-        self.loss = self.loss if loss is None else loss
-        self.bar.update(self.task, completed=step, loss=self.loss, speed=str(self.throughput))
-        if self.is_shown and self.bar.disable and self.is_due(step):
-            left = (time.perf_counter() - self.started) / (step - self.first) * (self.steps - step)
-            self.console.print(
-                f"{self.title}: step {step:,} of {self.steps:,}, loss {self.loss:.4f}, {self.throughput}, "
-                f"{left:.0f} s left"
-            )
+        """Call after a step; with loss None, which means not read, the previous loss stays."""
+        now = time.perf_counter()
+        self.loss, self.step = self.loss if loss is None else loss, step
+        self.bar.update(self.task, completed=step, state=self._state(step, now, brief=True))
+        waits = SOON if self.begun is not None and step <= self.first + EARLY else MINUTE
+        if self.is_shown and self.bar.disable and (self.is_due(step) or now - self.printed > waits):
+            said = f"{self.title}: step {step:,} of {self.steps:,}, {self._state(step, now)}"
+            self.console.print(said, soft_wrap=True)
+            self.printed = now
+        if self.begun is None:
+            self.begun = now
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the line says that the run is being evaluated."""
+        with stage(f"{self.title}: evaluating") if self.bar.disable and self.is_shown else nullcontext():
+            self.bar.update(self.task, description=f"{self.title}, evaluating")
+            yield
+            self.bar.update(self.task, description=self.title)
+
+    def evaluated(self, found: Mapping[str, object]) -> None:
+        """Print what an evaluation has measured."""
+        values = [(words, form, found[name]) for name, (words, form) in MEASURED.items() if name in found]
+        parts = [f"{words} {value:{form}}" for words, form, value in values if isinstance(value, float)]
+        if parts and self.is_shown:
+            when = f"after step {self.step:,}" if self.step else "before the first step"
+            self.bar.console.print(f"{self.title}: {when}, {', '.join(parts)}", soft_wrap=True)
+
+    def _state(self, step: int, now: float, *, brief: bool = False) -> str:
+        blind = "" if self.blind is None else f" (blind {self.blind:.2f})"
+        loss = [] if self.loss is None else [f"loss {self.loss:.4f}{blind}"]
+        speed = [str(self.throughput)] if self.throughput.rate else []
+        done = step - self.first - 1  # since the first
+        left = []
+        if step >= self.steps:
+            left = [] if brief else ["done"]
+        elif self.begun is not None and done > 0:
+            left = [f"{duration((now - self.begun) / done * (self.steps - step))} left"]
+        return ", ".join([*loss, *speed, *left])

@@ -239,7 +239,7 @@ def _demo(given: options.Demo) -> None:
     with stage(STARTING):
         from patchcast.commands.demo import demo
 
-    demo(given.out)
+    demo(given.out, table=given.table)
 
 
 RECIPE_GROUPS = {

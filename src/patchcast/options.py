@@ -493,6 +493,8 @@ class Demo:
 
     Args:
         out: a new run folder.
+        table: print all numbers, and not only a summary.
     """
 
     out: Path = Path("runs/demo")
+    table: bool = False

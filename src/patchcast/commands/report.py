@@ -23,7 +23,7 @@ from patchcast.backbones.capabilities import READ_AS
 from patchcast.data import denormalize
 from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
-from patchcast.drawing.versions import completed, completes_pixels, draws_codes, samples, versions
+from patchcast.drawing.versions import BLIND_ROW, completed, completes_pixels, draws_codes, samples, versions
 from patchcast.evaluation.maps import pca_maps
 from patchcast.files import write_text
 from patchcast.modes import evaluating
@@ -336,7 +336,7 @@ def _predictions(found: RunNumbers, images: Tensor, phrase: str) -> list[Section
     if draws_codes(pretrainer):
         alt = f"{which}. The upper half is given; the lower half was drawn twice, in the colors of the palette."
         return [Section("Completions", alt, body)]
-    note = f" {target.from_image[0].upper()}{target.from_image[1:]}." if target.from_image else ""
+    note = f" {target.from_image[0].upper()}{target.from_image[1:]}; {BLIND_ROW}." if target.from_image else ""
     alt = f"{which}: what was seen of each, and what was predicted in place of the rest.{note}"
     if isinstance(pretrainer.view, Attend):
         alt = f"{which}: their given units, and every other unit as predicted from all units before it.{note}"

@@ -49,9 +49,11 @@ def demo_recipe(out: Path) -> Recipe:
         image_size=(28, 28),
         patch_size=7,
         crop_scale=(0.7, 1.0),
-        steps=2400,
+        clip=3.0,
+        steps=2000,
         batch_size=64,
-        lr=2e-3,
+        lr=3e-3,
+        eval_every=400,
     )
 
 
@@ -146,7 +148,7 @@ def draw_nearest(run: Run, labeled: Labeled, rows: Mapping[str, FeaturePair], ou
     queries = torch.stack([labeled.test[place].image for place in places])
     caption = (
         "Left: held-out digits, evenly spaced in the test set. Right: their nearest training images, by the cosine of "
-        "features.\nRed frames: another digit. Shares are over all held-out digits."
+        "features.\nRed frames: another digit. Percentages are over all 1,000 held-out digits."
     )
     write_figure(draw_neighbors(queries, test.labels[places], shown, caption=caption), out)
     return share

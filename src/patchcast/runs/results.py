@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from patchcast.data.images import evenly_spaced
 from patchcast.drawing.animation import write_progress
 from patchcast.drawing.figures import draw_loss, draw_versions
 from patchcast.drawing.samples import DrawOptions, write_samples
@@ -54,9 +55,12 @@ def encoder_of(run: Run) -> Exported:
 
 
 def held_out_images(run: Run, count: int) -> tuple[torch.Tensor, str]:
-    """The first `count` images for the run's pictures, and a phrase that describes them."""
+    """Images for the run's pictures, and a phrase that describes them.
+
+    They are evenly spaced: many sources are sorted by class, and their first images are all alike.
+    """
     part = run.source.shown
-    places = range(min(count, len(part.images)))
+    places = evenly_spaced(len(part.images), count)
     return torch.stack([run.evaluation(part.images[place].image) for place in places]), part.phrase
 
 

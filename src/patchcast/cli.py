@@ -76,11 +76,9 @@ def _probe(given: ProbeCommand) -> None:
 
 
 def _compare(given: options.Compare) -> None:
-    from patchcast.commands.early_checks import check_data, check_network, check_run
+    from patchcast.commands.early_checks import check_data, check_network
 
-    for run in given.runs:
-        check_run(run)
-    for name in given.against:
+    for name in (*map(str, given.runs), *given.against):
         check_network(name)
     check_data(given.data)
 
@@ -185,9 +183,9 @@ def _complete(given: options.Complete) -> None:
 
 
 def _export(given: options.Export) -> None:
-    from patchcast.commands.early_checks import check_run
+    from patchcast.commands.early_checks import check_exported
 
-    check_run(given.run)
+    check_exported(given.run)
 
     with stage(STARTING):
         from patchcast.commands.export import export
@@ -278,8 +276,9 @@ RECIPE_GROUPS = {
         "label_column",
         "max_pixels",
     ),
-    "method and model": (
-        *("method_args", "model_args", "pretrained", "start", "start_bands", "patch_size", "codes", "tokenizer"),
+    "method and model": (*("method_args", "model_args", "patch_size", "codes", "tokenizer"),),
+    "weights to start from": (
+        *("pretrained", "start", "start_bands", "freeze_first", "freeze_blocks", "layer_decay", "ema"),
     ),
     "training": ("epochs", "steps", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
@@ -338,7 +337,20 @@ COMMANDS: dict[str, Command] = {
         _finetune,
         groups={
             "classifier": (
-                *("freeze", "head", "epochs", "lr", "batch_size", "layer_decay", "augment", "flip", "mixup", "cutmix"),
+                *(
+                    "task",
+                    "multi_label",
+                    "freeze",
+                    "head",
+                    "epochs",
+                    "lr",
+                    "batch_size",
+                    "layer_decay",
+                    "augment",
+                    "flip",
+                    "mixup",
+                    "cutmix",
+                ),
                 *("smoothing", "class_weights"),
             ),
             "images": ("limit_per_class", "image_size", "image_column", "label_column", "max_pixels"),
@@ -523,8 +535,32 @@ def _read(name: str, words: Sequence[str]) -> Any:
     from patchcast.arguments import parse
 
     command = COMMANDS[name]
+    if name == "pretrain":
+        words = _completed(words)
     [given] = parse(name, words, [command.options], from_file=command.from_file)
     return given
+
+
+def _completed(words: Sequence[str]) -> list[str]:
+    """The words after `patchcast pretrain`, with what they leave to a run folder or to the weights to start from.
+
+    `--out RUN` alone resumes or continues the run with its own config; `--start WORDS` goes without `--model`.
+    """
+    from pathlib import Path
+
+    typed = {
+        word[2:].partition("=")[0].replace("-", "_"): place for place, word in enumerate(words) if word[:2] == "--"
+    }
+    if "config" in typed:
+        return list(words)
+    if "out" in typed and not {"method", "data", "overwrite"} & typed.keys():
+        place = typed["out"]
+        out = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
+        config = Path(out) / "config.yaml"
+        if config.is_file():
+            again = ["--steps", "null"] if "epochs" in typed and "steps" not in typed else []  # the config's win else
+            return ["--config", str(config), *words, *again]
+    return [*words, "--model="] if "start" in typed and "model" not in typed else list(words)
 
 
 def _help(name: str) -> str:

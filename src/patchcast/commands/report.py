@@ -33,10 +33,12 @@ from patchcast.report import Curve, Html, Section, Tile, commands, definitions, 
 from patchcast.report.page import folded, side_by_side, subheading
 from patchcast.report.pictures import image_row
 from patchcast.runs.network import OURS, UNTRAINED
+from patchcast.runs.results import probes_from_start
 from patchcast.runs.run import Run, open_run
 from patchcast.runs.run_folder import CONFIG, METRICS, RESULTS
 from patchcast.stages import stage
 from patchcast.training.log import curve
+from patchcast.training.probing import PROBE_NAMES
 from patchcast.training.progress import duration
 from patchcast.views import Attend
 
@@ -248,6 +250,11 @@ def _learning(found: RunNumbers) -> Section:
     shown = [Curve(name, x, [100 * y for y in ys], dots=True) for name, (x, ys) in probes.items() if x]
     if shown:
         charts.append(_over_steps(shown, "probes during the run, %", "Accuracy of probes by optimizer step"))
+    before = "".join(
+        f" Accuracy of {PROBE_NAMES[name]}: {100 * row['start']:.1f} % with the weights that it started from, "
+        f"{100 * row['end']:.1f} % at the end."
+        for name, row in probes_from_start(found.run.folder).items()
+    )
     rank, variance = found.curve("feature_rank"), found.curve("feature_variance")
     if rank[0]:
         label = "directions in which features differ"
@@ -259,7 +266,7 @@ def _learning(found: RunNumbers) -> Section:
     unit = " The loss is in nats per code." if found.run.method.codes == "colors" else ""
     alt = (
         f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, "
-        "not how good the features are."
+        f"not how good the features are.{before}"
     )
     return Section("Learning curves", alt if charts else "This run has no log.", [side_by_side(charts)])
 

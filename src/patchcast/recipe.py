@@ -75,8 +75,9 @@ class Recipe:
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args. With start it may be left
             out: it is then the model of those weights.
-        data: "digits"; a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or
-            by URL); hf:NAME or hf-stream:NAME of a Hugging Face dataset. See docs/data.md.
+        data: a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or by URL);
+            hf:NAME or hf-stream:NAME of a Hugging Face dataset; digits or mnist-5k, which come inside packages. See
+            docs/data.md.
         out: the run folder.
         method_args: options of the method, such as mask_ratio of mae; see the method's page.
         model_args: arguments of timm's create_model, or of the ImageGPT network.

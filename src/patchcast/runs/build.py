@@ -15,6 +15,7 @@ from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
 from patchcast.data import Augment, Evaluate, Images, Source, channel_statistics
+from patchcast.data.digits import PACKAGED
 from patchcast.methods import METHODS, Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
@@ -93,7 +94,7 @@ def resolve(
     defaults: dict[str, Any] = {
         "crop_scale": method.crop_scale,
         "crop_mode": "squash" if method.codes == "colors" else "center",
-        "flip": method.flip and recipe.data != "digits",
+        "flip": method.flip and recipe.data not in PACKAGED,
         "layer_decay": starting.STARTED_LAYER_DECAY if starts else 1.0,
         "freeze_first": 0,  # `runs.starting.with_frozen_first` knows more, once the weights are loaded
         "ema": starting.STARTED_EMA if starts else 0.0,

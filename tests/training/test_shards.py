@@ -15,8 +15,10 @@ from patchcast.backbones import wrap
 from patchcast.cli import main
 from patchcast.pretrainer import Pretrainer
 from patchcast.training import checkpoints, shards
+from patchcast.training.average import Average
 from patchcast.training.checkpoints import Checkpoint, is_whole, latest_checkpoint, load_latest
 from patchcast.training.engine import LossModule
+from patchcast.training.log import curve
 from patchcast.training.optimization import Optimization, make_optimizer
 from patchcast.training.sharding import shard
 from tests.methods import small
@@ -44,7 +46,8 @@ def saved(alone: None, tmp_path: Path) -> tuple[LossModule, torch.optim.Optimize
     objective(images, objective.pretrainer.draw(images)).backward()
     optimizer.step()
     moments = checkpoints.optimizer_state(optimizer, objective)
-    state = Checkpoint(3, objective.state_dict(), moments, {"step": 3}, {"Look": {"warned": True}})
+    average = Average(objective, 0.9).state_dict()
+    state = Checkpoint(3, objective.state_dict(), moments, {"step": 3}, {"Look": {"warned": True}}, average=average)
     shards.save(state, tmp_path / "checkpoints", None)
     return objective, optimizer, tmp_path
 
@@ -54,6 +57,9 @@ def test_it_is_read_whole(saved: tuple[LossModule, torch.optim.Optimizer, Path])
     resumed = load_latest(out)
     assert resumed is not None
     read = shards.fill(resumed)
+    assert read.average is not None
+    for name, value in read.average.items():
+        assert torch.equal(value, read.model[name]), name
     assert (read.step, read.stream, read.looks) == (3, {"step": 3}, {"Look": {"warned": True}})
     other = LossModule(network(), "fp32")
     checkpoints.load_model_state(other, read.model)
@@ -105,10 +111,13 @@ def test_two_are_left(saved: tuple[LossModule, torch.optim.Optimizer, Path]) -> 
 def test_any_number_of_devices_resumes(tmp_path: Path) -> None:
     """Saved by two and resumed by one, and the other way round."""
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
-    often = ["--checkpoint_every", "3"]
+    often = ["--checkpoint_every", "3", "--ema", "0.9"]
     assert main(command("ijepa", whole, *often)) == 0
     processes(command("ijepa", sharded, *often, *FLAGS["fsdp2"]))
     assert_alike(whole, sharded)
+    averages = [curve(out / "metrics.csv", "ema_eval_loss")[1] for out in (whole, sharded)]
+    assert averages[0] == pytest.approx(averages[1], rel=1e-4)
+    assert len(averages[0]) == 2
     for source, flags in ((whole, FLAGS["fsdp2"]), (sharded, []), (sharded, FLAGS["fsdp2, four"])):
         out = tmp_path / f"{source.name} by {len(flags)} {flags[1:2]}"
         shutil.copytree(source, out)

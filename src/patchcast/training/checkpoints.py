@@ -42,6 +42,7 @@ class Checkpoint:
         looks: the state of each `Look`, by class name.
         plans: version of the rules by which plans are drawn (`PLANS`); None in checkpoints from before December 2026.
         is_seen: whether the evaluation of this step is done.
+        average: the averaged weights, by parameter name; None if there are none.
         is_lightnings: written by a version of patchcast that trained with Lightning's Trainer.
         shards: the folder of the sharded tensors, which are not yet in `model` and `optimizer`.
     """
@@ -53,6 +54,7 @@ class Checkpoint:
     looks: dict[str, dict[str, Any]]
     plans: str | None = PLANS
     is_seen: bool = True
+    average: dict[str, Any] | None = None
     is_lightnings: bool = False
     shards: Path | None = None
 
@@ -82,6 +84,7 @@ def write(checkpoint: Checkpoint, partial: Path) -> None:
     state = {
         **{name: value for name, value in vars(checkpoint).items() if name not in ("model", "shards")},
         "state_dict": _on_cpu(checkpoint.model),
+        "average": None if checkpoint.average is None else _on_cpu(checkpoint.average),
         "optimizer": {name: _on_cpu(values) for name, values in checkpoint.optimizer.items()},
     }
     try:
@@ -160,7 +163,7 @@ def load(file: Path) -> Checkpoint:
         return replace(load(file / REST), shards=file)
     state = torch.load(file, map_location="cpu", weights_only=True)
     if "pytorch-lightning_version" not in state:
-        names = Checkpoint.__dataclass_fields__.keys() - {"model", "shards"}
+        names = Checkpoint.__dataclass_fields__.keys() - {"model", "shards"} - ({"average"} - state.keys())
         return Checkpoint(model=state["state_dict"], **{name: state[name] for name in names})
     step = state["global_step"]
     optimizer = state["optimizer_states"][0]

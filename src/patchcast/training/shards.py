@@ -93,15 +93,18 @@ def fill(checkpoint: Checkpoint, like: Mapping[str, Tensor] | None = None) -> Ch
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
         dcp.load(tensors, storage_reader=reader, no_dist=True)
-    model = dict(checkpoint.model)
+    model, average = dict(checkpoint.model), dict(checkpoint.average or {})
     optimizer = {name: dict(state) for name, state in checkpoint.optimizer.items()}
     for key, value in tensors.items():
         kind, _, name = key.rpartition("/")
         if kind == "model":
             model[name] = value
+        elif kind == "average":
+            average[name] = value
         else:
             optimizer.setdefault(name, {})[kind.removeprefix("optimizer/")] = value
-    return replace(checkpoint, model=model, optimizer=optimizer, shards=None)
+    averaged = None if checkpoint.average is None else average
+    return replace(checkpoint, model=model, optimizer=optimizer, average=averaged, shards=None)
 
 
 def weights_of(file: Path) -> dict[str, Any]:
@@ -112,10 +115,15 @@ def weights_of(file: Path) -> dict[str, Any]:
 def _split(checkpoint: Checkpoint) -> tuple[dict[str, Any], Checkpoint]:
     """Sharded tensors by their names in the folder, and all else."""
     sharded: dict[str, Any] = {}
-    model = {name: value for name, value in checkpoint.model.items() if not isinstance(value, DTensor)}
-    sharded |= {f"model/{name}": value for name, value in checkpoint.model.items() if name not in model}
-    optimizer: dict[Any, Any] = {}
-    for name, state in checkpoint.optimizer.items():
-        optimizer[name] = {key: value for key, value in state.items() if not isinstance(value, DTensor)}
-        sharded |= {f"optimizer/{key}/{name}": value for key, value in state.items() if key not in optimizer[name]}
-    return sharded, replace(checkpoint, model=model, optimizer=optimizer)
+
+    def rest(kind: str, state: Mapping[str, Any]) -> dict[str, Any]:
+        sharded.update({f"{kind}/{name}": value for name, value in state.items() if isinstance(value, DTensor)})
+        return {name: value for name, value in state.items() if not isinstance(value, DTensor)}
+
+    model = rest("model", checkpoint.model)
+    average = None if checkpoint.average is None else rest("average", checkpoint.average)
+    moments: dict[str | int, dict[str, Any]] = {}
+    for parameter, state in checkpoint.optimizer.items():
+        moments[parameter] = {key: value for key, value in state.items() if not isinstance(value, DTensor)}
+        sharded |= {f"optimizer/{key}/{parameter}": value for key, value in state.items() if isinstance(value, DTensor)}
+    return sharded, replace(checkpoint, model=model, optimizer=moments, average=average)

@@ -67,7 +67,8 @@ class Average:
 
     @torch.no_grad()
     def _write(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_(list(self.parameters.values()), values)
+        for parameter, value in zip(self.parameters.values(), values, strict=True):
+            parameter.copy_(value)  # sharded tensors have no copy of many at once
         for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # what was gathered before is not what was written

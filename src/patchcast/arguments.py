@@ -172,6 +172,8 @@ def normalize(
     """
     given: dict[str, list[str]] = {}
     positional: list[str] = []
+    after_flag: dict[int, str] = {}  # places in `positional` of words that follow a flag
+    flag = ""
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -180,9 +182,13 @@ def normalize(
         if not word.startswith("--") or word == "--":
             if word.startswith("-") and len(word) > 1 and word != "--" and not NUMBER.fullmatch(word):
                 raise UsageError(f"{command} has no option {word}; options begin with two dashes")
+            if flag and word != "--":
+                after_flag[len(positional)] = flag
+            flag = ""
             positional += rest if word == "--" else [word]
             rest = [] if word == "--" else rest
             continue
+        flag = ""
         typed, has_value, value = word[2:].partition("=")
         stem, *inner = typed.split(".")
         stem = stem.replace("-", "_")
@@ -199,6 +205,7 @@ def normalize(
                 follows = bool(rest) and rest[0].lower() in WORDS
                 value = value if has_value else rest.pop(0) if follows else "true"
                 given[stem] = [WORDS.get(value.lower(), value)]
+                flag = "" if has_value or follows else stem
             else:
                 before = given.get(stem, []) if get_origin(field.type) is list else []
                 values = [value] if has_value else [_next(rest, f"--{stem}", field.wants)]
@@ -211,7 +218,10 @@ def normalize(
             raise UsageError(_unknown(command, stem, fields, from_file, elsewhere))
     places = [each for each in fields.values() if each.metavar]
     if len(positional) > len(places) and not any(each.is_many for each in places):
-        raise UsageError(f"{command} does not take the argument {positional[len(places)]!r}")
+        surplus = positional[len(places)]
+        if flag := after_flag.get(len(places), ""):
+            raise UsageError(f"--{flag} takes {fields[flag].wants}; got {surplus!r}")
+        raise UsageError(f"{command} does not take the argument {surplus!r}")
     options = [_joined(name, values, fields) for name, values in given.items()]
     return [*options, *(["--"] if any(word.startswith("-") for word in positional) else []), *positional]
 

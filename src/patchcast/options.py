@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+from patchcast.recipe import Device
 
-Device = Literal["auto", "cpu", "gpu"]
 Format = Literal["timm", "transformers", "onnx", "torch"]
 
 

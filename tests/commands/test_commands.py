@@ -190,7 +190,7 @@ def test_the_help_groups_every_option_and_shows_its_default(capsys: pytest.Captu
 def test_an_argument_that_timms_model_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = ("--model_args", '{"depthh": 3}', "--out", str(tmp_path / "new"))
     told = fails(capsys, "pretrain", "--method", "mae", *TINY, *wrong)
-    assert "timm's test_vit has no argument 'depthh'" in told
+    assert "timm's test_vit has no argument 'depthh'; did you mean depth?" in told
 
 
 def test_an_option_of_several_other_protocols_names_them(capsys: pytest.CaptureFixture[str]) -> None:

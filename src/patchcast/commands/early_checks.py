@@ -7,7 +7,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from patchcast.backbones.capabilities import METHOD_NAMES, OWN_NETWORKS
+from patchcast.backbones.capabilities import METHOD_NAMES, OWN_NETWORKS, is_imagegpt
 from patchcast.backbones.support import made_for, table
 from patchcast.recipe import Recipe
 
@@ -25,7 +25,7 @@ def check_recipe(recipe: Recipe) -> None:
     recipe.check()
     recipe.method = method_called(recipe.method)
     # `runs.codes` checks ImageGPT's own networks.
-    if recipe.method not in OWN_NETWORKS and not recipe.model.startswith("imagegpt"):
+    if recipe.method not in OWN_NETWORKS and not is_imagegpt(recipe.model):
         check_model(recipe.model)
     if recipe.start is not None and not (recipe.out / CONFIG).is_file():  # to resume takes no start
         check_network(recipe.start)

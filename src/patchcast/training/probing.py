@@ -22,7 +22,7 @@ NEIGHBOURS = 20
 
 
 @runtime_checkable
-class Examples(Protocol):
+class LabeledExamples(Protocol):
     """Images as the network sees them, with their labels."""
 
     def __len__(self) -> int: ...
@@ -48,8 +48,8 @@ class OnlineProbe(Look):
     def __init__(
         self,
         backbone: Backbone,
-        fitted: Examples,
-        judged: Examples,
+        fitted: LabeledExamples,
+        judged: LabeledExamples,
         *,
         batch_size: int = 256,
         workers: int = 0,
@@ -67,7 +67,7 @@ class OnlineProbe(Look):
             "linear_accuracy": ridge_accuracy(fitted, judged),
         }
 
-    def features(self, images: Examples, device: torch.device) -> Features:
+    def features(self, images: LabeledExamples, device: torch.device) -> Features:
         """Of all images, on every rank; each computes those of its own rows."""
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         total = len(images)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from patchcast.backbones.capabilities import METHOD_NAMES
+from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, Readout
 from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 
@@ -21,12 +21,19 @@ SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 
 HELD_OUT = 0.05
 """Share of a source without a validation or test split that is held out from training."""
-EARLIER: dict[str, Any] = {"held_out": 0.0, "crop_mode": "center"}
-"""Options that configs of earlier versions lack, and the values that reproduce those versions."""
+EARLIER: dict[str, Any] = {
+    "held_out": 0.0,
+    "crop_mode": "center",
+    "readout": "mean",
+    "epochs": 100.0,
+    "batch_size": 256,
+    "warmup": 0.05,
+}
+"""Options that configs and commands of earlier versions lack, and the values that reproduce those versions."""
 NOT_LEARNED = frozenset(
     {
         *("out", "device", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
-        *("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb"),
+        *("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
     }
 )
 """Options that do not change what is learned (up to rounding): devices, speed and logging. A run may be resumed with
@@ -55,7 +62,7 @@ class Recipe:
     folder.
 
     Args:
-        method: one of `patchcast.METHODS`.
+        method: one of `patchcast.METHODS`, or auto, which chooses by the model.
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
         data: "digits"; a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or
@@ -91,13 +98,13 @@ class Recipe:
         flip: mirror half of the images. Not for digits, letters or anything else that has a handedness.
         held_out: share of the images that is held out from training, for the evaluation loss and for pictures, where
             the data has no validation or test split; at most 2,000 images. 0 holds out none. Default: 0.05.
-        epochs: passes over the data; ignored if steps is given.
+        epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 5,000 steps take.
         steps: optimizer steps.
-        batch_size: images per step.
-        lr: peak learning rate. Default: the method's for 256 images, scaled with the batch size.
+        batch_size: images per step. Default: by the number of images, 32 to 2,048. See docs/which.md.
+        lr: peak learning rate. Default: the paper's, by the root of the batch and the width of the model.
         betas: of AdamW. Default: the method's.
         weight_decay: of weight matrices. Default: the method's.
-        warmup: share of the steps over which the learning rate rises.
+        warmup: share of the steps over which the learning rate rises. Default: 0.05.
         clip: maximum norm of the gradient; 0 turns clipping off. Default: the method's.
         precision: fp32 or bf16. Default: bf16 on a GPU that has it.
         device: auto, cpu or gpu.
@@ -109,6 +116,7 @@ class Recipe:
         checkpoint_every: steps between two checkpoints. Default: ten checkpoints in the run.
         probe_data: a labeled source, which may be the same as data. At every evaluation, metrics.csv gets the accuracy
             of the 20 nearest neighbors and of a linear classifier. It does not change what is learned.
+        readout: how the units of an image become the feature that these probes use. Default: mean_std.
         pictures: at every evaluation, draw what the model predicts for eight images into the run folder's images/.
         tensorboard: also log to TensorBoard, in the run folder.
         wandb: also log to Weights & Biases, into the project of this name.
@@ -120,7 +128,7 @@ class Recipe:
         checkpointing: recompute the activations of blocks instead of storing them: slower, with less memory.
     """
 
-    method: str = field(metadata={"names": METHOD_NAMES})
+    method: str = field(metadata={"names": (*METHOD_NAMES, AUTO)})
     model: str
     data: str
     out: Path
@@ -144,13 +152,13 @@ class Recipe:
     crop_mode: CropMode | None = None
     flip: bool | None = None
     held_out: float | None = None
-    epochs: float = 100.0
+    epochs: float | None = None
     steps: int | None = None
-    batch_size: int = 256
+    batch_size: int | None = None
     lr: float | None = None
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
-    warmup: float = 0.05
+    warmup: float | None = None
     clip: float | None = None
     precision: Precision | None = None
     device: Device = "auto"
@@ -160,6 +168,7 @@ class Recipe:
     eval_every: int | None = None
     checkpoint_every: int | None = None
     probe_data: str | None = None
+    readout: Readout | None = None
     pictures: bool = True
     tensorboard: bool = False
     wandb: str | None = None
@@ -232,11 +241,11 @@ class Recipe:
             ValueError: if the file is not a recipe, or has unknown options.
         """
         values = _read_yaml(file)
-        known = {each.name for each in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(map(str, set(values) - known))
         if unknown:
             raise ValueError(f"{file} has unknown options: {', '.join(unknown)}")
-        required = [each.name for each in dataclasses.fields(cls) if _is_required(each)]
+        required = [field.name for field in dataclasses.fields(cls) if _is_required(field)]
         if missing := [name for name in required if name not in values]:
             raise ValueError(f"{file} is not a complete recipe: it has no {', '.join(missing)}")
         if isinstance(values.get("image_size"), int):
@@ -274,6 +283,10 @@ class Resolved(Recipe):
     eval_every: int
     checkpoint_every: int
     held_out: float = EARLIER["held_out"]
+    readout: Readout = EARLIER["readout"]
+    epochs: float = EARLIER["epochs"]
+    batch_size: int = EARLIER["batch_size"]
+    warmup: float = EARLIER["warmup"]
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -306,7 +319,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (tuple, list)):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     return value

@@ -7,7 +7,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from patchcast.backbones.capabilities import METHOD_NAMES, OWN_NETWORKS, is_imagegpt
+from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, OWN_NETWORKS, is_imagegpt
 from patchcast.backbones.support import made_for, table
 from patchcast.recipe import Recipe
 
@@ -23,7 +23,7 @@ def check_recipe(recipe: Recipe) -> None:
         ValueError: if a number is out of range, or one of them does not exist.
     """
     recipe.check()
-    recipe.method = method_called(recipe.method)
+    recipe.method = AUTO if _plain(recipe.method) == AUTO else method_called(recipe.method)
     # `runs.codes` checks ImageGPT's own networks.
     if recipe.method not in OWN_NETWORKS and not is_imagegpt(recipe.model):
         check_model(recipe.model)
@@ -41,7 +41,7 @@ def method_called(name: str) -> str:
     Raises:
         ValueError: if there is none; suggests a similar name.
     """
-    plain = {_plain(each): each for each in METHOD_NAMES}
+    plain = {_plain(method): method for method in METHOD_NAMES}
     if _plain(name) in plain:
         return plain[_plain(name)]
     near = difflib.get_close_matches(name.lower(), METHOD_NAMES, n=1)

@@ -22,6 +22,7 @@ from patchcast.methods import on_codes
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
+from patchcast.runs.defaults import in_words
 from patchcast.runs.results import write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, save_weights
@@ -58,6 +59,10 @@ def pretrain(recipe: Recipe) -> Resolved:
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
             console.print(_summary(run))
+            if run.why:
+                console.print(escape(run.why), highlight=False)
+            if run.chosen:
+                console.print(f"Chosen by rule, as nothing else was given:\n{in_words(run.chosen)}", highlight=False)
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
                 console.print(escape(str(run.fitted)), highlight=False)

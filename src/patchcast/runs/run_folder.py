@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from patchcast.backbones.capabilities import AUTO
 from patchcast.files import write_weights
-from patchcast.recipe import EARLIER, Recipe, Resolved
+from patchcast.recipe import EARLIER, NOT_LEARNED, Recipe, Resolved
 from patchcast.training.checkpoints import latest_checkpoint
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
@@ -17,6 +19,8 @@ BAD_IMAGES = "bad-images.txt"
 ENCODER, EVERYTHING = "model.safetensors", "pretrainer.safetensors"
 RESULTS = "metrics.json"
 """Written last: a run without it is not finished, whatever else its folder holds."""
+DECIDES = {*Resolved.__annotations__} - {*EARLIER} - NOT_LEARNED
+"""Options that a recipe may leave out and a config of a run never does, of those that decide what is learned."""
 
 
 def claim(recipe: Resolved) -> bool:
@@ -43,18 +47,26 @@ def claim(recipe: Resolved) -> bool:
     return False
 
 
-def as_begun(recipe: Recipe) -> Recipe:
-    """The recipe with the earlier behavior for options that an earlier version did not have.
+def as_begun(recipe: Recipe) -> tuple[Recipe, bool]:
+    """The recipe with what its run has for options that it leaves out, and whether it leaves nothing to defaults.
 
-    For runs that an earlier version started, and for complete configs that it wrote.
+    For runs that have begun, for complete configs, and for the commands of model cards. Options that an earlier version
+    did not have get its behavior, and defaults that have changed since then change none of these.
     """
-    left = [name for name in EARLIER if getattr(recipe, name) is None]
-    if left and (recipe.out / CONFIG).is_file():
+    left: dict[str, Any] = {name: EARLIER[name] for name in EARLIER if getattr(recipe, name) is None}
+    if (recipe.out / CONFIG).is_file():
         begun = Resolved.load(recipe.out / CONFIG)
-        return replace(recipe, **{name: getattr(begun, name) for name in left})
-    if all(getattr(recipe, name) is not None for name in Resolved.__annotations__ if name not in EARLIER):
-        return replace(recipe, **{name: EARLIER[name] for name in left})
-    return recipe
+        left = {name: getattr(begun, name) for name in (*left, *(["lr"] if recipe.lr is None else []))}
+        if recipe.steps is None and recipe.epochs is None:
+            left["steps"] = begun.steps
+        if recipe.method == AUTO:
+            left["method"] = begun.method
+        if recipe.method in (AUTO, begun.method):
+            left["method_args"] = {**begun.method_args, **recipe.method_args}
+        return replace(recipe, **left), True
+    if all(getattr(recipe, name) is not None for name in DECIDES):
+        return replace(recipe, **left), True
+    return recipe, False
 
 
 def save_weights(state: Mapping[str, Tensor], out: Path) -> None:

@@ -23,6 +23,7 @@ from patchcast.runs.defaults import Chosen, choose, filled
 from patchcast.runs.sizes import patch_for_tile, size_and_patch
 from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
+from patchcast.stages import stage
 from patchcast.starts import Start, StartReport, fit, fit_parts
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
@@ -107,7 +108,8 @@ def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple
     if mean is None and std is None and (start is not None or timm_loads(recipe)):
         mean, std = started_normalization(recipe, start, images) or (None, None)
     if mean is None or std is None:
-        measured = channel_statistics(images)
+        with stage("Measuring mean and standard deviation of the images"):
+            measured = channel_statistics(images)
         mean, std = mean or measured[0], std or measured[1]
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, images.channels):

@@ -19,6 +19,7 @@ from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
 from patchcast.runs.sizes import with_own_options
 from patchcast.runs.starting import as_started, check_unchanged, find_start, with_start
 from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, saved_tokenizer
+from patchcast.stages import stage
 from patchcast.starts import StartReport
 from patchcast.training.checkpoints import latest_checkpoint
 
@@ -117,8 +118,10 @@ def start_run(recipe: Recipe) -> Run:
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
     source = open_source(recipe.data, channels=recipe.channels, held_out_share=share, **reading(recipe))
     resolved, chosen = resolve(recipe, method, source, start, is_settled=is_settled)
-    tokenizer = saved_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
-    pretrainer, fitted = build_started(resolved, method, tokenizer, start)
+    with stage(f"Finding {resolved.codes} codes in the training images"):
+        tokenizer = saved_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
+    with stage(f"Building {resolved.model}"):
+        pretrainer, fitted = build_started(resolved, method, tokenizer, start)
     return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted, chosen, why)
 
 

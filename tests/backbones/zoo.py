@@ -124,6 +124,25 @@ FAST: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "MobileNetV5Encoder": [("mobilenetv5_300m_enc", {"img_size": 128, "channel_multiplier": 0.1})],
 }
 
+# In what sequences of tokens differ, and an architecture for each: tests that need only some of them take these.
+SEQUENCES = {
+    "plain": "vit_tiny_patch16_224",
+    "pre-norm": "vit_base_patch32_clip_224",
+    "registers": "vit_small_patch14_reg4_dinov2",
+    "no class token": "vit_base_patch16_siglip_224",
+    "rotary": "vit_tiny_patch16_dinov3_qkvb",
+    "rotary and table": "eva02_tiny_patch14_224",
+    "mixed rotary": "vit_small_patch16_rope_mixed_224",
+    "relative": "beit_base_patch16_224",
+    "relative by MLP": "vit_relpos_base_patch16_clsgap_224",
+    "naflex": "naflexvit_base_patch16_gap",
+}
+
+
+def sequence(kind: str, /, **kwargs: Any) -> Backbone:
+    """Two blocks of the architecture that `SEQUENCES` names, with timm's own initial weights."""
+    return wrap(SEQUENCES[kind], **{**_NARROW, **kwargs})
+
 
 def build(name: str, /, seed: int = 0, **kwargs: Any) -> Backbone:
     """A backbone in eval mode with nothing left at zero, where a wrong bias or position table would not show."""

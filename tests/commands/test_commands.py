@@ -254,7 +254,7 @@ def test_check_says_that_a_recipe_is_honest(
     monkeypatch.setattr("patchcast.commands.check.examine", partial(examine, limit=4, seconds=1.0))  # not 20
     recipe = Recipe(
         method="aim", model="test_vit", data="digits", out=tmp_path / "run", image_size=(16, 16), patch_size=4,
-        method_args={"head_depth": 0, "normalize": False},
+        model_args={"depth": 1}, method_args={"head_depth": 0, "normalize": False},
     )  # fmt: skip
     recipe.save(tmp_path / "recipe.yaml")
     assert main(["check", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "check.png")]) == 0
@@ -264,7 +264,7 @@ def test_check_says_that_a_recipe_is_honest(
 
 
 def test_aim_on_raw_pixels_completes_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["pretrain", "--method", "aim", *TINY]
+    small = ["pretrain", "--method", "aim", *TINY, "--no_pictures"]
     for name, options in (("raw", '{"head_depth": 1, "normalize": false}'), ("normalized", '{"head_depth": 1}')):
         assert main([*small, "--method_args", options, "--out", str(tmp_path / name)]) == 0
     out = tmp_path / "completed.png"

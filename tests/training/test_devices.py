@@ -40,7 +40,7 @@ def command(method: str, out: Path, *flags: str) -> list[str]:
 def ranks(arguments: list[str], world: int, out: Path) -> None:
     """Run a command on several ranks that are there already, as under torchrun."""
     printed = fork_ranks(lambda _: main(arguments), world, out.parent)
-    assert sum(text.count("Done.") for text in printed) == 1, "one process of them reports the result"
+    assert sum(text.count("Done in ") for text in printed) == 1, "one process of them reports the result"
 
 
 def processes(arguments: list[str]) -> None:
@@ -50,7 +50,7 @@ def processes(arguments: list[str]) -> None:
         [sys.executable, "-m", "patchcast", *arguments], env=environment, capture_output=True, text=True, timeout=1800
     )
     assert told.returncode == 0, told.stderr[-3000:]
-    assert told.stdout.count("Done.") == 1, "one process of them tells how it went"
+    assert told.stdout.count("Done in ") == 1, "one process of them tells how it went"
 
 
 def assert_alike(alone: Path, together: Path) -> None:

@@ -66,7 +66,7 @@ def kill_after_a_checkpoint(arguments: list[str], out: Path) -> None:
     process = fork(lambda: main(arguments), out.with_suffix(".txt"))
     process.until(lambda: list(out.glob("checkpoints/step=*.ckpt")))
     time.sleep(random.Random(0).random() / 4)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     code, printed = process.wait()
     assert code == -signal.SIGKILL, printed
     assert not (out / "pretrainer.safetensors").exists(), "killed too late to show anything"

@@ -19,7 +19,7 @@ from patchcast.pretrainer import embedding_of
 from patchcast.training.log import Entries
 from patchcast.training.looks import Look, finite
 
-NEIGHBORS = 20
+ONLINE_NEIGHBORS = 20
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ class OnlineProbe(Look):
         fitted, judged = self.features(self.fitted, device), self.features(self.judged, device)
         if dist.is_initialized() and dist.get_rank():
             return {}
-        neighbors = min(NEIGHBORS, len(fitted))
+        neighbors = min(ONLINE_NEIGHBORS, len(fitted))
         return {
             "knn_accuracy": knn_accuracy(fitted, judged, k=(neighbors,))[neighbors],
             "linear_accuracy": ridge_accuracy(fitted, judged),

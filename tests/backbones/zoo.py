@@ -235,3 +235,28 @@ def marked(names: list[str], but: frozenset[str] = frozenset()) -> list[Any]:
     """Names as parameters of a test, without those of the classes in `but`; the heavy ones are marked slow."""
     out = {name for cls in but for name, _ in FAST[cls]}
     return [pytest.param(name, marks=[pytest.mark.slow] * (name in HEAVY)) for name in names if name not in out]
+
+
+# One or two of each way in which adapters work: sequences, rotary and relative positions, class attention, windows,
+# stages, groups of units, several resolutions, convolutions first.
+REPRESENTATIVES = {
+    "vit_tiny_patch16_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_tiny_patch16_dinov3_qkvb",
+    "naflexvit_base_patch16_gap",
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "crossvit_9_240",
+    "hiera_tiny_224",
+    "swin_tiny_patch4_window7_224",
+    "test_maxvit",
+    "pvt_v2_b0",
+    "mvitv2_tiny",
+    "levit_128s",
+    "mobilevit_xxs",
+}
+
+
+def representative(names: list[str]) -> list[Any]:
+    """Names as parameters of a test; all but `REPRESENTATIVES` are marked slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in REPRESENTATIVES)) for name in names]

@@ -209,7 +209,8 @@ def test_layers_are_probed_with_the_papers_feature(runs: Path) -> None:
     assert found["pretrained"]["1"] == linear_probe(train, test).accuracy
 
 
-@pytest.mark.parametrize("method", ["imagegpt", pytest.param("beit", marks=pytest.mark.slow)])
+@pytest.mark.slow  # `tests/commands` has it for a method without codes
+@pytest.mark.parametrize("method", ["imagegpt", "beit"])
 def test_check_says_that_they_are_honest(
     method: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchcast.backbones import CannotError, Grid, wrap
+from patchcast.backbones import CannotError, Grid
 from patchcast.backbones.tiled import Tiled
 from patchcast.honesty import no_leak
 from patchcast.methods import mae

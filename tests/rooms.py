@@ -43,6 +43,7 @@ LAYERS: list[list[str]] = [
     ["training"],
     ["report", "runs", "starts"],
     ["classification"],
+    ["segmentation"],
     ["commands"],
     ["cli", "__main__"],
 ]

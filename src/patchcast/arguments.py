@@ -43,6 +43,7 @@ class Field:
         type: its type, without None.
         metavar: of a positional argument; empty for an option.
         owner: name of the dataclass.
+        names: the values that it takes, where they are not a part of its type.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Field:
     metavar: str
     help: str
     owner: str
+    names: tuple[str, ...] = ()
 
     @property
     def is_required(self) -> bool:
@@ -68,6 +70,13 @@ class Field:
     def numbers(self) -> bool:
         """Whether its values are numbers only, so that the end of a list is clear."""
         return self.is_many and set(get_args(self.type)) <= {int, float, Ellipsis}
+
+    @property
+    def choices(self) -> list[str]:
+        """The values that it takes, if they can be listed."""
+        if self.names:
+            return list(self.names)
+        return [str(value) for value in get_args(self.type)] if get_origin(self.type) is Literal else []
 
     @property
     def wants(self) -> str:
@@ -125,7 +134,7 @@ def fields_of(options: type) -> dict[str, Field]:
             "names", ()
         )  # written from the table that lists them, so that it cannot be out of date
         text = f"{', '.join(names[:-1])} or {names[-1]}." if names else help_of.get(field.name, "")
-        found[field.name] = Field(field.name, kind, default, metavar, text, options.__name__)
+        found[field.name] = Field(field.name, kind, default, metavar, text, options.__name__, tuple(names))
     return found
 
 

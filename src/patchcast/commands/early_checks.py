@@ -25,7 +25,7 @@ def check_recipe(recipe: Recipe) -> None:
     recipe.check()
     recipe.method = AUTO if _plain(recipe.method) == AUTO else method_called(recipe.method)
     # `runs.codes` checks ImageGPT's own networks.
-    if recipe.method not in OWN_NETWORKS and not is_imagegpt(recipe.model):
+    if recipe.model and recipe.method not in OWN_NETWORKS and not is_imagegpt(recipe.model):
         check_model(recipe.model)
         if recipe.method != AUTO:
             check_suits(recipe.model, recipe.method)
@@ -61,6 +61,17 @@ def check_run(run: Path) -> None:
         raise ValueError(f"there is no folder {run}; give the folder of a run")
     if not (run / CONFIG).exists():
         raise ValueError(f"{run} holds no run of patchcast: it has no {CONFIG}")
+
+
+def check_exported(folder: Path) -> None:
+    """Raises:
+    ValueError: if a folder holds neither a run nor a fine-tuned classifier.
+    """
+    if (folder / CLASSES).exists():
+        return
+    if (folder / BEGUN).exists():
+        raise ValueError(f"fine-tuning has not finished in {folder}; the same command resumes it")
+    check_run(folder)
 
 
 def check_network(name: str) -> None:

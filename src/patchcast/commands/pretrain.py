@@ -25,10 +25,10 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
 from patchcast.runs.defaults import in_words
-from patchcast.runs.results import held_out_images, write_results
+from patchcast.runs.results import after_start, better_average, held_out_images, write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, save_weights
-from patchcast.runs.starting import keep_report
+from patchcast.runs.starting import is_started, keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
 from patchcast.stages import stage
@@ -38,7 +38,7 @@ from patchcast.training.lock import locked
 from patchcast.training.log import closing
 from patchcast.training.looks import Look
 from patchcast.training.loop import train
-from patchcast.training.optimization import Optimization
+from patchcast.training.optimization import Optimization, freeze_blocks
 from patchcast.training.progress import duration
 from patchcast.training.stream import Stream
 
@@ -48,8 +48,11 @@ EVALUATED = 2000
 """Maximum number of images on which the loss is evaluated during a run."""
 
 
-def pretrain(recipe: Recipe) -> Resolved:
+def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     """Run or resume a recipe; returns it with a value for every option.
+
+    Args:
+        says_next: whether the last lines suggest a next command.
 
     Raises:
         ValueError: for anything that the user can fix, before training starts.
@@ -61,7 +64,7 @@ def pretrain(recipe: Recipe) -> Resolved:
     check_loggers(run.recipe)
     with stage("Reading the images that are looked at during the run"):
         looks = watches(run)
-    resumes = is_first and claim(run.recipe)
+    resuming = claim(run.recipe) if is_first else ""
     with locked(run.folder) if is_first else nullcontext():
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
@@ -73,12 +76,14 @@ def pretrain(recipe: Recipe) -> Resolved:
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
                 console.print(escape(str(run.fitted)), highlight=False)
-        if resumes:
-            console.print(f"Resuming the run in {escape(str(run.folder))}.")
-        return _carry_out(run, looks, console, is_first=is_first)
+        if resuming:
+            console.print(escape(resuming), highlight=False)
+        elif run.recipe.overwrite:
+            console.print("Without --overwrite, the same command resumes this run.")
+        return _carry_out(run, looks, console, is_first=is_first, says_next=says_next)
 
 
-def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool) -> Resolved:
+def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool, says_next: bool) -> Resolved:
     journal = Journal(run.folder / BAD_IMAGES)
     trained, train_set, judged, codes = _feed(run, journal)
     if codes is not None:
@@ -88,10 +93,13 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
         console.print(f"A blind prediction, which ignores the image, has a loss of {blind:.2f}.", highlight=False)
     begun = time.perf_counter()
     try:
+        if run.recipe.freeze_blocks:
+            freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
         _train(run.recipe, trained, train_set, judged, looks, blind)
         state = whole_state(run.pretrainer)
         if not is_first:
             return run.recipe
+        state |= better_average(run.folder)
         save_weights(state, run.folder)
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
@@ -102,16 +110,18 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
     unreadable = journal.close()
     with stage("Drawing pictures and writing results"):
         run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
-        loss = write_results(run, codes, unreadable)
+        loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable, blind=blind)]))
     if unreadable:
         count = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
         console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
     console.print(
         f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
         f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "
-        f"which runs this again.\n{_next(run)}",
+        "which runs this again.",
         highlight=False,
     )
+    if says_next:
+        console.print(_next(run), highlight=False)
     return run.recipe
 
 
@@ -183,6 +193,9 @@ def _train(
                 weight_decay=recipe.weight_decay,
                 warmup=recipe.warmup,
                 clip=recipe.clip or None,
+                layer_decay=recipe.layer_decay,
+                freeze_first=recipe.freeze_first,
+                ema=recipe.ema or None,
             ),
             engine=Engine(
                 precision=recipe.precision,
@@ -216,10 +229,19 @@ def _summary(run: Run) -> str:
     held_out, typical = source.held_out, source.train.typical_size
     resized = "" if typical == recipe.image_size else f", from about {typical[0]} x {typical[1]}"
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
+    going_on = f"\n  start     {_going_on(recipe)}" if is_started(recipe) else ""
     return (
         f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {millions:.1f} M parameters\n"
         f"  images    {count} of {escape(recipe.data)}, {evaluated}\n"
         f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}\n"
         f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), "
-        f"lr {recipe.lr:.3g}, {recipe.precision}"
+        f"lr {recipe.lr:.3g}, {recipe.precision}{going_on}"
     )
+
+
+def _going_on(recipe: Resolved) -> str:
+    words = [f"layer decay {recipe.layer_decay:g}"]
+    words += [f"backbone frozen for {recipe.freeze_first:,} steps"] * bool(recipe.freeze_first)
+    words += [f"first {recipe.freeze_blocks} blocks frozen"] * bool(recipe.freeze_blocks)
+    words += [f"averaged weights (EMA {recipe.ema:g})"] * bool(recipe.ema)
+    return escape(f"{recipe.start_words or 'weights'}; {', '.join(words)}")

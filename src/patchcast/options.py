@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
 from patchcast.recipe import Device
 
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("limit", "max_pixels", "per_class", "finetune"), AT_LEAST_1),
+    "draws": Range(2),
+    "lidar": NOT_NEGATIVE,
+    "seed": SEED,
+}
+"""The ranges of numbers that no command checks itself."""
 Format = Literal["timm", "transformers", "onnx", "torch"]
 
 

@@ -44,6 +44,8 @@ from patchcast.training.stream import Stream
 
 BLIND = 64
 """Maximum number of images for the loss of a blind prediction."""
+BLIND_VALUES = 2**24
+"""Maximum number of values of these images: large ones would fill the memory."""
 EVALUATED = 2000
 """Maximum number of images on which the loss is evaluated during a run."""
 
@@ -127,7 +129,8 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
 
 def _blind(run: Run) -> float | None:
     """The loss of a blind prediction on some of the images that pictures show; None if there is none."""
-    images, _ = held_out_images(run, BLIND)
+    values = run.recipe.channels * run.recipe.image_size[0] * run.recipe.image_size[1]
+    images, _ = held_out_images(run, max(1, min(BLIND, BLIND_VALUES // values)))
     return blind_loss(run.pretrainer, images)
 
 

@@ -71,6 +71,8 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
             console.print(_summary(run), highlight=False)
+            if sentence := too_few(run):
+                console.print(sentence, highlight=False)
             if run.why:
                 console.print(escape(run.why), highlight=False)
             if run.chosen:
@@ -125,6 +127,14 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
     if says_next:
         console.print(_next(run), highlight=False)
     return run.recipe
+
+
+def too_few(run: Run) -> str:
+    """A sentence if a batch is larger than the data; empty otherwise."""
+    batch, count = run.recipe.batch_size, len(run.source.train)
+    if run.source.is_stream or batch <= count:
+        return ""
+    return f"A batch of {batch:,} holds each of the {count:,} images {batch / count:.1f} times; --batch_size {count} would do."
 
 
 def _blind(run: Run) -> float | None:

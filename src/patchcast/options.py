@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
 
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("limit", "max_pixels", "per_class", "finetune"), AT_LEAST_1),
+    "draws": Range(2),
+    "lidar": NOT_NEGATIVE,
+    "seed": SEED,
+}
+"""The ranges of numbers that no command checks itself."""
 Device = Literal["auto", "cpu", "gpu"]
 Format = Literal["timm", "transformers", "onnx", "torch"]
 

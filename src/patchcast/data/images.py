@@ -141,6 +141,11 @@ class Images(Dataset[Example]):
         return self.store.class_names
 
     @property
+    def no_labels(self) -> str:
+        """Why there are no labels, where the source looks as if it had some; else empty."""
+        return self.store.no_labels
+
+    @property
     def unreadable(self) -> list[Unreadable]:
         """What this process has found so far, in the source's order."""
         return sorted(self._bad.values())

@@ -134,7 +134,8 @@ def too_few(run: Run) -> str:
     batch, count = run.recipe.batch_size, len(run.source.train)
     if run.source.is_stream or batch <= count:
         return ""
-    return f"A batch of {batch:,} holds each of the {count:,} images {batch / count:.1f} times: try --batch_size {count}."
+    often = f"{batch / count:.1f} times"
+    return f"A batch of {batch:,} holds each of the {count:,} images {often}: try --batch_size {count}."
 
 
 def _blind(run: Run) -> float | None:

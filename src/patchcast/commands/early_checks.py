@@ -13,6 +13,8 @@ from patchcast.recipe import Recipe
 
 CONFIG = "config.yaml"
 WEIGHT_FILES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
+PACKAGED_NAMES = ("digits", "mnist-5k")
+"""The sources of `patchcast.data.digits.PACKAGED`; a test keeps the two equal."""
 CLASSES, BEGUN = "classes.json", "finetune.json"
 
 
@@ -143,9 +145,9 @@ def check_data(source: str | None) -> None:
     Raises:
         ValueError: if it does not exist.
     """
-    if source is None or not source.startswith((".", "/", "~")):
-        return  # a name, a URL, a pattern, or a path: only the reader knows
-    if not re.search(r"[*?{\[]", source) and not Path(source).expanduser().exists():
+    if source is None or source in PACKAGED_NAMES or re.search(r"[*?{\[:]", source):
+        return  # hf:NAME, a URL, or a pattern: only the reader knows
+    if not Path(source).expanduser().exists():
         raise ValueError(f"{source} is not there; --data takes a folder of images, parquet or tar files, or hf:NAME")
 
 

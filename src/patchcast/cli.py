@@ -421,6 +421,15 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
+COMMAND_GROUPS = {
+    "begin": ("demo", "doctor", "data", "models"),
+    "train": ("pretrain", "finetune"),
+    "measure and look": ("probe", "compare", "report", "show", "sample", "complete", "check"),
+    "use": ("predict", "search", "embed", "export", "push"),
+    "in the shell": ("completion",),
+}
+"""The commands in the order of the help, under their titles."""
+
 HELP = """\
 usage: patchcast COMMAND [options]
 
@@ -431,7 +440,8 @@ Generative self-supervised pretraining of vision transformers.
 patchcast COMMAND --help lists the options. To begin:
 
   patchcast demo
-  patchcast pretrain --method mae --model vit_tiny_patch16_224 --data FOLDER_OF_IMAGES --out runs/first
+  patchcast pretrain --method auto --model vit_tiny_patch16_224 --data FOLDER \\
+      --out runs/first
 """
 
 
@@ -446,10 +456,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # the terminal may not be able to print names of files
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(
-            HELP.format(commands="\n".join(f"  {name:10} {command.description}" for name, command in COMMANDS.items())),
-            end="",
-        )
+        titles = [
+            "\n".join([f"{title}:", *(f"  {name:10} {COMMANDS[name].description}" for name in names)])
+            for title, names in COMMAND_GROUPS.items()
+        ]
+        print(HELP.format(commands="\n\n".join(titles)), end="")
         return 0
     if arguments[0] == "--version":
         print(f"patchcast {__version__}")

@@ -235,7 +235,8 @@ def _train(
 def _summary(run: Run) -> str:
     recipe, backbone, source = run.recipe, run.pretrainer.backbone, run.source
     grid = backbone.grid(recipe.image_size)
-    millions = sum(weight.numel() for weight in run.pretrainer.parameters() if weight.requires_grad) / 1e6
+    count_of = sum(weight.numel() for weight in run.pretrainer.parameters() if weight.requires_grad)
+    parameters = f"{count_of / 1e6:.1f} M" if count_of >= 1e5 else f"{count_of:,}"
     height, width = recipe.image_size
     down, right = backbone.stride
     tiles = f" in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
@@ -245,7 +246,7 @@ def _summary(run: Run) -> str:
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
     going_on = f"\n  start     {_going_on(recipe)}" if is_started(recipe) else ""
     return (
-        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {millions:.1f} M parameters\n"
+        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {parameters} parameters\n"
         f"  images    {count} of {escape(recipe.data)}, {evaluated}\n"
         f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}\n"
         f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), "

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
 
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("limit", "max_pixels", "per_class", "finetune"), AT_LEAST_1),
+    "draws": Range(2),
+    "lidar": NOT_NEGATIVE,
+    "seed": SEED,
+}
+"""The ranges of numbers that no command checks itself."""
 Device = Literal["auto", "cpu", "gpu"]
 Format = Literal["timm", "transformers", "onnx", "torch"]
 
@@ -168,15 +176,15 @@ class Compare:
 
 @dataclass(kw_only=True)
 class ReportOptions:
-    """Write everything that is known about a run to one HTML file.
+    """Write everything that is known about a run to one HTML file, or compare several runs on one page.
 
     Args:
-        run: the run folder.
+        runs: run folders.
         data: images to show. Default: the run's own data.
-        out: the file. Default: report.html in the run folder.
+        out: the file. Default: report.html in the run folder, or here if there are several runs.
     """
 
-    run: Path = field(metadata=place("RUN"))
+    runs: list[Path] = field(metadata=place("RUN"))
     data: str | None = None
     out: Path | None = None
 
@@ -187,7 +195,7 @@ class Show:
 
     Args:
         run: the run folder.
-        images: image files. Default: the first images of the run's data.
+        images: image files. Default: held-out images of the run's data, evenly spaced.
         count: number of images of the run's data.
         seed: of what is hidden.
         out: the picture. Default: show.png in the run folder.
@@ -502,6 +510,24 @@ class Demo:
 
     Args:
         out: a new run folder.
+        table: print all numbers, and not only a summary.
     """
 
     out: Path = Path("runs/demo")
+    table: bool = False
+
+
+@dataclass(kw_only=True)
+class Doctor:
+    """Print versions, devices, defaults and what is not installed."""
+
+
+@dataclass(kw_only=True)
+class Completion:
+    """Print a script that completes commands and options in a shell.
+
+    Args:
+        shell: for bash, `eval "$(patchcast completion bash)"` in .bashrc; likewise for zsh in .zshrc.
+    """
+
+    shell: Literal["bash", "zsh"] = field(metadata=place("SHELL"))

@@ -128,3 +128,11 @@ def test_the_limit_of_pixels_is_an_option(tmp_path, monkeypatch, capsys):
     assert main(["data", "check", str(tmp_path), "--workers", "0", "--max_pixels", "1200"]) == 0
     with pytest.raises(ValueError, match="max_pixels 0"):
         open_images(str(tmp_path), max_pixels=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_is_no_image_and_does_not_block(tmp_path):
+    draw(tmp_path / "a.png", 1)
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.warns(UserWarning, match=r"skipped .*b.png: not a regular file"):
+        assert len(open_images(str(tmp_path))) == 1

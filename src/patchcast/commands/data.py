@@ -70,7 +70,8 @@ def check_source(
     if any(label >= 0 for report in reports for label in report.labels):
         console.print(_labels_table(reports))
     else:
-        console.print("  No labels.\n")
+        reason = f": {opened[0].no_labels}" if opened[0].no_labels else ""
+        console.print(f"  No labels{escape(reason)}.\n", soft_wrap=True)
     bad = [image for report in reports for image in report.unreadable]
     for image in bad[:LISTED]:
         console.print(f"  [red]unreadable[/] {escape(f'{image.path}: {image.reason}')}", soft_wrap=True)

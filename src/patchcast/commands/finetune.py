@@ -28,6 +28,7 @@ from patchcast.classification.model import classifier, freeze
 from patchcast.classification.training import Settings, best_of, logits_of, train_classifier
 from patchcast.commands.finetune_masks import finetune_segmenter
 from patchcast.data import EvalLoader, EvalSet, Images, open_source
+from patchcast.data.digits import PACKAGED
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.intervals import Interval, accuracy_interval
 from patchcast.evaluation.labeled import labels_of, paths_of
@@ -156,7 +157,7 @@ def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str
         asks_for_training = given.untrained or given.layer_decay is not None
         is_frozen = len(data.train) < FEW_LABELS * classes and not asks_for_training
     augment: Strength = given.augment or ("none" if is_frozen else "light")
-    flip = given.flip if given.flip is not None else given.data != "digits"
+    flip = given.flip if given.flip is not None else given.data not in PACKAGED
     batch_size = min(given.batch_size or BATCH, len(data.train))
     if (given.mixup or given.cutmix) and batch_size < 2:
         raise ValueError(f"--mixup and --cutmix mix pairs of images; got batches of {batch_size}")

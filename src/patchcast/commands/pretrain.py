@@ -48,8 +48,11 @@ EVALUATED = 2000
 """Maximum number of images on which the loss is evaluated during a run."""
 
 
-def pretrain(recipe: Recipe) -> Resolved:
+def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     """Run or resume a recipe; returns it with a value for every option.
+
+    Args:
+        says_next: whether the last lines suggest a next command.
 
     Raises:
         ValueError: for anything that the user can fix, before training starts.
@@ -77,10 +80,10 @@ def pretrain(recipe: Recipe) -> Resolved:
             console.print(escape(resuming), highlight=False)
         elif run.recipe.overwrite:
             console.print("Without --overwrite, the same command resumes this run.")
-        return _carry_out(run, looks, console, is_first=is_first)
+        return _carry_out(run, looks, console, is_first=is_first, says_next=says_next)
 
 
-def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool) -> Resolved:
+def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool, says_next: bool) -> Resolved:
     journal = Journal(run.folder / BAD_IMAGES)
     trained, train_set, judged, codes = _feed(run, journal)
     if codes is not None:
@@ -107,16 +110,18 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
     unreadable = journal.close()
     with stage("Drawing pictures and writing results"):
         run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
-        loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable)]))
+        loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable, blind=blind)]))
     if unreadable:
         count = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
         console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
     console.print(
         f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
         f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "
-        f"which runs this again.\n{_next(run)}",
+        "which runs this again.",
         highlight=False,
     )
+    if says_next:
+        console.print(_next(run), highlight=False)
     return run.recipe
 
 

@@ -42,7 +42,9 @@ def find_start(recipe: Recipe) -> Start | None:
     """
     if recipe.pretrained and recipe.model.startswith("imagegpt"):
         raise ValueError(f"timm has no weights of {recipe.model}: leave out pretrained, or give --start FOLDER")
-    words = recipe.start_words
+    words, file = recipe.start_words, recipe.model_args.get("checkpoint_path")
+    if file and not Path(str(file)).is_file():
+        raise ValueError(f"model_args names a checkpoint_path that is not there: {file}")
     return None if words is None or timm_loads(recipe) else read_start(words)
 
 

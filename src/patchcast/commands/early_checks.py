@@ -13,7 +13,7 @@ from patchcast.recipe import Recipe
 
 CONFIG = "config.yaml"
 WEIGHT_FILES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
-CLASSES, BEGUN = "classes.json", "finetune.json"
+CLASSES, BEGUN, SEGMENTER = "classes.json", "finetune.json", "segmenter.json"
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -69,6 +69,10 @@ def check_exported(folder: Path) -> None:
     """
     if (folder / CLASSES).exists():
         return
+    if (folder / SEGMENTER).exists():
+        raise ValueError(
+            f"{folder} holds a segmenter, and export takes runs and classifiers; docs/finetune.md opens it"
+        )
     if (folder / BEGUN).exists():
         raise ValueError(f"fine-tuning has not finished in {folder}; the same command resumes it")
     check_run(folder)
@@ -99,7 +103,7 @@ def check_classifier(name: str) -> None:
     """
     if (Path(name) / CLASSES).exists() or (Path(name) / BEGUN).exists():
         return
-    if Path(name).is_dir() and not (Path(name) / CONFIG).exists():
+    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in (CONFIG, "config.json")):
         raise ValueError(f"{name} holds neither a classifier of patchcast finetune ({CLASSES}) nor a run ({CONFIG})")
     check_network(name)
 

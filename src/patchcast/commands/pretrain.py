@@ -44,6 +44,8 @@ from patchcast.training.stream import Stream
 
 BLIND = 64
 """Maximum number of images for the loss of a blind prediction."""
+BLIND_VALUES = 2**24
+"""Maximum number of values of these images: large ones would fill the memory."""
 EVALUATED = 2000
 """Maximum number of images on which the loss is evaluated during a run."""
 
@@ -69,6 +71,8 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
             console.print(_summary(run), highlight=False)
+            if sentence := too_few(run):
+                console.print(sentence, highlight=False)
             if run.why:
                 console.print(escape(run.why), highlight=False)
             if run.chosen:
@@ -125,9 +129,19 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
     return run.recipe
 
 
+def too_few(run: Run) -> str:
+    """A sentence if a batch is larger than the data; empty otherwise."""
+    batch, count = run.recipe.batch_size, len(run.source.train)
+    if run.source.is_stream or batch <= count:
+        return ""
+    often = f"{batch / count:.1f} times"
+    return f"A batch of {batch:,} holds each of the {count:,} images {often}: try --batch_size {count}."
+
+
 def _blind(run: Run) -> float | None:
     """The loss of a blind prediction on some of the images that pictures show; None if there is none."""
-    images, _ = held_out_images(run, BLIND)
+    values = run.recipe.channels * run.recipe.image_size[0] * run.recipe.image_size[1]
+    images, _ = held_out_images(run, max(1, min(BLIND, BLIND_VALUES // values)))
     return blind_loss(run.pretrainer, images)
 
 

@@ -66,4 +66,5 @@ class Average:
 
     @torch.no_grad()
     def _write(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_(list(self.parameters.values()), values)
+        for parameter, value in zip(self.parameters.values(), values, strict=True):
+            parameter.copy_(value)  # for sharded tensors torch has no fused copy

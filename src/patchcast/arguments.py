@@ -191,6 +191,8 @@ def normalize(
     """
     given: dict[str, list[str]] = {}
     positional: list[str] = []
+    after_flag: dict[int, str] = {}  # places in `positional` of words that follow a flag
+    flag = ""
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -199,9 +201,13 @@ def normalize(
         if not word.startswith("--") or word == "--":
             if word.startswith("-") and len(word) > 1 and word != "--" and not NUMBER.fullmatch(word):
                 raise UsageError(f"{command} has no option {word}; options begin with two dashes")
+            if flag and word != "--":
+                after_flag[len(positional)] = flag
+            flag = ""
             positional += rest if word == "--" else [word]
             rest = [] if word == "--" else rest
             continue
+        flag = ""
         typed, has_value, value = word[2:].partition("=")
         stem, *inner = typed.split(".")
         stem = stem.replace("-", "_")
@@ -218,6 +224,7 @@ def normalize(
                 follows = bool(rest) and rest[0].lower() in WORDS
                 value = value if has_value else rest.pop(0) if follows else "true"
                 given[stem] = [WORDS.get(value.lower(), value)]
+                flag = "" if has_value or follows else stem
             else:
                 before = given.get(stem, []) if get_origin(field.type) is list else []
                 values = [value] if has_value else [_next(rest, f"--{stem}", field.wants)]
@@ -230,7 +237,10 @@ def normalize(
             raise UsageError(_unknown(command, stem, fields, from_file, elsewhere))
     places = [field for field in fields.values() if field.metavar]
     if len(positional) > len(places) and not any(field.is_many for field in places):
-        raise UsageError(f"{command} does not take the argument {positional[len(places)]!r}")
+        surplus = positional[len(places)]
+        if flag := after_flag.get(len(places), ""):
+            raise UsageError(f"--{flag} takes {fields[flag].wants}; got {surplus!r}")
+        raise UsageError(f"{command} does not take the argument {surplus!r}")
     options = [_joined(name, values, fields) for name, values in given.items()]
     return [*options, *(["--"] if any(word.startswith("-") for word in positional) else []), *positional]
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
+from patchcast.recipe import Device
 
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("limit", "max_pixels", "per_class", "finetune"), AT_LEAST_1),
@@ -20,7 +21,6 @@ RANGES: dict[str, Range] = {
     "seed": SEED,
 }
 """The ranges of numbers that no command checks itself."""
-Device = Literal["auto", "cpu", "gpu"]
 Format = Literal["timm", "transformers", "onnx", "torch"]
 
 
@@ -145,7 +145,7 @@ PROBES: dict[str, type] = {
 
 @dataclass(kw_only=True)
 class Compare:
-    """Compare runs with the untrained network, a supervised run and features that need no training.
+    """Compare runs with one another and with baselines, with labels.
 
     Args:
         runs: run folders, and perhaps other weights, by the words of pretrain's --start.
@@ -176,7 +176,7 @@ class Compare:
 
 @dataclass(kw_only=True)
 class ReportOptions:
-    """Write everything that is known about a run to one HTML file, or compare several runs on one page.
+    """Write one HTML page about a run, or one that compares several.
 
     Args:
         runs: run folders.
@@ -399,7 +399,7 @@ class Sample(Drawing):
 
 @dataclass(kw_only=True)
 class Complete(Drawing):
-    """Complete images from their first pixels or patches (ImageGPT, or AIM on raw pixels).
+    """Complete images from their first pixels or patches.
 
     Args:
         run: the run folder.
@@ -420,7 +420,7 @@ class Complete(Drawing):
 
 @dataclass(kw_only=True)
 class Export:
-    """Write a run's encoder, or a fine-tuned classifier, for timm, transformers, ONNX or torch.export.
+    """Write a run's encoder, or a fine-tuned classifier, for other libraries.
 
     Args:
         run: the folder of a run, or of patchcast finetune.
@@ -506,7 +506,7 @@ class Models:
 
 @dataclass(kw_only=True)
 class Demo:
-    """Pretrain on handwritten digits in two minutes, and show what was learned.
+    """Pretrain on digits in two minutes, and show what was learned.
 
     Args:
         out: a new run folder.

@@ -19,7 +19,7 @@ from patchcast.report import Curve, Section, Tile, definitions, html_table, line
 from patchcast.report.charts import ticks
 
 TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "16", "--workers", "0"]
-TINY += ["--eval_every", "2"]
+TINY += ["--eval_every", "2", "--mean", "0.3", "--std", "0.4"]
 NEVER_CLOSED = {"meta", "img", "line", "br"}
 
 

@@ -80,6 +80,24 @@ def test_what_cannot_run_a_method_is_counted_with_what_it_can_run(capsys: pytest
     assert re.search(r"\d+ more match and cannot run mae; all of them can run .*simmim", capsys.readouterr().out)
 
 
+def test_data_that_is_not_there_is_refused_without_torch() -> None:
+    from patchcast.commands.early_checks import PACKAGED_NAMES, check_data
+    from patchcast.data.digits import PACKAGED
+
+    assert list(PACKAGED_NAMES) == list(PACKAGED)
+    for known in (*PACKAGED_NAMES, "hf:NAME", "s3://bucket/shard-{000..009}.tar", "shard-*.tar", ".", None):
+        check_data(known)
+    with pytest.raises(ValueError, match="photo is not there"):
+        check_data("photo")
+
+
+def test_the_help_names_every_command_once_and_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    assert sorted(name for names in cli.COMMAND_GROUPS.values() for name in names) == sorted(cli.COMMANDS)
+
+
 def test_nearest_images_by_the_cosine() -> None:
     train = Features(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]), torch.tensor([0, 1, 2]))
     assert nearest_images(train, train, 1).tolist() == [[0], [1], [2]]

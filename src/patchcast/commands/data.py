@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ def check_source(
         write_json(out, lines)
         console.print(f"  Wrote {escape(str(out))}.", soft_wrap=True)
     console.print("All can be read." if not bad else f"{len(bad):,} cannot be read; training skips them.")
+    if not bad:
+        console.print(
+            "Next: [bold]patchcast pretrain --method auto --model vit_tiny_patch16_224 --data "
+            f"{escape(shlex.quote(source))} --out runs/first[/]",
+            soft_wrap=True,
+        )
     return not bad
 
 

@@ -21,7 +21,7 @@ from patchcast.evaluation.features import Features, extract, extract_with
 from patchcast.evaluation.knn import standardized_on
 from patchcast.evaluation.label_budgets import FewLabels, few_labels, paired_differences
 from patchcast.evaluation.labeled import Labeled, open_labeled
-from patchcast.evaluation.protocol import OURS, UNTRAINED, new_table, percent, points
+from patchcast.evaluation.protocol import OURS, UNTRAINED, new_table, points
 from patchcast.files import write_figure, write_json
 from patchcast.recipe import Recipe
 from patchcast.runs.run import Run, open_run
@@ -169,8 +169,9 @@ def nearest_images(train: Features, test: Features, count: int) -> Int[Tensor, "
 def _print_table(console: Console, few: Mapping[str, list[FewLabels]], description: str) -> None:
     table = new_table(description, "labels per digit", *map(str, PER_CLASS))
     for name, rows in few.items():
-        table.add_row(name, *(percent(row.interval) for row in rows))
-    table.caption = f"95 % intervals over {DRAWS} draws of the labeled images."
+        half = [(row.interval.high - row.interval.low) / 2 for row in rows]
+        table.add_row(name, *(f"{100 * row.mean:.1f} ± {100 * by:.1f}" for row, by in zip(rows, half, strict=True)))
+    table.caption = f"± half of the 95 % interval of the mean over {DRAWS} draws of the labeled images."
     console.print(table)
 
 
@@ -184,4 +185,4 @@ def _record(few: Mapping[str, list[FewLabels]]) -> dict[str, Any]:
         for name, rows in few.items()
         if name != OURS
     }
-    return {"few_labels": rows, "gained": gained}
+    return {"summary": summary(few).replace("\n", " "), "few_labels": rows, "gained": gained}

@@ -45,6 +45,8 @@ from patchcast.training.stream import Stream
 
 BLIND = 64
 """Maximum number of images for the loss of a blind prediction."""
+BLIND_VALUES = 2**24
+"""Maximum number of values of these images: large ones would fill the memory."""
 EVALUATED = 2000
 """Maximum number of images on which the loss is evaluated during a run."""
 
@@ -70,6 +72,8 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
             console.print(_summary(run), highlight=False)
+            if sentence := too_few(run):
+                console.print(sentence, highlight=False)
             if run.why:
                 console.print(escape(run.why), highlight=False)
             if run.chosen:
@@ -126,9 +130,19 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
     return run.recipe
 
 
+def too_few(run: Run) -> str:
+    """A sentence if a batch is larger than the data; empty otherwise."""
+    batch, count = run.recipe.batch_size, len(run.source.train)
+    if run.source.is_stream or batch <= count:
+        return ""
+    often = f"{batch / count:.1f} times"
+    return f"A batch of {batch:,} holds each of the {count:,} images {often}: try --batch_size {count}."
+
+
 def _blind(run: Run) -> float | None:
     """The loss of a blind prediction on some of the images that pictures show; None if there is none."""
-    images, _ = held_out_images(run, BLIND)
+    values = run.recipe.channels * run.recipe.image_size[0] * run.recipe.image_size[1]
+    images, _ = held_out_images(run, max(1, min(BLIND, BLIND_VALUES // values)))
     return blind_loss(run.pretrainer, images)
 
 
@@ -222,7 +236,8 @@ def _train(
 def _summary(run: Run) -> str:
     recipe, backbone, source = run.recipe, run.pretrainer.backbone, run.source
     grid = backbone.grid(recipe.image_size)
-    millions = sum(weight.numel() for weight in run.pretrainer.parameters() if weight.requires_grad) / 1e6
+    count_of = sum(weight.numel() for weight in run.pretrainer.parameters() if weight.requires_grad)
+    parameters = f"{count_of / 1e6:.1f} M" if count_of >= 1e5 else f"{count_of:,}"
     height, width = recipe.image_size
     down, right = backbone.stride
     tiles = f" in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
@@ -232,7 +247,7 @@ def _summary(run: Run) -> str:
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
     going_on = f"\n  start     {_going_on(recipe)}" if is_started(recipe) else ""
     return (
-        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {millions:.1f} M parameters\n"
+        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {parameters} parameters\n"
         f"  images    {count} of {escape(recipe.data)}, {evaluated}\n"
         f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}\n"
         f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), "

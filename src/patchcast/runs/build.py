@@ -21,7 +21,7 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs import starting
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
-from patchcast.runs.defaults import Chosen, choose, filled
+from patchcast.runs.defaults import Chosen, choose_defaults, filled
 from patchcast.runs.sizes import building, check_units, patch_for_tile, size_and_patch
 from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
@@ -63,7 +63,7 @@ def resolve(
         _check_stream(recipe, method)
     images = source.train
     recipe = with_codes(recipe, method, images)
-    chosen = {} if is_settled else choose(recipe, method, None if source.is_stream else len(images))
+    chosen = {} if is_settled else choose_defaults(recipe, method, None if source.is_stream else len(images))
     recipe = filled(recipe, chosen)
     batch, epochs = recipe.batch_size, recipe.epochs
     assert batch is not None and epochs is not None  # noqa: PT018

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patchcast import __version__, options
-from patchcast.plain import speak_plainly
+from patchcast.plain import speak_plainly, visible
 from patchcast.recipe import Recipe
 from patchcast.stages import show_stages, stage
 
@@ -496,8 +496,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from patchcast.files import full_disk
 
         sentence = full_disk(problem)
-        if not sentence and problem.filename is not None:  # a folder in place of a file, a file without permission, ...
-            sentence = f"{os.fsdecode(problem.filename)}: {problem.strerror or type(problem).__name__}"
+        name = problem.filename if problem.filename2 is None else problem.filename2  # of two, the one to write
+        if not sentence and name is not None:  # a folder in place of a file, a file without permission, ...
+            blocks = {IsADirectoryError: "; move that folder away", FileExistsError: "; move that file away"}
+            advice = blocks.get(type(problem), "")
+            sentence = f"{os.fsdecode(name)}: {problem.strerror or type(problem).__name__}{advice}"
         if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(sentence)
@@ -617,7 +620,7 @@ def _help(name: str) -> str:
 
 
 def _fail(sentence: str, code: int = 2) -> int:
-    print(f"patchcast: {sentence}", file=sys.stderr)
+    print(f"patchcast: {visible(sentence)}", file=sys.stderr)
     return code
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from patchcast import options
+from patchcast.data.names import escape
 from patchcast.evaluation.protocol import OURS, UNTRAINED, Request, Subject
 from patchcast.evaluation.protocols import PROTOCOLS
 from patchcast.files import cache_folder, write_json
@@ -59,14 +61,16 @@ def probe(given: options.ProbeOptions, protocol: str, chosen: Any, *, typed: str
     for line in measuring.comparisons(results):
         console.print(line, highlight=False)
     if measuring.cache is not None:
-        console.print(f"Features are cached in {measuring.cache}, which may be deleted at any time.")
+        console.print(f"Features are cached in {escape(measuring.cache)}, which may be deleted at any time.")
     out = given.out or network.own_file(f"{measuring.file}.json")
     if out is not None:
         found = measuring.record(results)
         write_json(out, {"command": typed, "network": network.name, "data": measuring.description, **found})
         pictures = "".join(f" Pictures: {picture}." for picture in measuring.save_pictures(results, out))
-        following = f" Next: [bold]patchcast report {given.source}[/]" if is_run(given.source) else ""
-        console.print(f"Written to {out}.{pictures}{following}")
+        following = (
+            f" Next: [bold]patchcast report {escape(shlex.quote(given.source))}[/]" if is_run(given.source) else ""
+        )
+        console.print(f"Written to {escape(out)}.{escape(pictures)}{following}")
     return results
 
 

@@ -33,13 +33,14 @@ from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
 from patchcast.stages import stage
 from patchcast.tokenizers.palette import Palette
-from patchcast.training.engine import Engine, uses_cuda, whole_state
+from patchcast.training.engine import Engine, uses_cuda
 from patchcast.training.lock import locked
 from patchcast.training.log import closing
 from patchcast.training.looks import Look
 from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization, freeze_blocks
 from patchcast.training.progress import duration
+from patchcast.training.sharding import whole_state
 from patchcast.training.stream import Stream
 
 BLIND = 64

@@ -11,6 +11,8 @@ import subprocess
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from patchcast import cli, options
 from patchcast.commands import demo as demos
 from patchcast.commands import doctor as doctors
 from patchcast.commands.demo import nearest_images
+from patchcast.commands.probe import verdict
 from patchcast.evaluation.features import Features
 
 
@@ -102,6 +105,14 @@ def test_the_help_names_every_command_once_and_fits_a_terminal(capsys: pytest.Ca
     told = capsys.readouterr().out
     assert max(map(len, told.splitlines())) <= 80
     assert sorted(name for names in cli.COMMAND_GROUPS.values() for name in names) == sorted(cli.COMMANDS)
+
+
+def test_a_probe_ends_with_what_the_network_is_better_than() -> None:
+    right = torch.arange(100) % 2 == 0
+    results = {"pretrained": torch.ones(100, dtype=torch.bool), "untrained": right, "same": torch.ones(100) > 0}
+    measuring = cast(Any, SimpleNamespace(correct=lambda result: result))
+    assert verdict(measuring, results) == "In short: better than untrained, not better than same."
+    assert verdict(measuring, {"untrained": right}) == "", "an untrained network alone is not compared"
 
 
 def test_nearest_images_by_the_cosine() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patchcast import __version__, options
+from patchcast.plain import speak_plainly
 from patchcast.recipe import Recipe
 from patchcast.stages import show_stages, stage
 
@@ -448,6 +449,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 on success, 1 if a check failed, 2 for an error that the user can fix."""
     if arguments is None:  # as a program, and not called from a test or a notebook
         arguments = sys.argv[1:]
+        speak_plainly()
         if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # other processes of a run say nothing
             show_stages()
     for stream in (sys.stdout, sys.stderr):
@@ -483,6 +485,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `patchcast models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (MemoryError, RuntimeError) as problem:
+        sentence = out_of_memory(problem)
+        if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
+            raise
+        return _fail(sentence)
     except InterruptedError as end:
         return _fail(str(end), code=143)
     except OSError as problem:
@@ -498,6 +505,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             str(end) or "stopped; if this was a run, the same command resumes it from the last checkpoint", code=130
         )
+
+
+def out_of_memory(problem: BaseException) -> str:
+    """One sentence if an error is a lack of memory; empty if not.
+
+    >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    "out of memory: can't allocate memory: you tried to allocate 9 bytes; a smaller batch, image or model needs less"
+    """
+    text = " ".join(str(problem).split()).replace("[enforce fail at alloc_cpu.cpp", "").split("Error code")[0]
+    if not isinstance(problem, MemoryError) and "allocate memory" not in text and "out of memory" not in text:
+        return ""
+    reason = text.partition("DefaultCPUAllocator: ")[2] or text
+    return f"out of memory: {reason.strip(' .') or 'no more is left'}; a smaller batch, image or model needs less"
 
 
 def read_probe(words: Sequence[str]) -> ProbeCommand:

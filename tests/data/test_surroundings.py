@@ -91,6 +91,24 @@ def test_a_stopped_worker_is_named(monkeypatch, capsys):
     assert said[0].startswith("no batch for ")
 
 
+def test_it_is_said_too_where_no_workers_read(monkeypatch):
+    said = []
+    monkeypatch.setattr(waiting, "PATIENCE", 0.01)
+    monkeypatch.setattr(waiting, "print", lambda text, **_: said.append(text), raising=False)
+
+    class Dead(Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            while not said:
+                time.sleep(0.001)
+            return index
+
+    assert [batch.tolist() for batch in PatientLoader(Dead(), num_workers=0)] == [[0]]
+    assert "this process is reading images; a disk that does not answer" in said[0]
+
+
 def test_messages_are_rare_and_end_with_the_batches(monkeypatch):
     said = []
     monkeypatch.setattr(waiting, "print", lambda *given, **_: said.append(given), raising=False)

@@ -14,7 +14,7 @@ from patchcast.data.images import evenly_spaced
 from patchcast.drawing.animation import write_progress
 from patchcast.drawing.figures import draw_loss, draw_versions
 from patchcast.drawing.samples import DrawOptions, write_samples
-from patchcast.drawing.versions import caption, versions
+from patchcast.drawing.versions import NEW, caption, versions
 from patchcast.evaluation.ngrams import bits_per_pixel
 from patchcast.files import write_figure, write_json
 from patchcast.interop.export_formats import Exported, is_exported, write_encoder
@@ -25,6 +25,7 @@ from patchcast.runs.tokenizer import CodeData
 from patchcast.training.checkpoints import load_latest
 from patchcast.training.log import AVERAGE, curve
 from patchcast.training.probing import PROBE_NAMES
+from patchcast.training.shards import fill
 
 PICTURED, SAMPLES = 8, 16
 """Images in the final picture, and images that an ImageGPT draws."""
@@ -45,9 +46,12 @@ def write_results(
         images, phrase = held_out_images(run, PICTURED)
         drawn = versions(run.pretrainer, images, (run.recipe.mean, run.recipe.std))
         write_figure(draw_versions(drawn, caption=caption(run.pretrainer, phrase)), run.folder / name)
+        if run.method.causal:
+            write_progress(run.folder, [*drawn, NEW], NEW)
+        else:
+            write_progress(run.folder, list(drawn), list(drawn)[-1])
     if run.method.causal:
         write_samples(run.pretrainer, run.folder / "samples.png", count=SAMPLES, draws=DrawOptions())
-    write_progress(run.folder)
     return _write_numbers(run, codes, unreadable, blind)
 
 
@@ -55,9 +59,8 @@ def better_average(folder: Path) -> dict[str, torch.Tensor]:
     """The averaged weights, if their last loss on held-out images is lower than that of the last weights; else none."""
     last, averaged = (curve(folder / METRICS, column)[1][-1:] for column in ("eval_loss", AVERAGE))
     checkpoint = load_latest(folder) if averaged and last and averaged[0] < last[0] else None
-    if checkpoint is None or checkpoint.average is None:
-        return {}
-    return {name.removeprefix("pretrainer."): value for name, value in checkpoint.average.items()}
+    average = None if checkpoint is None else fill(checkpoint).average
+    return {name.removeprefix("pretrainer."): value for name, value in (average or {}).items()}
 
 
 def probes_from_start(folder: Path) -> dict[str, dict[str, float]]:

@@ -15,6 +15,7 @@ from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 
 Precision = Literal["fp32", "bf16"]
+AskedPrecision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "gpu"]
 CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
@@ -99,7 +100,8 @@ class Recipe:
         weight_decay: of weight matrices. Default: the method's.
         warmup: share of the steps over which the learning rate rises.
         clip: maximum norm of the gradient; 0 turns clipping off. Default: the method's.
-        precision: fp32 or bf16. Default: bf16 on a GPU that has it.
+        precision: fp32, bf16 or auto: bf16 on a GPU that has it; on the CPU both are measured at the start of a run of
+            two minutes or more, and the faster one is taken. Default: auto.
         device: auto, cpu or gpu.
         workers: processes that read and augment images. Default: none on the CPU, which training needs itself; on a
             GPU one per core, up to 8.
@@ -152,7 +154,7 @@ class Recipe:
     weight_decay: float | None = None
     warmup: float = 0.05
     clip: float | None = None
-    precision: Precision | None = None
+    precision: AskedPrecision | None = None
     device: Device = "auto"
     workers: int | None = None
     seed: int = 0

@@ -24,7 +24,8 @@ from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
 from patchcast.runs.results import write_results
 from patchcast.runs.run import Run, open_run, start_run
-from patchcast.runs.run_folder import BAD_IMAGES, claim, save_weights
+from patchcast.runs.run_folder import BAD_IMAGES, claim, holds_run, save_weights
+from patchcast.runs.speed import decide_precision
 from patchcast.runs.starting import keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
@@ -52,6 +53,10 @@ def pretrain(recipe: Recipe) -> Resolved:
     console = Console(quiet=not is_first)
     run = start_run(recipe)
     check_loggers(run.recipe)
+    if not holds_run(run.folder):
+        run, choice = decide_precision(run, recipe.precision)
+        if choice is not None:
+            console.print(escape(str(choice)), highlight=False)
     looks = watches(run)
     resumes = is_first and claim(run.recipe)
     with locked(run.folder) if is_first else nullcontext():

@@ -83,12 +83,12 @@ def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None 
         "betas": method.betas,
         "weight_decay": method.weight_decay,
         "clip": method.clip or 0.0,
-        "precision": default_precision(),
+        "precision": default_precision(recipe.device),
         "workers": default_workers(recipe.device),
         "eval_every": often,
         "checkpoint_every": often,
     }
-    filled = {name: default if given[name] is None else given[name] for name, default in defaults.items()}
+    filled = {name: default if given[name] in (None, "auto") else given[name] for name, default in defaults.items()}
     return Resolved(**{**given, **resolved, **filled})
 
 

@@ -26,13 +26,8 @@ def claim(recipe: Resolved) -> bool:
         ValueError: if the folder holds a finished run, another run, or something else.
     """
     out = recipe.out
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()):
-        config = out / CONFIG
-        if not config.exists():
-            raise ValueError(f"{out} is not empty and holds no run of patchcast; choose another --out")
-        differences = recipe.differences(Resolved.load(config))
+    if holds_run(out):
+        differences = recipe.differences(Resolved.load(out / CONFIG))
         if differences:
             raise ValueError(f"{out} holds another run ({differences}); choose another --out")
         if (out / EVERYTHING).exists() and (out / RESULTS).exists():
@@ -43,11 +38,27 @@ def claim(recipe: Resolved) -> bool:
     return False
 
 
-def as_begun(recipe: Recipe) -> Recipe:
-    """The recipe with the earlier behavior for options that an earlier version did not have.
+def holds_run(out: Path) -> bool:
+    """Whether a run has begun in a folder.
 
-    For runs that an earlier version started, and for complete configs that it wrote.
+    Raises:
+        ValueError: if the folder holds something else.
     """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out names a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).exists():
+        raise ValueError(f"{out} is not empty and holds no run of patchcast; choose another --out")
+    return (out / CONFIG).exists()
+
+
+def as_begun(recipe: Recipe) -> Recipe:
+    """The recipe with what was decided before: by measurement when its run started, or by an earlier version.
+
+    Options that an earlier version did not have get the earlier behavior, in runs that it started and in complete
+    configs that it wrote.
+    """
+    if recipe.precision in (None, "auto") and (recipe.out / CONFIG).is_file():
+        recipe = replace(recipe, precision=Resolved.load(recipe.out / CONFIG).precision)
     left = [name for name in EARLIER if getattr(recipe, name) is None]
     if left and (recipe.out / CONFIG).is_file():
         begun = Resolved.load(recipe.out / CONFIG)

@@ -92,6 +92,8 @@ DEFAULTS: dict[str, Any] = {
     "crop": [0.2, 1.0],
     "turns": False,  # quarter turns and vertical flips besides
     "average": 0.0,  # decay of an average of the weights, which is what is read out
+    "bf16": False,  # matrix products in bfloat16 (autocast)
+    "weights": None,  # a file for the backbone's weights
 }
 
 
@@ -316,7 +318,11 @@ class Joined(Target):
 
 
 class TopEMA(EMAFeatures):
-    """The mean of the top blocks' outputs, each normalized for every channel over the batch and the units."""
+    """The mean of the top blocks' outputs, each normalized for every channel over the batch and the units.
+
+    With `place`, the mean over the batch is taken away at every place by itself: nothing is left that follows from the
+    position alone.
+    """
 
     def __init__(self, backbone: Backbone, top: int, how: str) -> None:
         super().__init__(backbone)
@@ -329,6 +335,9 @@ class TopEMA(EMAFeatures):
         outputs = [x[:, self.teacher.features_prefix :] for x in blocks(self.teacher, images)[-self.top :]]
         if self.how == "batch":
             parts = [F.batch_norm(x.flatten(0, 1), None, None, training=True).view_as(x) for x in outputs]
+        elif self.how == "place":
+            parts = [x - x.mean(0) for x in outputs]
+            parts = [x / (x.square().mean((0, 1)).sqrt() + 1e-4) for x in parts]
         elif self.how == "instance":
             parts = [F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in outputs]
         else:
@@ -479,7 +488,9 @@ def train(
         for optimizer in made:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        loss = objective(crops(x, index, config, normalize))
+        views = crops(x, index, config, normalize)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config["bf16"]):
+            loss = objective(views)
         loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), config["clip"])
         for optimizer in made:
@@ -604,6 +615,8 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         for p in pretrainer.idle_parameters():
             p.requires_grad_(False)
         result |= train(Objective(pretrainer, config).train(), x, normalize, config)
+        if config["weights"]:
+            torch.save(backbone.state_dict(), config["weights"])
     judged = min(len(x), config["judged"])
     every = len(x) if config["test"] else judged
     found = readouts(backbone, x[:every], normalize)
@@ -630,7 +643,9 @@ def main() -> None:
     result["all_seconds"] = round(time.process_time() - start)
     args.log.parent.mkdir(exist_ok=True)
     with args.log.open("a") as log:
-        kept = {key: value for key, value in args.config.items() if key != "save"}  # a path of this machine
+        kept = {
+            key: value for key, value in args.config.items() if key not in ("save", "weights")
+        }  # a path of this machine
         log.write(json.dumps({"config": kept, **result}) + "\n")
     print(args.config.get("name"), json.dumps(result))
 

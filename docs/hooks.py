@@ -13,7 +13,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
+OUTSIDE = re.compile(r"\]\((?:\.\./)+([^)#\s]+)")
 PAGES = {"CHANGELOG.md": "changes.md", "benchmarks/NOTES.md": "speed.md"}
 
 

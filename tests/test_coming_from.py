@@ -1,4 +1,4 @@
-"""docs/coming-from.md: their code and ours, both run as they stand there, give the same numbers."""
+"""docs/coming-from/: their code and ours, both run as they stand there, give the same numbers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 import pytest
 import torch
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "coming-from.md"
+PAGES = Path(__file__).resolve().parents[1] / "docs" / "coming-from"
 PEERS = {"lightly": "lightly", "timm": "timm", "torchtune": "torchtune", "stable-pretraining": "stable_pretraining"}
 BLOCK = re.compile(r"^```py\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def pairs() -> list[Any]:
-    """The heading of a section, their code and ours."""
+    """The peer of a page, their code and ours."""
     found = []
-    for section in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
-        heading = section.split("\n", 1)[0].strip()
-        if heading in PEERS:  # transformers' section has a test of its own
-            blocks = BLOCK.findall(section)
-            assert len(blocks) % 2 == 0, heading
-            for number, (theirs, ours) in enumerate(zip(blocks[::2], blocks[1::2], strict=True), start=1):
-                found.append(pytest.param(heading, theirs, ours, id=f"{heading} {number}"))
+    for peer in PEERS:
+        blocks = BLOCK.findall((PAGES / f"{peer}.md").read_text())
+        assert blocks, peer
+        assert len(blocks) % 2 == 0, peer
+        for number, (theirs, ours) in enumerate(zip(blocks[::2], blocks[1::2], strict=True), start=1):
+            found.append(pytest.param(peer, theirs, ours, id=f"{peer} {number}"))
     return found
 
 
-def test_every_section_is_there() -> None:
-    assert {pair.values[0] for pair in pairs()} == set(PEERS)
+def test_every_page_is_tested() -> None:
+    """That of transformers has a test of its own, in tests/imagegpt."""
+    assert {page.stem for page in PAGES.glob("*.md")} == {*PEERS, "index", "transformers"}
 
 
 @pytest.mark.parametrize(("heading", "theirs", "ours"), pairs())

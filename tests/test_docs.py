@@ -60,11 +60,11 @@ def test_the_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 CHECKS = {
     "README.md": [
-        "output.embedding.shape == (8, 192)",
+        "output.embedding.shape == (8, 384)",
         "output.predictions.shape == (8, 1, 63, 48)",
         "mine.view.needs == 'drop'",
     ],
-    "imagegpt.md": ["loss.item() < 2.5", "halves.shape == (4, 3, 64)"],  # from ln 16
+    "imagegpt-python.md": ["loss.item() < 2.5", "halves.shape == (4, 3, 64)"],  # from ln 16
 }
 """What a page claims of its results, and does not say itself."""
 

@@ -116,16 +116,16 @@ def fields_of(options: type) -> dict[str, Field]:
         for parameter in parse(cls.__doc__ or "").params
     }
     found = {}
-    for each in dataclasses.fields(options):
-        factory = each.default_factory
-        default = each.default if factory is dataclasses.MISSING else factory()
-        metavar = each.metadata.get("metavar", "")
-        kind = _without_none(hints[each.name])
-        names = each.metadata.get(
+    for field in dataclasses.fields(options):
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        metavar = field.metadata.get("metavar", "")
+        kind = _without_none(hints[field.name])
+        names = field.metadata.get(
             "names", ()
         )  # written from the table that lists them, so that it cannot be out of date
-        text = f"{', '.join(names[:-1])} or {names[-1]}." if names else help_of.get(each.name, "")
-        found[each.name] = Field(each.name, kind, default, metavar, text, options.__name__)
+        text = f"{', '.join(names[:-1])} or {names[-1]}." if names else help_of.get(field.name, "")
+        found[field.name] = Field(field.name, kind, default, metavar, text, options.__name__)
     return found
 
 
@@ -153,7 +153,7 @@ def parse(
         values = parser.parse_args(words).as_dict()
     except Exception as problem:  # ArgumentError, and TypeError or KeyError of broken files
         raise UsageError(_sentence(command, str(problem), words, fields)) from None
-    return [one(**{each.name: values[each.name] for each in dataclasses.fields(one)}) for one in options]
+    return [one(**{field.name: values[field.name] for field in dataclasses.fields(one)}) for one in options]
 
 
 def normalize(
@@ -209,8 +209,8 @@ def normalize(
             given[stem[3:]] = ["false"]
         else:
             raise UsageError(_unknown(command, stem, fields, from_file, elsewhere))
-    places = [each for each in fields.values() if each.metavar]
-    if len(positional) > len(places) and not any(each.is_many for each in places):
+    places = [field for field in fields.values() if field.metavar]
+    if len(positional) > len(places) and not any(field.is_many for field in places):
         raise UsageError(f"{command} does not take the argument {positional[len(places)]!r}")
     options = [_joined(name, values, fields) for name, values in given.items()]
     return [*options, *(["--"] if any(word.startswith("-") for word in positional) else []), *positional]
@@ -248,7 +248,7 @@ def words_of(given: Any) -> Iterator[tuple[str, list[str]]]:
 
 def _without_none(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
-        [kind] = [each for each in get_args(hint) if each is not type(None)]
+        [kind] = [member for member in get_args(hint) if member is not type(None)]
         return kind
     return hint
 
@@ -260,9 +260,9 @@ def _parser(
 
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-    fields = {each.name: each for group in groups.values() for each in group}
-    flags = {name for name, each in fields.items() if each.is_flag}
-    places = " ".join(_place(each) for each in fields.values() if each.metavar)
+    fields = {field.name: field for group in groups.values() for field in group}
+    flags = {name for name, field in fields.items() if field.is_flag}
+    places = " ".join(_place(field) for field in fields.values() if field.metavar)
 
     class Formatter(DefaultHelpFormatter):
         def __init__(self, prog: str) -> None:
@@ -287,9 +287,9 @@ def _parser(
     )
     for title, group in groups.items():
         added = parser.add_argument_group(title)
-        for each in group:
-            if fields.pop(each.name, None) is not None:  # several protocols of `probe` share an option
-                _add(added, each)
+        for field in group:
+            if fields.pop(field.name, None) is not None:  # several protocols of `probe` share an option
+                _add(added, field)
     if from_file:
         parser.add_argument("--config", action="config", metavar="PATH", help=CONFIG_HELP)
         [printing] = [action for action in parser._actions if action.dest == "print_config"]
@@ -312,7 +312,7 @@ def _add(group: Any, field: Field) -> None:
 
 
 def _fields(options: Sequence[type]) -> dict[str, Field]:
-    return {name: each for one in options for name, each in fields_of(one).items()}
+    return {name: field for one in options for name, field in fields_of(one).items()}
 
 
 def _next(rest: list[str], option: str, wants: str) -> str:
@@ -338,7 +338,7 @@ def _joined(name: str, values: Sequence[str], fields: Mapping[str, Field]) -> st
             values = [value, value]
         value = f"[{', '.join(values)}]" if field.numbers else json.dumps(list(values))
     if get_origin(field.type) is Literal:
-        lower = {str(each).lower(): str(each) for each in get_args(field.type)}
+        lower = {str(choice).lower(): str(choice) for choice in get_args(field.type)}
         value = lower.get(value.lower(), value)
     return f"--{name}={value}"
 
@@ -348,7 +348,7 @@ def _unknown(
 ) -> str:
     if name in elsewhere or name.removeprefix("no_") in elsewhere:
         return elsewhere.get(name) or elsewhere[name.removeprefix("no_")]
-    known = [each.name for each in fields.values() if not each.metavar]
+    known = [field.name for field in fields.values() if not field.metavar]
     known += [f"no_{each.name}" for each in fields.values() if each.is_flag]
     known += ["config", "print_config"] if from_file else []
     near = difflib.get_close_matches(name, [*known, *elsewhere], n=1)
@@ -360,7 +360,7 @@ def _sentence(command: str, problem: str, words: Sequence[str], fields: Mapping[
     """Convert jsonargparse's message to one sentence."""
     if missing := re.search(r"arguments are required: (.*)", problem):
         names = [fields[name] for name in missing[1].split(", ")]
-        return f"{command} needs {', '.join(each.metavar or f'--{each.name}' for each in names)}"
+        return f"{command} needs {', '.join(field.metavar or f'--{field.name}' for field in names)}"
     if surplus := re.search(r"unrecognized arguments: (\S+)", problem):
         return f"{command} does not take the argument {surplus[1]!r}"
     found = re.search(r"""(?:[Kk]ey|[Oo]ption|argument) ["']?(?:--)?([\w.]+)""", problem)

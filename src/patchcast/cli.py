@@ -318,7 +318,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # the terminal may not be able to print names of files
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
-            HELP.format(commands="\n".join(f"  {name:9} {each.description}" for name, each in COMMANDS.items())), end=""
+            HELP.format(commands="\n".join(f"  {name:9} {command.description}" for name, command in COMMANDS.items())),
+            end="",
         )
         return 0
     if arguments[0] == "--version":
@@ -416,13 +417,17 @@ def _help(name: str) -> str:
 
     command = COMMANDS[name]
     fields = fields_of(command.options)
-    named = {each for names in command.groups.values() for each in names}
-    groups = {"run" if command.from_file else "options": [each for each in fields.values() if each.name not in named]}
-    groups |= {title: [fields[each] for each in names] for title, names in command.groups.items()}
+    named = {name for names in command.groups.values() for name in names}
+    groups = {
+        "run" if command.from_file else "options": [field for field in fields.values() if field.name not in named]
+    }
+    groups |= {title: [fields[name] for name in names] for title, names in command.groups.items()}
     for protocol, one in options.PROBES.items() if name == "probe" else ():
         description = (one.__doc__ or "").partition("\n")[0].rstrip(".")
         # In the help, the option that chooses a protocol is optional: without it, another protocol is chosen.
-        of_protocol = [replace(each, default=None) if each.is_required else each for each in fields_of(one).values()]
+        of_protocol = [
+            replace(field, default=None) if field.is_required else field for field in fields_of(one).values()
+        ]
         groups[description if protocol == "features" else f"instead: {description}"] = of_protocol
     examples = "".join(f"  {line}\n" for line in command.examples)
     shown = help_text(name, command.description, groups, from_file=command.from_file)

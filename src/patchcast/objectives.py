@@ -20,7 +20,7 @@ from patchcast.views import Context
 
 @dataclass(frozen=True)
 class Objective:
-    """What is predicted, by what, and how far off it is; and how much that counts in a sum of several.
+    """A predictor, its target and loss, and the weight of the loss in a sum.
 
     Raises:
         ValueError: if the weight is not a positive number.
@@ -39,9 +39,9 @@ class Objective:
 def sum_of(**objectives: Objective) -> dict[str, Any]:
     """Predictor, target and loss of a `Pretrainer` with several objectives: `Pretrainer(..., **sum_of(...))`.
 
-    They share the plan, the view and one pass of the backbone. The loss is the weighted sum of theirs, and
-    `Output.losses` has each by its name, without its weight. Predictions stand one after the other in the last
-    dimension, so that the tests of honesty hold all of them at once.
+    All objectives share the plan, the view and one forward pass of the backbone. The loss is the weighted sum of their
+    losses; `Output.losses` has the unweighted losses by name. Predictions are concatenated in the last dimension, so
+    that one honesty test covers all objectives.
 
     >>> from patchcast import Decoder, Drop, FrozenFeatures, Pixels, Pretrainer, RandomMask, smooth_l1, squared, wrap
     >>> _ = torch.manual_seed(0)
@@ -59,23 +59,25 @@ def sum_of(**objectives: Objective) -> dict[str, Any]:
     (['pixels', 'teacher'], True)
 
     Args:
-        objectives: by name. One decoder for all is possible too: give its head as many outputs as `Targets` has, and
-            use `Targets` and `SumOfLosses` with it.
+        objectives: by name. To use one decoder for all, give its head as many outputs as `Targets` has, and pass
+            `Targets` and `SumOfLosses` to the `Pretrainer` yourself.
     Raises:
-        ValueError: if there is none, or the predictors take plans of different kinds.
+        ValueError: if there are no objectives, or the predictors take plans of different kinds.
     """
-    targets = Targets({name: each.target for name, each in objectives.items()})
+    targets = Targets({name: objective.target for name, objective in objectives.items()})
     return {
-        "predictor": Predictors({name: each.predictor for name, each in objectives.items()}),
+        "predictor": Predictors({name: objective.predictor for name, objective in objectives.items()}),
         "target": targets,
-        "loss": SumOfLosses({name: (each.loss, each.weight) for name, each in objectives.items()}, targets),
+        "loss": SumOfLosses(
+            {name: (objective.loss, objective.weight) for name, objective in objectives.items()}, targets
+        ),
     }
 
 
 class Targets(Target):
-    """Several targets, one after the other in the last dimension.
+    """Several targets, concatenated in the last dimension.
 
-    Pictures show the first of them that can be drawn.
+    Pictures show the first target that can be drawn.
 
     >>> from patchcast.targets import Pixels
     >>> target = Targets({"raw": Pixels((2, 2), channels=1, normalize=False), "contrast": Pixels((2, 2), channels=1)})
@@ -88,9 +90,9 @@ class Targets(Target):
         if not targets:
             raise ValueError("give at least one objective, by name: sum_of(pixels=Objective(...))")
         self.targets = nn.ModuleDict(targets)
-        self.outputs = sum(each.outputs for each in targets.values())
-        self.has_noise_floor = all(each.has_noise_floor for each in targets.values())
-        self.drawn = next((name for name, each in targets.items() if each.is_drawn), None)
+        self.outputs = sum(target.outputs for target in targets.values())
+        self.has_noise_floor = all(target.has_noise_floor for target in targets.values())
+        self.drawn = next((name for name, target in targets.items() if target.is_drawn), None)
         self.is_drawn = self.drawn is not None
         self.from_image = targets[self.drawn].from_image if self.drawn is not None else ""
 
@@ -100,17 +102,17 @@ class Targets(Target):
 
     @property
     def values(self) -> int:
-        return sum(each.values for each in self.each.values())
+        return sum(target.values for target in self.each.values())
 
     @property
     def follows(self) -> bool:
-        return any(each.follows for each in self.each.values())
+        return any(target.follows for target in self.each.values())
 
     def forward(self, images: ImageBatch) -> Num[Tensor, "B N T"]:
         found = [target(images) for target in self.each.values()]
         # At least fp32: codes up to 16 million are exact in it, and not in bf16.
-        kind = torch.float64 if any(each.dtype == torch.float64 for each in found) else torch.float32
-        return torch.cat([each.to(kind) for each in found], dim=-1)
+        kind = torch.float64 if any(target.dtype == torch.float64 for target in found) else torch.float32
+        return torch.cat([target.to(kind) for target in found], dim=-1)
 
     def to_pixels(
         self, predictions: Float[Tensor, "B N T"], images: Float[Tensor, "B C H W"]
@@ -128,36 +130,36 @@ class Targets(Target):
             target.update(backbone)
 
     def split(self, targets: Num[Tensor, "*B T"]) -> dict[str, Num[Tensor, "*B _"]]:
-        """What `forward` put together; codes are whole numbers again."""
-        outputs = {name: each.outputs for name, each in self.each.items()}
-        return _of_kind(targets, outputs, {name: each.values for name, each in self.each.items()})
+        """The inverse of `forward`'s concatenation; codes become integers again."""
+        outputs = {name: target.outputs for name, target in self.each.items()}
+        return _of_kind(targets, outputs, {name: target.values for name, target in self.each.items()})
 
     def split_predictions(self, predictions: Float[Tensor, "*B T"]) -> dict[str, Float[Tensor, "*B _"]]:
-        """The predictions of each, by name."""
-        return _parts(predictions, {name: each.outputs for name, each in self.each.items()})
+        """The predictions for each target, by name."""
+        return _parts(predictions, {name: target.outputs for name, target in self.each.items()})
 
 
 class Predictors(Predictor):
-    """Several predictors of one context, one after the other in the last dimension."""
+    """Several predictors with the same context; their predictions are concatenated in the last dimension."""
 
     def __init__(self, predictors: Mapping[str, Predictor]) -> None:
         super().__init__()
-        kinds = {each.plans for each in predictors.values()}
+        kinds = {predictor.plans for predictor in predictors.values()}
         narrowest = [kind for kind in kinds if all(issubclass(kind, other) for other in kinds)]
         if not narrowest:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise ValueError(f"objectives share one plan, and these predictors take different kinds: {names}")
         self.predictors = nn.ModuleDict(predictors)
         self.plans = narrowest[0]
-        self.reads_hidden = any(each.reads_hidden for each in predictors.values())
-        self.reads_prefix = any(each.reads_prefix for each in predictors.values())
+        self.reads_hidden = any(predictor.reads_hidden for predictor in predictors.values())
+        self.reads_prefix = any(predictor.reads_prefix for predictor in predictors.values())
 
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
         return torch.cat([predictor(context, plan) for predictor in self.predictors.values()], dim=-1)
 
 
 class SumOfLosses:
-    """The weighted sum of losses, each of its own part of predictions and targets.
+    """The weighted sum of losses, each on its own part of the predictions and targets.
 
     >>> from patchcast.losses import absolute, squared
     >>> from patchcast.targets import Pixels
@@ -168,9 +170,9 @@ class SumOfLosses:
 
     Args:
         losses: (loss, weight) by the name of the target.
-        targets: says which part is whose.
+        targets: defines which part belongs to which loss.
     Raises:
-        ValueError: if the names are others.
+        ValueError: if the names or their order differ from the targets'.
     """
 
     def __init__(self, losses: Mapping[str, tuple[Any, float]], targets: Targets) -> None:
@@ -181,7 +183,7 @@ class SumOfLosses:
         self.values = {name: target.values for name, target in targets.each.items()}
 
     def each(self, prediction: Float[Tensor, "B G P T"], target: Tensor) -> dict[str, Float[Tensor, "B G P"]]:
-        """The losses by name, without weights."""
+        """The unweighted losses, by name."""
         predictions, wanted = _parts(prediction, self.outputs), _of_kind(target, self.outputs, self.values)
         return {name: loss(predictions[name], wanted[name]) for name, (loss, _) in self.losses.items()}
 
@@ -200,6 +202,6 @@ def _parts(joined: Num[Tensor, "*B T"], widths: Mapping[str, int]) -> dict[str, 
 def _of_kind(
     joined: Num[Tensor, "*B T"], outputs: Mapping[str, int], values: Mapping[str, int]
 ) -> dict[str, Num[Tensor, "*B _"]]:
-    """Targets of each; codes, of which several logits predict one, are whole numbers again."""
+    """The targets by name; codes, which have fewer values than logits, become integers again."""
     parts = _parts(joined, values)
     return {name: part if values[name] == outputs[name] else part.long() for name, part in parts.items()}

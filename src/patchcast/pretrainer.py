@@ -13,6 +13,7 @@ from jaxtyping import Float, Num, Real, Shaped
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, pixels_of
+from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.geometry import take
 from patchcast.modes import evaluating
 from patchcast.objectives import SumOfLosses
@@ -54,10 +55,10 @@ class Output:
         return embedding_of(self._backbone, self._images)
 
 
-def embedding_of(backbone: Backbone, images: ImageBatch) -> Float[Tensor, "B D"]:
+def embedding_of(backbone: Backbone, images: ImageBatch, readout: Readout = DEFAULT_READOUT) -> Float[Tensor, "B D"]:
     """`backbone.pool` in eval mode and without gradients; restores the mode of every module."""
     with evaluating(backbone):
-        return backbone.pool(images)
+        return backbone.pool(images, readout)
 
 
 class Pretrainer(nn.Module):
@@ -69,7 +70,7 @@ class Pretrainer(nn.Module):
     >>> pretrainer = mae(wrap(timm.create_model("test_vit")), decoder_width=64, decoder_depth=1)
     >>> output = pretrainer(torch.randn(2, 3, 160, 160))
     >>> output.predictions.shape, output.embedding.shape
-    (torch.Size([2, 1, 75, 768]), torch.Size([2, 64]))
+    (torch.Size([2, 1, 75, 768]), torch.Size([2, 128]))
 
     Args:
         plan: draws which units are visible and which are predicted.

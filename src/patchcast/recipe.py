@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from patchcast.backbones.capabilities import METHOD_NAMES
+from patchcast.backbones.capabilities import METHOD_NAMES, Readout
 from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 
@@ -22,12 +22,12 @@ SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 
 HELD_OUT = 0.05
 """Share of a source without a validation or test split that is held out from training."""
-EARLIER: dict[str, Any] = {"held_out": 0.0, "crop_mode": "center"}
+EARLIER: dict[str, Any] = {"held_out": 0.0, "crop_mode": "center", "readout": "mean"}
 """Options that configs of earlier versions lack, and the values that reproduce those versions."""
 NOT_LEARNED = frozenset(
     {
         *("out", "device", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
-        *("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb"),
+        *("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
     }
 )
 """Options that do not change what is learned (up to rounding): devices, speed and logging. A run may be resumed with
@@ -111,6 +111,7 @@ class Recipe:
         checkpoint_every: steps between two checkpoints. Default: ten checkpoints in the run.
         probe_data: a labeled source, which may be the same as data. At every evaluation, metrics.csv gets the accuracy
             of the 20 nearest neighbors and of a linear classifier. It does not change what is learned.
+        readout: how the units of an image become the feature that these probes use. Default: mean_std.
         pictures: at every evaluation, draw what the model predicts for eight images into the run folder's images/.
         tensorboard: also log to TensorBoard, in the run folder.
         wandb: also log to Weights & Biases, into the project of this name.
@@ -162,6 +163,7 @@ class Recipe:
     eval_every: int | None = None
     checkpoint_every: int | None = None
     probe_data: str | None = None
+    readout: Readout | None = None
     pictures: bool = True
     tensorboard: bool = False
     wandb: str | None = None
@@ -234,11 +236,11 @@ class Recipe:
             ValueError: if the file is not a recipe, or has unknown options.
         """
         values = _read_yaml(file)
-        known = {each.name for each in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(map(str, set(values) - known))
         if unknown:
             raise ValueError(f"{file} has unknown options: {', '.join(unknown)}")
-        required = [each.name for each in dataclasses.fields(cls) if _is_required(each)]
+        required = [field.name for field in dataclasses.fields(cls) if _is_required(field)]
         if missing := [name for name in required if name not in values]:
             raise ValueError(f"{file} is not a complete recipe: it has no {', '.join(missing)}")
         if isinstance(values.get("image_size"), int):
@@ -276,6 +278,7 @@ class Resolved(Recipe):
     eval_every: int
     checkpoint_every: int
     held_out: float = EARLIER["held_out"]
+    readout: Readout = EARLIER["readout"]
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -308,7 +311,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (tuple, list)):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     return value

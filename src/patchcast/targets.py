@@ -223,14 +223,14 @@ class EMAFeatures(Target):
             features = self.teacher.units(images).float()
         else:
             maps = self.teacher.block_outputs(images, self.layers)
-            rows = [each.float().flatten(2).transpose(1, 2) for each in maps]
-            features = torch.stack([F.layer_norm(each, each.shape[-1:]) for each in rows]).mean(dim=0)
+            rows = [map_.float().flatten(2).transpose(1, 2) for map_ in maps]
+            features = torch.stack([F.layer_norm(row, row.shape[-1:]) for row in rows]).mean(dim=0)
         return F.layer_norm(features, features.shape[-1:])
 
     @torch.no_grad()
     def update(self, backbone: Backbone) -> None:
         average = get_ema_multi_avg_fn(self.momentum)
-        average(list(self.teacher.parameters()), [each.detach() for each in backbone.parameters()], self.step)
+        average(list(self.teacher.parameters()), [parameter.detach() for parameter in backbone.parameters()], self.step)
         for mine, theirs in zip(self.teacher.buffers(), backbone.buffers(), strict=True):
             mine.copy_(theirs)
         self.step += 1
@@ -256,7 +256,7 @@ def even_blocks(backbone: Backbone) -> int:
         except CannotError:
             return 0
     wanted = (backbone.width, *backbone.grid(backbone.image_size))
-    uneven = (place for place, each in enumerate(reversed(maps)) if tuple(each.shape[1:]) != wanted)
+    uneven = (place for place, map_ in enumerate(reversed(maps)) if tuple(map_.shape[1:]) != wanted)
     return next(uneven, len(maps))
 
 
@@ -309,7 +309,7 @@ class FrozenFeatures(Target):
         self.teacher = teacher.requires_grad_(False).eval()
         self.stride, self.size, self.blocks = stride, size, None if blocks is None else list(blocks)
         flat = ([0.0] * teacher.channels, [1.0] * teacher.channels)
-        theirs, wanted = (torch.tensor(each) for each in (statistics or (flat, flat)))
+        theirs, wanted = (torch.tensor(values) for values in (statistics or (flat, flat)))
         if theirs.shape != (2, teacher.channels) or wanted.shape != (2, teacher.channels):
             raise ValueError(
                 f"the teacher takes {teacher.channels} channels; got statistics of {theirs.shape[1]} and "
@@ -355,7 +355,7 @@ class FrozenFeatures(Target):
             maps = [units.transpose(1, 2).unflatten(2, own)]
         else:
             maps = self.teacher.block_outputs(pixels, self.blocks)
-        return torch.cat([_resample(each.float(), grid) for each in maps], dim=1).flatten(2).transpose(1, 2)
+        return torch.cat([_resample(map_.float(), grid) for map_ in maps], dim=1).flatten(2).transpose(1, 2)
 
 
 def _resample(maps: Float[Tensor, "B D h w"], grid: Grid) -> Float[Tensor, "B D rows cols"]:

@@ -28,7 +28,7 @@ def test_by_hand() -> None:
     with torch.no_grad():
         features = model.forward_features(images)
         units = features[:, 1:]
-        torch.testing.assert_close(backbone.pool(images), units.mean(dim=1))
+        torch.testing.assert_close(backbone.pool(images, "mean"), units.mean(dim=1))
         torch.testing.assert_close(backbone.pool(images, "class"), features[:, 0])
         spread = units.std(dim=1, correction=0)
         torch.testing.assert_close(backbone.pool(images, "mean_std"), torch.cat([units.mean(dim=1), spread], dim=1))
@@ -78,11 +78,12 @@ def test_extracted_alike_and_cached_apart(readout: Readout, tmp_path: object) ->
     with torch.no_grad():
         torch.testing.assert_close(first.x, backbone.pool(images, readout))
     assert torch.equal(first.x, again.x)
-    assert (first.x.shape == default.x.shape) == (readout in ("mean", "class"))
+    assert (first.x.shape == default.x.shape) == (readout == DEFAULT_READOUT)
 
 
-def test_a_classifier_is_as_wide_as_the_default_readout() -> None:
-    backbone = wrap("test_vit", img_size=32)
-    assert (
-        Classifier(backbone, classes=3).classify.in_features == backbone.eval().pool(torch.zeros(1, 3, 32, 32)).shape[1]
-    )
+def test_a_classifier_reads_the_mean_as_timm_does() -> None:
+    backbone = wrap("test_vit", img_size=32).eval()
+    model, images = Classifier(backbone, classes=3).eval(), torch.randn(2, 3, 32, 32)
+    torch.nn.init.normal_(model.classify.weight)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), model.classify(backbone.units(images).mean(dim=1)))

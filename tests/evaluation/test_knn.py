@@ -6,6 +6,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from patchcast.evaluation import Features, knn, knn_accuracy, knn_probe
+from patchcast.evaluation.knn import standardized_on
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 200])
@@ -49,5 +50,22 @@ def test_k_is_chosen_on_held_out_training_images(digits):
     assert right.k in (1, 5)
     assert misled.k == right.k
     assert misled.validation == right.validation
-    assert right.by_k == knn_accuracy(train, test, k=(1, 5, 1000))
+    assert misled.standardized == right.standardized
+    shown = standardized_on(train, test) if right.standardized else (train, test)
+    assert right.by_k == knn_accuracy(*shown, k=(1, 5, 1000))
     assert right.accuracy == right.by_k[right.k] == right.correct.double().mean()
+
+
+def test_the_scale_is_chosen_on_held_out_training_images():
+    """Noise in a few large directions hides the classes from raw features; scaling noise up hides them otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    signal = (2.0 * labels - 1)[:, None] + 0.1 * torch.randn(200, 1, generator=generator)
+    noise = torch.randn(200, 40, generator=generator)
+    hidden = Features(torch.cat([signal, 100 * noise[:, :4]], 1), labels)
+    plain = Features(torch.cat([signal, 0.01 * noise], 1), labels)
+    misled = Features(hidden.x, 1 - labels)
+    assert knn_probe(hidden, hidden).standardized
+    assert knn_probe(hidden, misled).standardized  # test labels have no say
+    assert knn_probe(hidden, hidden).accuracy > 0.95
+    assert not knn_probe(plain, plain).standardized

@@ -13,9 +13,9 @@ def noisy() -> tuple[Features, Features]:
     """Correlated random features of 4 overlapping classes, with variances from 1 down to 1e-3."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 4, (1500,), generator=generator)
-    centres = 0.2 * torch.randn(4, 40, generator=generator)
+    centers = 0.2 * torch.randn(4, 40, generator=generator)
     mixing = torch.randn(40, 40, generator=generator) * torch.logspace(0, -1.5, 40)
-    x = (centres[labels] + torch.randn(1500, 40, generator=generator)) @ mixing.T + 3
+    x = (centers[labels] + torch.randn(1500, 40, generator=generator)) @ mixing.T + 3
     return Features(x[:500], labels[:500]), Features(x[500:], labels[500:])
 
 

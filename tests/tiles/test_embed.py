@@ -85,10 +85,10 @@ def test_a_model_over_tiles_by_themselves(photographs: Path, tmp_path: Path, kin
     units = {"0.png": (4, 6), "1.png": (6, 4), "2.png": (2, 8), "4.png": (2, 2)}  # 50x200 is made 32x128
     for name, grid in units.items():
         path = next(str(each) for each in photographs.rglob(name))
-        shape = {"pooled": (64,), "tokens": (grid[0] * grid[1], 64), "maps": (64, *grid)}[kind]
+        shape = {"pooled": (128,), "tokens": (grid[0] * grid[1], 64), "maps": (64, *grid)}[kind]
         if suffix == "parquet":
             row = next(each for each in pq.read_table(out).to_pylist() if each["path"] == path)
-            assert tuple(row.get("shape", [64])) == shape
+            assert tuple(row.get("shape", [128])) == shape
             assert len(row["features"]) == np.prod(shape)
         else:
             with safe_open(out, "pt") as file:

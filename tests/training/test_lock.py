@@ -31,7 +31,7 @@ def hold(out: Path) -> subprocess.Popen[str]:
 
 def test_the_second_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
     process = hold(tmp_path)
-    with pytest.raises(ValueError, match=rf"^process {process.pid} on .* is at work on the run in "), locked(tmp_path):
+    with pytest.raises(ValueError, match=rf"^process {process.pid} on .* is training the run in "), locked(tmp_path):
         pass
     process.communicate()
     assert not (tmp_path / LOCK).exists()

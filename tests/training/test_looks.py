@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
+from patchcast.backbones.capabilities import DEFAULT_READOUT
 from patchcast.cli import main
 from patchcast.data import EvalSet, Evaluate, open_images
 from patchcast.evaluation import extract, knn_accuracy, ridge_accuracy
 from patchcast.evaluation.labeled import open_labeled
-from patchcast.runs.run import open_run
+from patchcast.recipe import Recipe
+from patchcast.runs.run import open_run, start_run
 from patchcast.training.log import curve, read_metrics
 from patchcast.training.looks import Pictures
 from patchcast.training.probing import OnlineProbe
@@ -160,5 +164,17 @@ def test_what_cannot_be_watched_is_said_before_anything_is_written(
     assert "has no labels, which a probe needs" in capsys.readouterr().err
     monkeypatch.setattr("patchcast.training.log.find_spec", lambda package: None)
     assert main([*command, "--wandb", "trials"]) == 2
-    assert "--wandb needs a package that is not here: pip install 'patchcast[wandb]'" in capsys.readouterr().err
+    assert "--wandb needs a package that is not installed: pip install 'patchcast[wandb]'" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_configs_without_a_readout_are_of_runs_that_probed_the_mean(tmp_path: Path) -> None:
+    new = Recipe("mae", "test_vit", "digits", tmp_path / "run", steps=2, model_args={"depth": 1})
+    assert start_run(new).recipe.readout == DEFAULT_READOUT
+    now = start_run(new).recipe
+    now.out.mkdir()
+    (now.out / "config.yaml").write_text(
+        "".join(line for line in yaml.safe_dump(now.to_dict()).splitlines(True) if not line.startswith("readout"))
+    )
+    assert start_run(new).recipe.readout == "mean"
+    assert start_run(dataclasses.replace(new, readout="class")).recipe.readout == "class"

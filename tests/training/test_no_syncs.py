@@ -1,6 +1,7 @@
 """A step reads nothing from its device: on torch's meta device, where tensors have no values, reading raises.
 
-Such a read (`.item()`, a tensor in an `if`, a tensor left on the CPU) makes a GPU wait for all that it was given to do.
+Such a read (`.item()`, a tensor in an `if`, a tensor left on the CPU) makes a GPU wait for all that it was given to do,
+and so does a copy to the device that the CPU waits for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lightning.fabric.strategies import SingleDeviceStrategy
 
 from patchcast.backbones import wrap
 from patchcast.data import Augment, Cutter, TrainSet, finish, open_images
+from patchcast.geometry import Grid
 from patchcast.methods import aim, beit, data2vec, ijepa, mae, simmim
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.patches import PatchCodebook
@@ -24,7 +26,9 @@ from patchcast.training import loop
 from patchcast.training.engine import Engine
 from patchcast.training.optimization import Optimization, parameter_groups
 from patchcast.training.stream import Stream
-from tests.training.test_run import killed_at
+from tests.imagegpt import parts
+from tests.training.test_run import before_updates, killed_at
+from tests.without_values import Waits
 
 AUGMENT = Augment((8, 8), (0.4, 1.0), True, (0.3,), (0.4,))
 CODEBOOK = PatchCodebook(torch.rand(5, 4), stride=(2, 2), normalize=False)
@@ -44,6 +48,7 @@ METHODS = {
     "ijepa": partial(ijepa, predictor_width=32, predictor_depth=1),
     "data2vec": partial(data2vec, masks=2, decoder_depth=1),
     "aim": partial(aim, head_depth=1),
+    "imagegpt": lambda _: parts.causal(Grid(8, 8)),
 }
 
 
@@ -73,8 +78,12 @@ def train_on_meta(pretrainer: Pretrainer, out: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_read_nothing(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with killed_at(4):
-        train_on_meta(METHODS[method](vit()), tmp_path, monkeypatch)
+    waits = Waits()
+    pretrainer = METHODS[method](vit())
+    pretrainer.target(torch.zeros(1, 1, 8, 8))  # a palette's table of codes is made on first use, on the CPU
+    with killed_at(4), before_updates(lambda step, _: waits.noted.clear() if step == 1 else None), waits:
+        train_on_meta(pretrainer, tmp_path, monkeypatch)
+    assert waits.noted == []
 
 
 def test_a_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,7 +256,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         case "text":
             data[:] = b"not a checkpoint\n"
     last.write_bytes(data)
-    with pytest.warns(UserWarning, match=r"step=10\.ckpt is damaged and passed over"):
+    with pytest.warns(UserWarning, match=r"step=10\.ckpt is damaged and is skipped"):
         run(resumed, tmp_path / "broken")
     assert_same_weights(whole, resumed)
 
@@ -314,7 +314,7 @@ def test_a_copy_of_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_whole_and_holds_something_else_is_passed_over(tmp_path: Path) -> None:
     run(tiny("mae"), tmp_path)
     torch.save({"weights": torch.zeros(3)}, tmp_path / "checkpoints" / "step=30.ckpt")
-    with pytest.warns(UserWarning, match=r"step=30\.ckpt is damaged and passed over"):
+    with pytest.warns(UserWarning, match=r"step=30\.ckpt is damaged and is skipped"):
         found = load_latest(tmp_path)
     assert found is not None
     assert found.step == 12

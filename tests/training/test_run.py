@@ -115,7 +115,7 @@ def killed_at(step: int) -> Iterator[None]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kill_at", [7, 10])
 def test_a_killed_run_goes_on_to_the_bit(method: str, kill_at: int, tmp_path: Path) -> None:
-    """Drop path, dropout, augmentation, masks, optimiser and schedule included; also with worker processes."""
+    """Drop path, dropout, augmentation, masks, optimizer and schedule included; also with worker processes."""
     whole, broken, resumed = tiny(method), tiny(method), tiny(method)
     run(whole, tmp_path / "whole")
     with killed_at(kill_at):

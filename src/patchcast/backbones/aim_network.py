@@ -55,7 +55,7 @@ def aim_vit(size: str, **changes: Any) -> VisionTransformer:
 
     >>> with torch.device("meta"):  # shapes only: no memory is taken
     ...     vit = aim_vit("7B")
-    >>> f"{sum(each.numel() for each in vit.parameters() if each.requires_grad) / 1e9:.2f} billion"
+    >>> f"{sum(p.numel() for p in vit.parameters() if p.requires_grad) / 1e9:.2f} billion"
     '6.45 billion'
 
     Args:

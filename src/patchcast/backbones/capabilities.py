@@ -34,5 +34,13 @@ METHOD_NAMES = (*sorted({*NEEDS, *OWN_NETWORKS}),)
 Readout = Literal["mean", "mean_std", "blocks", "class"]
 """Names of `patchcast.backbones.readout.READOUTS`: how the units of an image become one feature."""
 
-DEFAULT_READOUT: Readout = "mean"
-"""The readout of every probe, of `embed`, and of ONNX and exported programs."""
+READ_AS: dict[Readout, str] = {
+    "mean": "the mean of its units",
+    "mean_std": "the mean and the standard deviation of its units",
+    "blocks": "the mean and the standard deviation of every block's units",
+    "class": "its class token",
+}
+"""What a feature is, in the caption of a table."""
+
+DEFAULT_READOUT: Readout = "mean_std"
+"""The readout of every probe, of `embed` and `search`, and of ONNX and exported programs."""

@@ -44,7 +44,7 @@ def changed_methods(module: nn.Module) -> set[str]:
 
 
 def _is_the_librarys(cls: type, name: str) -> bool:
-    owner = next(each for each in cls.__mro__ if name in vars(each))
+    owner = next(base for base in cls.__mro__ if name in vars(base))
     function = vars(owner)[name]
     # A function that was patched into the library's class comes from another module, whatever its name.
     home = getattr(function, "__globals__", {}).get("__name__", owner.__module__)

@@ -86,6 +86,7 @@ class Tiled(Backbone):
     Images of different sizes come on canvases: `{"canvas": (B, C, H, W), "size": (B, 2)}`, as `patchcast.data.tiles`
     makes them. The part of a canvas outside the image (whole tiles, or some of their units) is padding: no token
     attends to it, and its features are zero. For samples of several images, as lists of tiles, see `forward_tiles`.
+    Let "size" stay on the CPU: plans are drawn from it, and reading it from a GPU would make the GPU wait.
 
     >>> from patchcast.backbones import wrap
     >>> backbone = Tiled(wrap("test_vit", img_size=32), Grid(2, 3))
@@ -148,13 +149,13 @@ class Tiled(Backbone):
         return f"tiled {self.tile.name}"
 
     def unused(self) -> list[str]:
-        return [f"tile.model.{each}" for each in self.tile.unused()]
+        return [f"tile.model.{name}" for name in self.tile.unused()]
 
     def not_in_features(self) -> list[str]:
-        return [f"tile.model.{each}" for each in self.tile.not_in_features()]
+        return [f"tile.model.{name}" for name in self.tile.not_in_features()]
 
     def prefix_only(self) -> list[str]:
-        return [f"tile.model.{each}" for each in self.tile.prefix_only()]
+        return [f"tile.model.{name}" for name in self.tile.prefix_only()]
 
     # ---- images: their tiles and units -------------------------------------------------------------
 
@@ -198,9 +199,10 @@ class Tiled(Backbone):
 
     def valid_units(self, images: Mapping[str, Tensor], grid: Grid) -> Bool[Tensor, "B N"]:
         """True where a unit holds a pixel of its image."""
-        if not torch.compiler.is_compiling():
-            self.check_sizes(images)
         size = images["size"]
+        if size.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to wait
+            self.check_sizes(images)
+        size = size.to(images["canvas"].device, non_blocking=True)
         rows = torch.arange(grid.rows, device=size.device) * self.stride[0] < size[:, :1]
         cols = torch.arange(grid.cols, device=size.device) * self.stride[1] < size[:, 1:]
         return (rows[:, :, None] & cols[:, None, :]).flatten(1)
@@ -285,7 +287,7 @@ class Tiled(Backbone):
         cut, prefix = tokens.block_kwargs["cut"], tokens.prefix
         front = torch.arange(prefix, device=visible.device).expand(len(visible), -1)
         kept = torch.cat([front, visible + prefix], dim=1)
-        own, tile = (each.expand(len(visible), -1).gather(1, kept) for each in (cut.own, cut.tile))
+        own, tile = (index.expand(len(visible), -1).gather(1, kept) for index in (cut.own, cut.tile))
         return tokens.with_(
             x=take(tokens.x, kept),
             visible=visible,
@@ -360,6 +362,7 @@ class Tiled(Backbone):
         Args:
             tiles: of N images per sample, padded to the same number of images and of tiles.
             tile_grid: (rows, columns) of tiles of each image; (0, 0) for padding. Optional if images have one tile.
+                Its values are checked on the CPU only, where it may stay: a GPU would have to wait.
             depths: where to take hidden states: before block i, or after the last block. In this order.
         Raises:
             ValueError: if the tiles are not the backbone's, `tile_grid` does not fit them, or there is no such depth.
@@ -367,12 +370,12 @@ class Tiled(Backbone):
         batch, images, count = tiles.shape[:3]
         self.check_lists(tiles, tile_grid)
         depth = len(self.tile.model.blocks)
-        if any(not 0 <= each <= depth for each in depths):
+        if any(not 0 <= block <= depth for block in depths):
             raise ValueError(f"hidden states are at depths 0 to {depth} of this {self.name}; asked for {list(depths)}")
         column, is_valid = Grid(count, 1), None
         places = Places.on(Grid(1, 1), tiles.device)
         if tile_grid is not None:
-            places = Places.listed(tile_grid.flatten(0, 1), count)
+            places = Places.listed(tile_grid.flatten(0, 1).to(tiles.device, non_blocking=True), count)
             assert places.is_real is not None
             is_valid = places.is_real.repeat_interleave(self.tile_units.units, dim=1)
         tokens = self.add_positions(self.cut_patches(tiles.flatten(0, 1), column, places, is_valid))
@@ -387,7 +390,7 @@ class Tiled(Backbone):
             prefix, units = prefix.unflatten(1, (count, -1)), self.by_tile(units, column)
             return TileFeatures(prefix.unflatten(0, (batch, images)), units.unflatten(0, (batch, images)), hidden)
 
-        return tile_by_tile(last, tuple(tile_by_tile(hidden[each]) for each in depths))
+        return tile_by_tile(last, tuple(tile_by_tile(hidden[block]) for block in depths))
 
     def check_lists(self, tiles: Float[Tensor, "B N T C h w"], tile_grid: Int[Tensor, "b n 2"] | None) -> None:
         height, width = self.tile_size
@@ -401,7 +404,7 @@ class Tiled(Backbone):
         if tuple(tile_grid.shape) != (*tiles.shape[:2], 2):
             wanted, got = (*tiles.shape[:2], 2), tuple(tile_grid.shape)
             raise ValueError(f"tile_grid must be {wanted}, (rows, columns) of each image; got {got}")
-        if torch.compiler.is_compiling():
+        if tile_grid.device.type != "cpu" or torch.compiler.is_compiling():
             return
         for rows, cols in tile_grid.flatten(0, 1).tolist():
             if min(rows, cols) < 0 or rows * cols > count:

@@ -133,7 +133,7 @@ def train_classifier(
             loss = F.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
             optimizer.zero_grad()
             loss.backward()
-            clip_grad_norm_([each for group in optimizer.param_groups for each in group["params"]], CLIP)
+            clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], CLIP)
             optimizer.step()
             step += 1
             read = float(loss.detach())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchcast import options
 from patchcast.backbones import Backbone
-from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+from patchcast.backbones.capabilities import DEFAULT_READOUT, READ_AS, Readout
 from patchcast.commands.probe import feature_cache, open_against, subject_of
 from patchcast.data.fingerprint import fingerprint_images
 from patchcast.data.seals import matches_seal, seal
@@ -112,7 +112,7 @@ def compare(
         ours, others = _rows(Measure(network, network.recipe, protocol, console), shared, supervised, against)
         lines += [f"{ours.label} vs {other.label}: {versus(ours.scores, other.scores)}" for other in others]
         rows += [ours, *(other for other in others if other not in rows)]
-    console.print(results_table(rows, protocol.description))
+    console.print(results_table(rows, f"{protocol.description}; a network's feature is {READ_AS[readout]}"))
     for line in lines:
         console.print(line, highlight=False)
     write_rows(rows, protocol.labeled, out)
@@ -280,6 +280,7 @@ def _plain(rows: Sequence[Row], labeled: Labeled) -> list[dict[str, Any]]:
             "train_images": len(labeled.train),
             "test_images": len(labeled.test),
             "k": scores.knn.k,
+            "knn_standardized": scores.knn.standardized,
             "strength": scores.linear.strength,
             "rankme": scores.rankme,
             "alpha_req": scores.alpha_req,

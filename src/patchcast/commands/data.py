@@ -71,9 +71,9 @@ def check_source(
         console.print(_labels_table(reports))
     else:
         console.print("  No labels.\n")
-    bad = [each for report in reports for each in report.unreadable]
-    for each in bad[:LISTED]:
-        console.print(f"  [red]unreadable[/] {escape(f'{each.path}: {each.reason}')}", soft_wrap=True)
+    bad = [image for report in reports for image in report.unreadable]
+    for image in bad[:LISTED]:
+        console.print(f"  [red]unreadable[/] {escape(f'{image.path}: {image.reason}')}", soft_wrap=True)
     if len(bad) > LISTED:
         console.print(f"  ... and {len(bad) - LISTED:,} more" + ("" if out else "; --out FILE.json lists all"))
     shared = {later.split: _shared(later, opened[:place]) for place, later in enumerate(opened)}

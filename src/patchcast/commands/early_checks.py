@@ -41,7 +41,7 @@ def method_called(name: str) -> str:
     Raises:
         ValueError: if there is none; suggests a similar name.
     """
-    plain = {_plain(each): each for each in METHOD_NAMES}
+    plain = {_plain(method): method for method in METHOD_NAMES}
     if _plain(name) in plain:
         return plain[_plain(name)]
     near = difflib.get_close_matches(name.lower(), METHOD_NAMES, n=1)

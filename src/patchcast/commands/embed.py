@@ -176,15 +176,15 @@ def _write_part(parts: Path, start: int, method: Extraction, images: Images, kin
         except UnreadableImageError:
             continue
     same: dict[Grid, list[int]] = {}
-    for index, each in fitted.items():
-        same.setdefault(Grid(*each.canvas.shape[-2:]), []).append(index)
+    for index, image in fitted.items():
+        same.setdefault(Grid(*image.canvas.shape[-2:]), []).append(index)
     found: dict[str, Tensor] = {}
     for indices in same.values():
         for first in range(0, len(indices), batch_size):
             batch = indices[first : first + batch_size]
             units = method.compute(torch.stack([fitted[index].canvas for index in batch]).to(device)).float().cpu()
-            for index, each in zip(batch, units, strict=True):
-                found[f"{index:010d}"] = _shaped(each, fitted[index].size, method, kind)
+            for index, unit_features in zip(batch, units, strict=True):
+                found[f"{index:010d}"] = _shaped(unit_features, fitted[index].size, method, kind)
     labels, paths = images.labels, [images.store.path(int(images.positions[index])) for index in fitted]
     rows = {"paths": paths, "labels": None if labels is None else [int(labels[index]) for index in fitted]}
     file = parts / f"{start:010d}.safetensors"
@@ -234,8 +234,8 @@ class FeaturePart:
 
 
 def _open_parts(files: list[Path]) -> Iterator[FeaturePart]:
-    for each in files:
-        with safe_open(each, "pt") as file:
+    for path in files:
+        with safe_open(path, "pt") as file:
             rows = json.loads(file.metadata()["rows"])
             yield FeaturePart(sorted(file.keys()), rows["paths"], rows["labels"], file)
 
@@ -252,9 +252,9 @@ def write_parquet(files: list[Path], out: Path, kind: Kind) -> int:
         if part.labels is not None:
             columns["label"] = pa.array(part.labels, pa.int64())
         if kind != "pooled":
-            columns["shape"] = pa.array([list(each.shape) for each in tensors], pa.list_(pa.int32()))
-        lengths = torch.tensor([0, *(each.numel() for each in tensors)]).cumsum(0)
-        values = torch.cat([each.flatten() for each in tensors]) if tensors else torch.zeros(0)
+            columns["shape"] = pa.array([list(tensor.shape) for tensor in tensors], pa.list_(pa.int32()))
+        lengths = torch.tensor([0, *(value.numel() for value in tensors)]).cumsum(0)
+        values = torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.zeros(0)
         columns["features"] = pa.LargeListArray.from_arrays(pa.array(lengths.numpy()), pa.array(values.numpy()))
         table = pa.table(columns)
         writer = writer or pq.ParquetWriter(out, table.schema)

@@ -294,7 +294,7 @@ def _draw_mistakes(logits: Tensor, labels: Tensor, data: ClassifierData, file: P
 
 def _as_read(images: Images) -> Images:
     """Without the images that evaluation has left out: their places are those of the logits."""
-    bad = [each.index for each in images.unreadable]
+    bad = [image.index for image in images.unreadable]
     return images.subset(np.flatnonzero(~np.isin(images.positions, bad)))
 
 

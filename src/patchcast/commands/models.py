@@ -18,14 +18,14 @@ def models(pattern: str, method: str | None) -> None:
     """
     if method in OWN_NETWORKS:
         raise ValueError(f"{method} has its own networks: imagegpt_s, imagegpt_m, imagegpt_l, imagegpt_xl, imagegpt")
-    matching = support(pattern if any(each in pattern for each in "*?[") else f"*{pattern}*")
+    matching = support(pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*")
     if not matching:
         families = {row.name.split("_")[0]: None for row in table()}
         near = difflib.get_close_matches(pattern.strip("*?"), [*families, *(row.name for row in table())], n=3)
         raise ValueError(f"no model matches {pattern!r}{'; there are ' if near else ''}{', '.join(near)}")
     rows = [row for row in matching if method is None or suits(row, method)]
     if not rows:
-        others = [each for each in NEEDS if any(suits(row, each) for row in matching)]
+        others = [method for method in NEEDS if any(suits(row, method) for row in matching)]
         raise ValueError(f"no model matches {pattern!r} that {method} can use; {', '.join(others)} can")
     print(f"{len(rows)} architectures of timm {made_for()}\n")
     header = ("name", *IN_TIMM, "image", "unit", "class")
@@ -38,7 +38,7 @@ def models(pattern: str, method: str | None) -> None:
 def cells(row: Support) -> tuple[str, ...]:
     """The cells of an architecture: capabilities, and the sizes of image and unit (one number if square)."""
     sizes = (f"{size[0]}" if size[0] == size[1] else "{}x{}".format(*size) for size in (row.image_size, row.stride))
-    return (row.name, *("yes" if each in row.can else "" for each in IN_TIMM), *sizes, row.model_class)
+    return (row.name, *("yes" if capability in row.can else "" for capability in IN_TIMM), *sizes, row.model_class)
 
 
 def columns(rows: list[tuple[str, ...]]) -> list[str]:

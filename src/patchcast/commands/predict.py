@@ -110,7 +110,7 @@ def predict(given: options.Predict) -> None:
             todo, description="predicting", console=console, disable=not console.is_terminal
         ):
             found = part(number, start)
-            bad = [[each.path, each.reason] for each in sources[number].unreadable]
+            bad = [[image.path, image.reason] for image in sources[number].unreadable]
             write_text(parts / f"{place:08d}.rows.json", json.dumps({"rows": found, "unreadable": bad}))
     files = sorted(parts.glob("[0-9]*.rows.json"))
     contents = [json.loads(file.read_text()) for file in files]
@@ -124,7 +124,7 @@ def predict(given: options.Predict) -> None:
     shutil.rmtree(parts)
     console.print(f"Wrote {out}: {written:,} rows.")
     reasons = {path: reason for content in contents for path, reason in content["unreadable"]}
-    reasons |= {each.path: each.reason for images in sources for each in images.unreadable}
+    reasons |= {image.path: image.reason for images in sources for image in images.unreadable}
     _name_unreadable(console, [Unreadable(0, path, reason) for path, reason in reasons.items()])
 
 
@@ -185,9 +185,7 @@ def _rows(
             predictor.compute(torch.stack([image for _, image in batch]).to(device)).cpu().topk(top, dim=1)
         )
         for (path, _), share, order in zip(batch, shares.tolist(), classes.tolist(), strict=True):
-            values = [
-                value for pair in zip([predictor.names[each] for each in order], share, strict=True) for value in pair
-            ]
+            values = [value for pair in zip([predictor.names[i] for i in order], share, strict=True) for value in pair]
             rows.append(dict(zip(_columns(top), [path, *values], strict=True)))
     return rows
 
@@ -227,8 +225,8 @@ def _table(rows: list[Prediction], top: int) -> Table:
 def _name_unreadable(console: Console, bad: Sequence[Unreadable]) -> None:
     if bad:
         console.print(f"{len(bad):,} image{'s' * (len(bad) != 1)} could not be read:")
-    for each in bad:
-        console.print(f"  {each.path}: {each.reason}", markup=False)
+    for image in bad:
+        console.print(f"  {image.path}: {image.reason}", markup=False)
 
 
 def _write_csv(parts: list[list[Prediction]], columns: list[str], file: Path) -> None:

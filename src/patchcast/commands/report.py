@@ -20,6 +20,7 @@ from torch import Tensor
 from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones import Backbone
+from patchcast.backbones.capabilities import READ_AS
 from patchcast.data import denormalize
 from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
@@ -129,7 +130,7 @@ def _headline(found: RunNumbers) -> list[Tile]:
     if speed := _speed(found):
         seen = found.recipe.steps * found.recipe.batch_size
         tiles.append(Tile(f"{speed:,.0f}", "images per second", f"{seen:,} images in about {_time(_seconds(found))}"))
-    millions = sum(each.numel() for each in found.pretrainer.backbone.parameters()) / 1e6
+    millions = sum(p.numel() for p in found.pretrainer.backbone.parameters()) / 1e6
     height, width = found.recipe.image_size
     tiles.append(Tile(f"{millions:.1f} M", "parameters", f"in the encoder, for {height}x{width} pixels"))
     return tiles
@@ -189,15 +190,17 @@ def _accuracy(found: RunNumbers) -> list[Section]:
     others = {"attentive": "Attentive probe", "finetune": "Fine-tuning, all weights"}
     for name, title in ((name, title) for name, title in others.items() if name in found.probes):
         one = found.probes[name]
-        lines = [[NETWORK_ROWS.get(each, each), _interval(row["accuracy"])] for each, row in _rows(one, "accuracy")]
+        lines = [[NETWORK_ROWS.get(key, key), _interval(row["accuracy"])] for key, row in _rows(one, "accuracy")]
         body += [subheading(title), html_table(["% right", "accuracy"], lines, strong=0)]
     if dense := found.probes.get("dense"):
         body += [subheading("Dense: the class of every pixel"), _dense_table(dense)]
         body.append(Html(f'<p class="alt">On {escape(dense["data"])}.</p>'))
     source = next(iter(found.probes.values())).get("data", "")
+    read = f" A network's feature is {READ_AS[probe.get('readout', 'mean')]}." if probe else ""
     alt = (
         f"Accuracy in % on {source}; 95 % intervals over the test images in brackets, spread over draws after ±. "
         "Differences are between linear probes on all labels, on the same test images; they do not cover the seed."
+        f"{read}"
     )
     return [Section("Probes", alt, body)] if body else []
 
@@ -218,7 +221,7 @@ def _rows(probe: Mapping[str, Any], measure: str) -> list[tuple[str, Mapping[str
 
 
 def _gained(other: str, gained: Mapping[str, Any]) -> str:
-    value, low, high = (100 * gained[each] for each in ("value", "low", "high"))
+    value, low, high = (100 * gained[key] for key in ("value", "low", "high"))
     sure = "" if low > 0 or high < 0 else " (not significant)"
     return f"This run vs {other}: {value:+.1f} points [{low:+.1f}, {high:+.1f}]{sure}."
 
@@ -231,7 +234,7 @@ def _layers(found: RunNumbers) -> list[Section]:
     for name, accuracy in ((name, accuracy) for name, accuracy in layers.items() if isinstance(accuracy, dict)):
         numbers, accuracies = map(int, accuracy), accuracy.values()
         curves.append(
-            Curve(NETWORK_ROWS.get(name, name), list(numbers), [100 * each for each in accuracies], dots=True)
+            Curve(NETWORK_ROWS.get(name, name), list(numbers), [100 * accuracy for accuracy in accuracies], dots=True)
         )
     chart = line_chart(curves, x_label="layer", y_label="linear probe, %", alt="Accuracy by layer")
     alt = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
@@ -314,7 +317,7 @@ def _percent(accuracy: Mapping[str, Any] | None, unit: str = " %") -> str:
 
 
 def _interval(accuracy: Mapping[str, Any]) -> str:
-    value, low, high = (100 * accuracy[each] for each in ("value", "low", "high"))
+    value, low, high = (100 * accuracy[key] for key in ("value", "low", "high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 

@@ -47,7 +47,7 @@ def search(given: options.Search) -> None:
             batches = EvalLoader(EvalSet(images, network.evaluate), BATCH)
             cache = feature_cache() if given.cache else None
             features.append(extract(backbone, batches, device=device, readout=given.readout, cache=cache).x)
-        bad = {each.index for each in images.unreadable}
+        bad = {image.index for image in images.unreadable}
         for place, position in enumerate(images.positions.tolist()):
             if position not in bad:
                 paths.append(images.store.path(position))

@@ -73,7 +73,7 @@ def collate(examples: list[tuple[Any, ...]]) -> Any:
 
 def finish(augment: Augment, cuts: Cuts) -> Float32[Tensor, "B C h w"]:
     """Resize, flip and normalize, on the device of the crops."""
-    chunks = zip(*(each.split(CHUNK) for each in cuts), strict=True)
+    chunks = zip(*(part.split(CHUNK) for part in cuts), strict=True)
     return torch.cat([augment.normalize.batch(_resize(Cuts(*chunk), augment.size)) for chunk in chunks])
 
 

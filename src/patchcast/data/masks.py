@@ -154,9 +154,9 @@ class Collages(Dataset[Pair]):
                 break
         images, classes = torch.stack(list(drawn.values())), torch.tensor(list(drawn))
         height, width = images.shape[-2:]
-        centres = torch.rand(len(images), 2, generator=generator) * torch.tensor([height, width])
+        centers = torch.rand(len(images), 2, generator=generator) * torch.tensor([height, width])
         rows, cols = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-        nearest = (torch.stack([rows, cols], dim=-1)[:, :, None] - centres).square().sum(dim=-1).argmin(dim=-1)
+        nearest = (torch.stack([rows, cols], dim=-1)[:, :, None] - centers).square().sum(dim=-1).argmin(dim=-1)
         return images.gather(0, nearest.expand(1, *images.shape[1:]))[0], classes[nearest]
 
 
@@ -213,13 +213,13 @@ def _read_boxes(file: Path) -> tuple[dict[str, list[Box]], list[str]]:
     """Boxes by the file name of their image, and the names of the classes."""
     try:
         found: Any = json.loads(file.read_text())
-        places = {each["id"]: place for place, each in enumerate(found["categories"], start=1)}
-        names = {each["id"]: each["file_name"] for each in found["images"]}
+        places = {entry["id"]: place for place, entry in enumerate(found["categories"], start=1)}
+        names = {entry["id"]: entry["file_name"] for entry in found["images"]}
         boxes: dict[str, list[Box]] = {}
-        for each in found["annotations"]:
-            left, top, width, height = each["bbox"]
-            box = (left, top, width, height, places[each["category_id"]])
-            boxes.setdefault(names[each["image_id"]], []).append(box)
-        return boxes, ["background", *(each["name"] for each in found["categories"])]
+        for entry in found["annotations"]:
+            left, top, width, height = entry["bbox"]
+            box = (left, top, width, height, places[entry["category_id"]])
+            boxes.setdefault(names[entry["image_id"]], []).append(box)
+        return boxes, ["background", *(entry["name"] for entry in found["categories"])]
     except (KeyError, TypeError, ValueError) as problem:
         raise ValueError(f"{file} is not in COCO's format (images, annotations, categories): {problem!r}") from problem

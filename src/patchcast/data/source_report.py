@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,7 @@ def check(images: Images, *, limit: int | None = None, workers: int = 0, progres
     >>> report = check(open_images("digits", split="test"))
     >>> print(report)
     digits test: 360 readable images (360 of 8x8), 0 unreadable
-    >>> report.labels[3], [round(each, 2) for each in report.mean]
+    >>> report.labels[3], [round(value, 2) for value in report.mean]
     (37, [0.3])
 
     Args:
@@ -88,7 +89,7 @@ def check(images: Images, *, limit: int | None = None, workers: int = 0, progres
     unreadable, sizes, labels = [], Counter[ImageSize](), Counter[int]()
     pixels, total, squares = 0, np.zeros(images.channels), np.zeros(images.channels)
     bar = track(looks, f"reading {images.split}", console=Console(stderr=True), transient=True, disable=not progress)
-    for found in (each for batch in bar for each in batch):
+    for found in itertools.chain.from_iterable(bar):
         if isinstance(found, Unreadable):
             unreadable.append(found)
             continue

@@ -17,7 +17,7 @@ ORDER = ("train", "test", "val", "validation")
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name tells, whatever its case; a year or number after it does not count.
+    """The split that a name means. Case is ignored, and so is a year or number at the end.
 
     >>> [split_of(name) for name in ("Train", "valid", "val2017", "validation", "eval", "cat", "trainer")]
     ['train', 'val', 'val', 'validation', 'test', None, None]
@@ -26,13 +26,13 @@ def split_of(name: str) -> str | None:
 
 
 def by_split_name(names: Iterable[str], where: str) -> dict[str, str]:
-    """The names that tell a split, by that split, in a fixed order.
+    """The names that mean a split, by split, in a fixed order.
 
     >>> by_split_name(["Test", "train", "extra"], "photos")
     {'train': 'train', 'test': 'Test'}
 
     Raises:
-        ValueError: if two names tell the same split.
+        ValueError: if two names mean the same split.
     """
     named: dict[str, str] = {}
     purposes: dict[str, str] = {}
@@ -51,7 +51,7 @@ def by_split_name(names: Iterable[str], where: str) -> dict[str, str]:
 
 
 def match_split(asked: str, splits: Collection[str]) -> str | None:
-    """The split that is asked for, by any of its names; None if there is none.
+    """The split with the requested name or another name of the same split; None if there is none.
 
     >>> match_split("validation", ["train", "val"]), match_split("Test", ["train", "test"]), match_split("a", ["train"])
     ('val', 'test', None)
@@ -64,7 +64,7 @@ def match_split(asked: str, splits: Collection[str]) -> str | None:
 
 
 def declared_splits(names: Iterable[str]) -> dict[str, str]:
-    """The split that each name of a dataset's own splits tells, or the name itself where none or another one tells it.
+    """The split that each of a dataset's split names means; a name that means no split, or an already used one, stays.
 
     >>> declared_splits(["Train", "valid", "extra"]), declared_splits(["test", "eval"])
     ({'Train': 'train', 'valid': 'val', 'extra': 'extra'}, {'test': 'test', 'eval': 'eval'})

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def draw_per_class(labels: Int[Tensor, " N"], per_class: int, *, generator: torch.Generator) -> Int[Tensor, " M"]:
-    """Indices of `per_class` random images of every class, class by class.
+    """Indices of `per_class` random images from every class, grouped by class.
 
     >>> labels = torch.tensor([0, 0, 0, 1, 1])
     >>> labels[draw_per_class(labels, 2, generator=torch.Generator().manual_seed(0))].tolist()
@@ -33,7 +33,7 @@ def stratified_split(
 ) -> tuple[Int[Tensor, " F"], Int[Tensor, " H"]]:
     """Indices of the images to fit on, and of a random `share` of each class held out (at least one image).
 
-    The single image of a class is fitted on.
+    An image that is alone in its class is used for fitting.
 
     >>> fit, held = stratified_split(torch.tensor([0] * 10 + [1] * 5), 0.2, generator=torch.Generator().manual_seed(0))
     >>> len(fit), len(held)

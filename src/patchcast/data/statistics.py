@@ -10,18 +10,18 @@ SMALLEST_STD = 1 / 255
 
 
 def channel_statistics(images: Images, limit: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, over all pixels of an evenly spaced sample, white being 1.
+    """Mean and standard deviation of each channel over the pixels of an evenly spaced sample; white is 1.
 
     >>> from patchcast.data import open_images
     >>> mean, std = channel_statistics(open_images("digits"))
     >>> f"{mean[0]:.2f} {std[0]:.2f}"
     '0.31 0.38'
 
-    A standard deviation is never given as less than one gray level (1/255 or, of images of more bits, 1/65535 and a
-    thousandth of the mean): a channel that is constant (alpha, often) can then still be normalized.
+    The standard deviation is at least one gray level (1/255; for images of more bits, 1/65535 and a thousandth of the
+    mean), so that a constant channel such as alpha can be normalized.
 
     Args:
-        limit: most images to read.
+        limit: maximum number of images to read.
     """
     is_deep = False
     count, total, squares = 0, torch.zeros(images.channels).double(), torch.zeros(images.channels).double()

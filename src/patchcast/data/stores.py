@@ -1,6 +1,6 @@
-"""`Store`: encoded images, one open file per position.
+"""`Store`: access to encoded images by position.
 
-A new kind of source is a new store and a function that lists its splits; all else stays as it is.
+To add a kind of source, write a store and a function that lists its splits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from patchcast.data.decode import ImageFile
 class Store(ABC):
     """The images of one split, encoded, in a fixed order.
 
-    A store travels to the loader's workers by pickle: it holds paths, labels and at most small images.
+    A store is pickled for the loader's workers, so it holds paths, labels and at most small images.
 
     Attributes:
-        labels: one a position, -1 where there is none; None where the source has no labels.
-        class_names: what the labels mean, if the source says so.
+        labels: one per position, -1 for unlabeled images; None if the source has no labels.
+        class_names: names of the classes, if the source has them.
     """
 
     labels: Int64[np.ndarray, " N"] | None = None
@@ -32,12 +32,12 @@ class Store(ABC):
 
     @abstractmethod
     def open(self, position: int) -> ImageFile:
-        """The image file at a position, opened. The caller closes it."""
+        """Open the image file at a position. The caller closes it."""
 
     @abstractmethod
     def path(self, position: int) -> str:
-        """The name by which a person finds that image."""
+        """A path or name by which a person can find the image."""
 
 
 Splits = Mapping[str, Callable[[], Store]]
-"""By name, each split of a source; a store is opened only when its split is asked for."""
+"""The splits of a source, by name; a split's store is opened on first access."""

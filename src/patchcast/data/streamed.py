@@ -1,9 +1,9 @@
-"""Sources that can only be read from their beginning to their end: batches from them, and the place saved to the bit.
+"""Streams: sources that can only be read in order. Batches are shuffled in windows, and runs resume exactly.
 
-A stream has no image number seven million that could be asked for, and so no permutation of all its images. What can
-be had is this: it is cut into windows of some thousand images, and each window is shuffled. A window is a function of
-the stream and its number, its order one of the seed and its number. So a resumed run reads the window that it was
-stopped in once more, from the place saved with its checkpoint, and then sees the very batches that it would have seen.
+A stream has no random access, so its images cannot be permuted as a whole. It is cut into windows of some thousand
+images, and each window is shuffled. The content of a window depends only on the stream and the window's number, its
+order only on the seed and the number. A resumed run reads its current window again, from the position saved in the
+checkpoint, and continues with the same batches as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from patchcast.data.transforms import Cut
 
 STREAM = "hf-stream:"
 WINDOW = 2048
-"""Smallest number of encoded images that are held and shuffled together; it is rounded up to whole batches."""
+"""Minimum number of encoded images that are held in memory and shuffled together, rounded up to whole batches."""
 HEAD = 1024
-"""Images at a stream's beginning from which channels, sizes and statistics are taken."""
+"""Images at a stream's beginning that channels, sizes and statistics are measured on."""
 
 
 class StreamRow(NamedTuple):
-    """An encoded image of a stream: in which pass over it and where it came, and its label, -1 for none.
+    """An encoded image of a stream, with its epoch, its number in it, and its label (-1 for none).
 
     `content` is None if the row holds no image.
     """
@@ -54,7 +54,7 @@ class StreamRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a window begins; `state` is what the datasets library resumes from, or None at the stream's beginning."""
+    """The position of a window; `state` is the datasets library's state, or None at the stream's beginning."""
 
     window: int = 0
     epoch: int = 0
@@ -63,13 +63,13 @@ class Place:
 
 
 class Rows:
-    """The rows of one `datasets.IterableDataset`, whose images are left encoded.
+    """The rows of a `datasets.IterableDataset`; images stay encoded.
 
     Args:
-        dataset: with a column of images.
-        column: its name.
-        label: name of a column of whole numbers, or None.
-        name: of the stream, for people.
+        dataset: a dataset with a column of images.
+        column: name of that column.
+        label: name of a column of integers, or None.
+        name: name of the stream for messages.
     """
 
     def __init__(self, dataset: Any, column: str, label: str | None, name: str) -> None:
@@ -78,7 +78,8 @@ class Rows:
         self.column, self.label, self.name = column, label, name
 
     def read(self, place: Place) -> Iterator[tuple[StreamRow, Callable[[], str]]]:
-        """Iterate over rows from `place`, epoch after epoch, each with a function for the reader's state after it.
+        """Iterate over rows from `place`, epoch after epoch; each comes with a function that returns the state after
+        it.
 
         Raises:
             ValueError: if there are no rows, or they cannot be read.
@@ -105,7 +106,7 @@ class Rows:
 
 
 class HeadStore(Store):
-    """The beginning of a stream, held in memory as a source of its own."""
+    """The first images of a stream, held in memory as a source."""
 
     def __init__(self, rows: Rows, class_names: list[str] | None = None) -> None:
         passes = (row for row, _ in rows.read(Place()))
@@ -130,10 +131,10 @@ class HeadStore(Store):
 
 
 def stream_splits(source: str, columns: Columns = ANY_LABEL) -> Splits:
-    """The splits of `hf-stream:NAME` or `hf-stream:NAME:CONFIG`; of each the beginning is read when it is opened.
+    """The splits of `hf-stream:NAME` or `hf-stream:NAME:CONFIG`; opening a split reads its first images.
 
     Raises:
-        ValueError: in one sentence, if it cannot be fetched or holds no images.
+        ValueError: if the dataset cannot be fetched or holds no images.
     """
     library = import_datasets(source)
     name, _, config = source.removeprefix(STREAM).partition(":")
@@ -156,19 +157,19 @@ def _head(dataset: Any, column: str, label: str | None, name: str, class_names: 
 
 
 class WindowSampler(Sampler[list[StreamRow]]):
-    """Batches of rows of a stream, the t-th of which depends on the stream, the seed and t, and on nothing else.
+    """Batches of rows of a stream. Batch t depends only on the stream, the seed and t.
 
     Args:
-        rows: of the stream.
-        batch_size: images of one step, over all ranks together.
-        seed: of the run.
-        steps: of the whole run.
-        start_step: the first step to give a batch for.
-        place: what `place(start_step)` gave in the run that is resumed; without it, the stream is read from its
+        rows: rows of the stream.
+        batch_size: images per step, over all ranks.
+        seed: seed of the run.
+        steps: steps of the whole run.
+        start_step: step of the first batch.
+        place: the value of `place(start_step)` in the run that is resumed; without it, the stream is read from the
             beginning, which gives the same batches.
-        rank: which part of each batch is given; every rank reads the whole stream.
+        rank: which share of each batch to return; every rank reads the whole stream.
         world: number of ranks.
-        accumulate: pieces in which a rank is given its part.
+        accumulate: pieces into which a rank's share is split.
     """
 
     def __init__(
@@ -210,12 +211,12 @@ class WindowSampler(Sampler[list[StreamRow]]):
                     continue
                 for piece in range(self.accumulate):
                     first = batch * self.batch_size + (piece * self.world + self.rank) * share
-                    yield [taken[each][0] for each in order[first : first + share]]
+                    yield [taken[place][0] for place in order[first : first + share]]
 
     def place(self, step: int) -> dict[str, Any]:
-        """Where to resume from for the batch of a step, as plain values; earlier places are dropped."""
+        """The position to resume from for the batch of a step, as plain values; forgets earlier positions."""
         window = step // self.batches_per_window
-        for older in [each for each in self.places if each < window]:
+        for older in [place for place in self.places if place < window]:
             del self.places[older]
         return dict(vars(self.places[window]))
 
@@ -223,14 +224,14 @@ class WindowSampler(Sampler[list[StreamRow]]):
 class StreamSet(Dataset[Any]):
     """Augmented images of a stream, decoded a batch at a time; the same rows always give the same pixels.
 
-    A row that cannot be read is replaced by the next in its batch that can, augmented in another way, and is named in
+    An unreadable row is replaced by the next readable one of its batch, with a different augmentation, and is named in
     a warning.
 
     Args:
-        rows: of the stream.
-        channels: to decode to.
-        augment: is called with an image and `mix_seed(seed, epoch, number)`.
-        seed: of the run.
+        rows: rows of the stream.
+        channels: number of channels to decode to.
+        augment: called with an image and `mix_seed(seed, epoch, number)`.
+        seed: seed of the run.
     """
 
     def __init__(self, rows: Rows, channels: int, augment: Callable[[Tensor, int], Tensor | Cut], seed: int) -> None:
@@ -238,7 +239,7 @@ class StreamSet(Dataset[Any]):
         self._journal: Journal | None = None
 
     def write_down(self, journal: Journal) -> None:
-        """Have every process that reads the stream add what it cannot read to a file."""
+        """Make every process that reads the stream append unreadable rows to a file."""
         self._journal = journal
 
     def sampler(self, batch_size: int, **how: Any) -> WindowSampler:
@@ -251,7 +252,7 @@ class StreamSet(Dataset[Any]):
             raise ValueError(f"none of the {len(batch)} images of a batch of {self.rows.name} can be read")
         found = []
         for place, row in enumerate(batch):
-            chosen = next((each for each in readable if each >= place), readable[0])
+            chosen = next((other for other in readable if other >= place), readable[0])
             image = decoded[chosen]
             assert image is not None
             found.append((self.augment(image, mix_seed(self.seed, row.epoch, row.number)), batch[chosen].label))

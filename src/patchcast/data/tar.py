@@ -1,4 +1,4 @@
-"""Images in tar shards, WebDataset's among them: an index of their members first, then any of them at any time."""
+"""Images in tar shards, including WebDataset's: the members are indexed once, and then read in any order."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from patchcast.data.stores import Splits, Store
 from patchcast.files import cache_file, write_cache
 
 BROKEN = -1
-"""Offset of the entry that stands for what a broken shard has lost; its name is the reason."""
+"""Offset of the entry that represents the lost part of a broken shard; its name is the reason."""
 LONGEST_NOTE = 2**20
-"""Bytes of a .cls or .json member; a longer one is no label."""
+"""Maximum bytes of a .cls or .json member; longer ones are not labels."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 @dataclass
 class Index:
-    """Where each image of some shards lies.
+    """The positions of all images in some shards.
 
     Attributes:
-        labels: as they are written, None where there is none.
-        folder: inside the shards, that holds all of the split; its name is no class.
+        labels: labels as written in the shards, None for unlabeled images.
+        folder: the folder inside the shards that holds the whole split; its name is not a class.
     """
 
     shards: list[int] = field(default_factory=list)
@@ -50,13 +50,13 @@ class Index:
 
 
 class TarStore(Store):
-    """The images of uncompressed tar files, in their order.
+    """The images of uncompressed tar files, in file order.
 
-    A tar file has no table of contents, so its headers are read once, and the index is cached in the user's cache
-    folder until a shard changes. From then on a shard is as good as a folder: any image at any time, and
-    so shuffled without a buffer. Nothing is ever unpacked, and links inside are not followed.
+    A tar file has no table of contents, so its headers are read once, and the index is stored in the user's cache
+    folder until a shard changes. Images can then be read in any order, without a shuffle buffer. Nothing is unpacked,
+    and links inside are not followed.
 
-    What a broken shard has lost is one unreadable image at its end.
+    The lost part of a broken shard counts as one unreadable image at its end.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TarStore(Store):
     ) -> None:
         self.files = files
         self.shards, self.offsets, self.sizes = (
-            np.array(each, dtype=np.int64) for each in (index.shards, index.offsets, index.sizes)
+            np.array(column, dtype=np.int64) for column in (index.shards, index.offsets, index.sizes)
         )
         self.names = Names(index.names)
         self.class_names = None if class_names is None else [printable(name) for name in class_names]
@@ -86,13 +86,13 @@ class TarStore(Store):
 
 
 def tar_splits(files: list[SourceFile], columns: Columns = ANY_LABEL) -> Splits:
-    """The splits of some tar files, by their names (`patchcast.data.source_files.by_split`).
+    """The splits of some tar files, by file name (`patchcast.data.source_files.by_split`).
 
-    Labels are WebDataset's `.cls` of an image's sample, or the `label` of its `.json`; or else the first folders, as in
-    a folder of images.
+    Labels are WebDataset's `.cls` of an image's sample, or the `label` in its `.json`; otherwise the first folder in an
+    image's path, as in a folder of images.
 
     Raises:
-        ValueError: if a file is no tar file, or is compressed; or none holds an image.
+        ValueError: if a file is not a tar file or is compressed, or if there are no images.
     """
     groups = by_split(files)
     indices = {
@@ -119,10 +119,10 @@ def tar_splits(files: list[SourceFile], columns: Columns = ANY_LABEL) -> Splits:
 
 
 def _without_masks(index: Index, where: str, asked: str | None) -> Index:
-    """Without images that belong to another one of their sample, such as `0001.seg.png` to `0001.png`.
+    """Leave out images that belong to another image of the same sample, such as `0001.seg.png` to `0001.png`.
 
     Args:
-        asked: the kind of file (`seg.png`) that is the image, if it was named.
+        asked: the kind of file (`seg.png`) that is the image, if the user named it.
     """
     if asked is not None:
         kinds = [sample_of(name)[1] for name in index.names]
@@ -141,7 +141,7 @@ def _without_masks(index: Index, where: str, asked: str | None) -> Index:
 
 
 def _by_folder(index: Index, where: str) -> dict[str, Index]:
-    """The splits that folders inside the shards tell; what a broken shard has lost is counted with the first."""
+    """The splits named by folders inside the shards; the lost part of a broken shard counts with the first split."""
     real = [place for place, offset in enumerate(index.offsets) if offset != BROKEN]
     parts = arrange([index.names[place].removeprefix("./") for place in real], "/", where)
     splits: dict[str, Index] = {}
@@ -164,7 +164,7 @@ def _take(index: Index, places: list[int]) -> Index:
 
 
 def find_index(files: list[SourceFile], asked: str | None = None) -> Index:
-    """The index of some shards, from the user's cache folder if it is there and no shard has changed."""
+    """The index of some shards, from the user's cache folder if no shard has changed."""
     states = [file.state for file in files]
     cached = cache_file(["tar, labels as written", asked, *states], ".index.npz")
     index = _read_index(cached)
@@ -227,7 +227,7 @@ def _append(index: Index, shard: int, name: str, offset: int, size: int, label: 
 
 
 def _note(notes: dict[str, Value], shard: tarfile.TarFile, member: tarfile.TarInfo, asked: str | None) -> None:
-    """Write down the label that a member gives its sample; one of its own comes before a field of `.json`."""
+    """Record the label that a member gives its sample; a `.cls` member takes precedence over a field of `.json`."""
     sample, kind = sample_of(member.name)
     own = ("cls", "class", "label") if asked is None else (asked.lower(),)
     if kind not in (*own, "json") or member.size > LONGEST_NOTE:
@@ -284,7 +284,7 @@ def _write_index(file: Path, index: Index) -> None:
 
 
 def _read_index(file: Path) -> Index | None:
-    """The cached index, if it is there and whole: each entry of the file has a checksum, which reading compares."""
+    """The cached index, if it exists and is intact; reading compares the checksum of each entry."""
     try:
         with np.load(file) as arrays:
             shards, offsets, sizes = arrays["numbers"].tolist()

@@ -1,4 +1,4 @@
-"""TIFF files that are too much for Pillow: many channels, more than 8 bits, or one page for each band."""
+"""TIFF files that Pillow cannot read: many channels, more than 8 bits, or one page per band."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TURNS = {2: (False, (-1,)), 3: (False, (-2, -1)), 4: (False, (-2,)), 5: (True, (
 
 
 def find_tiff(file: BytesIO | BufferedReader) -> ArrayFile | None:
-    """What a TIFF file that is too much for Pillow holds; None for those that Pillow reads in full.
+    """The pixels of a TIFF file that Pillow cannot read in full; None for those that it can.
 
     Raises:
         ValueError: if its header says what cannot be read.
@@ -48,7 +48,7 @@ def find_tiff(file: BytesIO | BufferedReader) -> ArrayFile | None:
 
 
 def _read(file: BytesIO | BufferedReader) -> ArrayFile | None:
-    """By tifffile: its pages as channels, if each holds one band of the same size; else the first page."""
+    """Read with tifffile: pages become channels if each holds one band of the same size; otherwise the first page."""
     try:
         import tifffile
     except ModuleNotFoundError as problem:
@@ -89,7 +89,7 @@ def _read(file: BytesIO | BufferedReader) -> ArrayFile | None:
 
 
 def _is_stack(series: Any, page: Any, pages: list[Any]) -> bool:
-    """Whether the file holds one band of the same size in each of its pages, and nothing else but smaller versions."""
+    """Whether every page holds one band of the same size; smaller versions of the image are ignored."""
     is_one_band = page.axes == "YX" and page.bitspersample >= 8 and series.shape[1:] == page.shape
     rest = [other for other in pages if not other.is_reduced and other.shape != page.shape]
     return is_one_band and len(series.shape) == 3 and not rest and page.colormap is None

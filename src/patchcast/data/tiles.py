@@ -1,4 +1,4 @@
-"""Cut large images into tiles, and fit images of any shape onto a canvas of whole tiles, their aspect kept."""
+"""Cut large images into tiles, and fit images of any shape onto a canvas of whole tiles, keeping the aspect ratio."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = [
 
 
 def best_canvas(size: tuple[int, int], tile: tuple[int, int], most: int, *, enlarge: bool = False) -> Grid:
-    """The grid of at most `most` tiles that an image fits best, its aspect kept.
+    """The grid of at most `most` tiles that fits an image best, keeping the aspect ratio.
 
-    Of the canvases on which it need not be made smaller, the one on which it is enlarged least (or most, to fill it, if
-    `enlarge`); if there is none, the one on which it is made smaller least. Of those alike, the one with fewest tiles.
+    Among the canvases that do not shrink the image, choose the one that enlarges it least (or most, if `enlarge`). If
+    there is none, choose the one that shrinks it least. Ties go to the fewest tiles.
 
     >>> best_canvas((300, 800), (224, 224), 16), best_canvas((300, 800), (224, 224), 16, enlarge=True)
     (Grid(rows=2, cols=4), Grid(rows=2, cols=6))
@@ -44,7 +44,7 @@ def best_canvas(size: tuple[int, int], tile: tuple[int, int], most: int, *, enla
     Args:
         size: (height, width) of the image in pixels.
         tile: height and width of a tile in pixels.
-        most: tiles.
+        most: maximum number of tiles.
     """
     if most < 1 or min(size) < 1 or min(tile) < 1:
         raise ValueError(f"needs an image, tiles and a number of tiles; got {size}, {tile} and {most}")
@@ -52,26 +52,26 @@ def best_canvas(size: tuple[int, int], tile: tuple[int, int], most: int, *, enla
     grids = [Grid(rows, cols) for rows in range(1, most + 1) for cols in range(1, most // rows + 1)]
     # The scale of each times height * width: whole numbers, so that what is alike is found to be.
     scale = {grid: min(grid.rows * tile[0] * width, grid.cols * tile[1] * height) for grid in grids}
-    enough = [each for each in scale.values() if each >= height * width]
+    enough = [area for area in scale.values() if area >= height * width]
     chosen = (max(enough) if enlarge else min(enough)) if enough else max(scale.values())
     return min((grid for grid in grids if scale[grid] == chosen), key=lambda grid: grid.units)
 
 
 class Fitted(NamedTuple):
-    """An image in the upper left corner of a canvas, and its (height, width) there."""
+    """An image in the upper left corner of a canvas, and its (height, width) on it."""
 
     canvas: Num[Tensor, "C H W"]
     size: tuple[int, int]
 
 
 def fitted_size(size: tuple[int, int], canvas: tuple[int, int], tile: tuple[int, int] | None = None) -> tuple[int, int]:
-    """The (height, width) that an image has on a canvas, its aspect kept: as large as fits, rounded down.
+    """The (height, width) of an image on a canvas: as large as fits with the aspect ratio kept, rounded down.
 
     >>> fitted_size((300, 800), (448, 1344)), fitted_size((300, 800), (448, 1344), tile=(224, 224))
     ((448, 1194), (300, 800))
 
     Args:
-        tile: enlarge no further than this; None: to fill the canvas.
+        tile: do not enlarge beyond this (height, width); None: fill the canvas.
     """
     (height, width), (most_down, most_right) = size, canvas
     if tile is not None:
@@ -89,7 +89,7 @@ def resize_with_padding(
     tile: tuple[int, int] | None = None,
     interpolation: InterpolationMode = InterpolationMode.BICUBIC,
 ) -> Fitted:
-    """Fit an image onto a canvas, its aspect kept, with zeros to the right of it and below.
+    """Fit an image onto a canvas, keeping the aspect ratio, with zeros to the right and below.
 
     >>> fitted = resize_with_padding(torch.ones(3, 100, 50), (64, 64))
     >>> fitted.canvas.shape, fitted.size, fitted.canvas[0, 0, 31:33].round().tolist()
@@ -97,7 +97,7 @@ def resize_with_padding(
 
     Args:
         canvas: (height, width) in pixels.
-        tile: enlarge a small image no further than this (height, width); None: to fill the canvas.
+        tile: do not enlarge a small image beyond this (height, width); None: fill the canvas.
         interpolation: of torchvision, with antialiasing.
     """
     height, width = fitted_size((image.shape[-2], image.shape[-1]), canvas, tile)
@@ -106,7 +106,7 @@ def resize_with_padding(
 
 
 class FitTiles:
-    """From an image of any size to a normalized one on the canvas of tiles that it fits best.
+    """Turn an image of any size into a normalized one on the canvas of tiles that fits it best.
 
     >>> fit = FitTiles((224, 224), 4, mean=(0.5,) * 3, std=(0.5,) * 3)
     >>> fitted = fit(torch.zeros(3, 384, 512, dtype=torch.uint8))
@@ -115,12 +115,12 @@ class FitTiles:
 
     Args:
         tile: height and width of a tile in pixels.
-        most: tiles of one image.
+        most: maximum number of tiles per image.
         mean: of each channel, white being 1.
         std: of each channel.
         enlarge: fill the canvas; otherwise an image is enlarged only up to the size of a tile.
         interpolation: of torchvision, with antialiasing, in uint8.
-        black: pad with black, as torchtune does, and not with the mean color.
+        black: pad with black, as torchtune does, instead of the mean color.
     """
 
     def __init__(
@@ -151,30 +151,30 @@ class FitTiles:
 
 
 def stack(fitted: Sequence[Fitted]) -> dict[str, Tensor]:
-    """A batch of images on canvases of different sizes: each in the upper left corner of one that holds them all.
+    """Stack images on canvases of different sizes, each in the upper left corner of a canvas that holds them all.
 
     >>> batch = stack([Fitted(torch.ones(3, 32, 64), (32, 50)), Fitted(torch.ones(3, 64, 32), (64, 32))])
     >>> batch["canvas"].shape, batch["size"].tolist()
     (torch.Size([2, 3, 64, 64]), [[32, 50], [64, 32]])
     """
-    height, width = (max(each.canvas.shape[dim] for each in fitted) for dim in (-2, -1))
+    height, width = (max(image.canvas.shape[dim] for image in fitted) for dim in (-2, -1))
     canvases = [
-        F.pad(each.canvas, (0, width - each.canvas.shape[-1], 0, height - each.canvas.shape[-2])) for each in fitted
+        F.pad(image.canvas, (0, width - image.canvas.shape[-1], 0, height - image.canvas.shape[-2])) for image in fitted
     ]
-    return {"canvas": torch.stack(canvases), "size": torch.tensor([each.size for each in fitted])}
+    return {"canvas": torch.stack(canvases), "size": torch.tensor([image.size for image in fitted])}
 
 
 def list_tiles(
     fitted: Sequence[Fitted], tile: tuple[int, int]
 ) -> tuple[Float[Tensor, "B T C h w"], Int[Tensor, "B 2"]]:
-    """A batch of images as lists of their tiles, the shorter ones filled up with zeros; and the tile grid of each.
+    """Stack images as lists of tiles, shorter lists padded with zeros; returns them with each image's tile grid.
 
     >>> wide, square = Fitted(torch.ones(3, 32, 64), (32, 64)), Fitted(torch.ones(3, 32, 32), (32, 32))
     >>> tiles, grids = list_tiles([wide, square], (32, 32))
     >>> tiles.shape, grids.tolist()
     (torch.Size([2, 2, 3, 32, 32]), [[1, 2], [1, 1]])
     """
-    cut = [tile_crop(each.canvas, tile) for each in fitted]
-    longest = max(len(each) for each in cut)
-    tiles = torch.stack([F.pad(each, (0, 0) * 3 + (0, longest - len(each))) for each in cut])
-    return tiles, torch.tensor([tuple(tiles_of(each.canvas.shape[-2:], tile)) for each in fitted])
+    cut = [tile_crop(image.canvas, tile) for image in fitted]
+    longest = max(len(tiles_of_one) for tiles_of_one in cut)
+    tiles = torch.stack([F.pad(tiles_of_one, (0, 0) * 3 + (0, longest - len(tiles_of_one))) for tiles_of_one in cut])
+    return tiles, torch.tensor([tuple(tiles_of(image.canvas.shape[-2:], tile)) for image in fitted])

@@ -1,4 +1,4 @@
-"""From an image to the float32 tensor that a model sees. All chance comes from an explicit seed."""
+"""From an image to the float32 tensor that a model sees. Randomness comes from an explicit seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRIES = 10
 
 
 class Cut(NamedTuple):
-    """A part of an image, and whether it is to be mirrored."""
+    """A crop of an image, and whether to mirror it."""
 
     pixels: ImagePixels
     is_flipped: bool
@@ -33,18 +33,18 @@ class Augment:
     >>> augment(image, seed=1).shape, torch.equal(augment(image, seed=1), augment(image, seed=1))
     (torch.Size([1, 32, 32]), True)
 
-    The crop is that of torchvision's `RandomResizedCrop`: an area drawn evenly from `scale`, and a logarithm of its
-    ratio drawn evenly from 3/4 to 4/3, up to ten times until it fits into the image, then a central one. The ratio is
-    taken relative to `size`'s own, which for square targets is the same, and keeps shapes true for others. Resizing is
-    bicubic with antialiasing. No global random state is read or changed.
+    The crop is drawn as in torchvision's `RandomResizedCrop`: an area uniform in `scale`, and an aspect ratio
+    log-uniform in 3/4 to 4/3. After ten crops that do not fit into the image, a central crop is used. The ratio is
+    relative to that of `size`, so that non-square targets are not distorted. Resizing is bicubic with antialiasing. No
+    global random state is read or changed.
 
     Args:
-        size: (height, width) of what comes out.
-        scale: smallest and largest share of the image's area; (0.2, 1) in MAE, (0.4, 1) in AIM. None for no crop: the
-            whole image is resized.
-        flip: whether half of the images are mirrored.
-        mean: of each channel, white being 1.
-        std: of each channel.
+        size: (height, width) of the output.
+        scale: minimum and maximum share of the image's area; (0.2, 1) in MAE, (0.4, 1) in AIM. None: no crop, the whole
+            image is resized.
+        flip: mirror half of the images.
+        mean: mean of each channel; white is 1.
+        std: standard deviation of each channel.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Augment:
         return self.normalize(image.flip(-1) if cut.is_flipped else image)
 
     def cut(self, image: ImagePixels, seed: int) -> Cut:
-        """All that is drawn: the crop, and whether it is flipped."""
+        """Draw the crop, and whether it is flipped."""
         chance = random.Random(seed)
         if self.scale is not None:
             top, left, height, width = self.draw_crop(image.shape[-2], image.shape[-1], chance)
@@ -91,17 +91,17 @@ class Augment:
 
 
 class Evaluate:
-    """Resize so that the image just covers the target, crop its center, normalize; or resize all of it, and normalize.
+    """Resize until the image just covers the target, crop the center and normalize; or resize without cropping.
 
     >>> evaluate = Evaluate((8, 8), mean=(0.5,), std=(0.5,))
     >>> evaluate(torch.zeros(1, 12, 16, dtype=torch.uint8)).unique()
     tensor([-1.])
 
     Args:
-        size: (height, width) of what comes out; pixels of an image that has it already are left as they are.
-        mean: of each channel, white being 1.
-        std: of each channel.
-        squash: resize the whole image to the target, whatever its shape, and cut nothing away.
+        size: (height, width) of the output; an image of this size is not resampled.
+        mean: mean of each channel; white is 1.
+        std: standard deviation of each channel.
+        squash: resize the whole image to the target size, without cropping and without keeping the aspect ratio.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Evaluate:
 
 
 class Normalize:
-    """(image / white - mean) / std, of each channel; white is 255 in uint8, and 1 in float32."""
+    """(image / white - mean) / std for each channel; white is 255 for uint8 and 1 for float32."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != len(std) or min(std) <= 0:
@@ -137,14 +137,17 @@ class Normalize:
         return image.contiguous().mul(255 * self.factor).add_(self.offset)
 
     def batch(self, images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
-        """The same of many, on their device."""
+        """The same for a batch, on its device."""
         factor = self.factor if images.dtype == torch.uint8 else 255 * self.factor
-        return images.float().mul(factor.to(images.device)).add_(self.offset.to(images.device))
+        factor, offset = (each.to(images.device, non_blocking=True) for each in (factor, self.offset))
+        return images.float().mul(factor).add_(offset)
 
 
 def resize(image: ImagePixels, size: tuple[int, int]) -> UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]:
-    """Bicubic with antialiasing, in uint8 where the image is, as Pillow and torchvision do it; the image itself if it
-    has that size."""
+    """Bicubic resizing with antialiasing, in uint8 for uint8 images, as in Pillow and torchvision.
+
+    An image that already has the size is returned unchanged.
+    """
     if image.shape[-2:] == size:
         return image
     return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
@@ -153,7 +156,7 @@ def resize(image: ImagePixels, size: tuple[int, int]) -> UInt8[Tensor, "C h w"] 
 def denormalize(
     images: Float[Tensor, "*B C H W"], mean: Sequence[float], std: Sequence[float]
 ) -> UInt8[Tensor, "*B C H W"]:
-    """Back from what a model sees to pixels; values beyond black and white are clipped.
+    """Convert normalized images back to pixels; values beyond black and white are clipped.
 
     >>> image = torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8)
     >>> torch.equal(denormalize(Evaluate((8, 8), (0.3,), (0.4,))(image), (0.3,), (0.4,)), image)

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader
 
 PATIENCE = 60.0
-"""Seconds without a batch after which it is said; the time to the next message doubles."""
+"""Seconds without a batch until the first message; the time to the next message doubles."""
 STATES = {"T": "stopped", "t": "stopped", "D": "waits for a disk", "Z": "dead"}
 Batch = TypeVar("Batch")
 
 
 class PatientLoader(DataLoader[Any]):
-    """A `DataLoader` that says on stderr, after a minute without a batch, which worker processes it waits for."""
+    """A `DataLoader` that reports on stderr, after a minute without a batch, which worker processes it waits for."""
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
@@ -26,7 +26,7 @@ class PatientLoader(DataLoader[Any]):
 
 
 def watch(batches: Iterator[Batch], patience: float | None = None) -> Iterator[Batch]:
-    """The same batches; a thread of this process tells, if one is long in coming, what is waited for.
+    """The same batches; if one takes long, a thread of this process reports what is waited for.
 
     >>> list(watch(iter([1, 2])))
     [1, 2]
@@ -81,7 +81,7 @@ def _message(seconds: float) -> str:
 
 
 def _state(pid: int | None) -> str:
-    """What Linux says of a process that does not run; nothing elsewhere."""
+    """Linux's description of a process that is not running; empty on other systems."""
     try:
         letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):

@@ -51,7 +51,7 @@ def complete_pixels(
         ValueError: if the prefix is not 1 to N.
     """
     target = pretrainer.target
-    plan = pretrainer.draw(images, generator)
+    plan = pretrainer.plan(pretrainer.backbone.grid(images), len(images), generator)
     if not isinstance(plan, OrderPlan):
         raise CannotError(f"only methods that predict in order complete images, such as aim; this one draws {plan}")
     if not isinstance(target, Pixels):
@@ -64,11 +64,16 @@ def complete_pixels(
     if not 1 <= prefix <= plan.grid.units:
         raise ValueError(f"completing needs a prefix of 1 to {plan.grid.units} units; got {prefix}")
     # A model trained without prefixes has never seen units that attend to later ones.
-    given = torch.full_like(plan.prefix, prefix) if bool((plan.prefix > 0).all()) else torch.zeros_like(plan.prefix)
-    plan = OrderPlan(plan.grid, plan.order, given, is_raster=plan.is_raster)
+    has_prefix = bool((plan.prefix > 0).all())  # read before the plan moves: a GPU would have to wait
+    given = torch.full_like(plan.prefix, prefix if has_prefix else 0)
+    plan = OrderPlan(plan.grid, plan.order, given, is_raster=plan.is_raster).to(images.device)
 
     with evaluating(pretrainer):
-        predict_next: NextUnit = (CachedForward if can_cache(pretrainer.backbone) else FullForward)(pretrainer, plan)
+        predict_next: NextUnit = (
+            CachedForward(pretrainer, plan, is_causal=not has_prefix)
+            if can_cache(pretrainer.backbone)
+            else FullForward(pretrainer, plan)
+        )
         units = patchify(images, target.stride)
         to_come = plan.order[:, prefix:]
         units = units.scatter(1, _rows(to_come, units), 0.0)
@@ -80,8 +85,6 @@ def complete_pixels(
 
 class NextUnit(Protocol):
     """Predicts the unit `order[place]` of each image from those before it."""
-
-    def __init__(self, pretrainer: Pretrainer, plan: OrderPlan) -> None: ...
 
     def __call__(self, images: Float[Tensor, "B C H W"], place: int) -> Float[Tensor, "B 1 T"]: ...
 
@@ -102,11 +105,11 @@ class CachedForward:
     """Run new units only, with cached keys and values of the others.
 
     Given units attend to one another and to prefix tokens, and each later unit to all before it. So only the first
-    piece may need a mask, if the order has no prefix.
+    piece may need a mask, if the order has no prefix (`is_causal`).
     """
 
-    def __init__(self, pretrainer: Pretrainer, plan: OrderPlan) -> None:
-        self.pretrainer, self.plan = pretrainer, plan
+    def __init__(self, pretrainer: Pretrainer, plan: OrderPlan, *, is_causal: bool) -> None:
+        self.pretrainer, self.plan, self.is_causal = pretrainer, plan, is_causal
         places = plan.grid.units + pretrainer.backbone.features_prefix
         self.blocks = CachedBlocks(pretrainer.backbone, batch=len(plan.order), places=places)
         self.seen = 0
@@ -116,7 +119,7 @@ class CachedForward:
         tokens = backbone.keep(backbone.embed(images), order[:, self.seen : place])
         is_first = self.seen == 0
         x = tokens.x if is_first else tokens.x[:, tokens.prefix :]
-        last = self.blocks.extend(x, is_causal=is_first and not bool(self.plan.prefix.any()))[:, -1:]
+        last = self.blocks.extend(x, is_causal=is_first and self.is_causal)[:, -1:]
         self.seen = place
         # The head reads the feature of the last unit, from a context that holds all units.
         step = Step(self.plan.grid, order[:, None, place - 1 : place], order[:, None, place : place + 1])

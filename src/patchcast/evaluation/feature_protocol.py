@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from patchcast import options
+from patchcast.backbones.capabilities import READ_AS
 from patchcast.data import TrainSet
 from patchcast.evaluation.baselines import BASELINES, PIXELS_A_SIDE
 from patchcast.evaluation.features import Features, extract, extract_with
@@ -56,7 +57,12 @@ class Scores:
         label_free = {"rankme": self.rankme, "alpha_req": self.alpha_req, "lidar": self.lidar}
         return {
             "knn_20": self.knn.by_k.get(20),
-            "knn": {**accuracy_interval(self.knn.correct)._asdict(), "k": self.knn.k, "by_k": self.knn.by_k},
+            "knn": {
+                **accuracy_interval(self.knn.correct)._asdict(),
+                "k": self.knn.k,
+                "standardized": self.knn.standardized,
+                "by_k": self.knn.by_k,
+            },
             "linear": {**self.accuracy._asdict(), "strength": self.linear.strength, "balanced": self.balanced},
             "few_labels": [
                 {"per_class": row.per_class, "mean": row.mean, "std": row.std, "draws": len(row.accuracies)}
@@ -125,12 +131,14 @@ class FeatureProtocol(Protocol[Scores]):
             few = [f"{100 * row.mean:.1f} ± {100 * row.std:.1f}" for row in scores.few]
             shown = [scores.linear.accuracy, *([scores.balanced] if balanced else []), scores.knn.accuracy]
             accuracy.add_row(name, *few, *(f"{100 * value:.1f}" for value in shown))
-        neighbors = ", ".join(f"{scores.knn.k}" for scores in results.values())
+        said = READ_AS[self.options.readout]
+        neighbors = ", ".join(f"{scores.knn.k}{'*' * scores.knn.standardized}" for scores in results.values())
         accuracy.caption = (
             f"Linear classifier; few labels: mean ± spread over {self.options.draws} draws; all: "
             f"{len(self.labeled.train):,} images, tested on {len(self.labeled.test):,}; kNN among all, with "
-            f"{neighbors} neighbors. Regularization and neighbors are chosen on held-out training images. Raw "
-            f"pixels are averaged down to at most {PIXELS_A_SIDE}x{PIXELS_A_SIDE}."
+            f"{neighbors} neighbors (*: on standardized features). A network's feature is {said}. Regularization, "
+            "neighbors and scale are chosen on held-out training images. Raw pixels are averaged down to at most "
+            f"{PIXELS_A_SIDE}x{PIXELS_A_SIDE}."
         )
         return [accuracy, self._label_free_table(results)]
 

@@ -118,7 +118,7 @@ def extract(
     >>> from patchcast.backbones.sequence import ViT
     >>> backbone = ViT(timm.create_model("test_vit", img_size=32, patch_size=8))
     >>> extract(backbone, [(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))]).x.shape
-    torch.Size([2, 64])
+    torch.Size([2, 128])
 
     Args:
         loader: yields batches of (images, labels), with images as the backbone takes them. Labels are class indices, -1

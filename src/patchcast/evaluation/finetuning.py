@@ -15,9 +15,12 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.capabilities import Readout
 from patchcast.evaluation.features import Loader
 from patchcast.modes import evaluating
 from patchcast.schedules import warmup_cosine
+
+READ: Readout = "mean"
 
 
 @runtime_checkable
@@ -30,7 +33,9 @@ class SizedLoader(Protocol):
 
 
 class Classifier(nn.Module):
-    """A backbone's embedding and a linear layer that is initialized to zero.
+    """The mean of a backbone's units and a linear layer that is initialized to zero.
+
+    The mean alone, whatever probes read: it is what timm's classifiers have, and `patchcast finetune` leaves.
 
     >>> import timm
     >>> from patchcast.backbones.sequence import ViT
@@ -44,13 +49,13 @@ class Classifier(nn.Module):
         self.backbone = backbone
         with evaluating(backbone):
             image = torch.zeros(1, backbone.channels, *backbone.image_size, device=next(backbone.parameters()).device)
-            width = backbone.pool(image).shape[1]
+            width = backbone.pool(image, READ).shape[1]
         self.classify = nn.Linear(width, classes)
         nn.init.zeros_(self.classify.weight)
         nn.init.zeros_(self.classify.bias)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        return self.classify(self.backbone.pool(images))
+        return self.classify(self.backbone.pool(images, READ))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.capabilities import READ_AS
 from patchcast.backbones.tiled import Tiled
 from patchcast.files import write_text
 from patchcast.geometry import to_rows
@@ -203,6 +204,8 @@ def _probes(run: Path) -> Iterator[tuple[str, str]]:
         results = _read(run / f"{name}.json")
         if "data" in results:
             yield f"{name}: data", without_place(results["data"])
+        if name == "probe" and results:  # files of earlier versions do not name it
+            yield "probe: feature", READ_AS[results.get("readout", "mean")]
         yield from ((f"{name}: {label}", number) for label, number in _accuracies(results))
 
 

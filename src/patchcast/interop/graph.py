@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.readout import mean_std
 from patchcast.files import full_disk, unfinished_folder
 from patchcast.modes import evaluating
 
@@ -36,12 +37,12 @@ class Difference(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """What is exported: from normalized images to their embeddings and the features of their units, row by row.
+    """What is exported: from normalized images to their embeddings (`mean_std`) and the features of units, row by row.
 
     >>> from patchcast.backbones import wrap
     >>> embedding, units = Encoder(wrap("test_vit", img_size=32))(torch.zeros(2, 3, 32, 32))
     >>> embedding.shape, units.shape
-    (torch.Size([2, 64]), torch.Size([2, 4, 64]))
+    (torch.Size([2, 128]), torch.Size([2, 4, 64]))
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -50,7 +51,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         units = self.backbone.units(images)
-        return units.mean(dim=1), units
+        return mean_std(units), units
 
 
 def save_torch(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ C H W"]]) -> Difference:
@@ -141,7 +142,7 @@ def _checked(file: Path, run: Forward, backbone: Backbone, images: Sequence[Tens
     greatest = largest = 0.0
     with evaluating(backbone):
         for batch in images:
-            for theirs, own in zip(run(batch), (backbone.pool(batch), backbone.units(batch)), strict=True):
+            for theirs, own in zip(run(batch), (backbone.pool(batch, "mean_std"), backbone.units(batch)), strict=True):
                 greatest = max(greatest, float((theirs - own).abs().max()))
                 largest = max(largest, float(own.abs().max()))
     difference = Difference(greatest, largest)

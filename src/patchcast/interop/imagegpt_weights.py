@@ -323,7 +323,7 @@ def from_openai(arrays: Mapping[str, np.ndarray]) -> tuple[Weights, int]:
     for layer in range(_depth(state, r"h(\d+)/")):
         theirs, ours = f"h{layer}/", f"blocks.{layer}."
         # (head, channel, input): rows of a linear map's weight for q, k and v, columns for the projection.
-        qkv = [state[f"{theirs}attn/{each}_proj"].reshape(width, width) for each in "qkv"]
+        qkv = [state[f"{theirs}attn/{part}_proj"].reshape(width, width) for part in "qkv"]
         network |= {
             f"{ours}norm1.weight": state[f"{theirs}ln_1/g"],
             f"{ours}norm2.weight": state[f"{theirs}ln_2/g"],
@@ -356,8 +356,8 @@ def to_openai(weights: Weights, heads: int) -> dict[str, np.ndarray]:
     }
     for layer in range(_depth(network, r"blocks\.(\d+)\.")):
         theirs, ours = f"h{layer}/", f"blocks.{layer}."
-        for each, part in zip("qkv", network[f"{ours}attn.qkv.weight"].chunk(3), strict=True):
-            state[f"{theirs}attn/{each}_proj"] = part.reshape(heads, width // heads, width)
+        for letter, part in zip("qkv", network[f"{ours}attn.qkv.weight"].chunk(3), strict=True):
+            state[f"{theirs}attn/{letter}_proj"] = part.reshape(heads, width // heads, width)
         state |= {
             f"{theirs}ln_1/g": network[f"{ours}norm1.weight"],
             f"{theirs}ln_2/g": network[f"{ours}norm2.weight"],

@@ -1,4 +1,4 @@
-"""What transformers' image processors are told, so that they show an image as evaluation here does."""
+"""Settings with which transformers' image processors preprocess images as our evaluation does."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def processor_config(
     >>> config["size"], config["do_center_crop"]
     ({'shortest_edge': 32}, True)
 
-    Transformers can cut the center out of an image for a square size only, and rounds the longer side of the resized
-    image down where `Evaluate` rounds to the nearest. For other shapes the processor is set to resize nothing, so that
-    it takes images of the network's size, and larger ones do not silently come out otherwise.
+    transformers center-crops to square sizes only, and rounds the longer side of a resized image down, where `Evaluate`
+    rounds to nearest. For other shapes the processor does not resize: it takes images of the network's size only, so
+    that images of other sizes fail instead of being preprocessed differently.
     """
     rows, cols = size
     whole = {"height": rows, "width": cols}

@@ -29,15 +29,15 @@ def iGPT(  # the name that users of stable-pretraining know
     - a named encoder gets `in_channels`, `patch_size` and `image_size`; there they only shape the head.
     - images need not be square, and encoders may be any whose attention takes masks (DINOv3, BEiT, SigLIP, ...); there
       `forward` reimplements a plain ViT with learned positions.
-    - in eval mode the loss is computed (there it is 0), and `output.embedding` is the mean over units of the whole
-      image in both modes (there the class token, or the mean under the mask).
+    - in eval mode the loss is computed (there it is 0), and `output.embedding` is `backbone.pool` of the whole image
+      in both modes (there the class token, or the mean under the mask).
     - `output.predictions` is (B, 1, N - 1, T), with the pixels of a patch in the order row, column, channel.
 
     >>> import torch
     >>> pretrainer = iGPT("vit_tiny_patch16_224", patch_size=8, image_size=(16, 32), in_channels=5)
     >>> output = pretrainer(torch.randn(2, 5, 16, 32))
     >>> output.predictions.shape, output.embedding.shape
-    (torch.Size([2, 1, 7, 320]), torch.Size([2, 192]))
+    (torch.Size([2, 1, 7, 320]), torch.Size([2, 384]))
 
     Args:
         encoder_name_or_module: a timm name, or a model that was built for the other arguments.

@@ -125,7 +125,7 @@ class TorchtuneViT(nn.Module):
             aspect_ratio: rows and columns of tiles of each image; optional if images have one tile.
         """
         found = self.backbone.forward_tiles(images, aspect_ratio, depths=self.depths)
-        hidden = [each.rows(class_last=self.class_last) for each in found.hidden]
+        hidden = [layer.rows(class_last=self.class_last) for layer in found.hidden]
         if self.cls_projection is not None:
             return self.cls_projection(found)[..., None, :], hidden
         return found.rows(class_last=self.class_last), hidden
@@ -140,20 +140,20 @@ def to_torchtune(model: TorchtuneViT) -> dict[str, Tensor]:
     (torch.Size([32, 32]), torch.Size([4, 4, 1, 32]))
     """
     own = model.backbone.model.state_dict()
-    vit = {name.removeprefix("tile.model."): each for name, each in own.items() if name.startswith("tile.model.")}
+    vit = {name.removeprefix("tile.model."): value for name, value in own.items() if name.startswith("tile.model.")}
     state = {theirs: vit[ours] for theirs, ours in TOP.items()}
     state["cls_token_embedding.weight"] = vit["cls_token"].flatten()
-    for name, each in vit.items():
+    for name, value in vit.items():
         if not name.startswith("blocks."):
             continue
         _, layer, rest = name.split(".", 2)
         part, kind = rest.rsplit(".", 1)
         if part == "attn.qkv":
-            for letter, third in zip("qkv", each.chunk(3), strict=True):
+            for letter, third in zip("qkv", value.chunk(3), strict=True):
                 state[f"layers.{layer}.attn.{letter}_proj.{kind}"] = third
         else:
             theirs = next(theirs for theirs, ours in LAYER.items() if ours == part)
-            state[f"layers.{layer}.{theirs}.{kind}"] = each
+            state[f"layers.{layer}.{theirs}.{kind}"] = value
     local = class_to(vit["pos_embed"][0], last=model.class_last)
     if model.backbone.model.tokens is None:
         state["token_pos_embedding.positional_embedding"] = local
@@ -168,7 +168,7 @@ def to_torchtune(model: TorchtuneViT) -> dict[str, Tensor]:
             state[f"{theirs}.gate"] = own[f"{ours}.gate"]
     if model.cls_projection is not None:
         state["cls_projection.weight"] = model.cls_projection.project.weight.T
-    return {name: each.detach().clone(memory_format=torch.contiguous_format) for name, each in state.items()}
+    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
 
 
 def load_torchtune(model: TorchtuneViT, state: State) -> None:
@@ -203,10 +203,10 @@ def _from_torchtune(state: State, class_last: bool) -> dict[str, Tensor]:
     for name in thirds:
         block = name.replace("layers.", "tile.model.blocks.").replace("q_proj", "qkv")
         own[block] = torch.cat([state[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"])
-    for name, each in state.items():
+    for name, value in state.items():
         for theirs, ours in LAYER.items():
             if name.startswith("layers.") and f".{theirs}." in name:
-                own[name.replace("layers.", "tile.model.blocks.").replace(f".{theirs}.", f".{ours}.")] = each
+                own[name.replace("layers.", "tile.model.blocks.").replace(f".{theirs}.", f".{ours}.")] = value
     token = "token_pos_embedding."
     if f"{token}gate" in state:
         local = state[f"{token}local_token_positional_embedding"]

@@ -1,7 +1,7 @@
 """transformers' ImageGPT classes with the same names and methods, over this library's network.
 
 Code for transformers' classes works with these when its import is changed; transformers is not needed. The differences
-are listed in docs/coming-from.md.
+are listed in docs/coming-from/transformers.md.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class ImageGPTConfig:
         labels = values.pop("num_labels", None) or len(values.get("id2label") or ()) or 2
         names = values.pop("id2label", None) or {}
         values.pop("label2id", None)
-        for each in fields(self):
-            if each.name not in ("id2label", "others"):
-                setattr(self, each.name, values.pop(each.name, each.default))
+        for option in fields(self):
+            if option.name not in ("id2label", "others"):
+                setattr(self, option.name, values.pop(option.name, option.default))
         self.id2label = (
             {int(label): name for label, name in names.items()}
             if len(names) == labels
@@ -118,7 +118,7 @@ class ImageGPTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As `config.json` has it."""
-        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "others"}
+        own = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "others"}
         return {"model_type": "imagegpt", **self.others, **own, "label2id": self.label2id}
 
 
@@ -130,7 +130,7 @@ class MappingOutput(Mapping[str, Any]):
         return getattr(self, which) if isinstance(which, str) else self.to_tuple()[which]
 
     def __iter__(self) -> Iterator[str]:
-        return (each.name for each in fields(self) if getattr(self, each.name) is not None)
+        return (option.name for option in fields(self) if getattr(self, option.name) is not None)
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -421,7 +421,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         gets the same result.
         """
         dtype = precision(x)
-        least = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=x.device)
+        least = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=x.device)  # no copy from the CPU
         nothing = torch.zeros_like(least)
         ones = torch.ones(x.shape[1], at + x.shape[1], dtype=torch.bool, device=x.device)
         in_order = ones.tril(at)[None, None]

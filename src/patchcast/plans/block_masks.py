@@ -202,7 +202,7 @@ class MultiBlock:
                 break
             drawn = torch.ones_like(short) if self.context_units is None else short
             again = self._draw(grid, int(drawn.sum()), target, context, generator)
-            asked[short], seen[short] = (each[short[drawn]] for each in again)
+            asked[short], seen[short] = (tensor[short[drawn]] for tensor in again)
         # On very small grids the targets may still cover everything: then all get the same position.
         fits = seen.sum(dim=1) >= (1 if self.context_units is None else enough)
         asked = torch.where(fits[:, None, None], asked, asked[:, :1])

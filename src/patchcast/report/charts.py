@@ -57,7 +57,7 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, alt: str)
     for y in y_ticks:
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(y):.1f}" y2="{down(y):.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{down(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
-    for x in (each for each in x_ticks if left <= each <= right):
+    for x in (tick for tick in x_ticks if left <= tick <= right):
         parts.append(f'<text class="tick" x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 16}">{number(x)}</text>')
     center = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="axis" x="{center:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
@@ -113,7 +113,7 @@ def ticks(low: int | float, high: int | float, count: int) -> list[float]:
         low, high = low - pad, high + pad
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = power * next(each for each in (1, 2, 2.5, 5, 10) if each * power >= raw * 0.999)
+    step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(place * step, 12) for place in range(first, last + 1)]
 

@@ -47,8 +47,9 @@ def page(title: str, subtitle: str, tiles: Sequence[Tile], sections: Sequence[Se
         for tile in tiles
     )
     body = "".join(
-        f'<section><h2>{escape(each.title)}</h2><p class="told">{escape(each.told)}</p>{"".join(each.body)}</section>'
-        for each in sections
+        f'<section><h2>{escape(section.title)}</h2><p class="told">{escape(section.told)}</p>'
+        f"{''.join(section.body)}</section>"
+        for section in sections
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -65,11 +66,11 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, strong: 
     >>> html_table(["network", "kNN"], [["ours", "91.0"]]).count("<td>")
     1
     """
-    head = "".join(f'<th scope="col">{escape(each)}</th>' for each in header)
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     lines = ""
     for place, (name, *cells) in enumerate(rows):
         opening = '<tr class="strong">' if place == strong else "<tr>"
-        values = "".join(f"<td>{escape(each)}</td>" for each in cells)
+        values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines += f'{opening}<th scope="row">{escape(name)}</th>{values}</tr>'
     return Html(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>')
 

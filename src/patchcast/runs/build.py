@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from patchcast.backbones import Backbone, wrap
+from patchcast.backbones.capabilities import DEFAULT_READOUT
 from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
@@ -86,6 +87,7 @@ def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None 
         "precision": default_precision(recipe.device),
         "workers": default_workers(recipe.device),
         "eval_every": often,
+        "readout": DEFAULT_READOUT,
         "checkpoint_every": often,
     }
     filled = {name: default if given[name] in (None, "auto") else given[name] for name, default in defaults.items()}
@@ -188,7 +190,7 @@ def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:
 
 
 def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
-    known = [each for each in inspect.signature(method.build).parameters if each not in ("backbone", "tokenizer")]
+    known = [name for name in inspect.signature(method.build).parameters if name not in ("backbone", "tokenizer")]
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")

@@ -50,7 +50,7 @@ def with_codes(recipe: Recipe, method: Method, images: Images) -> Recipe:
         _check_palette(recipe, tokenizer, images.channels)
         # Palettes use black -1 and white 1.
         found |= {"mean": (0.5,) * images.channels, "std": (0.5,) * images.channels}
-        if any(each is not None and set(each) != {0.5} for each in (recipe.mean, recipe.std)):
+        if any(statistic is not None and set(statistic) != {0.5} for statistic in (recipe.mean, recipe.std)):
             raise ValueError("palettes need black -1 and white 1: leave out mean and std")
     if method.codes == "colors":
         found |= _whole_images(recipe, images)
@@ -85,10 +85,10 @@ def network_args(recipe: Recipe) -> dict[str, Any]:
         ValueError: if there are too few of them, or unknown ones.
     """
     args = {**NETWORKS[recipe.model], **recipe.model_args}
-    known = [each for each in inspect.signature(ImageGPT).parameters if each not in ("grid", "vocabulary", "causal")]
-    if unknown := [each for each in args if each not in known]:
+    known = [name for name in inspect.signature(ImageGPT).parameters if name not in ("grid", "vocabulary", "causal")]
+    if unknown := [name for name in args if name not in known]:
         raise ValueError(f"an ImageGPT has no {unknown[0]!r}; it has {', '.join(known)}")
-    if missing := [each for each in ("depth", "width", "heads") if each not in args]:
+    if missing := [name for name in ("depth", "width", "heads") if name not in args]:
         raise ValueError(
             f"{recipe.model} needs {', '.join(missing)} in model_args; imagegpt_s to imagegpt_xl have them"
         )

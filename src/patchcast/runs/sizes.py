@@ -1,4 +1,4 @@
-"""Sizes of images and patches that a recipe leaves out: about as many units as the model has on its own size."""
+"""Default image and patch sizes: about as many units as the model has at its own image size."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Size = tuple[int, int]
 
 SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalize by
 INSTEAD = {"img_size": "image_size", "patch_size": "patch_size", "in_chans": "channels"}
-"""Arguments of timm's that are options of a recipe."""
+"""timm arguments, and the recipe options that replace them."""
 
 
 def with_own_options(recipe: Recipe) -> Recipe:
-    """The recipe with `img_size`, `patch_size` and `in_chans` of its model_args as its own options.
+    """Move `img_size`, `patch_size` and `in_chans` from a recipe's model_args to its own options.
 
     Raises:
-        ValueError: if it has another value for one of them, or one is no size.
+        ValueError: if the recipe has a different value for one of them, or a value is not a size.
     """
     args, moved = dict(recipe.model_args), dict[str, Any]()
     for timms, ours in INSTEAD.items():
@@ -46,14 +46,14 @@ def with_own_options(recipe: Recipe) -> Recipe:
 
 
 def size_and_patch(recipe: Recipe, typical: Size) -> tuple[Size, int | None]:
-    """(Height, width), and pixels per side of a patch (None: the model's own), for data of a typical size.
+    """(Height, width) and patch size in pixels (None: the model's own), for data of a typical size.
 
-    Images that are at least as large as the model's get the model's size. Smaller ones keep theirs, as nearly as whole
-    patches allow, and patches shrink with them; where they cannot (pretrained weights, Swin, convolutional networks),
-    images are enlarged until there are half as many units as the model has on its own size.
+    Images at least as large as the model's image size are resized to it. Smaller images keep their size, rounded to
+    whole patches, and get smaller patches. Where the patch size is fixed (pretrained weights, Swin, convolutional
+    networks), images are enlarged until there are half as many units as the model has at its own size.
 
     Raises:
-        ValueError: if a given size is not divided by the given patch, or by any that would do.
+        ValueError: if a given image size is not a multiple of the given patch size or of any suitable one.
     """
     nominal = nominal_backbone(recipe)
     own = nominal.grid(nominal.image_size)
@@ -79,7 +79,7 @@ def size_and_patch(recipe: Recipe, typical: Size) -> tuple[Size, int | None]:
 
 
 def patch_for_tile(recipe: Recipe, tile: int) -> int | None:
-    """The patch of a model that is built for one tile (None: its own)."""
+    """The patch size of a model that is built for one tile (None: the model's own)."""
     nominal = nominal_backbone(recipe)
     if recipe.patch_size is not None or recipe.start_words is not None or "drop" not in nominal.can:
         return recipe.patch_size
@@ -87,19 +87,19 @@ def patch_for_tile(recipe: Recipe, tile: int) -> int | None:
 
 
 def fitted(size: Size, own: Grid, largest: int) -> tuple[Size, int]:
-    """The size nearest to the data's, and a patch, with about as many units as a model has on its own size.
+    """The image size nearest to the data's, and a patch size, that give about as many units as the model's own size.
 
-    The largest patch that divides the size, with at least half as many units on the shorter side as the model has and
-    at most four times as many in all; or else the one whose multiples come nearest to the size, with half to twice as
-    many units. Images that are too small for that have patches of 2 pixels.
+    The result is the largest patch that divides the image size, with at least half the model's units on the shorter
+    side and at most four times its units in total. If there is none, it is the patch whose multiples come nearest to
+    the size, with half to twice as many units. Images too small for that get patches of 2 pixels.
 
     >>> fitted((64, 64), Grid(14, 14), 16), fitted((97, 97), Grid(14, 14), 16), fitted((8, 8), Grid(14, 14), 16)
     (((64, 64), 8), ((98, 98), 7), ((8, 8), 2))
 
     Args:
         size: of the data, (height, width).
-        own: the model's units on its own size.
-        largest: the model's own patch.
+        own: the model's grid at its own image size.
+        largest: the model's own patch size.
     """
     if exact := dividing(size, own, largest):
         return size, exact
@@ -111,7 +111,7 @@ def fitted(size: Size, own: Grid, largest: int) -> tuple[Size, int]:
 
 
 def dividing(size: Size, own: Grid, largest: int) -> int | None:
-    """The largest patch that divides a size and gives about as many units as the model's own; None if there is none."""
+    """The largest patch that divides an image size with about as many units as the model; None if there is none."""
     side, count = math.sqrt(own.rows * own.cols) / 2, own.rows * own.cols
     fitting = [patch for patch in range(largest, SMALLEST_PATCH - 1, -1) if size[0] % patch == size[1] % patch == 0]
     for patch in fitting:
@@ -122,7 +122,7 @@ def dividing(size: Size, own: Grid, largest: int) -> int | None:
 
 
 def _patch_of(recipe: Recipe, size: Size, nominal: Backbone, own: Grid) -> int | None:
-    """The patch for a size that was given."""
+    """The patch size for a given image size."""
     largest = _own_patch(nominal)
     if recipe.start_words is not None or "drop" not in nominal.can or size == nominal.image_size:
         return None
@@ -130,7 +130,7 @@ def _patch_of(recipe: Recipe, size: Size, nominal: Backbone, own: Grid) -> int |
     if patch is not None:
         return _or_own(patch, nominal) if patch == largest or _can_be_built(recipe, size, patch) else None
     if not _can_be_built(recipe, *fitted(nominal.image_size, own, largest)):
-        return None  # its patches are not set by `patch_size`: the model says what it takes
+        return None  # the model has no `patch_size` argument; it raises its own error for a wrong image size
     whole, near = fitted(size, own, largest) if _is_smaller(size, nominal) else (_rounded(size, largest), largest)
     raise ValueError(
         f"no patch of up to {largest} pixels cuts images of {_text(size)} into about as many units as "
@@ -140,7 +140,7 @@ def _patch_of(recipe: Recipe, size: Size, nominal: Backbone, own: Grid) -> int |
 
 
 def _enlarged(typical: Size, nominal: Backbone, own: Grid) -> Iterator[Size]:
-    """Sizes in whole units, with at least half as many as the model's own: of the data's shape, then square."""
+    """Image sizes with at least half as many units as the model's own size: first in the data's shape, then square."""
     down, right = nominal.stride
     height, width = typical[0] / down, typical[1] / right
     needed = own.rows * own.cols / 2
@@ -154,7 +154,7 @@ def _enlarged(typical: Size, nominal: Backbone, own: Grid) -> Iterator[Size]:
 
 
 def _can_be_built(recipe: Recipe, size: Size, patch: int | None = None) -> bool:
-    """Whether the model gives one feature for every unit of images of this size, on the meta device."""
+    """Whether the model, built on the meta device, gives one feature for every unit of images of this size."""
     args = {} if patch is None else {"patch_size": patch}
     try:
         with torch.device("meta"), warnings.catch_warnings():
@@ -162,22 +162,22 @@ def _can_be_built(recipe: Recipe, size: Size, patch: int | None = None) -> bool:
             backbone = wrap(recipe.model, **_sized(recipe.model, size), **args, **recipe.model_args)
             grid = backbone.grid(size)
             units = backbone.units(torch.zeros(1, backbone.channels, *size)).shape[1]
-    except Exception:  # whatever an architecture raises where it does not fit
+    except Exception:  # architectures raise many kinds of errors for sizes that they do not support
         return False
     return units == grid.rows * grid.cols and (patch is None or backbone.stride == (patch, patch))
 
 
 def _sized(model: str, size: Size) -> dict[str, Any]:
-    """The argument that builds a model for a size, for those that are built for one."""
+    """The argument that sets the image size of models with a fixed input size; empty for others."""
     config: Any = timm.get_pretrained_cfg(model)
     return {"img_size": size} if config.fixed_input_size else {}
 
 
 def nominal_backbone(recipe: Recipe) -> Backbone:
-    """The model as timm makes it, without memory or weights: to ask what sizes it is for."""
+    """The model at timm's default size on the meta device, to read its sizes."""
     args = {name: value for name, value in recipe.model_args.items() if name not in START_ARGUMENTS}
     with torch.device("meta"):
-        for size in (None, 378, 320):  # some nominal sizes are no multiple of the units
+        for size in (None, 378, 320):  # some default sizes are not a multiple of the units
             try:
                 return wrap(recipe.model, **({} if size is None else {"img_size": size}), **args)
             except ValueError as problem:
@@ -198,7 +198,7 @@ def _or_own(patch: int, nominal: Backbone) -> int | None:
 
 
 def _is_smaller(typical: Size, nominal: Backbone) -> bool:
-    """Enlarging images to the model's size would add work and no information."""
+    """Whether both sides are smaller: enlarging such images would add work and no information."""
     return typical[0] < nominal.image_size[0] and typical[1] < nominal.image_size[1]
 
 
@@ -211,7 +211,7 @@ def _units(size: Size, patch: int) -> int:
 
 
 def _change(size: Size, whole: Size) -> float:
-    """By how much a side is stretched or shrunk, at most."""
+    """The larger of the two sides' absolute log scale factors."""
     return max(abs(math.log(new / old)) for old, new in zip(size, whole, strict=True))
 
 

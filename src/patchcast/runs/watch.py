@@ -80,6 +80,7 @@ def _probe(run: Run, data: str) -> OnlineProbe:
         judged,
         batch_size=min(256, recipe.batch_size),
         workers=recipe.workers,
+        readout=recipe.readout,
     )
 
 

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, without long waits: where it does not answer, its cache alone is asked."""
+"""Downloads from the Hugging Face hub, without long waits: if the hub does not answer, only its cache is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub import constants
 
 PATIENCE_FOR_HUB = 5.0
-"""How long the hub has to answer. Its own library tries again for more than a minute."""
+"""Seconds to wait for an answer of the hub. Its own library retries for more than a minute."""
 SAFE = ("config.json", "preprocessor_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.*")
 PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
@@ -21,7 +21,7 @@ def download(name: str) -> Path:
     """The folder of a model on the hub, `USER/NAME` or `USER/NAME@REVISION`, downloaded or from the hub's cache.
 
     Raises:
-        ValueError: if it cannot be had; says what is missing and where to put it.
+        ValueError: if the model is not available; the message says what is missing and where to put it.
     """
     repository, _, revision = name.partition("@")
     wanted: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
@@ -36,7 +36,7 @@ def download(name: str) -> Path:
 
 
 def missing(words: str, repository: str | None, *, is_reached: bool, reason: Exception) -> str:
-    """One sentence: weights that cannot be had, and what to do."""
+    """An error that says which weights are not available and what to do."""
     if is_reached or repository is None:
         return f"the weights of {words} cannot be had: {' '.join(str(reason).split())[:300]}"
     return (

@@ -1,4 +1,4 @@
-"""Weights that were read into a backbone: what is loaded, resampled, adapted, left out and new."""
+"""Load a start's weights into a backbone; reports what was loaded, resampled, adapted, left out and new."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from patchcast.starts.reading import prefix_of
 from patchcast.starts.start import Start
 
 LEAST = 0.5
-"""Share of a backbone's weights, and of a file's, that has to match: less is another model."""
+"""Minimum share of a backbone's weights, and of a file's, that must match; below it the file is another model's."""
 
 
 @dataclass
 class StartReport:
-    """What became of a start's weights.
+    """A report of how a start's weights were used.
 
     Attributes:
-        words: of the start.
-        format: what was read.
-        digest: of the weights that were read.
-        loaded: how many numbers came in, resampled and adapted ones among them.
-        tensors: in how many tensors.
-        resampled: tensors that were resized, with their shape before and after.
+        words: the words of the start.
+        format: the format that was read.
+        digest: hash of the weights that were read.
+        loaded: number of values loaded, including resampled and adapted ones.
+        tensors: number of tensors loaded.
+        resampled: tensors that were resized, with their shapes before and after.
         adapted: tensors that were fitted to another number of channels, and how.
-        left_out: names in the start that have no place.
-        new: names in the model that keep their random values.
+        left_out: names in the start that the model does not have.
+        new: names in the model that the start does not have; they keep their initial values.
     """
 
     words: str
@@ -73,15 +73,15 @@ class StartReport:
 
 @torch.no_grad()
 def fit(backbone: Backbone, start: Start, *, bands: Sequence[int] | None = None) -> StartReport:
-    """Load a start's encoder into a backbone. What the start lacks keeps its initial values; nothing else does.
+    """Load a start's encoder into a backbone. Parameters that the start does not have keep their initial values.
 
-    Position tables and patch embeddings of another size are resampled by timm's own functions.
+    Position tables and patch embeddings of another size are resampled by timm's functions.
 
     Args:
-        backbone: of a tiled one, the weights are those of a tile.
+        backbone: the backbone; for a tiled one, the weights are loaded into the tile's network.
         bands: which of the images' channels, counted from 0, are red, green and blue; see `adapt_stem`.
     Raises:
-        ValueError: in one sentence, if the weights are another model's; nothing is loaded then.
+        ValueError: if the weights are another model's; nothing is loaded then.
     """
     if isinstance(backbone, Tiled):
         backbone = backbone.tile
@@ -121,10 +121,9 @@ def fit(backbone: Backbone, start: Start, *, bands: Sequence[int] | None = None)
 
 @torch.no_grad()
 def fit_parts(pretrainer: Pretrainer, start: Start, method: str, report: StartReport) -> None:
-    """Load a start's decoder, predictor or teacher into a pretrainer of the same method, and add to the report.
+    """Load a start's decoder, predictor or teacher into a pretrainer of the same method, and add them to the report.
 
-    A part is loaded whole or not at all: half a decoder is no decoder. A teacher that does not fit stays a copy of the
-    backbone.
+    A part is loaded only if all of it fits. A teacher that does not fit stays a copy of the backbone.
     """
     encoder = "backbone.model.tile." if isinstance(pretrainer.backbone, Tiled) else "backbone."
     own = {name: value for name, value in pretrainer.state_dict().items() if not name.startswith(encoder)}
@@ -161,12 +160,12 @@ def _part(name: str) -> str:
 
 
 def adapt_stem(weight: Tensor, channels: int, bands: Sequence[int] | None = None) -> tuple[Tensor, str] | None:
-    """A stem's weight (O, I, H, W) for images of another number of channels, and how; None: it has to be new.
+    """Adapt a stem's weight (O, I, H, W) to another number of channels: (weight, how), or None if it must be new.
 
-    One channel gets the sum over the three: of a gray image the stem then gives what it gave of the same image as RGB.
-    A fourth channel (RGBA), and channels beside named bands, start from zero: the stem gives what it gave of the RGB
-    alone, and learns the others. For other channels nothing is said about what they show; to repeat the three for them
-    lost 3.9 points on average in published comparisons.
+    For one channel the three are summed, so that a gray image gives the same output as its RGB version. A fourth
+    channel (RGBA), and channels other than the named bands, start from zero: the output is at first that of the RGB
+    channels alone. For other channels it is not known what they show, so the stem starts anew; repeating the three
+    channels lost 3.9 points on average in published comparisons.
 
     >>> weight = torch.arange(3.0).view(1, 3, 1, 1)
     >>> adapt_stem(weight, 1)[0].flatten().tolist(), adapt_stem(weight, 4)[0].flatten().tolist()
@@ -193,7 +192,7 @@ def adapt_stem(weight: Tensor, channels: int, bands: Sequence[int] | None = None
 def _fit_stem(
     model: Any, state: dict[str, Tensor], own: Mapping[str, Tensor], report: StartReport, bands: Sequence[int] | None
 ) -> set[str]:
-    """Adapt the stem's weight in place; returns names of stems that stay new."""
+    """Adapt the stem's weight in place; returns the names of stems that stay new."""
     new: set[str] = set()
     for stem in _stems(model):
         name = f"{stem}.weight"
@@ -204,10 +203,10 @@ def _fit_stem(
             continue
         adapted = adapt_stem(given, wanted.shape[1], bands)
         if adapted is None:
-            new |= {each for each in (name, f"{stem}.bias") if each in own}
+            new |= {parameter for parameter in (name, f"{stem}.bias") if parameter in own}
             report.adapted[name] = f"new for {wanted.shape[1]} channels (the start has {given.shape[1]})"
-            for each in new:
-                state.pop(each, None)
+            for parameter in new:
+                state.pop(parameter, None)
         else:
             state[name], report.adapted[name] = adapted
     return new
@@ -220,7 +219,7 @@ def _stems(model: Any) -> tuple[str, ...]:
 
 
 def _own_names(start: Start, model: Any) -> dict[str, Tensor]:
-    """The start's names without what stands before those of the model."""
+    """The start's weights, without a prefix that the model's names do not have."""
     for stem in _stems(model):
         prefix = prefix_of(start.encoder, f"{stem}.weight")
         if prefix:
@@ -251,7 +250,7 @@ def _translated(raw: Mapping[str, Tensor], model: Any, start: Start) -> dict[str
 
 @contextmanager
 def _source_size(model: Any, size: tuple[int, int] | None) -> Iterator[None]:
-    """timm reads from the model's configuration for which images a position table is, if it is not square."""
+    """Set the image size in the model's configuration, from which timm reads the shape of a position table."""
     before = getattr(model, "pretrained_model_args", None)
     if size is not None:
         model.pretrained_model_args = {**(before or {}), "img_size": size}
@@ -309,7 +308,7 @@ def _refusal(
 
 
 def fitting_model(start: Start) -> str:
-    """Which model a start is of, in words."""
+    """A description of the model that a start's weights belong to."""
     if start.architecture is not None:
         args = {name: value for name, value in start.model_args.items() if name not in ("img_size", "in_chans")}
         typed = f" --model_args '{json.dumps(args)}'" if args else ""
@@ -337,7 +336,7 @@ def models_for(start: Start) -> list[str]:
         if f"patch{stem.shape[-1]}" in name or "test" in name:
             with torch.device("meta"):
                 own = timm.create_model(name, num_classes=0, in_chans=stem.shape[1]).state_dict()
-            if {each: value.shape for each, value in own.items() if each != "pos_embed"} == shapes:
+            if {name: value.shape for name, value in own.items() if name != "pos_embed"} == shapes:
                 found.append(name)
     return sorted(found, key=lambda name: (not name.endswith("_224"), len(name)))
 
@@ -352,7 +351,7 @@ SIZES = {
     1408: ("vit_giant_",),
     1536: ("vit_giant_",),
 }
-"""By a width, how the names of timm's vision transformers begin."""
+"""Beginnings of the names of timm's vision transformers, by width."""
 
 
 def _shape(value: Tensor) -> str:
@@ -360,7 +359,7 @@ def _shape(value: Tensor) -> str:
 
 
 def _grouped(names: Sequence[str]) -> str:
-    """Names by their first parts, with counts."""
+    """Names grouped by their first parts, with counts."""
     counts: dict[str, int] = {}
     for name in names:
         first = ".".join(name.split(".")[:2]) if name.startswith(("target.", "blocks.")) else name.partition(".")[0]

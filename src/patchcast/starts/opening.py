@@ -1,4 +1,4 @@
-"""From words to a backbone with the weights that they name."""
+"""Build a backbone with the weights that a start's words name."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Started:
     """A backbone that starts from weights.
 
     Attributes:
-        backbone: with the weights.
-        fitted: what became of them; `print` shows it as a table.
+        backbone: the backbone, with the weights loaded.
+        fitted: report of what was loaded; `print` shows it as a table.
         architecture: timm's name of the model.
-        model_args: with which it was built.
+        model_args: arguments that it was built with.
         mean, std: of each channel of its images, white being 1.
     """
 
@@ -39,7 +39,7 @@ class Started:
 def load_start(
     words: str, model: str | None = None, *, bands: Sequence[int] | None = None, **model_args: Any
 ) -> Started:
-    """A backbone with the weights that some words name: the words of `--start`.
+    """Build a backbone with the weights that `words` name; the same words as for `--start`.
 
     >>> import tempfile, timm, torch
     >>> file = f"{tempfile.mkdtemp()}/weights.pth"
@@ -55,7 +55,7 @@ def load_start(
         bands: which of the images' channels, counted from 0, are red, green and blue.
         model_args: arguments of `timm.create_model`; they take precedence over those that the files name.
     Raises:
-        ValueError: in one sentence, if there are no such weights, the model is not known, or they do not fit it.
+        ValueError: if there are no such weights, the model is not known, or they do not fit it.
     """
     start = read_start(words)
     architecture = model or start.architecture or _only_model(start)
@@ -71,9 +71,9 @@ def load_start(
 
 
 def normalization(start: Start | None, backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel: the start's, else those that timm knows of the model.
+    """Mean and standard deviation of each channel: the start's, or else those of timm's configuration of the model.
 
-    Of gray images they are the averages over the three, and a fourth channel is centered on one half.
+    For gray images they are averaged over the three channels; a fourth channel gets mean 0.5.
     """
     config: Any = getattr(backbone.model, "pretrained_cfg", None) or {}
     mean = (start and start.mean) or tuple(config.get("mean", IMAGENET_DEFAULT_MEAN))
@@ -82,7 +82,7 @@ def normalization(start: Start | None, backbone: Backbone) -> tuple[tuple[float,
 
 
 def for_channels(values: Sequence[float], channels: int, *, rest: float) -> tuple[float, ...]:
-    """Three channels' numbers for another number of channels.
+    """Convert values for three channels to another number of channels.
 
     >>> for_channels((0.25, 0.5, 0.75), 1, rest=0.5), for_channels((0.25, 0.5, 0.75), 4, rest=0.5)
     ((0.5,), (0.25, 0.5, 0.75, 0.5))

@@ -1,4 +1,4 @@
-"""From words to a `Start`: which kind of place they name, and what its files hold."""
+"""Read weights from what a start's words name: a timm model, the hub, a folder, a file or a run."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ KINDS = (
     f"transformers or timm, or a file ({', '.join(SUFFIXES)})"
 )
 INSIDE = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "module", "student")
-"""Names under which training scripts save the weights; averaged ones (EMA, teachers) come first, which do better."""
+"""Keys under which training scripts save the weights; averaged weights (EMA, teachers) first, which are better."""
 AIM_LANDMARK, VIT_LANDMARK = "preprocessor.patchifier.proj.weight", "patch_embed.proj.weight"
 
 
 def read_start(words: str) -> Start:
-    """The weights that some words name.
+    """Read the weights that `words` name.
 
     Args:
         words: a timm model with or without a tag, `hf-hub:NAME`, `local-dir:FOLDER`, a folder, a file, or
             `MODEL=FILE_OR_FOLDER` where nothing in the files names the model.
     Raises:
-        ValueError: in one sentence, if they name nothing, or it cannot be read as weights.
+        ValueError: if the words name nothing, or what they name cannot be read as weights.
     """
     name, is_named, rest = words.partition("=")
     if is_named and timm.is_model(name):
@@ -71,7 +71,7 @@ def read_start(words: str) -> Start:
 
 
 def _of_timm(words: str) -> Start:
-    """Weights that timm's registry names."""
+    """Pretrained weights from timm's registry."""
     if not timm.is_model(words):
         try:
             create(words)
@@ -139,7 +139,7 @@ def _numbers(values: Any) -> tuple[float, ...] | None:
 
 
 def _of_run(folder: Path, words: str) -> Start:
-    """The weights that a run of ours has reached."""
+    """The weights of a run folder."""
     recipe, checkpoint = Resolved.load(folder / CONFIG), latest_checkpoint(folder)
     if (folder / EVERYTHING).exists():
         state, reached = read_weights(folder / EVERYTHING), "finished"
@@ -165,7 +165,7 @@ def _of_run(folder: Path, words: str) -> Start:
 
 
 def _of_ours(state: Mapping[str, Tensor], words: str) -> Start:
-    """A pretrainer's weights, as they are saved or in a checkpoint."""
+    """A pretrainer's weights, from its saved file or a checkpoint."""
     state = {name.removeprefix("pretrainer."): value for name, value in state.items()}
     tile, whole = "backbone.model.tile.model.", "backbone.model."
     prefix = tile if any(name.startswith(tile) for name in state) else whole
@@ -176,7 +176,7 @@ def _of_ours(state: Mapping[str, Tensor], words: str) -> Start:
 
 
 def _of_content(content: Mapping[str, Any], words: str) -> Start:
-    """What a file of weights holds."""
+    """Read a file of weights."""
     if {"encoder", "target_encoder", "predictor"} <= content.keys():
         return _of_ijepa(content, words)
     for name in INSIDE:
@@ -199,9 +199,9 @@ def _of_content(content: Mapping[str, Any], words: str) -> Start:
 
 
 def prefix_of(state: Mapping[str, Any], landmark: str) -> str | None:
-    """What stands before a name that every model of a kind has; None if no name ends so.
+    """The prefix of a name that every model of a kind has; None if no name ends with it.
 
-    Of several models in one file it is that of the averaged one, if the names tell, else that of the shortest prefix.
+    If a file holds several models, the prefix of the averaged one if the names say which it is, else the shortest.
 
     >>> prefix_of({"model.backbone.cls_token": 1, "head.weight": 2}, "cls_token")
     'model.backbone.'
@@ -217,14 +217,14 @@ def _split(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor],
 
 
 def _of_vit(state: dict[str, Tensor], words: str) -> Start:
-    """timm's names, which the papers' files of MAE have too."""
+    """A file with timm's names, which MAE's published files have too."""
     if not any(name.startswith("decoder_") for name in state):
         return Start(words, "a file of weights", state)
     return _of_mae(state, words)
 
 
 def _of_mae(state: Mapping[str, Tensor], words: str, format: str = "an MAE checkpoint") -> Start:
-    """MAE's names: the encoder's are timm's, the decoder's are turned into ours."""
+    """A file with MAE's names: the encoder's are timm's, the decoder's are converted to ours."""
     parts = mae_parts(state)
     encoder = {name: value for name, value in state.items() if not DECODER.match(name)}
     left_out = () if parts else tuple(name for name in state if DECODER.match(name))
@@ -254,7 +254,7 @@ def _of_aim(state: dict[str, Tensor], words: str) -> Start:
 
 
 def _of_transformers_file(state: dict[str, Tensor], words: str) -> Start:
-    """A file of transformers without its configuration."""
+    """A weight file of transformers without its config.json."""
     if prefix_of(state, VIT) is None:
         return Start(words, "a file of transformers' DINOv3", dinov3_names(state))
     named = vit_names(state)

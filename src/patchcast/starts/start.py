@@ -1,4 +1,4 @@
-"""`Start`: weights that were read and are not in a model yet."""
+"""`Start`: weights that were read and not yet loaded into a model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Start:
     """Weights that were read, under the names of the library that the encoder comes from.
 
     Attributes:
-        words: as they were given.
-        format: what was read, in words.
-        encoder: by the names of timm's model, or of `ImageGPT`; or a file's own, which timm's filters translate.
-        parts: of a pretrainer besides its backbone, by its own names ("predictor.embed.weight").
-        method: that trained the parts; None if there are none.
-        architecture: timm's or ImageGPT's name of the model, if the files tell.
-        model_args: arguments with which it is built.
-        size: height and width of its images, if the files tell: position tables are for this size.
-        mean, std: of its images, if the files tell.
-        heads: of attention, if the files tell; no shape shows them.
-        eps: of its layer norms, where it is not timm's.
-        tokenizer: the file or folder of the palette or codebook that its codes are of.
-        has_computed_positions: whether its position table is computed, and in no file (AIM).
-        left_out: names in the file that are no part of an encoder.
+        words: the words as given.
+        format: a description of the format that was read.
+        encoder: weights by the names of timm's model or of `ImageGPT`, or by other names that timm's filters convert.
+        parts: weights of a pretrainer's other parts, by its own names ("predictor.embed.weight").
+        method: the method that trained the parts; None if there are none.
+        architecture: timm's or ImageGPT's name of the model, if the files name it.
+        model_args: arguments to build the model with.
+        size: height and width of its images, if the files name them; position tables are for this size.
+        mean, std: normalization of its images, if the files name it.
+        heads: number of attention heads, if the files name it; it cannot be inferred from shapes.
+        eps: epsilon of its layer norms, if it differs from timm's.
+        tokenizer: file or folder of the palette or codebook that it was trained with.
+        has_computed_positions: True if its position table is computed and not in the file (AIM).
+        left_out: names in the file that do not belong to an encoder.
     """
 
     words: str

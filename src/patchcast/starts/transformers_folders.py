@@ -18,7 +18,7 @@ from patchcast.starts.start import Start
 
 VIT, DINOV3 = "embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.weight"
 LANDMARKS = (VIT, DINOV3)
-"""A name that every file of one of transformers' two conventions has, after a prefix."""
+"""A name that every file of a naming convention of transformers contains, after a prefix."""
 # For DINOv2 and DINOv3, besides those of ViT and MAE. Final norms, heads and mask tokens are not in the rules.
 TO_TIMM = (
     (r"^embeddings\.register_tokens$", "reg_token"),
@@ -37,8 +37,8 @@ def from_transformers_folder(folder: Path, config: Mapping[str, Any], words: str
     """The weights of a folder whose `config.json` names a `model_type`.
 
     Raises:
-        FileNotFoundError: if it holds no weights.
-        ValueError: if the type is not one that timm or this library has the network of.
+        FileNotFoundError: if the folder holds no weights.
+        ValueError: if neither timm nor this library has a network of this type.
     """
     kind = str(config["model_type"])
     if kind not in _READERS:
@@ -51,10 +51,10 @@ def from_transformers_folder(folder: Path, config: Mapping[str, Any], words: str
 
 
 def vit_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A file of transformers' ViTs by timm's names, the decoder of MAE by the paper's."""
+    """Rename weights of transformers' ViTs to timm's names, and MAE's decoder to the paper's."""
     found = {}
     for name, value in state.items():
-        # What stands before these is the name of the encoder in a larger model: vit, dinov2, ...
+        # The prefix before these is the name of the encoder in a larger model: vit, dinov2, ...
         match = re.search(r"(^|\.)(embeddings|encoder\.layer|layers?|layernorm|norm)\.", name)
         if match and not name.startswith("decoder."):
             name = name[match.start(2) :]
@@ -75,7 +75,7 @@ def _key(name: str) -> str:
 
 
 def mae_parts(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder in a file of MAE, by our names; empty if there is none, or its positions are other than ours."""
+    """The decoder of an MAE file, by our names; empty if there is none, or if its positions differ from ours."""
     try:
         check_positions(named.get("decoder_pos_embed"), "it")
     except ValueError:
@@ -89,7 +89,7 @@ def mae_parts(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dinov3_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A file of transformers' DINOv3 by the names of timm's `Eva`."""
+    """Rename weights of transformers' DINOv3 to the names of timm's `Eva`."""
     is_gated = any(".gate_proj." in name for name in state)
     encoder = {}
     for name, value in vit_names(state).items():
@@ -208,7 +208,7 @@ def _imagegpt(state: dict[str, Tensor], config: Mapping[str, Any], words: str, f
 
 
 def _others(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Names that are no part of an encoder: poolers and classifiers."""
+    """Names that do not belong to an encoder: poolers and classifiers."""
     return tuple(name for name in state if name.startswith(("classifier", "pooler")) or ".pooler." in name)
 
 
@@ -217,7 +217,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _normalization(folder: Path) -> dict[str, Any]:
-    """Mean and standard deviation that transformers' image processor takes, if the folder tells."""
+    """Mean and standard deviation of transformers' image processor, if the folder contains its config."""
     file = folder / "preprocessor_config.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if not known.get("do_normalize", True) or "image_mean" not in known or "image_std" not in known:

@@ -199,8 +199,8 @@ AsItIs = Unchanged
 def _encode(
     images: ImageSource, index: Sequence[int], tokenizer: Tokenizer, transform: Callable[[Tensor], Tensor]
 ) -> tuple[np.ndarray, np.ndarray]:
-    pixels, labels = zip(*(images[each] for each in index), strict=True)
+    pixels, labels = zip(*(images[i] for i in index), strict=True)
     with torch.no_grad():
-        ids = tokenizer.encode(torch.stack([transform(each) for each in pixels]))
+        ids = tokenizer.encode(torch.stack([transform(image) for image in pixels]))
     kind = np.uint8 if tokenizer.vocabulary <= 256 else np.uint16
     return ids.cpu().numpy().astype(kind), np.array(labels, dtype=np.int64)

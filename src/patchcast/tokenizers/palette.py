@@ -161,7 +161,7 @@ def fit_palette(images: ImageSource, k: int, *, seed: int = 0, pixels: int = 1_0
     sample = _sample_pixels(images, pixels, seed)
     distinct = np.unique(sample, axis=0)
     if len(distinct) <= k:
-        centres = distinct / 127.5 - 1
+        centers = distinct / 127.5 - 1
     else:
         from sklearn.cluster import MiniBatchKMeans
 
@@ -170,9 +170,9 @@ def fit_palette(images: ImageSource, k: int, *, seed: int = 0, pixels: int = 1_0
         kmeans = MiniBatchKMeans(
             k, batch_size=16384, n_init=1, max_no_improvement=30, reassignment_ratio=0.0, random_state=seed
         )
-        centres = np.clip(kmeans.fit(sample / 127.5 - 1).cluster_centers_, -1, 1)
-    brightness = centres @ np.array([0.299, 0.587, 0.114] if centres.shape[1] == 3 else [1.0])
-    return Palette(torch.from_numpy(centres[np.argsort(brightness, kind="stable")]).float())
+        centers = np.clip(kmeans.fit(sample / 127.5 - 1).cluster_centers_, -1, 1)
+    brightness = centers @ np.array([0.299, 0.587, 0.114] if centers.shape[1] == 3 else [1.0])
+    return Palette(torch.from_numpy(centers[np.argsort(brightness, kind="stable")]).float())
 
 
 def to_levels(images: Real[Tensor, "*B H W"]) -> UInt8[Tensor, "*B H W"]:
@@ -216,12 +216,12 @@ def build_table(colors: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
         return nearest(levels[:, None], colors).to(torch.int16)
     table = torch.empty(256, 256, 256, dtype=torch.int16)
     edges = levels.split(CELL)
-    centres = torch.stack([edge.mean() for edge in edges])
+    centers = torch.stack([edge.mean() for edge in edges])
     # A color farther from a cell's center than the nearest one by more than the cell's diagonal is nearest to no point
     # of the cell. Rounding moves a squared distance by less than 2e-6, and so a distance by less than 2e-3.
     reach = (edges[0][-1] - edges[0][0]) * 3**0.5 + 2e-3
     for r, reds in enumerate(edges):
-        middle = torch.cartesian_prod(centres[r : r + 1], centres, centres)
+        middle = torch.cartesian_prod(centers[r : r + 1], centers, centers)
         away = torch.cdist(middle, colors, compute_mode="donot_use_mm_for_euclid_dist")
         is_candidate = away <= away.min(dim=1, keepdim=True).values + reach
         for cell, candidates in enumerate(is_candidate):

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, two kept, and a damaged one passed over."""
+"""Checkpoints of a run: written atomically, the last two kept, damaged ones skipped."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ PLANS = "2026-12"
 
 @dataclass
 class Checkpoint:
-    """What a run needs to resume.
+    """The state from which a run resumes.
 
     Attributes:
         step: optimizer steps done.
-        model: the state dict of a `LossModule`, whole, on the CPU: the pretrainer's names after `pretrainer.`.
-        optimizer: Adam's state of each parameter, by the parameter's name (Lightning: by its number).
-        stream: the place in the stream of batches.
-        looks: the state of what looks at the network during the run, by the names of classes.
-        plans: which rules plans are drawn by (`PLANS`); None for those of before December 2026.
-        is_seen: whether the evaluation of this step has been made.
+        model: the full state dict of a `LossModule`, on the CPU; parameter names start with `pretrainer.`.
+        optimizer: Adam's state of each parameter, by parameter name (in Lightning's checkpoints by number).
+        stream: the position in the stream of batches.
+        looks: the state of each `Look`, by class name.
+        plans: version of the rules by which plans are drawn (`PLANS`); None in checkpoints from before December 2026.
+        is_seen: whether the evaluation of this step is done.
         is_lightnings: written by a version of patchcast that trained with Lightning's Trainer.
     """
 
@@ -52,7 +52,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Write `step=N.ckpt`, and remove all but the latest two.
 
     Raises:
-        OSError: if the disk is full; what was written so far is removed, because the disk needs the room.
+        OSError: if the disk is full; the partial file is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"step={checkpoint.step}.ckpt"
@@ -63,11 +63,11 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     }
     try:
         with partial.open("wb") as out:
-            told = _Told(out)
+            writer = _Writer(out)
             try:
-                torch.save(state, cast(BinaryIO, told))
-            except RuntimeError as problem:  # torch's writer hides what the operating system has said
-                raise told.problem or problem from problem
+                torch.save(state, cast(BinaryIO, writer))
+            except RuntimeError as problem:  # torch replaces the operating system's error by its own
+                raise writer.problem or problem from problem
             out.flush()
             os.fsync(out.fileno())
     except BaseException:
@@ -78,7 +78,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         old.unlink()
 
 
-class _Told:
+class _Writer:
     """A file that remembers the error of a write."""
 
     def __init__(self, out: BinaryIO) -> None:
@@ -97,7 +97,7 @@ class _Told:
 
 
 def load_latest(out: Path) -> Checkpoint | None:
-    """The latest checkpoint under a run's folder that can be read; damaged ones are warned of and passed over."""
+    """The latest readable checkpoint of a run folder; warns about damaged ones and skips them."""
     for file in reversed(checkpoints(out / "checkpoints")):
         if is_whole(file):
             try:
@@ -106,15 +106,15 @@ def load_latest(out: Path) -> Checkpoint | None:
                 raise
             except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
                 pass  # checksums do not cover the zip archive's own directory
-        warnings.warn(f"{file} is damaged and passed over", stacklevel=2)
+        warnings.warn(f"{file} is damaged and is skipped", stacklevel=2)
     return None
 
 
 def load(file: Path) -> Checkpoint:
-    """A checkpoint, also of versions that trained with Lightning's Trainer.
+    """Read a checkpoint, including those of versions that trained with Lightning's Trainer.
 
     Raises:
-        RuntimeError, ValueError, KeyError: or another error of torch's reader, if the file is damaged.
+        RuntimeError, ValueError, KeyError: if the file is damaged; torch's reader may raise others.
     """
     state = torch.load(file, map_location="cpu", weights_only=True)
     if "pytorch-lightning_version" not in state:
@@ -136,7 +136,7 @@ def load(file: Path) -> Checkpoint:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str | int, dict[str, Any]]:
-    """Whole, on the CPU, by the names of parameters: for any number of devices. Every rank must ask."""
+    """The full optimizer state on the CPU, by parameter name, for any number of devices. Every rank must call this."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         names[parameter]: {key: whole(value) for key, value in state.items()}
@@ -147,10 +147,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str | int, dict[str, Any]]
 ) -> None:
-    """Put back what `optimizer_state` gave, or what Lightning saved: by number, in the order of the optimizer.
+    """Load what `optimizer_state` returned, or Lightning's state, which is numbered in the optimizer's order.
 
     Raises:
-        KeyError: if it is of another model.
+        KeyError: if the state is from a different model.
     """
     parameters = dict(model.named_parameters())
     names = {parameter: name for name, parameter in parameters.items()}
@@ -165,7 +165,7 @@ def load_optimizer_state(
 
 
 def load_model_state(model: nn.Module, state: dict[str, Any]) -> None:
-    """Put back whole tensors, shared out as the model's are."""
+    """Load full tensors, sharded like the model's."""
     own = model.state_dict()
     model.load_state_dict(
         {name: shared_like(value, own[name]) if name in own else value for name, value in state.items()}
@@ -173,25 +173,25 @@ def load_model_state(model: nn.Module, state: dict[str, Any]) -> None:
 
 
 def latest_checkpoint(out: Path) -> Path | None:
-    """The latest sound checkpoint under a run's folder; damaged ones are warned of and passed over."""
+    """The file of the latest undamaged checkpoint of a run folder; warns about damaged ones and skips them."""
     for file in reversed(checkpoints(out / "checkpoints")):
         if is_whole(file):
             return file
-        warnings.warn(f"{file} is damaged and passed over", stacklevel=2)
+        warnings.warn(f"{file} is damaged and is skipped", stacklevel=2)
     return None
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The files of a folder that are called as checkpoints are, the latest last; copies have other names."""
+    """The checkpoint files of a folder, the latest last. Copies with other names do not count."""
     return sorted((file for file in folder.glob("step=*.ckpt") if NAME.fullmatch(file.name)), key=step_of)
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether every byte is what was written: torch's files are zip archives with a checksum for every tensor."""
+    """Whether all checksums match: torch's files are zip archives with a checksum for every tensor."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return archive.testzip() is None
-    except Exception:  # a flipped bit may look like anything: encryption, another compression, a size beyond memory
+    except Exception:  # a flipped bit can look like encryption, another compression or a size beyond memory
         return False
 
 

@@ -1,4 +1,4 @@
-"""Asks a run to end between two steps: SIGTERM and Ctrl-C, whichever process gets them."""
+"""SIGTERM and Ctrl-C end a run between two steps, in all processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Ending:
-    """Notes the signals, so that the loop can end after a checkpoint, in all processes at the same step.
+    """Records signals, so that all processes save a checkpoint and end at the same step.
 
     Args:
-        group: of all ranks, on the CPU, so that agreeing on it at every step does not wait for a GPU; None for one.
+        group: a process group of all ranks on the CPU, so that the ranks agree at every step without a GPU sync; None
+            for a single process.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -27,9 +28,9 @@ class Ending:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, signals are noted, and do nothing else; a second Ctrl-C stops at once.
+        """Record signals and do nothing else; a second Ctrl-C stops at once.
 
-        Outside of the main thread Python allows no handlers, and nothing is noted.
+        Outside the main thread Python allows no signal handlers, and nothing is recorded.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -42,7 +43,7 @@ class Ending:
                 signal.signal(number, handler)
 
     def agreed(self) -> int:
-        """The signal that any process has got so far, or 0; every rank must ask."""
+        """The signal that any process has received so far, or 0; every rank must call this."""
         if self.group is not None:
             asked = torch.tensor(self.asked)
             dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
@@ -50,7 +51,7 @@ class Ending:
         return self.asked
 
     def raise_at(self, step: int) -> None:
-        """End the run, after a checkpoint of this step.
+        """End the run after this step's checkpoint.
 
         Raises:
             InterruptedError: for SIGTERM.

@@ -1,4 +1,4 @@
-"""Where and how a run is carried out: devices, precision, and weights that devices share, by Lightning Fabric."""
+"""Devices, precision and sharding of a run, by Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from patchcast.recipe import Device, Precision
 
 @dataclass(frozen=True)
 class Engine:
-    """How a run is carried out, none of which changes what is learnt (but for rounding, and which units drop out).
+    """How a run is executed. Nothing here changes the result, except for rounding and the choice of dropped-out units.
 
     Attributes:
         precision: of matrix products; weights stay fp32.
-        device: where.
+        device: the kind of device.
         log_every: steps between two rows of the log.
-        eval_every: steps between two evaluations: the loss on held-out images, features, probes, pictures.
+        eval_every: steps between two evaluations: held-out loss, features, probes, pictures.
         checkpoint_every: steps between two checkpoints; the last two are kept.
-        devices: of each node.
-        nodes: machines that share a batch.
-        sharded: whether devices share out the weights (FSDP2) instead of each holding all (DDP).
-        compiled: whether torch.compile makes kernels for the model.
-        checkpointing: whether activations of blocks are computed again instead of stored.
+        devices: number of devices on each node.
+        nodes: number of machines.
+        sharded: shard the weights over the devices (FSDP2) instead of replicating them (DDP).
+        compiled: compile the model with torch.compile.
+        checkpointing: recompute the activations of blocks in the backward pass instead of storing them.
     """
 
     precision: Precision
@@ -56,8 +56,8 @@ class Engine:
     def fabric(self) -> Fabric:
         """Fabric for these devices, not launched yet.
 
-        Fabric's own precision stays at fp32: its conversion of inputs refuses frozen dataclasses, which plans are.
-        `LossModule` casts instead.
+        Fabric's own precision stays fp32, because its conversion of inputs fails on frozen dataclasses such as plans.
+        `LossModule` sets the precision instead.
         """
         logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
         ranks = self.devices * self.nodes
@@ -74,9 +74,10 @@ class Engine:
 
 
 class LossModule(nn.Module):
-    """The loss as a module of its own, whose forward pass DDP and FSDP2 wrap.
+    """A module whose forward pass returns the loss, for DDP and FSDP2 to wrap.
 
-    `losses` are those of each objective in the last pass, where there are several.
+    Attributes:
+        losses: the loss of each objective in the last forward pass, if there are several.
 
     Args:
         precision: of matrix products (autocast).
@@ -89,7 +90,7 @@ class LossModule(nn.Module):
 
     def forward(self, images: ImageBatch, plan: Plan) -> Tensor:
         device = plan.predict.device.type
-        # Without the cache of casts, gradients of a weight that is used twice are summed in fp32.
+        # With autocast's cache, gradients of a weight that is used twice would be summed in bf16.
         bf16 = (
             torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.precision == "bf16" else nullcontext()
         )
@@ -112,7 +113,7 @@ def shard(objective: LossModule, mesh: DeviceMesh) -> LossModule:
 
 @contextmanager
 def gathered(pretrainer: Pretrainer) -> Iterator[None]:
-    """Weights are whole inside, so that parts of a pretrainer may be called by themselves; every rank must enter."""
+    """Gather sharded weights, so that parts of a pretrainer can be called; every rank must enter."""
     if not isinstance(pretrainer, FSDPModule):
         yield
         return
@@ -124,14 +125,14 @@ def gathered(pretrainer: Pretrainer) -> Iterator[None]:
 
 
 def whole(value: Any) -> Any:
-    """A tensor of all ranks together, on the CPU; anything else as it is. Every rank must ask."""
+    """A sharded tensor gathered on the CPU; other values unchanged. Every rank must call this."""
     if isinstance(value, DTensor):
         value = value.full_tensor()
     return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
 def shared_like(value: Any, model: Tensor) -> Any:
-    """A whole tensor shared out as `model` is, if that is shared and has this shape."""
+    """A full tensor sharded like `model`, if that is sharded and has the same shape."""
     if isinstance(model, DTensor) and isinstance(value, Tensor) and value.shape == model.shape:
         return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)
     return value

@@ -1,4 +1,4 @@
-"""Ends a run whose loss is NaN or infinite, before it can be saved over a good checkpoint."""
+"""Ends a run whose loss is NaN or infinite, before a good checkpoint is overwritten."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class NotFinite(ValueError):
 
 
 class Guard:
-    """Notes the first loss that is not finite, and the images it came from.
+    """Records the first loss that is not finite, and its images.
 
-    Noting reads nothing from the device, so that a GPU never waits for it: the step, its loss and its images are chosen
-    by `torch.where`. They are read by `check`, at every row of the log and before anything is made of the weights. No
-    checkpoint is ever written of a network that such a loss has reached.
+    `note` reads nothing from the device, so there is no GPU sync: `torch.where` selects the step, its loss and its
+    images. `check` reads them at every row of the log, before every evaluation and before every checkpoint, so that no
+    checkpoint contains weights after such a loss.
 
     Args:
-        out: the run's folder, where the images go.
-        group: of all ranks, on the CPU; None for one process.
+        out: the run folder, where the images are saved.
+        group: a process group of all ranks on the CPU; None for a single process.
     """
 
     def __init__(self, out: Path, group: dist.ProcessGroup | None = None) -> None:
@@ -37,7 +37,7 @@ class Guard:
         self.is_fine: Tensor | None = None
 
     def note(self, step: int, loss: Tensor, images: Any) -> None:
-        """Take in the loss of a step, or of a piece of it."""
+        """Record the loss of a step, or of one accumulated piece."""
         loss, images = loss.detach(), images if isinstance(images, Tensor) else None
         if self.is_fine is None:
             self.is_fine = torch.isfinite(loss)
@@ -52,9 +52,9 @@ class Guard:
             self.images = torch.where(was_fine, images, self.images)
 
     def check(self, step: int, parameters: Iterable[tuple[str, nn.Parameter]] = ()) -> None:
-        """Raise `NotFinite` on all ranks if a loss so far, or one of these parameters after `step`, is not finite.
+        """Raise `NotFinite` on all ranks if a recorded loss or one of these parameters is not finite.
 
-        A gradient may overflow in a step whose loss is finite.
+        Parameters are checked because a gradient may overflow in a step whose loss is finite.
         """
         problem = None
         named = [(name, _local(parameter)) for name, parameter in parameters]

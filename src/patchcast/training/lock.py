@@ -13,9 +13,9 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; the operating system lets go of it when the process ends, however it does.
+    """Lock a run folder for this process; the operating system releases the lock when the process ends or is killed.
 
-    Nothing is locked where Python has no `fcntl` (Windows), or where the file system has no locks (some of NFS).
+    Without `fcntl` (Windows), and on file systems without locks (some NFS), nothing is locked.
 
     Raises:
         ValueError: if another process holds it.
@@ -27,7 +27,7 @@ def locked(out: Path) -> Iterator[None]:
         return
     out.mkdir(parents=True, exist_ok=True)
     while True:
-        # lockf, not flock: worker processes inherit flock's locks, and may outlive a killed holder.
+        # lockf and not flock: worker processes inherit flock's locks and may outlive a killed parent.
         file = (out / LOCK).open("a+")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,13 +36,13 @@ def locked(out: Path) -> Iterator[None]:
             holder = file.read().strip() or "another process"
             file.close()
             raise ValueError(
-                f"{holder} is at work on the run in {out}; wait for it, end it, or choose another --out"
+                f"{holder} is training the run in {out}; wait for it, end it, or choose another --out"
             ) from problem
         except OSError:
             pass  # this file system has no locks
         if (out / LOCK).exists() and os.fstat(file.fileno()).st_ino == (out / LOCK).stat().st_ino:
             break
-        file.close()  # its holder has just ended, and removed it
+        file.close()  # the holder has just ended and removed the file
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()

@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row for every logged step. TensorBoard and Weights & Biases get the same, where asked for."""
+"""`metrics.csv`: one row for every logged step. TensorBoard and Weights & Biases get the same values if requested."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ COLUMNS = [
 ]  # fmt: skip
 
 OBJECTIVE = "loss_"
-"""Columns of a method with several objectives begin so: `loss_pixels`."""
+"""Prefix of the columns of a method with several objectives: `loss_pixels`."""
 
 Entries = Mapping[str, float | Image.Image]
-"""Numbers by the names of columns, and pictures, which a CSV file has no place for."""
+"""Numbers by column name, and pictures, which only the loggers get."""
 
 
 @runtime_checkable
 class Logger(Protocol):
-    """Where a run's numbers and pictures go, apart from `metrics.csv`."""
+    """Another destination for a run's numbers and pictures besides `metrics.csv`."""
 
     def log(self, step: int, found: Entries) -> None: ...
 
@@ -36,12 +36,12 @@ class Logger(Protocol):
 
 
 class Log:
-    """Writes what is found to `metrics.csv` and hands it on to other loggers.
+    """Writes numbers to `metrics.csv` and passes them to the other loggers.
 
-    A step is the number of optimizer steps that have been done, as in the names of checkpoints and pictures.
+    A step is the number of optimizer steps done, as in the names of checkpoints and pictures.
 
     Args:
-        is_written: False for all ranks but the first, which log nothing.
+        is_written: False on all ranks except the first; those log nothing.
     """
 
     def __init__(self, file: Path, loggers: Sequence[Logger] = (), *, is_written: bool = True) -> None:
@@ -50,10 +50,10 @@ class Log:
         self.written = time.monotonic()
 
     def resume(self, step: int, *, counted_from_zero: bool = False) -> None:
-        """Take over the rows of an earlier process up to this step, and drop those after it, which will come again.
+        """Load the rows of an earlier process up to this step; later rows will be logged again.
 
         Args:
-            counted_from_zero: the rows were written by a version that called the first step 0.
+            counted_from_zero: the rows were written by a version that counted the first step as 0.
         """
         if self.file.exists():
             rows = {int(row["step"]) + counted_from_zero: dict(row) for row in read_metrics(self.file)}
@@ -71,7 +71,7 @@ class Log:
             self.write()
 
     def write(self) -> None:
-        """Write all rows to a new file and rename it, so that a process killed at any moment leaves a whole one."""
+        """Write all rows to a new file and rename it, so that a killed process leaves a complete file."""
         if not self.is_written:
             return
         self.written = time.monotonic()
@@ -87,7 +87,7 @@ class Log:
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:
-    """The rows of a `metrics.csv`, as text; a file that is damaged has the rows that can be read."""
+    """The rows of a `metrics.csv`, as text; of a damaged file, the rows that can be read."""
     text = file.read_bytes().replace(b"\0", b"").decode("utf-8", errors="replace")
     return [row for row in csv.DictReader(text.splitlines()) if (row.get("step") or "").isdecimal()]
 
@@ -99,7 +99,7 @@ def curve(file: Path, metric: str) -> tuple[list[int], list[float]]:
 
 
 class TensorBoard:
-    """Into the folder `tensorboard` of the run's."""
+    """Writes to the folder `tensorboard` in the run folder."""
 
     def __init__(self, out: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -120,12 +120,12 @@ class TensorBoard:
 
 
 class Wandb:
-    """Into a project of Weights & Biases. A run that resumes is the same run there, by the folder it has left here.
+    """Writes to a project of Weights & Biases. A resumed run continues the same W&B run, found by its local folder.
 
-    wandb's own environment variables apply: `WANDB_MODE=offline`, `WANDB_ENTITY`, ...
+    wandb's environment variables apply: `WANDB_MODE=offline`, `WANDB_ENTITY`, ...
 
     Raises:
-        ValueError: if a run cannot be opened there.
+        ValueError: if wandb cannot start the run.
     """
 
     def __init__(self, project: str, out: Path, config: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ class Wandb:
     def log(self, step: int, found: Entries) -> None:
         import wandb
 
-        shown = {name: wandb.Image(each) if isinstance(each, Image.Image) else each for name, each in found.items()}
+        shown = {name: wandb.Image(value) if isinstance(value, Image.Image) else value for name, value in found.items()}
         self.run.log({**shown, "trainer/global_step": step})
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ class Wandb:
 
 @contextmanager
 def closing(loggers: Sequence[Logger]) -> Iterator[Sequence[Logger]]:
-    """Close runs that would otherwise be open until the process ends, and take the rows of its next run."""
+    """Close the loggers at the end of a run, so that the next run of this process does not log to them."""
     try:
         yield loggers
     finally:
@@ -164,11 +164,11 @@ def closing(loggers: Sequence[Logger]) -> Iterator[Sequence[Logger]]:
 
 
 def check_installed(package: str) -> None:
-    """Refuse at the beginning what would fail after the first steps.
+    """Check at the beginning that a logger's package is installed.
 
     >>> check_installed("tensorboarding")
     Traceback (most recent call last):
-    ValueError: --tensorboarding needs a package that is not here: pip install 'patchcast[tensorboarding]'
+    ValueError: --tensorboarding needs a package that is not installed: pip install 'patchcast[tensorboarding]'
     """
     if find_spec(package) is None:
-        raise ValueError(f"--{package} needs a package that is not here: pip install 'patchcast[{package}]'")
+        raise ValueError(f"--{package} needs a package that is not installed: pip install 'patchcast[{package}]'")

@@ -1,4 +1,4 @@
-"""What looks at a network during its training, and changes nothing: features, and pictures of its predictions."""
+"""Observers of a network during training, which change nothing: feature statistics and pictures of predictions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from patchcast.training.log import Entries
 
 
 class Look:
-    """Looks at the network at every evaluation and at the end; every rank takes part, inside `looking`."""
+    """An observer, called at every evaluation and at the end of a run, on every rank, inside `looking`."""
 
     def start(self, device: torch.device) -> None:
         """Called once, at the beginning of a run."""
 
     def look(self, step: int, device: torch.device) -> Entries:
-        """What is found, by the names of the log's columns.
+        """Numbers and pictures, by the column names of the log.
 
         Raises:
             NotFinite: if features are NaN or infinite.
@@ -38,7 +38,7 @@ class Look:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that resumes must know."""
+        """State that a resumed run needs."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Look:
 
 @contextmanager
 def looking(pretrainer: Pretrainer) -> Iterator[None]:
-    """`evaluating`, with whole weights and no compiling inside; random states are as they were afterwards."""
+    """`evaluating`, with gathered weights and without compiling; random states are restored afterwards."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with (
         evaluating(pretrainer),
@@ -59,7 +59,7 @@ def looking(pretrainer: Pretrainer) -> Iterator[None]:
 
 
 def finite(features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """The features as they are.
+    """The features unchanged.
 
     Raises:
         NotFinite: if one is NaN or infinite.
@@ -71,15 +71,15 @@ def finite(features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
 
 
 class FeatureWatch(Look):
-    """Logs variance and rank of the pooled features (`patchcast.collapse`), and warns once if they collapse.
+    """Logs variance and rank of the mean of the units (`patchcast.collapse`), and warns once if they collapse.
 
-    A collapse is judged against the start of the run: the images may be all alike to an untrained network too. That
-    start is in the checkpoint, so that a run that resumes is judged by its own beginning.
+    Collapse is measured relative to the start of the run, because an untrained network may also give similar features
+    to all images. The values at the start are saved in the checkpoint.
 
     Args:
-        backbone: the one that is trained.
-        images: some hundred, the same each time, as in evaluation.
-        warns: whether the target is learnt along, so that a collapse would make the loss small.
+        backbone: the backbone being trained.
+        images: a few hundred, preprocessed as in evaluation; the same at every call.
+        warns: True if the target is learned too, so that a collapse would make the loss small.
     """
 
     def __init__(self, backbone: Backbone, images: Real[Tensor, "N C H W"], *, warns: bool = True) -> None:
@@ -106,15 +106,16 @@ class FeatureWatch(Look):
         self.warned = state["warned"]
 
     def _diversity(self, device: torch.device) -> Diversity:
-        return diversity(finite(embedding_of(self.backbone, self.images.to(device))))
+        # The thresholds of a collapse are for the mean of the units, and a run that resumes has its start by it.
+        return diversity(finite(embedding_of(self.backbone, self.images.to(device), "mean")))
 
 
 class Pictures(Look):
-    """Draws the same images at every evaluation: into a folder, as `step=N.png`, and for loggers that show pictures.
+    """Draws the same images at every evaluation: saved as `step=N.png`, and passed to loggers that show pictures.
 
     Args:
-        draw: the picture by the network as it is, on the device where it lies.
-        folder: where they go.
+        draw: makes the picture with the current network, on the given device.
+        folder: where the pictures are saved.
     """
 
     def __init__(self, draw: Callable[[torch.device], Image.Image], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`train`: what happens to a batch, from top to bottom."""
+"""`train`: the training loop, one step from top to bottom."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ def train(
     looks: Sequence[Look] = (),
     finish: Callable[[Cuts], Tensor] | None = None,
 ) -> None:
-    """Train in place to the stream's last step, from the last checkpoint under `out` if there is one.
+    """Train in place until the last step of the stream; resumes from the last checkpoint under `out` if there is one.
 
-    All chance in a step comes from (seed, step, piece), so that a run that resumes draws what it would have drawn, and
-    nothing random needs saving. A plan is drawn for the batch of all devices, and each takes its rows: what is learnt
-    does not depend on how many devices share a batch, or in how many pieces they take it.
+    Random numbers in a step are seeded by (seed, step, piece). A resumed run therefore draws the same numbers as an
+    uninterrupted one, and no random state is saved. A plan is drawn for the batch of all devices, and each device takes
+    its rows, so the result does not depend on the number of devices or of accumulated pieces.
 
     Args:
-        held_out: batches on which the loss is evaluated, under the same plans each time.
-        loggers: get the rows of `metrics.csv`, too.
-        looks: at the network, at every evaluation and at the end.
-        finish: makes images of what the stream gives, on the device, if it gives crops (`patchcast.data.Cutter`).
+        held_out: batches for the evaluation loss, with the same plans at every evaluation.
+        loggers: also get the rows of `metrics.csv`.
+        looks: called at every evaluation and at the end of the run.
+        finish: turns crops into images on the device, if the stream gives crops (`patchcast.data.Cutter`).
 
     Raises:
-        InterruptedError: for SIGTERM, after a checkpoint of the step it was at; KeyboardInterrupt for Ctrl-C.
+        InterruptedError: on SIGTERM, after a checkpoint has been saved; KeyboardInterrupt on Ctrl-C.
         NotFinite: if a loss, a feature or a parameter is NaN or infinite.
     """
     out.mkdir(parents=True, exist_ok=True)
     for parameter in pretrainer.idle_parameters():
-        parameter.requires_grad_(False)  # no gradient ever reaches a classifier head; DDP would wait for it
+        parameter.requires_grad_(False)  # a classifier head gets no gradient, and DDP would wait for one
     if engine.checkpointing:
         pretrainer.backbone.model.set_grad_checkpointing(True)
     if engine.compiled:
@@ -75,7 +75,7 @@ def train(
     network = fabric.setup_module(objective)
     optimizer = make_optimizer(pretrainer, optimization)
     clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    group: Any = dist.new_group(backend="gloo") if fabric.world_size > 1 else None  # of the CPU: no GPU waits for it
+    group: Any = dist.new_group(backend="gloo") if fabric.world_size > 1 else None  # on the CPU, so no GPU sync
     ending, guard = Ending(group), Guard(out, group)
     log = Log(out / "metrics.csv", loggers, is_written=first)
 
@@ -89,7 +89,7 @@ def train(
             checkpoints.save(checkpoint, out / "checkpoints")
 
     plans: str | None = checkpoints.PLANS
-    step, is_seen = 0, True  # optimizer steps done, and whether the evaluation that is due after them has been made
+    step, is_seen = 0, True  # optimizer steps done; whether the evaluation due after them is done
     resumed = checkpoints.load_latest(out)
     if resumed is not None:
         step, is_seen, plans = resumed.step, resumed.is_seen, resumed.plans
@@ -106,7 +106,7 @@ def train(
             else:
                 look.start(device)
     if resumed is not None and resumed.is_lightnings:
-        save()  # from here on the rows of the log are counted as checkpoints are
+        save()  # Lightning counted the rows of the log from 0; from here on they are counted from 1
 
     speed = Throughput(stream)
     line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first)
@@ -121,7 +121,7 @@ def train(
                 for settings in optimizer.param_groups:
                     settings["lr"] = lr
                 loss = torch.zeros((), device=device)
-                losses: dict[str, Any] = {}  # of each objective, where there are several
+                losses: dict[str, Any] = {}  # by objective, if there are several
                 for index in range(pieces):
                     images = fabric.to_device(next(batches)[0])
                     speed.begin(step)
@@ -189,18 +189,17 @@ def _see(
     ending: Ending,
     log: Log,
 ) -> bool:
-    """Evaluate the loss and look at the network; False if the run is asked to end before all is evaluated."""
+    """Evaluate the loss and call the looks; False if the run is asked to end before the evaluation is complete."""
     if held_out is not None:
-        total = torch.zeros(2, device=fabric.device)
+        total, counted = torch.zeros((), device=fabric.device), 0
         with evaluating(pretrainer):
             for index, (images, *_) in enumerate(held_out):
                 images = fabric.to_device(images)
                 plan = pretrainer.draw(images, torch.Generator().manual_seed(mix_seed(seed, index)))
-                count = len(plan.predict)
-                total = total + torch.stack([network(images, plan) * count, total.new_tensor(count)])
+                total, counted = total + network(images, plan) * len(plan.predict), counted + len(plan.predict)
                 if ending.agreed():
                     return False
-        loss = float(total[0] / total[1])
+        loss = float(total / counted)
         if not math.isfinite(loss):
             raise NotFinite(f"the loss of held-out images is {loss}")
         log.add(step, {"eval_loss": loss})

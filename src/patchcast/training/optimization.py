@@ -1,4 +1,4 @@
-"""The optimizer, and what it decays."""
+"""The optimizer and its parameter groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEVER_DECAYED = ("pos_embed", "position", "token", "rel_pos")
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with linear warm-up and a cosine to zero.
+    """AdamW with linear warm-up and cosine decay to zero.
 
     Attributes:
         lr: the peak learning rate.
@@ -31,7 +31,7 @@ class Optimization:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, decayed and not: norms, biases, positions and tokens are not.
+    """Two groups, with and without weight decay; norms, biases, positions and tokens are without.
 
     >>> groups = parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), 0.05)
     >>> [(group["weight_decay"], len(group["params"])) for group in groups]
@@ -48,6 +48,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
-    """AdamW over the two groups, in its fused form: one kernel instead of one for every parameter."""
+    """Fused AdamW over the two groups: one kernel instead of one for every parameter."""
     groups = parameter_groups(model, settings.weight_decay)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)

@@ -1,4 +1,4 @@
-"""Probes on labelled images during a run."""
+"""Probes on labeled images during a run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_accuracy
 from patchcast.evaluation.ridge import ridge_accuracy
@@ -18,7 +19,7 @@ from patchcast.pretrainer import embedding_of
 from patchcast.training.log import Entries
 from patchcast.training.looks import Look, finite
 
-NEIGHBOURS = 20
+NEIGHBORS = 20
 
 
 @runtime_checkable
@@ -31,18 +32,19 @@ class Examples(Protocol):
 
 
 class OnlineProbe(Look):
-    """Logs what two probes make of the features at every evaluation: 20 nearest neighbours, and a linear classifier.
+    """Logs the accuracy of two probes at every evaluation: 20 nearest neighbors, and a linear classifier.
 
-    The features are the embedding, as in `patchcast probe`. The linear classifier is the one in closed form (ridge
-    regression), because it is fitted many times: logistic regression took 6.8 s on 4,000 features of width 768, and
-    this one 1.6 s. Each rank computes the features of its part of the images, and the first one probes them.
+    The features are those of `patchcast probe`. The linear classifier is ridge regression in closed form,
+    because it is fitted many times: on 4,000 features of width 768 it took 1.6 s, and logistic regression 6.8 s. Each
+    rank computes the features of its share of the images, and the first rank fits the probes.
 
     Args:
-        backbone: the one that is trained.
-        fitted: labelled images, not augmented, to fit on.
-        judged: others, to judge by.
+        backbone: the backbone being trained.
+        fitted: labeled images to fit the probes on, not augmented.
+        judged: labeled images to evaluate the probes on.
         batch_size: images at a time on each rank.
-        workers: processes that read them.
+        workers: worker processes that read the images.
+        readout: how the units of an image become its feature.
     """
 
     def __init__(
@@ -53,22 +55,23 @@ class OnlineProbe(Look):
         *,
         batch_size: int = 256,
         workers: int = 0,
+        readout: Readout = DEFAULT_READOUT,
     ) -> None:
         self.backbone, self.fitted, self.judged = backbone, fitted, judged
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.readout = batch_size, workers, readout
 
     def look(self, step: int, device: torch.device) -> Entries:
         fitted, judged = self.features(self.fitted, device), self.features(self.judged, device)
         if dist.is_initialized() and dist.get_rank():
             return {}
-        neighbours = min(NEIGHBOURS, len(fitted))
+        neighbors = min(NEIGHBORS, len(fitted))
         return {
-            "knn_accuracy": knn_accuracy(fitted, judged, k=(neighbours,))[neighbours],
+            "knn_accuracy": knn_accuracy(fitted, judged, k=(neighbors,))[neighbors],
             "linear_accuracy": ridge_accuracy(fitted, judged),
         }
 
     def features(self, images: Examples, device: torch.device) -> Features:
-        """Of all images, on every rank; each computes those of its own rows."""
+        """The features of all images, on every rank; each rank computes its own share."""
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         total = len(images)
         mine = torch.arange(rank, total, world)
@@ -76,12 +79,13 @@ class OnlineProbe(Look):
             Subset(images, mine.tolist()),  # type: ignore[arg-type]
             batch_size=self.batch_size,
             num_workers=self.workers,
-            generator=torch.Generator(),  # it draws a seed, which must not come from the run's own
+            generator=torch.Generator(),  # the loader draws a seed, which must not come from the run's generator
         )
-        found = [(embedding_of(self.backbone, x.to(device)).float(), labels) for x, labels in loader]
-        width = self.backbone.width
-        x = torch.cat([each for each, _ in found]) if found else torch.zeros(0, width, device=device)
-        labels = torch.cat([each for _, each in found]) if found else torch.zeros(0, dtype=torch.long)
+        features = lambda x: embedding_of(self.backbone, x.to(device), self.readout).float()  # noqa: E731
+        rows = [(features(x), labels) for x, labels in loader]
+        if not rows:  # more ranks than images: an image of another rank tells the width of the features
+            rows = [(features(images[0][0][None])[:0], torch.zeros(0, dtype=torch.long))]
+        x, labels = torch.cat([x for x, _ in rows]), torch.cat([labels for _, labels in rows])
         return Features(finite(_share(x, mine, total)), _share(labels.to(device), mine, total))
 
 

@@ -1,4 +1,4 @@
-"""How fast a run is, what it waits for, how much memory it takes, and one line that says so."""
+"""Speed, data wait and peak memory of a run, and the progress line that shows them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS = 1.0
-"""Shortest time over which a rate is measured, unless an evaluation comes before."""
+"""Minimum seconds over which a rate is measured, unless an evaluation comes earlier."""
 VISIBLE = 0.1
-"""Share of time waiting for data from which on the line shows it: faster loading would then be felt."""
+"""The progress line shows the share of time spent waiting for data from this value on."""
 
 
 @runtime_checkable
 class Waits(Protocol):
-    """What batches come from."""
+    """A source of batches."""
 
     batch_size: int
     waited: float
@@ -26,11 +26,11 @@ class Waits(Protocol):
 
 
 class Throughput:
-    """Measures images a second and the share of time in which the process waited for data.
+    """Measures images per second and the share of time spent waiting for data.
 
-    Both are over the last second or more of training: evaluations and checkpoints do not count. On a GPU the share is
-    an upper bound: queued work may still run while the process waits. The clock is read where the loss has been read,
-    so that the work of the steps is done.
+    Both are over the last second or more of training, without evaluations and checkpoints. On a GPU the share is an
+    upper bound, because queued work may still run while the process waits. The clock is read after the loss has been
+    read, when the work of the steps is done.
 
     Args:
         stream: the batches.
@@ -42,12 +42,12 @@ class Throughput:
         self.begun: tuple[float, float, int] | None = None
 
     def begin(self, step: int) -> None:
-        """Start the clock, unless it runs, when the first batch of the next step is there."""
+        """Start the clock, unless it is running, once the first batch of a step has arrived."""
         if self.begun is None:
             self.begun = time.perf_counter(), self.stream.waited, step
 
     def measure(self, step: int, *, pauses: bool) -> None:
-        """After a step; `pauses` stops the clock until the next one begins, because something else comes between."""
+        """Call after a step; `pauses` stops the clock until the next step, for an evaluation or a checkpoint."""
         assert self.begun is not None
         since, waited, first = self.begun
         passed = time.perf_counter() - since
@@ -59,7 +59,7 @@ class Throughput:
             self.begun = None
 
     def found(self, device: torch.device) -> dict[str, float]:
-        """For a row of the log, once there is a rate."""
+        """Values for a row of the log; empty until a rate has been measured."""
         if not self.rate:
             return {}
         return {
@@ -91,11 +91,11 @@ class ProgressLine:
     """A progress bar in a terminal; elsewhere (a log file) a plain line at every tenth of the run.
 
     Args:
-        title: what is being trained.
-        throughput: knows how fast.
-        steps: of the whole run.
+        title: shown at the beginning of the line.
+        throughput: measures the speed.
+        steps: steps of the whole run.
         first: the step at which this process begins.
-        is_shown: False for all ranks but the first.
+        is_shown: False on all ranks except the first.
     """
 
     def __init__(self, title: str, throughput: Throughput, *, steps: int, first: int, is_shown: bool = True) -> None:
@@ -124,11 +124,11 @@ class ProgressLine:
         self.bar.stop()
 
     def is_due(self, step: int) -> bool:
-        """Whether a plain line may come at this step; on all ranks alike, so that all read their losses for it."""
+        """Whether a line may be printed at this step; the same on all ranks, because all must read their losses."""
         return step % max(1, self.steps // 10) == 0
 
     def show(self, step: int, loss: float | None) -> None:
-        """After a step; a loss of None has not been read, and the one before stays."""
+        """Call after a step; with loss None, which means not read, the previous loss stays."""
         self.loss = self.loss if loss is None else loss
         self.bar.update(self.task, completed=step, loss=self.loss, speed=str(self.throughput))
         if self.is_shown and self.bar.disable and self.is_due(step):

@@ -1,4 +1,4 @@
-"""The batches of a whole run, from any step on."""
+"""The batches of a whole run, starting at any step."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from patchcast.data.streamed import WindowSampler
 
 
 class Stream:
-    """The batches of a whole run as one iterable, which knows how many it has given.
+    """The batches of a whole run as one iterable that counts the batches it has given.
 
-    The place in it is a number of optimizer steps; with a source that is read in order (`StreamSet`), also the place
-    to read on from. Each rank is given its part of every batch, piece by piece.
+    Its position is a number of optimizer steps and, for a source that is read in order (`StreamSet`), the position in
+    the source. Each rank gets its share of every batch, in `accumulate` pieces.
 
     Args:
-        batch_size: images of one optimizer step, over all devices.
-        accumulate: pieces in which a rank takes its part.
+        batch_size: images per optimizer step, over all devices.
+        accumulate: pieces into which a rank's share is split.
 
     Attributes:
-        waited: seconds from asking for a batch to having it, over all batches that this process was given.
+        waited: seconds spent waiting for batches in this process.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchcast.commands.pretrain import pretrain
 from patchcast.honesty import Leak
-from patchcast.recipe import Recipe, Resolved
+from patchcast.recipe import Recipe
 from patchcast.runs import speed
 from patchcast.runs.run import Run, start_run
-from patchcast.runs.speed import Choice, Rehearsal, decide_precision
+from patchcast.runs.speed import Choice, Rehearsal
 
 FASTER = Choice(1.39, "", "a processor")
 
@@ -34,7 +32,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    monkeypatch.setattr(speed, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(speed, "STEP_SECONDS", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -91,35 +89,3 @@ def test_gradients_that_are_not_finite(run: Run) -> None:
 def test_bf16_that_leaks_is_not_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "no_leak", lambda *_, **__: Leak(0.25, 1.0))
     assert Rehearsal(run).problem_of_bf16() == "hidden pixels change its predictions by 0.25"
-
-
-def test_a_given_precision_and_a_short_run_are_not_measured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Rehearsal, "compare", lambda _: pytest.fail("measured"))
-    for asked in (None, "fp32", "bf16"):
-        assert decide_precision(run, asked) == (run, None)
-
-
-def test_a_long_run_is_measured_once_on_a_machine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    long = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, steps=10**9))
-    with monkeypatch.context() as patch:
-        patch.setattr(Rehearsal, "compare", lambda _: FASTER)
-        decided, choice = decide_precision(long, None)
-    assert (decided.recipe.precision, choice) == ("bf16", FASTER)
-    monkeypatch.setattr(Rehearsal, "compare", lambda _: pytest.fail("measured again"))
-    assert decide_precision(long, "auto")[1] == FASTER
-    [file] = (Path(str(speed.cache_file("", ""))).parent).glob("*.json")
-    file.write_text("{broken")
-    with pytest.raises(pytest.fail.Exception, match="measured again"):
-        decide_precision(long, "auto")
-
-
-def test_a_run_keeps_what_was_decided_when_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = recipe(tmp_path / "run", precision="auto", held_out=0.0)
-    monkeypatch.setattr(speed, "choose_precision", lambda _: FASTER)
-    assert pretrain(asked).precision == "bf16"
-    assert Resolved.load(asked.out / "config.yaml").precision == "bf16"
-    monkeypatch.setattr(speed, "choose_precision", lambda _: pytest.fail("decided again"))
-    for precision in ("auto", None):
-        assert start_run(dataclasses.replace(asked, precision=precision)).recipe.precision == "bf16"
-    with pytest.raises(ValueError, match="precision is bf16 there and fp32 here"):
-        pretrain(dataclasses.replace(asked, precision="fp32"))

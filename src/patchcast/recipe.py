@@ -16,10 +16,13 @@ from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_S
 
 Precision = Literal["fp32", "bf16"]
 AskedPrecision = Literal["auto", "fp32", "bf16"]
+AskedBatch = int | Literal["auto"]
 Device = Literal["auto", "cpu", "gpu"]
 CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 
+USUAL_BATCH = 256
+"""Images per step, where the batch size is auto: the papers' rates are for this number."""
 HELD_OUT = 0.05
 """Share of a source without a validation or test split that is held out from training."""
 EARLIER: dict[str, Any] = {"held_out": 0.0, "crop_mode": "center", "readout": "mean"}
@@ -36,7 +39,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("image_size", "tile_size", "patch_size", "channels", "steps", "batch_size"), AT_LEAST_1),
     "max_pixels": AT_LEAST_1,
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "devices", "nodes", "accumulate"), AT_LEAST_1),
-    **dict.fromkeys(("epochs", "lr", "std"), POSITIVE),
+    **dict.fromkeys(("epochs", "lr", "std", "minutes"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip", "workers"), NOT_NEGATIVE),
     **dict.fromkeys(("warmup", "betas", "held_out"), SHARE),
     "codes": Range(2),
@@ -94,7 +97,9 @@ class Recipe:
             the data has no validation or test split; at most 2,000 images. 0 holds out none. Default: 0.05.
         epochs: passes over the data; ignored if steps is given.
         steps: optimizer steps.
-        batch_size: images per step.
+        minutes: train for about this time instead: the speed of the first steps decides their number, and the schedule
+            follows. See docs/costs.md.
+        batch_size: images per step; auto: 256, in as many micro-batches (accumulate) as the free memory asks for.
         lr: peak learning rate. Default: the method's for 256 images, scaled with the batch size.
         betas: of AdamW. Default: the method's.
         weight_decay: of weight matrices. Default: the method's.
@@ -149,7 +154,8 @@ class Recipe:
     held_out: float | None = None
     epochs: float = 100.0
     steps: int | None = None
-    batch_size: int = 256
+    minutes: float | None = None
+    batch_size: AskedBatch = USUAL_BATCH
     lr: float | None = None
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
@@ -185,7 +191,11 @@ class Recipe:
         Raises:
             ValueError: for the first number that is out of range.
         """
-        check_ranges(vars(self), RANGES)
+        check_ranges({**vars(self), "batch_size": self.step_images}, RANGES)
+        others = [f"steps={self.steps}"] if self.steps is not None else []
+        others += [f"epochs={self.epochs:g}"] if self.epochs != Recipe.epochs else []
+        if self.minutes is not None and others:
+            raise ValueError(f"minutes={self.minutes:g} and {others[0]} both say how long to train; leave one out")
         if self.pretrained and self.start is not None:
             raise ValueError(f"pretrained and start={self.start} both name weights to start from; leave one out")
         if self.start_bands is not None and self.start_words is None:
@@ -196,6 +206,11 @@ class Recipe:
             raise ValueError(f"crop_scale is the smallest and the largest share; got {list(self.crop_scale)}")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError(f"mean and std have one number per channel; got {len(self.mean)} and {len(self.std)}")
+
+    @property
+    def step_images(self) -> int:
+        """Images per step, `auto` or not."""
+        return USUAL_BATCH if self.batch_size == "auto" else self.batch_size
 
     @property
     def start_words(self) -> str | None:
@@ -248,7 +263,7 @@ class Recipe:
         for name in ("image_size", "mean", "std", "crop_scale", "betas", "start_bands"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
-        for name in ("epochs", "lr", "weight_decay", "warmup", "clip", "held_out"):
+        for name in ("epochs", "minutes", "lr", "weight_decay", "warmup", "clip", "held_out"):
             if values.get(name) is not None:  # people write 5, and YAML reads 1e-3 as text
                 values[name] = _as_float(values[name], name, file)
         for name in ("out", "tokenizer"):
@@ -269,6 +284,7 @@ class Resolved(Recipe):
     crop_mode: CropMode = EARLIER["crop_mode"]
     flip: bool
     steps: int
+    batch_size: int = USUAL_BATCH
     lr: float
     betas: tuple[float, float]
     weight_decay: float

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import shlex
+import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
+from rich.prompt import Confirm
 from torch.utils.data import DataLoader
 
 from patchcast.data import Cutter, EvalSet, Journal, StreamSet, TrainSet, finish
@@ -22,13 +26,13 @@ from patchcast.methods import on_codes
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
+from patchcast.runs.forecast import ASKS_FROM, Forecast, foresee, out_of_memory
 from patchcast.runs.results import write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, holds_run, save_weights
-from patchcast.runs.speed import decide_precision
 from patchcast.runs.starting import keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
-from patchcast.runs.watch import check_loggers, make_loggers, watches
+from patchcast.runs.watch import EVALUATED, check_loggers, make_loggers, watches
 from patchcast.tokenizers.palette import Palette
 from patchcast.training.engine import Engine, uses_cuda, whole_state
 from patchcast.training.lock import locked
@@ -37,9 +41,6 @@ from patchcast.training.looks import Look
 from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization
 from patchcast.training.stream import Stream
-
-EVALUATED = 2000
-"""Maximum number of images on which the loss is evaluated during a run."""
 
 
 def pretrain(recipe: Recipe) -> Resolved:
@@ -53,22 +54,59 @@ def pretrain(recipe: Recipe) -> Resolved:
     console = Console(quiet=not is_first)
     run = start_run(recipe)
     check_loggers(run.recipe)
+    forecast = None
     if not holds_run(run.folder):
-        run, choice = decide_precision(run, recipe.precision)
-        if choice is not None:
-            console.print(escape(str(choice)), highlight=False)
+        with console.status("Measuring the speed of a few steps"):
+            run, forecast = foresee(run, recipe)
     looks = watches(run)
+    if forecast is not None:
+        console.print(_summary(run))
+        _announce(forecast, console)
     resumes = is_first and claim(run.recipe)
     with locked(run.folder) if is_first else nullcontext():
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
-            console.print(_summary(run))
+            if forecast is not None:
+                forecast.save(run.folder)
+            else:
+                console.print(_summary(run))
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
                 console.print(escape(str(run.fitted)), highlight=False)
         if resumes:
             console.print(f"Resuming the run in {escape(str(run.folder))}.")
         return _carry_out(run, looks, console, is_first=is_first)
+
+
+def dry_run(recipe: Recipe) -> Forecast:
+    """Print what a recipe would take. No folder is made, and nothing is trained.
+
+    Raises:
+        ValueError: as `pretrain` does.
+    """
+    console = Console()
+    run = start_run(replace(recipe, out=recipe.out / "dry-run") if holds_run(recipe.out) else recipe)
+    with console.status("Measuring the speed of a few steps"):
+        run, forecast = foresee(run, recipe, in_full=True)
+    console.print(_summary(run))
+    if forecast.choice is not None:
+        console.print(escape(str(forecast.choice)), highlight=False)
+    console.print(escape(forecast.table(run.recipe)), highlight=False)
+    return forecast
+
+
+def _announce(forecast: Forecast, console: Console) -> None:
+    """Say what a run will take; on a terminal, ask before one of more than an hour.
+
+    Raises:
+        KeyboardInterrupt: if the answer is no.
+    """
+    if forecast.choice is not None:
+        console.print(escape(str(forecast.choice)), highlight=False)
+    console.print(f"{forecast}", highlight=False)
+    asks = (forecast.seconds or 0.0) > ASKS_FROM and console.is_terminal and sys.stdin.isatty()
+    if asks and not Confirm.ask("Start?", console=console, default=True):
+        raise KeyboardInterrupt("not started")
 
 
 def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool) -> Resolved:
@@ -82,6 +120,11 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
         if not is_first:
             return run.recipe
         save_weights(state, run.folder)
+    except (RuntimeError, torch.OutOfMemoryError) as problem:
+        sentence = out_of_memory(problem, run.recipe)
+        if not sentence:
+            raise
+        raise ValueError(sentence) from problem
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
             raise

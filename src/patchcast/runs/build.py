@@ -49,10 +49,10 @@ def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None 
         ValueError: if one of the method's options or the model is unknown, or the sizes do not fit.
     """
     _check_options(recipe.method, method, recipe.method_args)
-    pieces = recipe.devices * recipe.nodes * recipe.accumulate
-    if recipe.batch_size % pieces:
+    pieces, batch_size = recipe.devices * recipe.nodes * recipe.accumulate, recipe.step_images
+    if batch_size % pieces:
         raise ValueError(
-            f"a batch of {recipe.batch_size} images cannot be shared evenly by devices={recipe.devices} x "
+            f"a batch of {batch_size} images cannot be shared evenly by devices={recipe.devices} x "
             f"nodes={recipe.nodes} in accumulate={recipe.accumulate} pieces each; give a multiple of their product"
         )
     if source.is_stream:
@@ -63,7 +63,7 @@ def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None 
     mean, std = _normalization(recipe, images, start)
     steps = recipe.steps
     if steps is None:
-        steps = max(1, round(recipe.epochs * len(images) / recipe.batch_size))
+        steps = max(1, round(recipe.epochs * len(images) / batch_size))
     often = max(1, steps // 10)
     given = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     resolved = {
@@ -73,14 +73,15 @@ def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None 
         "mean": mean,
         "std": std,
         "steps": steps,
-        "epochs": recipe.epochs if source.is_stream else round(steps * recipe.batch_size / len(images), 2),
+        "batch_size": batch_size,
+        "epochs": recipe.epochs if source.is_stream else round(steps * batch_size / len(images), 2),
         "held_out": source.held_out_share,
     }
     defaults: dict[str, Any] = {
         "crop_scale": method.crop_scale,
         "crop_mode": "squash" if method.codes == "colors" else "center",
         "flip": method.flip and recipe.data != "digits",
-        "lr": method.lr_per_256 * recipe.batch_size / 256,
+        "lr": method.lr_per_256 * batch_size / 256,
         "betas": method.betas,
         "weight_decay": method.weight_decay,
         "clip": method.clip or 0.0,

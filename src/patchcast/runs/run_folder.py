@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +18,8 @@ from patchcast.training.checkpoints import latest_checkpoint
 CONFIG, METRICS = "config.yaml", "metrics.csv"
 BAD_IMAGES = "bad-images.txt"
 ENCODER, EVERYTHING = "model.safetensors", "pretrainer.safetensors"
+FORECAST = "forecast.json"
+"""What a run was expected to take when it began, and the `minutes` that were asked for."""
 RESULTS = "metrics.json"
 """Written last: a run without it is not finished, whatever else its folder holds."""
 
@@ -52,13 +57,13 @@ def holds_run(out: Path) -> bool:
 
 
 def as_begun(recipe: Recipe) -> Recipe:
-    """The recipe with what was decided before: by measurement when its run started, or by an earlier version.
+    """The recipe with what was decided before: when its run began, or by an earlier version.
 
     Options that an earlier version did not have get the earlier behavior, in runs that it started and in complete
     configs that it wrote.
     """
-    if recipe.precision in (None, "auto") and (recipe.out / CONFIG).is_file():
-        recipe = replace(recipe, precision=Resolved.load(recipe.out / CONFIG).precision)
+    if (recipe.out / CONFIG).is_file():
+        recipe = _as_decided(recipe, Resolved.load(recipe.out / CONFIG))
     left = [name for name in EARLIER if getattr(recipe, name) is None]
     if left and (recipe.out / CONFIG).is_file():
         begun = Resolved.load(recipe.out / CONFIG)
@@ -71,3 +76,27 @@ def as_begun(recipe: Recipe) -> Recipe:
 def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
     """Save all weights of a pretrainer, for opening the run again; `export` writes the encoder only."""
     write_weights({name: weight.contiguous() for name, weight in state.items()}, out / EVERYTHING)
+
+
+def _as_decided(recipe: Recipe, begun: Resolved) -> Recipe:
+    """The recipe with what was decided when the run in its folder began.
+
+    Raises:
+        ValueError: if it was begun for another time.
+    """
+    decided: dict[str, Any] = {}
+    if recipe.precision in (None, "auto"):
+        decided["precision"] = begun.precision
+    if recipe.batch_size == "auto":
+        decided |= {"batch_size": begun.batch_size, "accumulate": begun.accumulate}
+    if recipe.minutes is not None:
+        minutes = None
+        with suppress(OSError, ValueError, KeyError):
+            minutes = json.loads((recipe.out / FORECAST).read_text(encoding="utf-8"))["minutes"]
+        if minutes != recipe.minutes:
+            time = f"{begun.steps} steps" if minutes is None else f"{minutes:g} minutes"
+            raise ValueError(
+                f"{recipe.out} holds a run of {time}, not of {recipe.minutes:g} minutes; choose another --out"
+            )
+        decided |= {"minutes": None, "steps": begun.steps}
+    return replace(recipe, **decided)

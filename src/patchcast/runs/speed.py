@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,12 +22,14 @@ from patchcast.data.streamed import HeadStore
 from patchcast.files import cache_file, write_cache, write_json
 from patchcast.honesty import no_leak, perturbed
 from patchcast.methods import on_codes
-from patchcast.recipe import AskedPrecision, Precision
+from patchcast.modes import evaluating
+from patchcast.recipe import Precision
 from patchcast.runs.run import Run
+from patchcast.runs.watch import EVALUATED, WATCHED
 from patchcast.training.engine import LossModule, uses_cuda
 from patchcast.training.optimization import Optimization, make_optimizer
 
-SECONDS = 1.0
+LEAST_SECONDS = 1.0
 """Time for which each precision is measured."""
 STEP_SECONDS = 0.2
 """A step is measured with more images until it takes this long, up to those of a micro-batch."""
@@ -37,7 +39,7 @@ WORTHWHILE = 120.0
 """Expected seconds of a run from which on both precisions are measured: a shorter one would gain little."""
 MARGIN = 1.05
 """By how much bf16 has to be faster than fp32 to be taken: less could be chance."""
-TOLERANCE = 0.05
+ALLOWED_DIFFERENCE = 0.05
 """Largest difference between the losses of the two precisions, relative to that of fp32."""
 
 
@@ -115,9 +117,26 @@ class Rehearsal:
     def rate(self, precision: Precision) -> float:
         """Images per second of one step, without reading them: the median of at least three steps."""
         taken = [self.seconds(precision) for _ in range(3)]
-        while sum(taken) < SECONDS:
+        while sum(taken) < LEAST_SECONDS:
             taken.append(self.seconds(precision))
         return len(self.images) / statistics.median(taken)
+
+    def evaluation_seconds(self, precision: Precision) -> float:
+        """The time of one evaluation: the loss of held-out images, and features of training images."""
+        source = self.run.source
+        judged = 0 if source.held_out is None else min(EVALUATED, len(source.held_out.images))
+        watched = min(WATCHED, len(source.train))
+        objective = LossModule(self.pretrainer, precision)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), evaluating(self.pretrainer):
+            plan = self.pretrainer.draw(self.images)
+            times = []
+            for run in (lambda: objective(self.images, plan), lambda: self.pretrainer.backbone.pool(self.images)):
+                self._wait()
+                began = time.perf_counter()
+                run()
+                self._wait()
+                times.append((time.perf_counter() - began) / len(self.images))
+        return judged * times[0] + watched * times[1]
 
     def compare(self) -> Choice:
         """The checks of bf16, and steps in both precisions by turns.
@@ -127,7 +146,7 @@ class Rehearsal:
         problem = self.problem_of_bf16()
         clock = time.perf_counter if self.device.type == "cuda" else time.process_time
         taken: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
-        while len(taken["bf16"]) < 3 or sum(map(sum, taken.values())) < 2 * SECONDS:
+        while len(taken["bf16"]) < 3 or sum(map(sum, taken.values())) < 2 * LEAST_SECONDS:
             for precision, seconds in taken.items():
                 seconds.append(self.seconds(precision, clock))
         return Choice(min(taken["fp32"]) / min(taken["bf16"]), problem, processor())
@@ -140,7 +159,7 @@ class Rehearsal:
             return f"its loss is {rounded}"
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
             return "its gradients are not finite"
-        if abs(rounded - exact) > TOLERANCE * abs(exact):
+        if abs(rounded - exact) > ALLOWED_DIFFERENCE * abs(exact):
             return f"its loss is {rounded:.4g} where that of fp32 is {exact:.4g}"
         pretrainer = perturbed(self.whole)
         height, width = self.run.recipe.image_size
@@ -170,27 +189,6 @@ class Rehearsal:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def decide_precision(run: Run, asked: AskedPrecision | None) -> tuple[Run, Choice | None]:
-    """The run in the precision that is faster on this machine, if it is one process on the CPU and left to `auto`.
-
-    Decided once, when a run begins: its config.yaml says what was taken, and the same command resumes it with that.
-
-    Args:
-        asked: the recipe's, before it had a value for every option.
-    Returns:
-        the run, and the measurement; None if the precision follows without one.
-    """
-    recipe = run.recipe
-    if asked not in (None, "auto") or uses_cuda(recipe.device) or recipe.devices * recipe.nodes > 1:
-        return run, None
-    rehearsal = Rehearsal(run)
-    expected = rehearsal.grow("fp32") / len(rehearsal.images) * recipe.batch_size * recipe.steps
-    if expected < WORTHWHILE and asked is None:
-        return run, None
-    choice = choose_precision(rehearsal)
-    return replace(run, recipe=replace(recipe, precision=choice.precision)), choice
 
 
 def choose_precision(rehearsal: Rehearsal) -> Choice:

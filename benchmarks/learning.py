@@ -1,167 +1,194 @@
-"""What one small budget teaches: our masked methods, the peers', and the same network untrained.
+"""What given seconds teach: the command line at its defaults, and the peers' methods on the same images.
 
-    python benchmarks/learning.py --data ../shared/data/eurosat --out learning.json
+    python benchmarks/learning.py ../shared/data/eurosat --seconds 300 --rows mae simmim "lightly, our rate"
 
-Every row starts from the same encoder (timm's ViT-Tiny with patches of 8 and sine-cosine positions, cut to `--depth`
-blocks; lightly draws its weights anew, as it does for all its users), sees the same crops in the same order, and has
-the same optimizer, learning rate, schedule, decoder size and probe. A row that is in the file already is not run again.
+Ours is `patchcast pretrain --method M --model vit_tiny_patch16_224 --model_args.depth 4`, everything else left to its
+defaults, and `patchcast probe`. Two short runs tell the time of a start and of a step, and the number of steps follows;
+seconds are of processor time of the whole command, its start, evaluations and pictures included. The peers' losses
+(`peers.py`) train the same encoder on the same crops in the same order, with our optimizer and schedule, for these
+seconds without any start; "default" has the rate of lightly's own examples. One thread. Probes choose on training
+images only, and every row is read by the default readout. A row that is in the file already is not run again; the table
+has means over seeds, and their standard errors with that of the test images.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightly
-import stable_pretraining
-import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 import peers
-from patchcast.backbones import Backbone, wrap
+from patchcast.backbones import wrap
 from patchcast.backbones.start_positions import start_from_sincos
-from patchcast.data import (
-    Augment,
-    EpochSampler,
-    EvalSet,
-    Evaluate,
-    Images,
-    TrainSet,
-    channel_statistics,
-    loader,
-    open_images,
-)
-from patchcast.evaluation import extract, knn_accuracy, linear_probe
-from patchcast.methods import beit, ijepa, mae, simmim
-from patchcast.pretrainer import Pretrainer
+from patchcast.data import Augment, EpochSampler, EvalSet, Evaluate, TrainSet, channel_statistics, loader, open_images
+from patchcast.evaluation import Features, extract, knn_probe, linear_probe
+from patchcast.evaluation.baselines import BASELINES
+from patchcast.evaluation.features import extract_with
+from patchcast.methods import METHODS
 from patchcast.schedules import warmup_cosine
-from patchcast.tokenizers.patches import PatchCodebook
 from patchcast.training.optimization import Optimization, make_optimizer
 
-SIZE, PATCH = (64, 64), 8
+MODEL, DEPTH, SIZE, PATCH = "vit_tiny_patch16_224", 4, (64, 64), 8
 DECODER = peers.DecoderSize(width=128, depth=2, heads=4)
+BATCH, OUR_RATE = 128, 1.7e-3  # what the rule of defaults gives for 5,000 images
+PEERS = {
+    "lightly, its rate": (peers.lightly_mae, 1.5e-4 * BATCH / 256),
+    "lightly, our rate": (peers.lightly_mae, OUR_RATE),
+    "stable-pretraining, our rate": (peers.stable_mae, OUR_RATE),
+}
 
 
-@dataclass(frozen=True)
-class Row:
-    """A loss of images to be minimized, what it trains, and what is done after each step."""
-
-    loss: Callable[[Tensor], Tensor]
-    model: nn.Module
-    after: Callable[[], None] = lambda: None
-
-
-def ours(pretrainer: Pretrainer) -> Row:
-    for parameter in pretrainer.idle_parameters():
-        parameter.requires_grad_(False)
-    after = pretrainer.after_step
-    return Row(lambda images: pretrainer(images).loss, pretrainer.train(), after)
+def patchcast(*words: str) -> float:
+    """Run a command; the seconds of processor time that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-m", "patchcast", *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def theirs(model: nn.Module, loss: peers.Loss) -> Row:
-    return Row(loss, model)
+def ours(method: str, seed: int, seconds: float, data: str, folder: Path, options: list[str]) -> dict[str, Any]:
+    command = ["pretrain", "--method", method, "--model", MODEL, "--model_args.depth", str(DEPTH), "--data", data]
+    command += ["--seed", str(seed), *options]
 
+    def trained(steps: int) -> float:
+        return patchcast(*command, "--steps", str(steps), "--out", str(folder / f"{method}-{seed}-{steps}"))
 
-def rows(codebook: PatchCodebook, steps: int) -> dict[str, Callable[[Backbone], Row] | None]:
-    decoder = {"decoder_width": DECODER.width, "decoder_depth": DECODER.depth, "decoder_heads": DECODER.heads}
-    jepa = {"predictor_width": DECODER.width, "predictor_depth": DECODER.depth, "predictor_heads": DECODER.heads}
+    few, more = 10, 40
+    short, longer = trained(few), trained(more)
+    step = (longer - short) / (more - few)
+    steps = max(1, round((seconds - short) / step) + few)
+    spent = trained(steps)
+    run, out = folder / f"{method}-{seed}-{steps}", folder / "probe.json"
+    patchcast("probe", str(run), "--data", data, "--out", str(out))
+    found = json.loads(out.read_text())["pretrained"]
     return {
-        "untrained": None,
-        "MAE": lambda backbone: ours(mae(backbone, **decoder)),
-        "SimMIM": lambda backbone: ours(simmim(backbone)),
-        "BEiT": lambda backbone: ours(beit(backbone, codebook)),
-        "I-JEPA": lambda backbone: ours(ijepa(backbone, **jepa, steps=steps)),
-        f"MAE, lightly {lightly.__version__}": lambda backbone: theirs(
-            *peers.lightly_mae(backbone.model, PATCH, DECODER)
-        ),
-        f"MAE, stable-pretraining {stable_pretraining.__version__}": lambda backbone: theirs(
-            *peers.stable_mae(backbone.model, PATCH, DECODER)
-        ),
-        f"SimMIM, stable-pretraining {stable_pretraining.__version__}": lambda backbone: theirs(
-            *peers.stable_simmim(backbone.model, PATCH)
-        ),
+        "steps": steps,
+        "seconds": round(spent),
+        "linear": found["linear"]["value"],
+        "knn": found["knn"]["value"],
+        "standardized": found["knn"]["standardized"],
     }
 
 
-def train(row: Row, images: Images, augment: Augment, args: argparse.Namespace) -> tuple[list[float], float]:
-    """The losses, and the seconds of processor time of all steps."""
-    optimizer = make_optimizer(row.model, Optimization(lr=args.lr))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_cosine, steps=args.steps, warmup=0.05))
-    sampler = EpochSampler(len(images), args.batch, seed=args.seed, steps=args.steps)
-    losses, spent = [], 0.0
-    for step, (batch, _) in enumerate(loader(TrainSet(images, augment, args.seed), sampler, 0)):
-        start = time.process_time()
-        torch.manual_seed(step)
-        loss = row.loss(batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(row.model.parameters(), 1.0)
+def theirs(name: str, seed: int, seconds: float, data: str) -> dict[str, Any]:
+    """The peer's loss on our crops, by the clock of this process; the rate follows the time."""
+    make, rate = PEERS[name]
+    images = open_images(data)
+    mean, std = channel_statistics(images)
+    augment, evaluate = Augment(SIZE, (0.2, 1.0), True, mean, std), Evaluate(SIZE, mean, std)
+    torch.manual_seed(seed)
+    backbone = wrap(MODEL, img_size=SIZE, patch_size=PATCH, depth=DEPTH)
+    start_from_sincos(backbone)
+    model, loss_of = make(backbone.model, PATCH, DECODER)
+    optimizer = make_optimizer(model, Optimization(lr=rate))
+    endless = EpochSampler(len(images), BATCH, seed=seed, steps=10**6)
+    start, steps, done = time.process_time(), 0, 0.0
+    for batch, _ in loader(TrainSet(images, augment, seed), endless, 0):
+        done = (time.process_time() - start) / seconds
+        if done >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = rate * warmup_cosine(int(10_000 * done), steps=10_000, warmup=0.05)
+        loss_of(batch).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         optimizer.zero_grad()
-        row.after()
-        spent += time.process_time() - start
-        losses.append(loss.item())
-    return losses, spent
+        steps += 1
+    spent = time.process_time() - start
+    loaders = (DataLoader(EvalSet(open_images(data, split=split), evaluate), 256) for split in ("train", "test"))
+    return {"steps": steps, "seconds": round(spent)} | judged(*(extract(backbone.eval(), each) for each in loaders))
 
 
-def judge(backbone: Backbone, data: str, evaluate: Evaluate) -> dict[str, float]:
-    train, test = (
-        extract(backbone, DataLoader(EvalSet(open_images(data, split=split), evaluate), batch_size=256))
-        for split in ("train", "test")
-    )
-    correct = linear_probe(train, test).probe.predict(test.x) == test.labels
-    return {"linear": float(correct.float().mean()), "knn": knn_accuracy(train, test, k=(20,))[20]}
+def judged(train: Features, test: Features) -> dict[str, Any]:
+    knn = knn_probe(train, test)
+    return {
+        "linear": linear_probe(train, test).accuracy,
+        "knn": knn.accuracy,
+        "standardized": knn.standardized,
+    }
+
+
+def untrained(seed: int, data: str) -> dict[str, Any]:
+    mean, std = channel_statistics(open_images(data))
+    evaluate = Evaluate(SIZE, mean, std)
+    torch.manual_seed(seed)
+    backbone = wrap(MODEL, img_size=SIZE, patch_size=PATCH, depth=DEPTH).eval()
+    start_from_sincos(backbone)
+    loaders = (DataLoader(EvalSet(open_images(data, split=split), evaluate), 256) for split in ("train", "test"))
+    return judged(*(extract(backbone, each) for each in loaders))
+
+
+def baseline(name: str, data: str) -> dict[str, Any]:
+    images = open_images(data)
+    evaluate = Evaluate(SIZE, *channel_statistics(images))
+    loaders = (DataLoader(EvalSet(open_images(data, split=split), evaluate), 256) for split in ("train", "test"))
+    return judged(*(extract_with(BASELINES[name](images.channels), each) for each in loaders))
+
+
+def table(found: dict[str, list[dict[str, Any]]], test_images: int) -> Iterator[str]:
+    """Rows in Markdown: the mean over seeds, and its standard error, over seeds and over test images."""
+    yield "| | seconds | runs | linear | kNN |"
+    yield "|---|---|---|---|---|"
+    for name, runs in found.items():
+        cells = []
+        for what in ("linear", "knn"):
+            values = [100 * run[what] for run in runs]
+            mean = statistics.mean(values)
+            of_images = mean * (100 - mean) / test_images
+            of_seeds = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
+            cells.append(f"{mean:.1f} ± {math.sqrt(of_images + of_seeds):.1f}")
+        seconds = runs[0].get("seconds", 0)
+        yield f"| {name} | {seconds or 'none'} | {len(runs)} | {' | '.join(cells)} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--out", type=Path, default=Path("learning.json"))
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="rows whose names start like one of these")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "learning.json")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", default=[*BASELINES, "untrained", "mae", *PEERS])
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of pretrain; last")
     args = parser.parse_args()
+    if unknown := [row for row in args.rows if row not in {*BASELINES, "untrained", *METHODS, *PEERS}]:
+        parser.error(f"no row is called {unknown[0]}")
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    found: dict[str, list[dict[str, Any]]] = json.loads(args.out.read_text()) if args.out.exists() else {}
 
-    images = open_images(args.data)
-    mean, std = channel_statistics(images)
-    augment, evaluate = Augment(SIZE, (0.2, 1.0), True, mean, std), Evaluate(SIZE, mean, std)
-    torch.manual_seed(args.seed)
-    start = wrap("vit_tiny_patch16_224", img_size=SIZE, patch_size=PATCH, depth=args.depth)
-    start_from_sincos(start)
-    sample = [torch.stack([evaluate(images[i].image) for i in range(0, len(images), 5)])]
-    codebook = PatchCodebook.fit(sample, stride=start.stride, vocabulary=512)
-
-    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"rows": {}}
-    found["settings"] = {key: str(value) for key, value in vars(args).items()}
-    found["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
-    for name, make in rows(codebook, args.steps).items():
-        if name in found["rows"] or (args.only and not name.startswith(tuple(args.only))):
-            continue
-        torch.manual_seed(args.seed)
-        backbone = copy.deepcopy(start)
-        result: dict[str, Any] = {}
-        if make is not None:
-            losses, spent = train(make(backbone), images, augment, args)
-            rate = args.steps * args.batch / spent
-            result = {"loss": [losses[0], sum(losses[-20:]) / 20], "images_per_cpu_second": rate}
-        result |= judge(backbone.eval(), args.data, evaluate)
-        found["rows"][name] = result
-        args.out.write_text(json.dumps(found, indent=2) + "\n")
-        print(name, result, flush=True)
+    for row in args.rows:
+        is_trained = row in METHODS or row in PEERS
+        name = " ".join([row, f"{args.seconds:g} s", *args.options]) if is_trained else row
+        for seed in args.seeds if row not in BASELINES else [0]:
+            if any(run["seed"] == seed for run in found.get(name, [])):
+                continue
+            if row in METHODS:
+                with tempfile.TemporaryDirectory() as folder:
+                    result = ours(row, seed, args.seconds, args.data, Path(folder), args.options)
+            elif row in PEERS:
+                result = theirs(row, seed, args.seconds, args.data)
+            else:
+                result = untrained(seed, args.data) if row == "untrained" else baseline(row, args.data)
+            found.setdefault(name, []).append({"seed": seed, **result})
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
+            print(name, seed, result, flush=True)
+    print("\n".join(table(found, len(open_images(args.data, split="test")))))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def test_memory_of_a_step(method: str, precision: Any) -> None:
         optimizer.zero_grad()
         objective(images, pretrainer.draw(images)).backward()
         optimizer.step()
+        pretrainer.after_step()
 
     step()  # it makes the optimizer's state
     optimizer.zero_grad()

@@ -60,10 +60,13 @@ def yes_if_placeholder(text: str) -> bool:
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_resolves_as_it_stands(name: str, photos: Path) -> None:
     recipe = recipe_of(name, photos)
-    resolved = resolve(recipe, find_method(recipe.method), open_source(recipe.data))
+    resolved, _ = resolve(recipe, find_method(recipe.method), open_source(recipe.data))
     for option, value in Recipe.load(RECIPES[name]).to_dict().items():
-        if value is not None and option not in ("data", "epochs"):
-            assert resolved.to_dict()[option] == value, option
+        got = resolved.to_dict()[option]
+        if option == "method_args":
+            assert got == {**got, **value}
+        elif value is not None and option not in ("data", "epochs"):
+            assert got == value, option
     if name == "imagenet_mae":
         assert resolved.lr == pytest.approx(2.4e-3), "the paper's 1.5e-4 for 256 images"
 

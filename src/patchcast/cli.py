@@ -13,6 +13,9 @@ from typing import Any
 
 from patchcast import __version__, options
 from patchcast.recipe import Recipe
+from patchcast.stages import show_stages, stage
+
+STARTING = "Loading torch and timm"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def _pretrain(given: PretrainCommand) -> None:
 
     check_recipe(given.recipe)
 
-    from patchcast.commands.pretrain import dry_run, pretrain
+    with stage(STARTING):
+        from patchcast.commands.pretrain import dry_run, pretrain
 
     (dry_run if given.dry_run else pretrain)(given.recipe)
 
@@ -73,7 +77,8 @@ def _probe(given: ProbeCommand) -> None:
         check_network(name)
     check_data(given.common.data)
 
-    from patchcast.commands.probe import probe
+    with stage(STARTING):
+        from patchcast.commands.probe import probe
 
     probe(given.common, given.protocol, given.chosen, typed=given.typed)
 
@@ -87,7 +92,8 @@ def _compare(given: options.Compare) -> None:
         check_network(name)
     check_data(given.data)
 
-    from patchcast.commands.compare import compare
+    with stage(STARTING):
+        from patchcast.commands.compare import compare
 
     compare(**vars(given))
 
@@ -97,7 +103,8 @@ def _report(given: options.ReportOptions) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.report import report
+    with stage(STARTING):
+        from patchcast.commands.report import report
 
     report(**vars(given))
 
@@ -107,7 +114,8 @@ def _show(given: options.Show) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.show import show
+    with stage(STARTING):
+        from patchcast.commands.show import show
 
     show(**vars(given))
 
@@ -118,7 +126,8 @@ def _embed(given: options.Embed) -> None:
     check_network(given.model)
     check_data(given.data)
 
-    from patchcast.commands.embed import write_features
+    with stage(STARTING):
+        from patchcast.commands.embed import write_features
 
     values = vars(given)
     write_features(values.pop("model"), kind=values.pop("features"), **values)
@@ -130,7 +139,8 @@ def _finetune(given: options.FinetuneClassifier) -> None:
     check_network(given.model)
     check_data(given.data)
 
-    from patchcast.commands.finetune import finetune_classifier
+    with stage(STARTING):
+        from patchcast.commands.finetune import finetune_classifier
 
     finetune_classifier(given)
 
@@ -141,7 +151,8 @@ def _predict(given: options.Predict) -> None:
     check_classifier(given.model)
     check_data(given.data)
 
-    from patchcast.commands.predict import predict
+    with stage(STARTING):
+        from patchcast.commands.predict import predict
 
     predict(given)
 
@@ -152,7 +163,8 @@ def _search(given: options.Search) -> None:
     check_network(given.model)
     check_data(given.data)
 
-    from patchcast.commands.search import search
+    with stage(STARTING):
+        from patchcast.commands.search import search
 
     search(given)
 
@@ -162,7 +174,8 @@ def _sample(given: options.Sample) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.sample import draw_samples
+    with stage(STARTING):
+        from patchcast.commands.sample import draw_samples
 
     draw_samples(**vars(given))
 
@@ -172,7 +185,8 @@ def _complete(given: options.Complete) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.complete import draw_completions
+    with stage(STARTING):
+        from patchcast.commands.complete import draw_completions
 
     draw_completions(**vars(given))
 
@@ -182,7 +196,8 @@ def _export(given: options.Export) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.export import export
+    with stage(STARTING):
+        from patchcast.commands.export import export
 
     export(**vars(given))
 
@@ -192,13 +207,15 @@ def _push(given: options.Push) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.push import push
+    with stage(STARTING):
+        from patchcast.commands.push import push
 
     push(**vars(given))
 
 
 def _check(given: options.Check) -> int:
-    from patchcast.commands.check import run_check
+    with stage(STARTING):
+        from patchcast.commands.check import run_check
 
     return 0 if run_check(**vars(given)) else 1
 
@@ -208,7 +225,8 @@ def _data(given: options.Data) -> int:
 
     check_data(given.source)
 
-    from patchcast.commands.data import check_source
+    with stage(STARTING):
+        from patchcast.commands.data import check_source
 
     splits = given.split or None
     reading = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
@@ -226,7 +244,8 @@ def _models(given: options.Models) -> None:
 
 
 def _demo(given: options.Demo) -> None:
-    from patchcast.commands.demo import demo
+    with stage(STARTING):
+        from patchcast.commands.demo import demo
 
     demo(given.out)
 
@@ -250,7 +269,7 @@ RECIPE_GROUPS = {
         *("method_args", "model_args", "pretrained", "start", "start_bands", "patch_size", "codes", "tokenizer"),
     ),
     "training": ("epochs", "steps", "minutes", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
-    "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "pictures", "tensorboard", "wandb"),
+    "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
     "hardware": (
         *("device", "precision", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
     ),
@@ -320,7 +339,10 @@ patchcast COMMAND --help lists the options. To begin:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 on success, 1 if a check failed, 2 for an error that the user can fix."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # as a program, and not called from a test or a notebook
+        arguments = sys.argv[1:]
+        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # other processes of a run say nothing
+            show_stages()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # the terminal may not be able to print names of files

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from patchcast.backbones.capabilities import METHOD_NAMES, Readout
+from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, Readout
 from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 
@@ -21,12 +21,17 @@ Device = Literal["auto", "cpu", "gpu"]
 CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 
-USUAL_BATCH = 256
-"""Images per step, where the batch size is auto: the papers' rates are for this number."""
 HELD_OUT = 0.05
 """Share of a source without a validation or test split that is held out from training."""
-EARLIER: dict[str, Any] = {"held_out": 0.0, "crop_mode": "center", "readout": "mean"}
-"""Options that configs of earlier versions lack, and the values that reproduce those versions."""
+EARLIER: dict[str, Any] = {
+    "held_out": 0.0,
+    "crop_mode": "center",
+    "readout": "mean",
+    "epochs": 100.0,
+    "batch_size": 256,
+    "warmup": 0.05,
+}
+"""Options that configs and commands of earlier versions lack, and the values that reproduce those versions."""
 NOT_LEARNED = frozenset(
     {
         *("out", "device", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
@@ -59,7 +64,7 @@ class Recipe:
     folder.
 
     Args:
-        method: one of `patchcast.METHODS`.
+        method: one of `patchcast.METHODS`, or auto, which chooses by the model.
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
         data: "digits"; a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or
@@ -95,15 +100,16 @@ class Recipe:
         flip: mirror half of the images. Not for digits, letters or anything else that has a handedness.
         held_out: share of the images that is held out from training, for the evaluation loss and for pictures, where
             the data has no validation or test split; at most 2,000 images. 0 holds out none. Default: 0.05.
-        epochs: passes over the data; ignored if steps is given.
+        epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 5,000 steps take.
         steps: optimizer steps.
         minutes: train for about this time instead: the speed of the first steps decides their number, and the schedule
             follows. See docs/costs.md.
-        batch_size: images per step; auto: 256, in as many micro-batches (accumulate) as the free memory asks for.
-        lr: peak learning rate. Default: the method's for 256 images, scaled with the batch size.
+        batch_size: images per step. Default: by the number of images, 32 to 2,048; see docs/which.md. auto: the same,
+            in as many micro-batches (accumulate) as the free memory asks for.
+        lr: peak learning rate. Default: the paper's, by the root of the batch and the width of the model.
         betas: of AdamW. Default: the method's.
         weight_decay: of weight matrices. Default: the method's.
-        warmup: share of the steps over which the learning rate rises.
+        warmup: share of the steps over which the learning rate rises. Default: 0.05.
         clip: maximum norm of the gradient; 0 turns clipping off. Default: the method's.
         precision: fp32, bf16 or auto: bf16 on a GPU that has it; on the CPU both are measured at the start of a run of
             two minutes or more, and the faster one is taken. Default: auto.
@@ -128,7 +134,7 @@ class Recipe:
         checkpointing: recompute the activations of blocks instead of storing them: slower, with less memory.
     """
 
-    method: str = field(metadata={"names": METHOD_NAMES})
+    method: str = field(metadata={"names": (*METHOD_NAMES, AUTO)})
     model: str
     data: str
     out: Path
@@ -152,14 +158,14 @@ class Recipe:
     crop_mode: CropMode | None = None
     flip: bool | None = None
     held_out: float | None = None
-    epochs: float = 100.0
+    epochs: float | None = None
     steps: int | None = None
     minutes: float | None = None
-    batch_size: AskedBatch = USUAL_BATCH
+    batch_size: AskedBatch | None = None
     lr: float | None = None
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
-    warmup: float = 0.05
+    warmup: float | None = None
     clip: float | None = None
     precision: AskedPrecision | None = None
     device: Device = "auto"
@@ -191,9 +197,9 @@ class Recipe:
         Raises:
             ValueError: for the first number that is out of range.
         """
-        check_ranges({**vars(self), "batch_size": self.step_images}, RANGES)
+        check_ranges({**vars(self), "batch_size": self.given_batch}, RANGES)
         others = [f"steps={self.steps}"] if self.steps is not None else []
-        others += [f"epochs={self.epochs:g}"] if self.epochs != Recipe.epochs else []
+        others += [f"epochs={self.epochs:g}"] if self.epochs is not None else []
         if self.minutes is not None and others:
             raise ValueError(f"minutes={self.minutes:g} and {others[0]} both say how long to train; leave one out")
         if self.pretrained and self.start is not None:
@@ -208,9 +214,9 @@ class Recipe:
             raise ValueError(f"mean and std have one number per channel; got {len(self.mean)} and {len(self.std)}")
 
     @property
-    def step_images(self) -> int:
-        """Images per step, `auto` or not."""
-        return USUAL_BATCH if self.batch_size == "auto" else self.batch_size
+    def given_batch(self) -> int | None:
+        """Images per step, if they are given: `auto` leaves them to the rule of defaults, as None does."""
+        return None if self.batch_size == "auto" else self.batch_size
 
     @property
     def start_words(self) -> str | None:
@@ -284,7 +290,6 @@ class Resolved(Recipe):
     crop_mode: CropMode = EARLIER["crop_mode"]
     flip: bool
     steps: int
-    batch_size: int = USUAL_BATCH
     lr: float
     betas: tuple[float, float]
     weight_decay: float
@@ -295,6 +300,9 @@ class Resolved(Recipe):
     checkpoint_every: int
     held_out: float = EARLIER["held_out"]
     readout: Readout = EARLIER["readout"]
+    epochs: float = EARLIER["epochs"]
+    batch_size: int = EARLIER["batch_size"]
+    warmup: float = EARLIER["warmup"]
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

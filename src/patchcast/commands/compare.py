@@ -36,6 +36,7 @@ from patchcast.evaluation.protocol import Request, new_table, percent
 from patchcast.files import cache_folder, write_weights, write_whole
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
+from patchcast.stages import stage
 
 SUPERVISED = "supervised"
 OTHER = "other network"
@@ -130,7 +131,7 @@ class Measure:
     console: Console
 
     def __call__(self, backbone: Backbone, status: str) -> Scores:
-        with self.console.status(f"{self.network.name}: {status}"):
+        with stage(f"{self.network.name}: {status}"):
             scores = self.protocol.measure(subject_of(self.network, backbone))
         backbone.cpu()
         return scores
@@ -155,7 +156,7 @@ def _rows(measure: Measure, shared: dict[str, Row], supervised: bool, against: S
     budget = f"{SUPERVISED} {start} {recipe.steps} {recipe.batch_size} {recipe.seed} {recipe.crop_scale} {recipe.flip}"
     if supervised and budget not in shared:
         label = f"{SUPERVISED}, {recipe.steps:,} steps"
-        with measure.console.status(f"{run}: {label} of {recipe.batch_size} images"):
+        with stage(f"{run}: {label} of {recipe.batch_size} images"):
             backbone, correct, rate = train_supervised(before, measure, budget)
         own = accuracy_interval(correct)
         shared[budget] = row(SUPERVISED, label, measure(backbone, SUPERVISED), own=own, rate=rate)
@@ -165,14 +166,14 @@ def _rows(measure: Measure, shared: dict[str, Row], supervised: bool, against: S
         key = f"{OTHER} {name} {measure.protocol.description}"
         if key not in shared:
             other = open_against(name, network)
-            with measure.console.status(name):
+            with stage(name):
                 scores = measure.protocol.measure(subject_of(other))
             shared[key] = row(OTHER, name, scores, other.recipe)
         others.append(shared[key])
     for name, measure_baseline in measure.protocol.baselines(subject_of(network)):
         key = f"{name} {seen_as}"
         if key not in shared:
-            with measure.console.status(f"{run}: {name}"):
+            with stage(f"{run}: {name}"):
                 shared[key] = row(name, name, measure_baseline())
         others.append(shared[key])
     return ours, others

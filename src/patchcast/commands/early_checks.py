@@ -7,7 +7,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from patchcast.backbones.capabilities import METHOD_NAMES, OWN_NETWORKS
+from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, NEEDS, OWN_NETWORKS
 from patchcast.backbones.support import made_for, table
 from patchcast.recipe import Recipe
 
@@ -23,10 +23,12 @@ def check_recipe(recipe: Recipe) -> None:
         ValueError: if a number is out of range, or one of them does not exist.
     """
     recipe.check()
-    recipe.method = method_called(recipe.method)
+    recipe.method = AUTO if _plain(recipe.method) == AUTO else method_called(recipe.method)
     # `runs.codes` checks ImageGPT's own networks.
     if recipe.method not in OWN_NETWORKS and not recipe.model.startswith("imagegpt"):
         check_model(recipe.model)
+        if recipe.method != AUTO:
+            check_suits(recipe.model, recipe.method)
     if recipe.start is not None and not (recipe.out / CONFIG).is_file():  # to resume takes no start
         check_network(recipe.start)
     check_data(recipe.data)
@@ -107,6 +109,21 @@ def check_model(name: str) -> None:
         near = difflib.get_close_matches(architecture, known, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"it knows {len(known)}, see `patchcast models`"
         raise ValueError(f"timm has no model {name!r}; {hint}")
+
+
+def check_suits(model: str, method: str) -> None:
+    """Check that a model of the table can run a method.
+
+    Raises:
+        ValueError: if it cannot; names the methods that it can run.
+    """
+    rows = [row for row in table() if row.name == model.partition(".")[0]] if made_for() == version("timm") else []
+    if rows and not rows[0].suits(method):
+        others = [name for name in NEEDS if rows[0].suits(name)]
+        raise ValueError(
+            f"{model} cannot run {method}; it can run {', '.join(others)}. "
+            f"`patchcast models --method {method}` lists the models that can"
+        )
 
 
 def check_data(source: str | None) -> None:

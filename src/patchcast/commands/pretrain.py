@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shlex
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,18 +22,21 @@ from torch.utils.data import DataLoader
 from patchcast.data import Cutter, EvalSet, Journal, StreamSet, TrainSet, finish
 from patchcast.data.images import evenly_spaced
 from patchcast.data.streamed import HeadStore
+from patchcast.honesty import blind_loss
 from patchcast.interop.export_formats import exported_as
 from patchcast.methods import on_codes
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
+from patchcast.runs.defaults import in_words
 from patchcast.runs.forecast import ASKS_FROM, Forecast, foresee, out_of_memory
-from patchcast.runs.results import write_results
+from patchcast.runs.results import held_out_images, write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, holds_run, save_weights
 from patchcast.runs.starting import keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import EVALUATED, check_loggers, make_loggers, watches
+from patchcast.stages import stage
 from patchcast.tokenizers.palette import Palette
 from patchcast.training.engine import Engine, uses_cuda, whole_state
 from patchcast.training.lock import locked
@@ -40,7 +44,11 @@ from patchcast.training.log import closing
 from patchcast.training.looks import Look
 from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization
+from patchcast.training.progress import duration
 from patchcast.training.stream import Stream
+
+BLIND = 64
+"""Maximum number of images for the loss of a blind prediction."""
 
 
 def pretrain(recipe: Recipe) -> Resolved:
@@ -56,11 +64,12 @@ def pretrain(recipe: Recipe) -> Resolved:
     check_loggers(run.recipe)
     forecast = None
     if not holds_run(run.folder):
-        with console.status("Measuring the speed of a few steps"):
+        with stage("Measuring the speed of a few steps"):
             run, forecast = foresee(run, recipe)
-    looks = watches(run)
+    with stage("Reading the images that are looked at during the run"):
+        looks = watches(run)
     if forecast is not None:
-        console.print(_summary(run))
+        _describe(run, console)
         _announce(forecast, console)
     resumes = is_first and claim(run.recipe)
     with locked(run.folder) if is_first else nullcontext():
@@ -69,7 +78,7 @@ def pretrain(recipe: Recipe) -> Resolved:
             if forecast is not None:
                 forecast.save(run.folder)
             else:
-                console.print(_summary(run))
+                _describe(run, console)
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
                 console.print(escape(str(run.fitted)), highlight=False)
@@ -86,13 +95,21 @@ def dry_run(recipe: Recipe) -> Forecast:
     """
     console = Console()
     run = start_run(replace(recipe, out=recipe.out / "dry-run") if holds_run(recipe.out) else recipe)
-    with console.status("Measuring the speed of a few steps"):
+    with stage("Measuring the speed of a few steps"):
         run, forecast = foresee(run, recipe, in_full=True)
-    console.print(_summary(run))
+    _describe(run, console)
     if forecast.choice is not None:
         console.print(escape(str(forecast.choice)), highlight=False)
     console.print(escape(forecast.table(run.recipe)), highlight=False)
     return forecast
+
+
+def _describe(run: Run, console: Console) -> None:
+    console.print(_summary(run), highlight=False)
+    if run.why:
+        console.print(escape(run.why), highlight=False)
+    if run.chosen:
+        console.print(f"Chosen by rule, as nothing else was given:\n{in_words(run.chosen)}", highlight=False)
 
 
 def _announce(forecast: Forecast, console: Console) -> None:
@@ -113,9 +130,13 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
     journal = Journal(run.folder / BAD_IMAGES)
     trained, train_set, judged, codes = _feed(run, journal)
     if codes is not None:
-        console.print(f"{codes}")
+        console.print(f"{codes}", highlight=False)
+    blind = codes.floors.unigram if codes is not None else _blind(run)
+    if blind is not None:
+        console.print(f"A blind prediction, which ignores the image, has a loss of {blind:.2f}.", highlight=False)
+    begun = time.perf_counter()
     try:
-        _train(run.recipe, trained, train_set, judged, looks)
+        _train(run.recipe, trained, train_set, judged, looks, blind)
         state = whole_state(run.pretrainer)
         if not is_first:
             return run.recipe
@@ -131,23 +152,37 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
         raise ValueError(
             f"the disk of {run.folder} is full; make room, and the same command resumes from the last checkpoint"
         ) from problem
-    run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
     unreadable = journal.close()
-    loss = write_results(run, codes, unreadable)
+    with stage("Drawing pictures and writing results"):
+        run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
+        loss = write_results(run, codes, unreadable)
     if unreadable:
         count = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
         console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
     console.print(
-        f"\nDone. {loss} {escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png),\n"
-        "metrics.csv, and config.yaml, which runs this again.\n"
-        f"Next: [bold]patchcast {_next(run)} {escape(shlex.quote(str(run.folder)))}[/]"
+        f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
+        f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "
+        f"which runs this again.\n{_next(run)}",
+        highlight=False,
     )
     return run.recipe
 
 
+def _blind(run: Run) -> float | None:
+    """The loss of a blind prediction on some of the images that pictures show; None if there is none."""
+    images, _ = held_out_images(run, BLIND)
+    return blind_loss(run.pretrainer, images)
+
+
 def _next(run: Run) -> str:
-    """The next command to suggest: a probe if there are labels."""
-    return "probe" if run.source.has_labels else "report"
+    """The next command: a probe if there are labels, which alone can say how good features are."""
+    folder = escape(shlex.quote(str(run.folder)))
+    if run.source.has_labels:
+        return f"Next, to compare its features with the untrained network's:\n  [bold]patchcast probe {folder}[/]"
+    return (
+        f"Next, to see it on one page:\n  [bold]patchcast report {folder}[/]\n"
+        "How good the features are, only labels can tell: patchcast probe RUN --data LABELED"
+    )
 
 
 Feed = tuple[Pretrainer, TrainSet | StreamSet, DataLoader[Any] | None, CodeData | None]
@@ -180,6 +215,7 @@ def _train(
     train_set: TrainSet | StreamSet,
     judged: DataLoader[Any] | None,
     looks: list[Look],
+    blind: float | None,
 ) -> None:
     stream = Stream(
         train_set,
@@ -218,6 +254,7 @@ def _train(
             loggers=loggers,
             looks=looks,
             finish=partial(finish, augmentation(recipe)),
+            blind=blind,
         )
 
 
@@ -230,11 +267,12 @@ def _summary(run: Run) -> str:
     tiles = f" in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
     count = "a stream" if source.is_stream else f"{len(source.train):,} images"
     held_out, typical = source.held_out, source.train.typical_size
-    resized = "" if typical == recipe.image_size else f" (from about {typical[0]} x {typical[1]})"
+    resized = "" if typical == recipe.image_size else f", from about {typical[0]} x {typical[1]}"
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
     return (
-        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/]: {count} of {escape(recipe.data)} ({evaluated}), "
-        f"{recipe.channels} x {height} x {width}{resized}, as {grid} units of {down}x{right} pixels{tiles}; "
-        f"{millions:.1f} M parameters; {recipe.steps:,} steps of {recipe.batch_size} ({recipe.epochs:g} epochs), "
+        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {millions:.1f} M parameters\n"
+        f"  images    {count} of {escape(recipe.data)}, {evaluated}\n"
+        f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}\n"
+        f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), "
         f"lr {recipe.lr:.3g}, {recipe.precision}"
     )

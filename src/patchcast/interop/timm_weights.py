@@ -39,7 +39,7 @@ def save_pretrained(
     whole image.
 
     A vision transformer that pools its class token is written as one that takes the mean over the units, after the same
-    norm: `model(images)` without a head is then the embedding that probes measure. What says where other weights came
+    norm: `model(images)` without a head is then the mean of the units. What says where other weights came
     from is left out: timm's tag and license, and arguments that name a file of weights.
     """
     model_args = {name: value for name, value in model_args.items() if name not in START_ARGUMENTS}

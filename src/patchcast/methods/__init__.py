@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from patchcast.methods.aim import aim, aim_codes, aim_features
 from patchcast.methods.beit import beit
 from patchcast.methods.data2vec import data2vec
@@ -11,6 +13,7 @@ from patchcast.methods.mae import mae
 from patchcast.methods.method import Method
 from patchcast.methods.simmim import simmim
 from patchcast.plans import FixedOrder, Planner, RandomOrder, RasterOrder, coarse_to_fine, hilbert, snake
+from patchcast.predictors import usable_width
 
 ORDERS: dict[str, Planner] = {
     "raster": RasterOrder(),
@@ -22,21 +25,63 @@ ORDERS: dict[str, Planner] = {
 }
 """Orders by name, for `--method_args '{"plan": "hilbert"}'`."""
 
-METHODS: dict[str, Method] = {
-    "aim": Method(aim, lr_per_256=6.25e-5, crop_scale=(0.4, 1.0), clip=1.0, named={"plan": ORDERS}),
-    "aim_features": Method(
-        aim_features, lr_per_256=6.25e-5, crop_scale=(0.4, 1.0), clip=1.0, takes_steps=True, named={"plan": ORDERS}
-    ),
-    "beit": Method(beit, lr_per_256=1.875e-4, crop_scale=(0.08, 1.0), clip=3.0, betas=(0.9, 0.999), codes="patches"),
-    "data2vec": Method(data2vec, lr_per_256=1e-3, crop_scale=(0.2, 1.0), clip=4.0, takes_steps=True),
-    "ijepa": Method(ijepa, lr_per_256=1.25e-4, crop_scale=(0.3, 1.0), flip=False, betas=(0.9, 0.999), takes_steps=True),
-    "imagegpt": Method(imagegpt, lr_per_256=2e-3, crop_scale=(1.0, 1.0), weight_decay=0.0, codes="colors", causal=True),
-    "imagegpt_masked": Method(
-        imagegpt_masked, lr_per_256=2e-3, crop_scale=(1.0, 1.0), weight_decay=0.0, codes="colors"
-    ),
-    "mae": Method(mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0)),
-    "simmim": Method(simmim, lr_per_256=1e-4, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0),
+
+def _decoder(width: int, blocks: int) -> dict[str, Any]:
+    """MAE's 8 blocks of width 512 for a ViT-B, of 12 blocks of width 768, and not larger for larger models."""
+    return {
+        "decoder_width": usable_width(min(512, 2 * width // 3)),
+        "decoder_depth": max(1, min(8, 2 * blocks // 3)),
+    }
+
+
+def _head(width: int, blocks: int) -> dict[str, Any]:
+    """AIM's 12 blocks for a trunk of 24."""
+    return {"head_depth": max(1, min(12, blocks // 2))}
+
+
+def _predictor(width: int, blocks: int) -> dict[str, Any]:
+    """I-JEPA's 6 blocks for a ViT-B, of 12, and 12 for ViT-L and ViT-H."""
+    return {"predictor_depth": max(1, min(12, blocks // 2))}
+
+
+_AIM: dict[str, Any] = {
+    "lr_per_256": 6.25e-5,
+    "paper_width": 1536,
+    "crop_scale": (0.4, 1.0),
+    "clip": 1.0,
+    "named": {"plan": ORDERS},
+    "sizes": _head,
 }
+_IMAGEGPT: dict[str, Any] = {  # the rate is that of the paper's iGPT-L
+    "lr_per_256": 2e-3,
+    "paper_batch": 128,
+    "paper_width": 1536,
+    "crop_scale": (1.0, 1.0),
+    "weight_decay": 0.0,
+    "codes": "colors",
+}
+METHODS: dict[str, Method] = {
+    "aim": Method(aim, **_AIM),
+    "aim_features": Method(aim_features, **_AIM, takes_steps=True),
+    "beit": Method(
+        beit, lr_per_256=1.875e-4, paper_batch=2048, crop_scale=(0.08, 1.0), clip=3.0, betas=(0.9, 0.999),
+        codes="patches",
+    ),
+    "data2vec": Method(
+        data2vec, lr_per_256=1e-3, paper_batch=256, highest_lr=1.5e-3, crop_scale=(0.2, 1.0), clip=4.0,
+        takes_steps=True,
+    ),
+    "ijepa": Method(
+        ijepa, lr_per_256=1.25e-4, paper_batch=2048, highest_lr=1.5e-3, crop_scale=(0.3, 1.0), flip=False,
+        betas=(0.9, 0.999), takes_steps=True, sizes=_predictor,
+    ),
+    "imagegpt": Method(imagegpt, **_IMAGEGPT, causal=True),
+    "imagegpt_masked": Method(imagegpt_masked, **_IMAGEGPT),
+    "mae": Method(mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder),
+    "simmim": Method(
+        simmim, lr_per_256=1e-4, paper_batch=2048, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0
+    ),
+}  # fmt: skip
 """The methods of the command line, by name. In Python, call the functions; `aim_codes` is available in Python only."""
 
 __all__ = [

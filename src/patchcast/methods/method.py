@@ -16,7 +16,13 @@ class Method:
     Attributes:
         build: the method's function, `(backbone, **options) -> Pretrainer`. If it predicts codes of patches, its second
             argument is the tokenizer.
-        lr_per_256: learning rate for 256 images per step, scaled linearly with the batch size (Goyal et al. 2017).
+        lr_per_256: the paper's learning rate for 256 images per step; its own batches are of `paper_batch` images, and
+            it scales linearly with the batch size (Goyal et al. 2017).
+        paper_batch: images per step in the paper.
+        paper_width: of the narrowest model that the paper trains at this rate.
+        highest_lr: the highest rate that was stable here (`benchmarks/NOTES.md`).
+        sizes: the options of `build` that set the size of the predictor, from the width and the number of blocks of the
+            model, in the paper's proportions; None if the predictor has no size.
         crop_scale: smallest and largest share of the image area that a random crop covers.
         clip: maximum norm of the gradient; None for no clipping.
         flip: whether half of the images are mirrored.
@@ -38,4 +44,8 @@ class Method:
     takes_steps: bool = False
     codes: Literal["patches", "colors"] | None = None
     causal: bool = False
+    paper_batch: int = 4096
+    paper_width: int = 768
+    highest_lr: float = 3e-3
+    sizes: Callable[[int, int], dict[str, Any]] | None = None
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

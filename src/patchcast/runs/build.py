@@ -19,9 +19,11 @@ from patchcast.methods import METHODS, Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
+from patchcast.runs.defaults import Chosen, choose, filled
 from patchcast.runs.sizes import patch_for_tile, size_and_patch
 from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
+from patchcast.stages import stage
 from patchcast.starts import Start, StartReport, fit, fit_parts
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
@@ -40,30 +42,37 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None = None) -> Resolved:
-    """The recipe with a value for every option, so that its config runs the same again.
+def resolve(
+    recipe: Recipe, method: Method, source: Source, start: Start | None = None, *, is_settled: bool = False
+) -> tuple[Resolved, dict[str, Chosen]]:
+    """The recipe with a value for every option, so that its config runs the same again; and what was chosen, and why.
 
     Args:
         start: the weights that the run starts from, if they are not random.
+        is_settled: whether it is the recipe of a run that has begun, so that nothing is chosen; see `as_begun`.
     Raises:
         ValueError: if one of the method's options or the model is unknown, or the sizes do not fit.
     """
     _check_options(recipe.method, method, recipe.method_args)
-    pieces, batch_size = recipe.devices * recipe.nodes * recipe.accumulate, recipe.step_images
-    if batch_size % pieces:
-        raise ValueError(
-            f"a batch of {batch_size} images cannot be shared evenly by devices={recipe.devices} x "
-            f"nodes={recipe.nodes} in accumulate={recipe.accumulate} pieces each; give a multiple of their product"
-        )
     if source.is_stream:
         _check_stream(recipe, method)
     images = source.train
     recipe = with_codes(recipe, method, images)
+    chosen = {} if is_settled else choose(recipe, method, None if source.is_stream else len(images))
+    recipe = filled(recipe, chosen)
+    batch, epochs = recipe.given_batch, recipe.epochs
+    assert batch is not None and epochs is not None  # noqa: PT018
+    pieces = recipe.devices * recipe.nodes * recipe.accumulate
+    if batch % pieces:
+        raise ValueError(
+            f"a batch of {batch} images cannot be shared evenly by devices={recipe.devices} x "
+            f"nodes={recipe.nodes} in accumulate={recipe.accumulate} pieces each; give a multiple of their product"
+        )
     size, patch = _size_and_patch(recipe, method, images)
     mean, std = _normalization(recipe, images, start)
     steps = recipe.steps
     if steps is None:
-        steps = max(1, round(recipe.epochs * len(images) / batch_size))
+        steps = max(1, round(epochs * len(images) / batch))
     often = max(1, steps // 10)
     given = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     resolved = {
@@ -73,15 +82,14 @@ def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None 
         "mean": mean,
         "std": std,
         "steps": steps,
-        "batch_size": batch_size,
-        "epochs": recipe.epochs if source.is_stream else round(steps * batch_size / len(images), 2),
+        "batch_size": batch,
+        "epochs": epochs if source.is_stream else round(steps * batch / len(images), 2),
         "held_out": source.held_out_share,
     }
     defaults: dict[str, Any] = {
         "crop_scale": method.crop_scale,
         "crop_mode": "squash" if method.codes == "colors" else "center",
         "flip": method.flip and recipe.data != "digits",
-        "lr": method.lr_per_256 * batch_size / 256,
         "betas": method.betas,
         "weight_decay": method.weight_decay,
         "clip": method.clip or 0.0,
@@ -91,8 +99,8 @@ def resolve(recipe: Recipe, method: Method, source: Source, start: Start | None 
         "readout": DEFAULT_READOUT,
         "checkpoint_every": often,
     }
-    filled = {name: default if given[name] in (None, "auto") else given[name] for name, default in defaults.items()}
-    return Resolved(**{**given, **resolved, **filled})
+    completed = {name: default if given[name] in (None, "auto") else given[name] for name, default in defaults.items()}
+    return Resolved(**{**given, **resolved, **completed}), chosen
 
 
 def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -101,7 +109,8 @@ def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple
     if mean is None and std is None and (start is not None or timm_loads(recipe)):
         mean, std = started_normalization(recipe, start, images) or (None, None)
     if mean is None or std is None:
-        measured = channel_statistics(images)
+        with stage("Measuring mean and standard deviation of the images"):
+            measured = channel_statistics(images)
         mean, std = mean or measured[0], std or measured[1]
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, images.channels):

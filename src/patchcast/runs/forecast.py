@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from patchcast.data import Source
 from patchcast.files import write_json
 from patchcast.methods import on_codes
 from patchcast.pretrainer import Pretrainer
@@ -23,6 +24,7 @@ from patchcast.runs.run import Run
 from patchcast.runs.run_folder import FORECAST
 from patchcast.runs.speed import WORTHWHILE, Choice, Rehearsal, choose_precision, processor
 from patchcast.training.engine import uses_cuda
+from patchcast.training.progress import duration
 
 EVALUATIONS = 10
 """Evaluations of a run, where `eval_every` does not say otherwise."""
@@ -66,7 +68,7 @@ class Forecast:
 
     def __str__(self) -> str:
         words = ["1 step" if self.steps == 1 else f"{self.steps:,} steps"]
-        words += [] if self.seconds is None else [duration(self.seconds)]
+        words += [] if self.seconds is None else [f"about {duration(self.seconds)}"]
         words += [] if self.memory is None else [f"{(self.memory.peak + self.process) / 1e9:.1f} GB of memory"]
         is_long = self.seconds is not None and self.seconds > HINTS_FROM and self.minutes is None
         return ", ".join(words) + ("; --minutes 10 makes it shorter" if is_long else "")
@@ -84,7 +86,7 @@ class Forecast:
         if self.rate is not None and self.seconds is not None:
             done = "" if self.flops is None else f", {self.flops / recipe.batch_size * self.rate / 1e9:,.0f} GFLOP/s"
             lines.append(f"speed       {self.rate:,.3g} images/s in {recipe.precision} on {self.on}{done}")
-            lines.append(f"time        {duration(self.seconds)}")
+            lines.append(f"time        about {duration(self.seconds)}")
         lines.append(f"steps       {self.steps:,}, {recipe.epochs:g} epochs, in {recipe.accumulate} micro-batches each")
         return "\n".join(lines)
 
@@ -130,7 +132,7 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
     looks = rehearsal.evaluation_seconds(recipe.precision) if is_long else 0.0
     if asked.minutes is not None:
         left = max(AT_LEAST_TRAINING * expected, expected - EVALUATIONS * looks)
-        recipe = with_steps(recipe, max(1, round(left / (per_image * recipe.batch_size))), asked, len(run.source.train))
+        recipe = with_steps(recipe, max(1, round(left / (per_image * recipe.batch_size))), asked, run.source)
     del rehearsal
     evaluations = -(-recipe.steps // recipe.eval_every)
     seconds = recipe.steps * recipe.batch_size * per_image + evaluations * looks
@@ -142,13 +144,13 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
     return run, _with_sizes(found, run, in_full, is_long)
 
 
-def with_steps(recipe: Resolved, steps: int, asked: Recipe, images: int) -> Resolved:
+def with_steps(recipe: Resolved, steps: int, asked: Recipe, source: Source) -> Resolved:
     """The recipe with another number of steps, and what follows from it."""
     often = max(1, steps // EVALUATIONS)
     return replace(
         recipe,
         steps=steps,
-        epochs=round(steps * recipe.batch_size / images, 2),
+        epochs=recipe.epochs if source.is_stream else round(steps * recipe.batch_size / len(source.train), 2),
         minutes=None,
         eval_every=asked.eval_every or often,
         checkpoint_every=asked.checkpoint_every or often,
@@ -211,18 +213,6 @@ def out_of_memory(problem: BaseException, recipe: Resolved) -> str:
 def trained(run: Run) -> Pretrainer:
     """What is trained: on codes where images become codes before training."""
     return on_codes(run.pretrainer) if run.method.codes == "colors" else run.pretrainer
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(20), duration(80), duration(2100), duration(20_000), duration(1e6)
-    ('under a minute', 'about 1 min', 'about 35 min', 'about 5.6 h', 'about 11.6 days')
-    """
-    if seconds < 60:
-        return "under a minute"
-    if seconds < 5400:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"about {seconds / 86400:.1f} days"
 
 
 def _with_sizes(found: Forecast, run: Run, *wanted: bool) -> Forecast:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ PICTURED, SAMPLES = 8, 16
 
 
 def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str]) -> str:
-    """Write everything except the weights; returns a sentence about the loss if it has a unit."""
+    """Write everything except the weights; returns a sentence about the loss."""
     if is_exported(run.method):
         write_encoder(encoder_of(run), run.folder)
     if run.pretrainer.target.is_drawn:
@@ -62,7 +62,13 @@ def _write_numbers(run: Run, codes: CodeData | None, unreadable: Mapping[str, st
     in_units, words = _in_units(run, (held or losses or [float("nan")])[-1], codes)
     named = [f"{name}: {reason}" for name, reason in unreadable.items()]
     write_json(run.folder / RESULTS, {**numbers, **in_units, "unreadable_images": named})
-    return words
+    return words or _course(losses, held)
+
+
+def _course(losses: Sequence[float], held: Sequence[float]) -> str:
+    """From which loss to which: on held-out images, or else on training images."""
+    which, values = ("held-out", held) if held else ("training", losses)
+    return f"The loss on {which} images went from {values[0]:.3g} to {values[-1]:.3g}." if values else ""
 
 
 def _in_units(run: Run, loss: float, codes: CodeData | None) -> tuple[dict[str, Any], str]:

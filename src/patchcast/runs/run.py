@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from patchcast.files import read_weights
 from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
+from patchcast.runs.auto import with_method
 from patchcast.runs.build import augmentation, build, build_started, evaluation, find_method, resolve
+from patchcast.runs.defaults import Chosen
 from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun
 from patchcast.runs.sizes import with_own_options
 from patchcast.runs.starting import as_started, check_unchanged, find_start, with_start
 from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, saved_tokenizer
+from patchcast.stages import stage
 from patchcast.starts import StartReport
 from patchcast.training.checkpoints import latest_checkpoint
 
@@ -32,6 +35,8 @@ class Run:
         pretrainer: with initial weights if the run is about to start, else with trained weights.
         tokenizer: for methods that predict codes, else None.
         opened: its data source if it is open already; see `source`.
+        why: the reasons of `--method auto`, if it is about to start.
+        chosen: what the recipe left out and the rule of defaults decided, if it is about to start.
         fitted: what became of the weights that it starts from; None if they are random, or it was opened.
     """
 
@@ -42,6 +47,8 @@ class Run:
     tokenizer: AnyTokenizer | None = None
     opened: Source | None = None
     fitted: StartReport | None = None
+    chosen: dict[str, Chosen] = field(default_factory=dict)
+    why: str = ""
 
     @property
     def source(self) -> Source:
@@ -99,7 +106,9 @@ def start_run(recipe: Recipe) -> Run:
     """
     recipe = with_own_options(recipe)
     recipe.check()
-    recipe, method = as_begun(recipe), find_method(recipe.method)
+    recipe, is_settled = as_begun(recipe)
+    recipe, why = with_method(recipe)
+    method = find_method(recipe.method)
     resuming = as_started(recipe)
     start = None if resuming is not None else find_start(recipe)
     if resuming is not None:
@@ -108,10 +117,12 @@ def start_run(recipe: Recipe) -> Run:
         recipe = with_start(recipe, method, start)
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
     source = open_source(recipe.data, channels=recipe.channels, held_out_share=share, **reading(recipe))
-    resolved = resolve(recipe, method, source, start)
-    tokenizer = saved_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
-    pretrainer, fitted = build_started(resolved, method, tokenizer, start)
-    return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted)
+    resolved, chosen = resolve(recipe, method, source, start, is_settled=is_settled)
+    with stage(f"Finding {resolved.codes} codes in the training images"):
+        tokenizer = saved_tokenizer(resolved.out) or find_tokenizer(resolved, method, source.train)
+    with stage(f"Building {resolved.model}"):
+        pretrainer, fitted = build_started(resolved, method, tokenizer, start)
+    return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted, chosen, why)
 
 
 def untrained_run(folder: Path, *, source: Source | None = None) -> Run:

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from patchcast.backbones.capabilities import AUTO
 from patchcast.files import write_weights
-from patchcast.recipe import EARLIER, Recipe, Resolved
+from patchcast.recipe import EARLIER, NOT_LEARNED, Recipe, Resolved
 from patchcast.training.checkpoints import latest_checkpoint
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
@@ -22,6 +23,8 @@ FORECAST = "forecast.json"
 """What a run was expected to take when it began, and the `minutes` that were asked for."""
 RESULTS = "metrics.json"
 """Written last: a run without it is not finished, whatever else its folder holds."""
+DECIDES = {*Resolved.__annotations__} - {*EARLIER} - NOT_LEARNED
+"""Options that a recipe may leave out and a config of a run never does, of those that decide what is learned."""
 
 
 def claim(recipe: Resolved) -> bool:
@@ -56,21 +59,35 @@ def holds_run(out: Path) -> bool:
     return (out / CONFIG).exists()
 
 
-def as_begun(recipe: Recipe) -> Recipe:
-    """The recipe with what was decided before: when its run began, or by an earlier version.
+def as_begun(recipe: Recipe) -> tuple[Recipe, bool]:
+    """The recipe with what its run has for options that it leaves out, and whether it leaves nothing to defaults.
 
-    Options that an earlier version did not have get the earlier behavior, in runs that it started and in complete
-    configs that it wrote.
+    For runs that have begun, for complete configs, and for the commands of model cards. Options that an earlier version
+    did not have get its behavior, and defaults that have changed since then change none of these.
     """
+    auto = recipe.batch_size == "auto"
+    recipe = replace(recipe, batch_size=recipe.given_batch)
+    left: dict[str, Any] = {name: EARLIER[name] for name in EARLIER if getattr(recipe, name) is None}
     if (recipe.out / CONFIG).is_file():
-        recipe = _as_decided(recipe, Resolved.load(recipe.out / CONFIG))
-    left = [name for name in EARLIER if getattr(recipe, name) is None]
-    if left and (recipe.out / CONFIG).is_file():
         begun = Resolved.load(recipe.out / CONFIG)
-        return replace(recipe, **{name: getattr(begun, name) for name in left})
-    if all(getattr(recipe, name) is not None for name in Resolved.__annotations__ if name not in EARLIER):
-        return replace(recipe, **{name: EARLIER[name] for name in left})
-    return recipe
+        left = {name: getattr(begun, name) for name in (*left, *(["lr"] if recipe.lr is None else []))}
+        if recipe.steps is None and recipe.epochs is None:
+            left["steps"] = begun.steps
+        if recipe.method == AUTO:
+            left["method"] = begun.method
+        if recipe.method in (AUTO, begun.method):
+            left["method_args"] = {**begun.method_args, **recipe.method_args}
+        if recipe.precision in (None, "auto"):
+            left["precision"] = begun.precision
+        if auto:
+            left["accumulate"] = begun.accumulate
+        if recipe.minutes is not None:
+            _check_minutes(recipe, begun)
+            left["minutes"] = None
+        return replace(recipe, **left), True
+    if all(getattr(recipe, name) is not None for name in DECIDES):
+        return replace(recipe, **left), True
+    return recipe, False
 
 
 def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
@@ -78,25 +95,13 @@ def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
     write_weights({name: weight.contiguous() for name, weight in state.items()}, out / EVERYTHING)
 
 
-def _as_decided(recipe: Recipe, begun: Resolved) -> Recipe:
-    """The recipe with what was decided when the run in its folder began.
-
-    Raises:
-        ValueError: if it was begun for another time.
+def _check_minutes(recipe: Recipe, begun: Resolved) -> None:
+    """Raises:
+    ValueError: if the run in the recipe's folder was begun for another time, or for a number of steps.
     """
-    decided: dict[str, Any] = {}
-    if recipe.precision in (None, "auto"):
-        decided["precision"] = begun.precision
-    if recipe.batch_size == "auto":
-        decided |= {"batch_size": begun.batch_size, "accumulate": begun.accumulate}
-    if recipe.minutes is not None:
-        minutes = None
-        with suppress(OSError, ValueError, KeyError):
-            minutes = json.loads((recipe.out / FORECAST).read_text(encoding="utf-8"))["minutes"]
-        if minutes != recipe.minutes:
-            time = f"{begun.steps} steps" if minutes is None else f"{minutes:g} minutes"
-            raise ValueError(
-                f"{recipe.out} holds a run of {time}, not of {recipe.minutes:g} minutes; choose another --out"
-            )
-        decided |= {"minutes": None, "steps": begun.steps}
-    return replace(recipe, **decided)
+    minutes = None
+    with suppress(OSError, ValueError, KeyError):
+        minutes = json.loads((recipe.out / FORECAST).read_text(encoding="utf-8"))["minutes"]
+    if minutes != recipe.minutes:
+        time = f"{begun.steps:,} steps" if minutes is None else f"{minutes:g} minutes"
+        raise ValueError(f"{recipe.out} holds a run of {time}, not of {recipe.minutes:g} minutes; choose another --out")

@@ -44,6 +44,7 @@ def train(
     loggers: Sequence[Logger] = (),
     looks: Sequence[Look] = (),
     finish: Callable[[Cuts], Tensor] | None = None,
+    blind: float | None = None,
 ) -> None:
     """Train in place until the last step of the stream; resumes from the last checkpoint under `out` if there is one.
 
@@ -56,6 +57,7 @@ def train(
         loggers: also get the rows of `metrics.csv`.
         looks: called at every evaluation and at the end of the run.
         finish: turns crops into images on the device, if the stream gives crops (`patchcast.data.Cutter`).
+        blind: the loss of a prediction that ignores the image, shown next to the loss.
 
     Raises:
         InterruptedError: on SIGTERM, after a checkpoint has been saved; KeyboardInterrupt on Ctrl-C.
@@ -109,7 +111,7 @@ def train(
         save()  # Lightning counted the rows of the log from 0; from here on they are counted from 1
 
     speed = Throughput(stream)
-    line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first)
+    line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first, blind=blind)
     with one_voice(fabric), ending.listening(), line:
         batches = iter(stream)
         pretrainer.train()
@@ -165,7 +167,9 @@ def train(
             if not is_seen and not ending.agreed():
                 guard.check(step, objective.named_parameters())
                 try:
-                    is_seen = _see(step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log)
+                    with line.evaluating():
+                        is_seen = _see(step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log)
+                    line.evaluated(log.rows.get(step, {}))
                 except NotFinite as problem:
                     guard.fail(f"after step {step}, {problem}")
 

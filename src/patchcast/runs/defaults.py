@@ -1,0 +1,120 @@
+"""Defaults by one rule: batch, passes, rate and decoder follow from the images, the model and the method.
+
+The rule was fitted on two kinds of points: the papers' settings (ViT-B and larger, batches of 2,048 and 4,096), and
+what was measured here (`benchmarks/NOTES.md`: ViTs of width 192 on thousands of images, batches of 32 to 128). Configs
+of runs hold all values, so that a change of the rule changes no run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from patchcast.methods import Method
+from patchcast.recipe import Recipe
+from patchcast.runs.codes import network_args
+from patchcast.runs.sizes import nominal_backbone
+from patchcast.targets import even_blocks
+
+WARMUP = 0.05
+"""Share of the steps: MAE's 40 of 800 epochs."""
+SMALLEST_BATCH, STREAM_BATCH, LARGEST_BATCH = 32, 256, 2048
+FEWEST_STEPS, EPOCHS, MOST_EPOCHS = 5000, 100, 800
+
+
+class Chosen(NamedTuple):
+    """The value of an option that a recipe leaves out, and why it is this."""
+
+    value: Any
+    reason: str
+
+
+def choose(recipe: Recipe, method: Method, images: int | None) -> dict[str, Chosen]:
+    """The options among batch_size, epochs, lr, warmup and method_args that a recipe leaves out, by the rule.
+
+    Args:
+        images: to train on; None for a stream, whose number is unknown.
+    Raises:
+        ValueError: if the model cannot be built.
+    """
+    return dict(_choices(recipe, method, images))
+
+
+def filled(recipe: Recipe, chosen: dict[str, Chosen]) -> Recipe:
+    """The recipe with the chosen values where it leaves them out."""
+    values = {name: choice.value for name, choice in chosen.items()}
+    values["method_args"] = {**recipe.method_args, **values.get("method_args", {})}
+    return dataclasses.replace(recipe, **values)
+
+
+def in_words(chosen: dict[str, Chosen]) -> str:
+    """What was chosen and why, a line each.
+
+    >>> print(in_words({"lr": Chosen(0.001, "measured"), "method_args": Chosen({"head_depth": 2}, "for 4 blocks")}))
+      lr 0.001: measured
+      head_depth 2: for 4 blocks
+    """
+    lines = []
+    for name, (value, reason) in chosen.items():
+        shown = value if isinstance(value, dict) else {name: value}
+        lines.append(f"  {', '.join(f'{option} {one}' for option, one in shown.items())}: {reason}")
+    return "\n".join(lines)
+
+
+def _choices(recipe: Recipe, method: Method, images: int | None) -> Iterator[tuple[str, Chosen]]:
+    batch = recipe.given_batch
+    if batch is None:
+        batch, reason = _batch(images, recipe.devices * recipe.nodes * recipe.accumulate)
+        yield "batch_size", Chosen(batch, reason)
+    if (recipe.steps, recipe.epochs, recipe.minutes) == (None, None, None) and images is not None:
+        epochs = min(MOST_EPOCHS, max(EPOCHS, math.ceil(FEWEST_STEPS * batch / images)))
+        yield (
+            "epochs",
+            Chosen(float(epochs), f"{EPOCHS}, or more for {FEWEST_STEPS:,} steps, up to {MOST_EPOCHS}"),
+        )
+    elif recipe.epochs is None:
+        yield "epochs", Chosen(float(EPOCHS), "not used: steps or minutes are given")
+    if recipe.warmup is None:
+        yield "warmup", Chosen(WARMUP, "MAE's")
+    width, blocks = _size(recipe, method)
+    if recipe.lr is None:
+        yield "lr", Chosen(*_rate(method, batch, width))
+    sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
+    if missing := {name: value for name, value in sizes.items() if name not in recipe.method_args}:
+        reason = f"for a model of {blocks} blocks of width {width}"
+        yield "method_args", Chosen(missing, reason)
+
+
+def _batch(images: int | None, pieces: int) -> tuple[int, str]:
+    """About 1.5 times the root of the number of images, as a power of 2, in whole pieces."""
+    batch, reason = STREAM_BATCH, "of a stream"
+    if images is not None:
+        wish = 2 ** round(math.log2(1.5 * math.sqrt(max(1, images))))
+        batch, reason = min(LARGEST_BATCH, max(SMALLEST_BATCH, wish)), f"for {images:,} images"
+    return -(-batch // pieces) * pieces, reason
+
+
+def _rate(method: Method, batch: int, width: int) -> tuple[float, str]:
+    """The paper's rate, by the root of the batch (Malladi et al. 2022, for Adam), and higher for narrower models."""
+    paper = method.lr_per_256 * method.paper_batch / 256
+    narrow = max(1.0, method.paper_width / width)
+    rate = float(f"{min(method.highest_lr, paper * math.sqrt(batch / method.paper_batch) * narrow):.2g}")
+    reason = f"the paper's {paper:.2g} for {method.paper_batch:,} images, by the root of the batch"
+    reason += "" if narrow == 1 else f", and by {method.paper_width}/{width} for the width"
+    return rate, reason + (f"; {rate:g} at most" if rate == method.highest_lr else "")
+
+
+def _size(recipe: Recipe, method: Method) -> tuple[int, int]:
+    """Width and number of blocks of the model; 0 blocks where they are not alike."""
+    if method.codes == "colors":
+        args = network_args(recipe)
+        return args["width"], args["depth"]
+    backbone = nominal_backbone(recipe)
+    with contextlib.suppress(Exception), torch.device("meta"):  # whatever an architecture raises that is not built so
+        return backbone.width, even_blocks(backbone)
+    return backbone.width, 0

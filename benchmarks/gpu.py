@@ -244,7 +244,7 @@ class Bench:
         """The first case fed by the loader, from JPEG files that are decoded, cut, and augmented on the device."""
         from PIL import Image
 
-        from patchcast.data import Augment, Cutter, EpochSampler, TrainSet, finish, loader, open_images
+        from patchcast.data import Augment, Cuts, Cutter, EpochSampler, TrainSet, finish, loader, open_images
 
         make, batch = self.cases[name]
         pretrainer = make().to(self.device)
@@ -260,7 +260,7 @@ class Bench:
             train_set = TrainSet(open_images(folder), Cutter(augment), seed=0)
             batches = iter(loader(train_set, EpochSampler(count, batch, seed=0, steps=turns + 3), workers))
             model, loss = ours(pretrainer)
-            step = training_step(model, lambda: loss(finish(augment, next(batches)[0].to(self.device))), bf16=True,
+            step = training_step(model, lambda: loss(finish(augment, Cuts(*(part.to(self.device) for part in next(batches)[0])))), bf16=True,
                                  device=self.device)  # fmt: skip
             for _ in range(3):
                 step()

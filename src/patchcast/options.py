@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
+from patchcast.recipe import Device
 
-Device = Literal["auto", "cpu", "gpu"]
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("limit", "max_pixels", "per_class", "finetune"), AT_LEAST_1),
+    "draws": Range(2),
+    "lidar": NOT_NEGATIVE,
+    "seed": SEED,
+}
+"""The ranges of numbers that no command checks itself."""
 Format = Literal["timm", "transformers", "onnx", "torch"]
 
 
@@ -37,7 +45,7 @@ class ProbeOptions:
         split: the split of the data that is judged on. Default: test, or else validation.
         limit: maximum number of training images. Default: all.
         untrained: probe the network before training, with its initial weights.
-        against: further networks, as rows of the table: run folders or timm models (which have public weights).
+        against: further networks, as rows of the table, by the words of pretrain's --start.
         device: where the network runs.
         out: a JSON file for the results. Default: in the run folder; none for a timm model.
     """
@@ -151,17 +159,17 @@ class PretrainOptions:
 
 @dataclass(kw_only=True)
 class Compare:
-    """Compare runs with the untrained network, a supervised run and features that need no training.
+    """Compare runs with one another and with baselines, with labels.
 
     Args:
-        runs: run folders.
+        runs: run folders, and perhaps other weights, by the words of pretrain's --start.
         data: labeled images. Default: each run's own data.
         out: a file.parquet for all results.
         per_class: labels per class for the few-label probe.
         draws: random draws of the labeled images in the few-label probe.
         limit: maximum number of training images. Default: all.
         supervised: train the same network with labels as well, which takes as long as a run.
-        against: further networks, as rows of the table: run folders or timm models (which have public weights).
+        against: further networks, as rows of the table, by the words of pretrain's --start.
         readout: how the units of an image become one feature.
         device: where networks run.
         cache: keep features in the user's cache folder and reuse them.
@@ -182,15 +190,15 @@ class Compare:
 
 @dataclass(kw_only=True)
 class ReportOptions:
-    """Write everything that is known about a run to one HTML file.
+    """Write one HTML page about a run, or one that compares several.
 
     Args:
-        run: the run folder.
+        runs: run folders.
         data: images to show. Default: the run's own data.
-        out: the file. Default: report.html in the run folder.
+        out: the file. Default: report.html in the run folder, or here if there are several runs.
     """
 
-    run: Path = field(metadata=place("RUN"))
+    runs: list[Path] = field(metadata=place("RUN"))
     data: str | None = None
     out: Path | None = None
 
@@ -201,7 +209,7 @@ class Show:
 
     Args:
         run: the run folder.
-        images: image files. Default: the first images of the run's data.
+        images: image files. Default: held-out images of the run's data, evenly spaced.
         count: number of images of the run's data.
         seed: of what is hidden.
         out: the picture. Default: show.png in the run folder.
@@ -251,14 +259,18 @@ class Embed:
 
 @dataclass(kw_only=True)
 class FinetuneClassifier:
-    """Train a classifier from a run or a timm model, and leave it as a model of timm.
+    """Train a classifier or a segmenter from a run or other weights.
 
     Args:
-        model: a run folder, or a timm model by name.
-        data: images with one label each, by class folders or in a column.
-        out: a folder for the classifier. The same command resumes one that was stopped.
+        model: a run folder, or other weights by the words of pretrain's --start.
+        data: labeled images, by class folders or in a column; for segmentation a folder with images and masks in it.
+        out: a folder for the model. The same command resumes one that was stopped.
+        task: segmentation gives each pixel a class; masks are PNG with the class of each pixel as its number.
         freeze: train the head only. Default: with fewer than 20 training images per class.
-        head: linear, or attentive (timm's attention pooling, for plain vision transformers).
+        multi_label: an image has any number of labels: its label is text such as cat;dog, and ; alone for none.
+        head: linear; attentive (timm's attention pooling, for plain vision transformers); or for segmentation conv,
+            convolutions over four layers.
+        tiles: for segmentation, cut images into tiles of the network's size and do not resize them; for large images.
         epochs: passes over the training images. Default: 30; a frozen linear head is fitted without epochs.
         lr: peak learning rate. Default: 0.001; 0.003 for an attentive head on a frozen backbone.
         batch_size: images per step. Default: 64, or all training images if there are fewer.
@@ -285,7 +297,10 @@ class FinetuneClassifier:
     data: str
     out: Path
     freeze: bool | None = None
-    head: Literal["linear", "attentive"] = "linear"
+    multi_label: bool = False
+    task: Literal["classification", "segmentation"] = "classification"
+    head: Literal["linear", "attentive", "conv"] = "linear"
+    tiles: bool = False
     epochs: int | None = None
     lr: float | None = None
     batch_size: int | None = None
@@ -314,7 +329,8 @@ class Predict:
     Args:
         model: a folder of patchcast finetune; or a run or a timm model, with --data.
         images: image files, folders, or any source that --data takes.
-        out: a new file.parquet or file.csv. Default: a table of the first images is printed.
+        out: a new file.parquet or file.csv; with a segmenter, a folder for masks. Default: a table of the first images
+            is printed.
         data: labeled images that vote, for a model without a classifier.
         neighbors: number of labeled images that vote, with --data.
         top: number of classes per image.
@@ -397,7 +413,7 @@ class Sample(Drawing):
 
 @dataclass(kw_only=True)
 class Complete(Drawing):
-    """Complete images from their first pixels or patches (ImageGPT, or AIM on raw pixels).
+    """Complete images from their first pixels or patches.
 
     Args:
         run: the run folder.
@@ -418,15 +434,16 @@ class Complete(Drawing):
 
 @dataclass(kw_only=True)
 class Export:
-    """Write a run's encoder for timm, transformers, ONNX or torch.export.
+    """Write a run's encoder, or a fine-tuned classifier, for other libraries.
 
     Args:
-        run: the run folder.
+        run: the folder of a run, or of patchcast finetune.
         out: a new folder for the weights and their README.md.
-        to: the format; transformers takes MAE and ImageGPT only. Default: timm; transformers for an ImageGPT.
+        to: the format; transformers takes MAE, ImageGPT and classifiers of plain vision transformers only. Default:
+            timm; transformers for an ImageGPT.
     """
 
-    run: Path = field(metadata=place("RUN"))
+    run: Path = field(metadata=place("RUN_OR_MODEL"))
     out: Path
     to: Format | None = None
 
@@ -503,10 +520,28 @@ class Models:
 
 @dataclass(kw_only=True)
 class Demo:
-    """Pretrain on handwritten digits in two minutes, and show what was learned.
+    """Pretrain on digits in two minutes, and show what was learned.
 
     Args:
         out: a new run folder.
+        table: print all numbers, and not only a summary.
     """
 
     out: Path = Path("runs/demo")
+    table: bool = False
+
+
+@dataclass(kw_only=True)
+class Doctor:
+    """Print versions, devices, defaults and what is not installed."""
+
+
+@dataclass(kw_only=True)
+class Completion:
+    """Print a script that completes commands and options in a shell.
+
+    Args:
+        shell: for bash, `eval "$(patchcast completion bash)"` in .bashrc; likewise for zsh in .zshrc.
+    """
+
+    shell: Literal["bash", "zsh"] = field(metadata=place("SHELL"))

@@ -87,15 +87,21 @@ def compare(
     Rows that several runs share (the same untrained network or supervised run) are measured and shown once.
 
     Args:
-        against: further networks: run folders, or timm models by name.
+        runs: run folders; other words of `--start` among them are compared as those of `against` are.
+        against: further networks, by the words of `--start`.
         readout: how units become one feature, in every row.
     Raises:
         ValueError: for anything that the user can fix.
     """
     if out.suffix != ".parquet":
         raise ValueError(f"--out must end in .parquet; got {out}")
-    if strange := [run for run in runs if not is_run(run)]:
-        raise ValueError(f"{strange[0]} holds no run of patchcast: it has no config.yaml")
+    against = [*map(str, (words for words in runs if not is_run(words))), *against]
+    runs = [run for run in runs if is_run(run)]
+    if not runs:
+        raise ValueError(
+            f"{against[0]} holds no run of patchcast: it has no config.yaml, and compare takes at least one run; other "
+            f"weights are compared by patchcast probe {against[0]} --data LABELED --against OTHER"
+        )
     chosen = options.FeatureOptions(per_class=list(per_class), draws=draws, readout=readout, cache=cache)
     console, rows, lines, shared = Console(), list[Row](), list[str](), dict[str, Row]()
     for run in runs:

@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,10 +29,10 @@ from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
 from patchcast.runs.defaults import in_words
 from patchcast.runs.forecast import ASKS_FROM, Forecast, foresee, out_of_memory
-from patchcast.runs.results import held_out_images, write_results
+from patchcast.runs.results import after_start, better_average, held_out_images, write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, holds_run, save_weights
-from patchcast.runs.starting import keep_report
+from patchcast.runs.starting import is_started, keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import EVALUATED, check_loggers, make_loggers, watches
 from patchcast.stages import stage
@@ -43,16 +42,21 @@ from patchcast.training.lock import locked
 from patchcast.training.log import closing
 from patchcast.training.looks import Look
 from patchcast.training.loop import train
-from patchcast.training.optimization import Optimization
+from patchcast.training.optimization import Optimization, freeze_blocks
 from patchcast.training.progress import duration
 from patchcast.training.stream import Stream
 
 BLIND = 64
 """Maximum number of images for the loss of a blind prediction."""
+BLIND_VALUES = 2**24
+"""Maximum number of values of these images: large ones would fill the memory."""
 
 
-def pretrain(recipe: Recipe) -> Resolved:
+def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     """Run or resume a recipe; returns it with a value for every option.
+
+    Args:
+        says_next: whether the last lines suggest a next command.
 
     Raises:
         ValueError: for anything that the user can fix, before training starts.
@@ -63,7 +67,7 @@ def pretrain(recipe: Recipe) -> Resolved:
     run = start_run(recipe)
     check_loggers(run.recipe)
     forecast = None
-    if not holds_run(run.folder):
+    if run.recipe.overwrite or not holds_run(run.folder):
         with stage("Measuring the speed of a few steps"):
             run, forecast = foresee(run, recipe)
     with stage("Reading the images that are looked at during the run"):
@@ -71,7 +75,7 @@ def pretrain(recipe: Recipe) -> Resolved:
     if forecast is not None:
         _describe(run, console)
         _announce(forecast, console)
-    resumes = is_first and claim(run.recipe)
+    resuming = claim(run.recipe) if is_first else ""
     with locked(run.folder) if is_first else nullcontext():
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
@@ -82,9 +86,11 @@ def pretrain(recipe: Recipe) -> Resolved:
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
                 console.print(escape(str(run.fitted)), highlight=False)
-        if resumes:
-            console.print(f"Resuming the run in {escape(str(run.folder))}.")
-        return _carry_out(run, looks, console, is_first=is_first)
+        if resuming:
+            console.print(escape(resuming), highlight=False)
+        elif run.recipe.overwrite:
+            console.print("Without --overwrite, the same command resumes this run.")
+        return _carry_out(run, looks, console, is_first=is_first, says_next=says_next)
 
 
 def dry_run(recipe: Recipe) -> Forecast:
@@ -94,7 +100,7 @@ def dry_run(recipe: Recipe) -> Forecast:
         ValueError: as `pretrain` does.
     """
     console = Console()
-    run = start_run(replace(recipe, out=recipe.out / "dry-run") if holds_run(recipe.out) else recipe)
+    run = start_run(recipe)
     with stage("Measuring the speed of a few steps"):
         run, forecast = foresee(run, recipe, in_full=True)
     _describe(run, console)
@@ -106,6 +112,8 @@ def dry_run(recipe: Recipe) -> Forecast:
 
 def _describe(run: Run, console: Console) -> None:
     console.print(_summary(run), highlight=False)
+    if sentence := too_few(run):
+        console.print(sentence, highlight=False)
     if run.why:
         console.print(escape(run.why), highlight=False)
     if run.chosen:
@@ -126,7 +134,7 @@ def _announce(forecast: Forecast, console: Console) -> None:
         raise KeyboardInterrupt("not started")
 
 
-def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool) -> Resolved:
+def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool, says_next: bool) -> Resolved:
     journal = Journal(run.folder / BAD_IMAGES)
     trained, train_set, judged, codes = _feed(run, journal)
     if codes is not None:
@@ -136,10 +144,13 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
         console.print(f"A blind prediction, which ignores the image, has a loss of {blind:.2f}.", highlight=False)
     begun = time.perf_counter()
     try:
+        if run.recipe.freeze_blocks:
+            freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
         _train(run.recipe, trained, train_set, judged, looks, blind)
         state = whole_state(run.pretrainer)
         if not is_first:
             return run.recipe
+        state |= better_average(run.folder)
         save_weights(state, run.folder)
     except (RuntimeError, torch.OutOfMemoryError) as problem:
         sentence = out_of_memory(problem, run.recipe)
@@ -155,22 +166,34 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
     unreadable = journal.close()
     with stage("Drawing pictures and writing results"):
         run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
-        loss = write_results(run, codes, unreadable)
+        loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable, blind=blind)]))
     if unreadable:
         count = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
         console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
     console.print(
         f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
         f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "
-        f"which runs this again.\n{_next(run)}",
+        "which runs this again.",
         highlight=False,
     )
+    if says_next:
+        console.print(_next(run), highlight=False)
     return run.recipe
+
+
+def too_few(run: Run) -> str:
+    """A sentence if a batch is larger than the data; empty otherwise."""
+    batch, count = run.recipe.batch_size, len(run.source.train)
+    if run.source.is_stream or batch <= count:
+        return ""
+    often = f"{batch / count:.1f} times"
+    return f"A batch of {batch:,} holds each of the {count:,} images {often}: try --batch_size {count}."
 
 
 def _blind(run: Run) -> float | None:
     """The loss of a blind prediction on some of the images that pictures show; None if there is none."""
-    images, _ = held_out_images(run, BLIND)
+    values = run.recipe.channels * run.recipe.image_size[0] * run.recipe.image_size[1]
+    images, _ = held_out_images(run, max(1, min(BLIND, BLIND_VALUES // values)))
     return blind_loss(run.pretrainer, images)
 
 
@@ -236,6 +259,9 @@ def _train(
                 weight_decay=recipe.weight_decay,
                 warmup=recipe.warmup,
                 clip=recipe.clip or None,
+                layer_decay=recipe.layer_decay,
+                freeze_first=recipe.freeze_first,
+                ema=recipe.ema or None,
             ),
             engine=Engine(
                 precision=recipe.precision,
@@ -269,10 +295,19 @@ def _summary(run: Run) -> str:
     held_out, typical = source.held_out, source.train.typical_size
     resized = "" if typical == recipe.image_size else f", from about {typical[0]} x {typical[1]}"
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
+    going_on = f"\n  start     {_going_on(recipe)}" if is_started(recipe) else ""
     return (
         f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {millions:.1f} M parameters\n"
         f"  images    {count} of {escape(recipe.data)}, {evaluated}\n"
         f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}\n"
         f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), "
-        f"lr {recipe.lr:.3g}, {recipe.precision}"
+        f"lr {recipe.lr:.3g}, {recipe.precision}{going_on}"
     )
+
+
+def _going_on(recipe: Resolved) -> str:
+    words = [f"layer decay {recipe.layer_decay:g}"]
+    words += [f"backbone frozen for {recipe.freeze_first:,} steps"] * bool(recipe.freeze_first)
+    words += [f"first {recipe.freeze_blocks} blocks frozen"] * bool(recipe.freeze_blocks)
+    words += [f"averaged weights (EMA {recipe.ema:g})"] * bool(recipe.ema)
+    return escape(f"{recipe.start_words or 'weights'}; {', '.join(words)}")

@@ -25,6 +25,10 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, where white is 1."""
 
 
+BLIND_ROW = "the row 'blind' shows what that is without any prediction"
+"""For captions of pictures with such a row."""
+
+
 def draws_codes(pretrainer: Pretrainer) -> bool:
     """Whether it is a causal ImageGPT, which draws images code by code."""
     backbone = pretrainer.backbone
@@ -39,8 +43,10 @@ def completes_pixels(pretrainer: Pretrainer) -> bool:
 
 def caption(pretrainer: Pretrainer, phrase: str) -> str:
     """The caption of a figure of `versions`: which images they are, and what was not predicted."""
-    lent = "in the colors of the palette" if draws_codes(pretrainer) else pretrainer.target.from_image
-    return f"{phrase}; {lent}" if lent else phrase
+    if draws_codes(pretrainer):
+        return f"{phrase}, in the colors of the palette"
+    lent = pretrainer.target.from_image
+    return f"{phrase}. {lent[0].upper()}{lent[1:]}; {BLIND_ROW}." if lent else phrase
 
 
 def versions(
@@ -54,7 +60,10 @@ def versions(
     >>> from patchcast.methods import mae
     >>> pretrainer = mae(wrap("test_vit", img_size=32), decoder_depth=1)
     >>> list(versions(pretrainer, torch.rand(2, 3, 32, 32), ((0.5,) * 3, (0.5,) * 3)))
-    ['image', 'seen', 'predicted']
+    ['image', 'seen', 'blind', 'predicted']
+
+    Where predictions lack the mean and contrast of units, these are the image's own. `blind` then shows them without a
+    prediction, so that they are not taken for one.
 
     Raises:
         ValueError: if the method's targets are not pixels.
@@ -63,11 +72,13 @@ def versions(
     if draws_codes(pretrainer):
         return _completed_halves(pretrainer, images, generator)
     result = reconstruct(pretrainer, images, pretrainer.draw(images, generator))
-    return {
+    shown = {
         "image": Version(_drawn(result.images, normalization)),
         "seen": Version(_drawn(result.seen.nan_to_num(), normalization), result.seen.isnan().any(dim=1).cpu()),
-        "predicted": Version(_drawn(result.predicted, normalization)),
     }
+    if pretrainer.target.from_image:
+        shown["blind"] = Version(_drawn(result.blind, normalization))
+    return {**shown, "predicted": Version(_drawn(result.predicted, normalization))}
 
 
 def completed(

@@ -15,12 +15,14 @@ from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
 from patchcast.data import Augment, Evaluate, Images, Source, channel_statistics
+from patchcast.data.digits import PACKAGED
 from patchcast.methods import METHODS, Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs import starting
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
-from patchcast.runs.defaults import Chosen, choose, filled
-from patchcast.runs.sizes import patch_for_tile, size_and_patch
+from patchcast.runs.defaults import Chosen, choose_defaults, filled
+from patchcast.runs.sizes import building, check_units, patch_for_tile, size_and_patch
 from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.stages import stage
@@ -42,6 +44,9 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
+KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
 def resolve(
     recipe: Recipe, method: Method, source: Source, start: Start | None = None, *, is_settled: bool = False
 ) -> tuple[Resolved, dict[str, Chosen]]:
@@ -58,7 +63,7 @@ def resolve(
         _check_stream(recipe, method)
     images = source.train
     recipe = with_codes(recipe, method, images)
-    chosen = {} if is_settled else choose(recipe, method, None if source.is_stream else len(images))
+    chosen = {} if is_settled else choose_defaults(recipe, method, None if source.is_stream else len(images))
     recipe = filled(recipe, chosen)
     batch, epochs = recipe.given_batch, recipe.epochs
     assert batch is not None and epochs is not None  # noqa: PT018
@@ -73,7 +78,8 @@ def resolve(
     steps = recipe.steps
     if steps is None:
         steps = max(1, round(epochs * len(images) / batch))
-    often = max(1, steps // 10)
+    often, starts = max(1, steps // 10), starting.is_started(recipe)
+    _check_frozen(recipe, steps)
     given = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     resolved = {
         "image_size": size,
@@ -83,13 +89,17 @@ def resolve(
         "std": std,
         "steps": steps,
         "batch_size": batch,
+        "minutes": None,
         "epochs": epochs if source.is_stream else round(steps * batch / len(images), 2),
         "held_out": source.held_out_share,
     }
     defaults: dict[str, Any] = {
         "crop_scale": method.crop_scale,
         "crop_mode": "squash" if method.codes == "colors" else "center",
-        "flip": method.flip and recipe.data != "digits",
+        "flip": method.flip and recipe.data not in PACKAGED,
+        "layer_decay": starting.STARTED_LAYER_DECAY if starts else 1.0,
+        "freeze_first": 0,  # `runs.starting.with_frozen_first` knows more, once the weights are loaded
+        "ema": starting.STARTED_EMA if starts else 0.0,
         "betas": method.betas,
         "weight_decay": method.weight_decay,
         "clip": method.clip or 0.0,
@@ -100,7 +110,9 @@ def resolve(
         "checkpoint_every": often,
     }
     completed = {name: default if given[name] in (None, "auto") else given[name] for name, default in defaults.items()}
-    return Resolved(**{**given, **resolved, **completed}), chosen
+    whole = Resolved(**{**given, **resolved, **completed})
+    whole.check()  # again: the number of steps follows from epochs
+    return whole, chosen
 
 
 def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -117,6 +129,11 @@ def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple
             raise ValueError(f"{name} has {len(values)} numbers, and the images have {images.channels} channels")
     # Four significant digits: 12 bits in a 16-bit file have deviations of a few thousandths of white.
     return tuple(float(f"{value:.4g}") for value in mean), tuple(float(f"{value:.4g}") for value in std)
+
+
+def _check_frozen(recipe: Recipe, steps: int) -> None:
+    if recipe.freeze_first is not None and recipe.freeze_first >= steps:
+        raise ValueError(f"freeze_first={recipe.freeze_first} freezes the backbone in all {steps} steps; give fewer")
 
 
 def _check_stream(recipe: Recipe, method: Method) -> None:
@@ -154,7 +171,8 @@ def build_started(
         assert tokenizer is not None
         backbone = imagegpt_backbone(recipe, tokenizer, causal=method.causal)
     else:
-        backbone = wrap(recipe.model, pretrained=recipe.pretrained and timm_loads(recipe), **timm_args(recipe))
+        with building(f"{recipe.model} with these model_args"):
+            backbone = wrap(recipe.model, pretrained=recipe.pretrained and timm_loads(recipe), **timm_args(recipe))
         if recipe.tile_size is not None:
             tile = (recipe.tile_size, recipe.tile_size)
             backbone = Tiled(backbone, tiles_of(recipe.image_size, tile))
@@ -167,7 +185,8 @@ def build_started(
     if method.codes == "patches":
         assert tokenizer is not None
         given["tokenizer"] = of_units(tokenizer, backbone)
-    pretrainer = method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
+    with building(f"{recipe.method} with these method_args"):
+        pretrainer = method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
     if start is not None and fitted is not None:
         fit_parts(pretrainer, start, recipe.method, fitted)
     return pretrainer, fitted
@@ -189,7 +208,10 @@ def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tup
         assert recipe.image_size is not None  # set by `with_codes`
         return recipe.image_size, None
     if recipe.tile_size is None:
+        if recipe.image_size is not None:
+            check_units(recipe, recipe.image_size, recipe.patch_size)
         return size_and_patch(recipe, images.typical_size)
+    check_units(recipe, (recipe.tile_size, recipe.tile_size), recipe.patch_size)
     size = recipe.image_size or _whole_tiles(images.typical_size, recipe.tile_size)
     return size, patch_for_tile(recipe, recipe.tile_size)
 
@@ -200,10 +222,20 @@ def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:
 
 
 def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
-    known = [name for name in inspect.signature(method.build).parameters if name not in ("backbone", "tokenizer")]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    defaults = {
+        each: parameter.default
+        for each, parameter in inspect.signature(method.build).parameters.items()
+        if each not in ("backbone", "tokenizer")
+    }
+    for option, value in options.items():
+        if option not in defaults:
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(defaults)}")
+        if defaults[option] is None and value is not None and not (type(value) is int and value >= 1):
+            raise ValueError(f"{name}'s {option} is a whole number, 1 or more; got {value!r}")
+        kind = type(defaults[option])
+        fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
+        if kind in KINDS and (not fits or isinstance(value, bool) != (kind is bool)):
+            raise ValueError(f"{name}'s {option} is {KINDS[kind]}; got {value!r}")
     _with_parts(method, options)
 
 

@@ -146,12 +146,19 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
 
 def with_steps(recipe: Resolved, steps: int, asked: Recipe, source: Source) -> Resolved:
     """The recipe with another number of steps, and what follows from it."""
+    frozen = asked.freeze_first
+    if frozen is None:
+        frozen = recipe.freeze_first * steps // recipe.steps
+    elif frozen >= steps:
+        raise ValueError(
+            f"freeze_first={frozen} freezes the backbone in all {steps} steps of these minutes; give fewer"
+        )
     often = max(1, steps // EVALUATIONS)
     return replace(
         recipe,
         steps=steps,
         epochs=recipe.epochs if source.is_stream else round(steps * recipe.batch_size / len(source.train), 2),
-        minutes=None,
+        freeze_first=frozen,
         eval_every=asked.eval_every or often,
         checkpoint_every=asked.checkpoint_every or often,
     )

@@ -19,6 +19,8 @@ COLUMNS = [
     "images_per_second", "data_wait", "peak_memory_mb",
 ]  # fmt: skip
 
+AVERAGE = "ema_eval_loss"
+"""Column of runs that average their weights: the evaluation loss with these."""
 OBJECTIVE = "loss_"
 """Prefix of the columns of a method with several objectives: `loss_pixels`."""
 
@@ -31,6 +33,9 @@ class Logger(Protocol):
     """Another destination for a run's numbers and pictures besides `metrics.csv`."""
 
     def log(self, step: int, found: Entries) -> None: ...
+
+    def resume(self, step: int) -> None:
+        """Forget what an earlier process logged after this step: it will be logged again."""
 
     def close(self) -> None: ...
 
@@ -55,6 +60,8 @@ class Log:
         Args:
             counted_from_zero: the rows were written by a version that counted the first step as 0.
         """
+        for logger in self.loggers if self.is_written else ():
+            logger.resume(step)
         if self.file.exists():
             rows = {int(row["step"]) + counted_from_zero: dict(row) for row in read_metrics(self.file)}
             self.rows = {at: {**row, "step": at} for at, row in rows.items() if at <= step}
@@ -62,7 +69,7 @@ class Log:
     def add(self, step: int, found: Entries) -> None:
         if not (self.is_written and found):
             return
-        known = {name: value for name, value in found.items() if name in COLUMNS or name.startswith(OBJECTIVE)}
+        known = {name: value for name, value in found.items() if name in COLUMNS or _is_extra(name)}
         if known:
             self.rows.setdefault(step, {"step": step}).update(known)
         for logger in self.loggers:
@@ -77,13 +84,18 @@ class Log:
         self.written = time.monotonic()
         partial = self.file.with_suffix(".partial")
         with partial.open("w", newline="") as out:
-            parts = dict.fromkeys(name for row in self.rows.values() for name in row if name.startswith(OBJECTIVE))
+            parts = dict.fromkeys(name for row in self.rows.values() for name in row if _is_extra(name))
             writer = csv.DictWriter(out, [*COLUMNS, *parts], restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows[step] for step in sorted(self.rows))
             out.flush()
             os.fsync(out.fileno())
         partial.replace(self.file)
+
+
+def _is_extra(name: str) -> bool:
+    """Whether a column stands only in the files of runs that have it."""
+    return name == AVERAGE or name.startswith(OBJECTIVE)
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:
@@ -104,7 +116,14 @@ class TensorBoard:
     def __init__(self, out: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(out / "tensorboard"))
+        self.folder = str(out / "tensorboard")
+        self.writer = SummaryWriter(self.folder)
+
+    def resume(self, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer.close()
+        self.writer = SummaryWriter(self.folder, purge_step=step + 1)
 
     def log(self, step: int, found: Entries) -> None:
         import numpy as np
@@ -142,6 +161,9 @@ class Wandb:
             raise ValueError(f"--wandb {project}: {first} Without a network, set WANDB_MODE=offline.") from problem
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+
+    def resume(self, step: int) -> None:
+        """Nothing: rows are shown by their step, and those that are logged again are the same."""
 
     def log(self, step: int, found: Entries) -> None:
         import wandb

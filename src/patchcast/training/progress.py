@@ -195,7 +195,8 @@ class ProgressLine:
         values = [(words, form, found[name]) for name, (words, form) in MEASURED.items() if name in found]
         parts = [f"{words} {value:{form}}" for words, form, value in values if isinstance(value, float)]
         if parts and self.is_shown:
-            self.bar.console.print(f"{self.title}: after step {self.step:,}, {', '.join(parts)}", soft_wrap=True)
+            when = f"after step {self.step:,}" if self.step else "before the first step"
+            self.bar.console.print(f"{self.title}: {when}, {', '.join(parts)}", soft_wrap=True)
 
     def _state(self, step: int, now: float, *, brief: bool = False) -> str:
         blind = "" if self.blind is None else f" (blind {self.blind:.2f})"

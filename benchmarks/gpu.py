@@ -260,8 +260,12 @@ class Bench:
             train_set = TrainSet(open_images(folder), Cutter(augment), seed=0)
             batches = iter(loader(train_set, EpochSampler(count, batch, seed=0, steps=turns + 3), workers))
             model, loss = ours(pretrainer)
-            step = training_step(model, lambda: loss(finish(augment, Cuts(*(part.to(self.device) for part in next(batches)[0])))), bf16=True,
-                                 device=self.device)  # fmt: skip
+
+            def of_batch() -> Tensor:
+                cuts = Cuts(*(part.to(self.device) for part in next(batches)[0]))
+                return loss(finish(augment, cuts))
+
+            step = training_step(model, of_batch, bf16=True, device=self.device)
             for _ in range(3):
                 step()
             taken = seconds_of(lambda: [step() for _ in range(turns)], self.device) / turns

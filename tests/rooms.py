@@ -21,6 +21,7 @@ LAYERS: list[list[str]] = [
         "modes",
         "schedules",
         "ranges",
+        "plain",
         "stages",
         "recipe",
         "options",

@@ -48,9 +48,8 @@ def check(name: str, rank: int) -> None:
     ddp = DistributedDataParallel(Units(deepcopy(backbone), drops))
     fsdp = Units(deepcopy(backbone), drops)
     mesh = init_device_mesh("cpu", (2,))
-    for block in getattr(fsdp.backbone.model, "blocks", []):
-        if isinstance(block, nn.Module) and next(iter(block.parameters()), None) is not None:
-            fully_shard(block, mesh=mesh)
+    for block in fsdp.backbone.block_modules():
+        fully_shard(block, mesh=mesh)
     fully_shard(fsdp, mesh=mesh)
     for kind, module in (("DDP", ddp), ("FSDP2", fsdp)):
         for _ in range(2):  # DDP tells about missing gradients in the second pass

@@ -24,6 +24,8 @@ FLAGS = {
     "ddp, four": ["--devices", "4"],
     "fsdp2": ["--devices", "2", "--sharded", "true"],
     "fsdp2, in pieces": ["--devices", "2", "--sharded", "true", "--accumulate", "2"],
+    "fsdp2, four": ["--devices", "4", "--sharded", "true"],
+    "fsdp2, checkpointed": ["--devices", "2", "--sharded", "true", "--checkpointing", "true"],
     "ddp, checkpointed, in pieces": ["--devices", "2", "--checkpointing", "true", "--accumulate", "2"],
 }
 
@@ -114,6 +116,27 @@ def test_every_method_on_devices(method: str, how: str, one_process: Callable[[s
     world = 4 if "four" in how else 2
     ranks(command(method, tmp_path / "together", *FLAGS[how], "--no_pictures"), world, tmp_path / "together")
     assert_alike(one_process(method), tmp_path / "together")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mae", "ijepa"])
+def test_sharded_in_bf16(method: str, tmp_path: Path) -> None:
+    """Matrices are gathered in bf16, as autocast casts them on one device."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main(command(method, alone, "--precision", "bf16", "--probe_data", "digits")) == 0
+    processes(command(method, together, "--precision", "bf16", "--probe_data", "digits", *FLAGS["fsdp2"]))
+    for metric in ("loss", "eval_loss"):
+        (steps, mine), (theirs_steps, theirs) = (curve(out / "metrics.csv", metric) for out in (alone, together))
+        assert steps == theirs_steps
+        assert mine == pytest.approx(theirs, rel=5e-3), metric
+
+
+@pytest.mark.slow
+def test_compiled_block_by_block(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main(command("mae", alone)) == 0
+    processes(command("mae", together, "--compile", "true", *FLAGS["fsdp2"]))
+    assert_alike(alone, together)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

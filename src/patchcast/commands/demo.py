@@ -185,4 +185,4 @@ def _record(few: Mapping[str, list[FewLabels]]) -> dict[str, Any]:
         for name, rows in few.items()
         if name != OURS
     }
-    return {"few_labels": rows, "gained": gained}
+    return {"summary": summary(few).replace("\n", " "), "few_labels": rows, "gained": gained}

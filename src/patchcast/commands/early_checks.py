@@ -15,7 +15,7 @@ CONFIG = "config.yaml"
 WEIGHT_FILES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
 PACKAGED_NAMES = ("digits", "mnist-5k")
 """The sources of `patchcast.data.digits.PACKAGED`; a test keeps the two equal."""
-CLASSES, BEGUN = "classes.json", "finetune.json"
+CLASSES, BEGUN, SEGMENTER = "classes.json", "finetune.json", "segmenter.json"
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -71,6 +71,10 @@ def check_exported(folder: Path) -> None:
     """
     if (folder / CLASSES).exists():
         return
+    if (folder / SEGMENTER).exists():
+        raise ValueError(
+            f"{folder} holds a segmenter, and export takes runs and classifiers; docs/finetune.md opens it"
+        )
     if (folder / BEGUN).exists():
         raise ValueError(f"fine-tuning has not finished in {folder}; the same command resumes it")
     check_run(folder)
@@ -101,7 +105,7 @@ def check_classifier(name: str) -> None:
     """
     if (Path(name) / CLASSES).exists() or (Path(name) / BEGUN).exists():
         return
-    if Path(name).is_dir() and not (Path(name) / CONFIG).exists():
+    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in (CONFIG, "config.json")):
         raise ValueError(f"{name} holds neither a classifier of patchcast finetune ({CLASSES}) nor a run ({CONFIG})")
     check_network(name)
 

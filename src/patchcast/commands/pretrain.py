@@ -37,13 +37,14 @@ from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import EVALUATED, check_loggers, make_loggers, watches
 from patchcast.stages import stage
 from patchcast.tokenizers.palette import Palette
-from patchcast.training.engine import Engine, uses_cuda, whole_state
+from patchcast.training.engine import Engine, uses_cuda
 from patchcast.training.lock import locked
 from patchcast.training.log import closing
 from patchcast.training.looks import Look
 from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization, freeze_blocks
 from patchcast.training.progress import duration
+from patchcast.training.sharding import whole_state
 from patchcast.training.stream import Stream
 
 BLIND = 64
@@ -287,7 +288,8 @@ def _train(
 def _summary(run: Run) -> str:
     recipe, backbone, source = run.recipe, run.pretrainer.backbone, run.source
     grid = backbone.grid(recipe.image_size)
-    millions = sum(weight.numel() for weight in run.pretrainer.parameters() if weight.requires_grad) / 1e6
+    count_of = sum(weight.numel() for weight in run.pretrainer.parameters() if weight.requires_grad)
+    parameters = f"{count_of / 1e6:.1f} M" if count_of >= 1e5 else f"{count_of:,}"
     height, width = recipe.image_size
     down, right = backbone.stride
     tiles = f" in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
@@ -297,7 +299,7 @@ def _summary(run: Run) -> str:
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
     going_on = f"\n  start     {_going_on(recipe)}" if is_started(recipe) else ""
     return (
-        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {millions:.1f} M parameters\n"
+        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {parameters} parameters\n"
         f"  images    {count} of {escape(recipe.data)}, {evaluated}\n"
         f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}\n"
         f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), "

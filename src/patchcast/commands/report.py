@@ -31,7 +31,7 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.report import Curve, Html, Section, Tile, commands, definitions, html_table, line_chart, page, strips
 from patchcast.report.page import folded, side_by_side, subheading
-from patchcast.report.pictures import image_row
+from patchcast.report.pictures import embedded, image_row
 from patchcast.runs.network import OURS, UNTRAINED
 from patchcast.runs.results import probes_from_start
 from patchcast.runs.run import Run, open_run
@@ -66,6 +66,12 @@ class RunNumbers:
     @property
     def pretrainer(self) -> Pretrainer:
         return self.run.pretrainer
+
+    @property
+    def demo(self) -> dict[str, Any]:
+        """What `patchcast demo` has measured; empty for other runs."""
+        file = self.run.folder / "demo.json"
+        return json.loads(file.read_text()) if file.exists() else {}
 
     @property
     def blind(self) -> float | None:
@@ -108,6 +114,7 @@ def write(found: RunNumbers, data: str) -> str:
     """The HTML of the page."""
     sections = [
         _learning(found),
+        *_few_labels(found),
         *_accuracy(found),
         *_layers(found),
         *_pictures(found, data),
@@ -196,7 +203,7 @@ def _answers(found: RunNumbers) -> Html:
     )
     gained = probe.get("differences", {})
     if not gained:
-        better = "Not known yet: only labels can tell. The command is below, under Probes."
+        better = found.demo.get("summary") or "Not known yet: only labels can tell. The command is below, under Probes."
     else:
         named = {name: _gained(name, points).partition(": ")[2].rstrip(".") for name, points in gained.items()}
         ahead = [f"{name} ({named[name]})" for name in gained if gained[name]["low"] > 0]
@@ -205,7 +212,8 @@ def _answers(found: RunNumbers) -> Html:
         better += f" Not better than {', '.join(rest)}." if rest else ""
         better += f" Linear classifier on {probe.get('data', '')}."
     cost = f"About {duration(_seconds(found))} of training, at {speed:,.0f} images a second" if speed else "Not logged"
-    cost += f", on {recipe.devices * recipe.nodes} {recipe.device} in {recipe.precision}."
+    devices = recipe.devices * recipe.nodes
+    cost += f"{f', on {devices} devices' if devices > 1 else ''}, in {recipe.precision}."
     return definitions({"What was trained": trained, "Is it better?": better, "What it cost": cost}, name="answers")
 
 
@@ -280,8 +288,8 @@ def _accuracy(found: RunNumbers) -> list[Section]:
     probe = found.probes.get("probe")
     if not found.probes:
         alt = "Nothing has been measured with labels yet. Run this command, and then write this page again:"
-        typed = f"patchcast probe {shlex.quote(str(found.run.folder))} --data LABELED"
-        return [Section("Probes", alt, [commands([typed])])]
+        typed = f"patchcast probe {shlex.quote(str(found.run.folder))}"
+        return [Section("Probes", alt, [commands([typed if _has_labels(found.run) else f"{typed} --data LABELED"])])]
     body: list[Html] = []
     if probe:
         counts = [row["per_class"] for row in probe.get(OURS, {}).get("few_labels", [])]
@@ -311,6 +319,31 @@ def _accuracy(found: RunNumbers) -> list[Section]:
         f"{read}"
     )
     return [Section("Probes", alt, body)] if body else []
+
+
+def _has_labels(run: Run) -> bool:
+    """Whether the run's own data has labels; False if it is not there any more."""
+    try:
+        return run.source.has_labels
+    except (ValueError, OSError):
+        return False
+
+
+def _few_labels(found: RunNumbers) -> list[Section]:
+    """What the demo has measured: few labels, and nearest neighbors as a picture."""
+    rows = found.demo.get("few_labels")
+    if not rows:
+        return []
+    counts = [str(row["per_class"]) for row in next(iter(rows.values()))]
+    lines = [
+        [NETWORK_ROWS.get(name, name), *(f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" for row in row_of)]
+        for name, row_of in rows.items()
+    ]
+    body = [html_table(["% right, labels per class", *counts], lines, strong=0)]
+    picture = found.run.folder / "neighbors.png"
+    if picture.exists():
+        body += [subheading("Nearest neighbors before and after"), embedded(picture, "nearest neighbors")]
+    return [Section("Few labels", "Mean and spread over draws of the labeled images.", body)]
 
 
 def _dense_table(dense: Mapping[str, Any]) -> Html:

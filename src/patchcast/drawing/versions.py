@@ -15,7 +15,7 @@ from patchcast.drawing.completion import complete_pixels
 from patchcast.drawing.figures import Version
 from patchcast.drawing.generation import complete, parts, sample
 from patchcast.drawing.reconstruction import reconstruct
-from patchcast.drawing.sheets import GRAY, sheet
+from patchcast.drawing.sheets import GRAY, sheet, with_labels
 from patchcast.geometry import upsample
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
@@ -119,10 +119,10 @@ def progress_sheet(
     pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], normalization: Normalization
 ) -> Image.Image:
     """One picture of the pretrainer's current state: a row per version, and for an ImageGPT a row of samples."""
-    rows = [_as_png(version) for version in versions(pretrainer, images, normalization).values()]
+    rows = {name: _as_png(version) for name, version in versions(pretrainer, images, normalization).items()}
     if draws_codes(pretrainer):
-        rows.append(samples(pretrainer, len(images)))
-    return sheet(torch.cat(rows), columns=len(images))
+        rows["new"] = samples(pretrainer, len(images))
+    return with_labels(sheet(torch.cat(list(rows.values())), columns=len(images)), names=list(rows))
 
 
 def _completed_halves(

@@ -54,6 +54,7 @@ def page(
         f'<div class="beside">{escape(tile.beside)}</div></div>'
         for tile in tiles
     )
+    large = f'<div class="tiles">{head}</div>' if tiles else ""
     body = "".join(
         f'<section><h2>{escape(section.title)}</h2><p class="told">{escape(section.told)}</p>'
         f"{''.join(section.body)}</section>"
@@ -64,7 +65,8 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f'<header><h1>{escape(title)}</h1><p class="subtitle">{escape(subtitle)}</p></header>'
-        f'{answers}<div class="tiles">{head}</div>{body}<footer>{escape(footer)}</footer></main></body></html>\n'
+        f"{answers}{large}{body}"
+        f"<footer>{escape(footer)}</footer></main></body></html>\n"
     )
 
 

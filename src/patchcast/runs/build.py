@@ -90,7 +90,7 @@ def resolve(
         "steps": steps,
         "batch_size": batch,
         "minutes": None,
-        "epochs": epochs if source.is_stream else round(steps * batch / len(images), 2),
+        "epochs": epochs if source.is_stream else passes(steps, batch, len(images)),
         "held_out": source.held_out_share,
     }
     defaults: dict[str, Any] = {
@@ -113,6 +113,16 @@ def resolve(
     whole = Resolved(**{**given, **resolved, **completed})
     whole.check()  # again: the number of steps follows from epochs
     return whole, chosen
+
+
+def passes(steps: int, batch: int, images: int) -> float:
+    """Passes over the images, in hundredths; fewer in two digits.
+
+    >>> passes(100, 64, 1437), passes(2, 1, 1437)
+    (4.45, 0.0014)
+    """
+    exact = steps * batch / images
+    return round(exact, 2) or float(f"{exact:.2g}")
 
 
 def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

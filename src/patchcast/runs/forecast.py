@@ -19,6 +19,7 @@ from patchcast.files import write_json
 from patchcast.methods import on_codes
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs.build import passes
 from patchcast.runs.costs import Memory, step_flops, step_memory
 from patchcast.runs.run import Run
 from patchcast.runs.run_folder import FORECAST
@@ -157,7 +158,7 @@ def with_steps(recipe: Resolved, steps: int, asked: Recipe, source: Source) -> R
     return replace(
         recipe,
         steps=steps,
-        epochs=recipe.epochs if source.is_stream else round(steps * recipe.batch_size / len(source.train), 2),
+        epochs=recipe.epochs if source.is_stream else passes(steps, recipe.batch_size, len(source.train)),
         freeze_first=frozen,
         eval_every=asked.eval_every or often,
         checkpoint_every=asked.checkpoint_every or often,

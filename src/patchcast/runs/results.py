@@ -25,6 +25,7 @@ from patchcast.runs.tokenizer import CodeData
 from patchcast.training.checkpoints import load_latest
 from patchcast.training.log import AVERAGE, curve
 from patchcast.training.probing import PROBE_NAMES
+from patchcast.training.shards import fill
 
 PICTURED, SAMPLES = 8, 16
 """Images in the final picture, and images that an ImageGPT draws."""
@@ -55,9 +56,8 @@ def better_average(folder: Path) -> dict[str, torch.Tensor]:
     """The averaged weights, if their last loss on held-out images is lower than that of the last weights; else none."""
     last, averaged = (curve(folder / METRICS, column)[1][-1:] for column in ("eval_loss", AVERAGE))
     checkpoint = load_latest(folder) if averaged and last and averaged[0] < last[0] else None
-    if checkpoint is None or checkpoint.average is None:
-        return {}
-    return {name.removeprefix("pretrainer."): value for name, value in checkpoint.average.items()}
+    average = None if checkpoint is None else fill(checkpoint).average
+    return {name.removeprefix("pretrainer."): value for name, value in (average or {}).items()}
 
 
 def probes_from_start(folder: Path) -> dict[str, dict[str, float]]:

@@ -31,6 +31,7 @@ from patchcast.stages import stage
 from patchcast.starts import StartReport
 from patchcast.starts.opening import model_of
 from patchcast.training.checkpoints import latest_checkpoint
+from patchcast.training.shards import weights_of
 
 
 @dataclass
@@ -182,7 +183,7 @@ def open_run(folder: Path, *, source: Source | None = None) -> Run:
     if (folder / EVERYTHING).is_file():
         file, state = folder / EVERYTHING, read_weights(folder / EVERYTHING)
     elif checkpoint is not None:
-        file, state = checkpoint, read_weights(checkpoint)["state_dict"]
+        file, state = checkpoint, weights_of(checkpoint)
         state = {name.removeprefix("pretrainer."): value for name, value in state.items()}
     else:
         raise ValueError(f"the run in {folder} has no weights yet")

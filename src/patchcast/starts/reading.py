@@ -32,6 +32,7 @@ from patchcast.starts.transformers_folders import (
     vit_names,
 )
 from patchcast.training.checkpoints import latest_checkpoint
+from patchcast.training.shards import weights_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 KINDS = (
@@ -145,7 +146,7 @@ def _of_run(folder: Path, words: str) -> Start:
     if (folder / EVERYTHING).exists():
         state, reached = read_weights(folder / EVERYTHING), "finished"
     elif checkpoint is not None:
-        state, reached = read_weights(checkpoint)["state_dict"], f"as of {checkpoint.stem}"
+        state, reached = weights_of(checkpoint), f"as of {checkpoint.stem}"
     else:
         raise ValueError(f"the run in {folder} has no weights yet")
     start = _of_ours(state, words)

@@ -271,7 +271,8 @@ class FinetuneClassifier:
         head: linear; attentive (timm's attention pooling, for plain vision transformers); or for segmentation conv,
             convolutions over four layers.
         tiles: for segmentation, cut images into tiles of the network's size and do not resize them; for large images.
-        epochs: passes over the training images. Default: 30; a frozen linear head is fitted without epochs.
+        epochs: passes over the training images. Default: 30, or more for 200 steps; a frozen linear head is fitted
+            without epochs.
         lr: peak learning rate. Default: 0.001; 0.003 for an attentive head on a frozen backbone.
         batch_size: images per step. Default: 64, or all training images if there are fewer.
         layer_decay: learning rate of each block relative to the next one. Default: 0.65; 1 with --untrained.

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from patchcast.options import RANGES
+from patchcast.options import OPTION_RANGES
 from patchcast.ranges import check_ranges
 
 Options = TypeVar("Options")
@@ -178,7 +178,8 @@ def parse(
     given = [one(**{field.name: values[field.name] for field in dataclasses.fields(one)}) for one in options]
     if not from_file:  # a recipe checks itself
         for one in given:
-            check_ranges(vars(one), {name: each for name, each in RANGES.items() if name in vars(one)}, prefix="--")
+            ranges = {name: option_range for name, option_range in OPTION_RANGES.items() if name in vars(one)}
+            check_ranges(vars(one), ranges, prefix="--")
     return given
 
 

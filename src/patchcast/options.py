@@ -14,7 +14,7 @@ from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
 from patchcast.recipe import Device
 
-RANGES: dict[str, Range] = {
+OPTION_RANGES: dict[str, Range] = {
     **dict.fromkeys(("limit", "max_pixels", "per_class", "finetune"), AT_LEAST_1),
     "draws": Range(2),
     "lidar": NOT_NEGATIVE,

@@ -44,7 +44,7 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def resolve(
@@ -244,8 +244,8 @@ def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
             raise ValueError(f"{name}'s {option} is a whole number, 1 or more; got {value!r}")
         kind = type(defaults[option])
         fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
-        if kind in KINDS and (not fits or isinstance(value, bool) != (kind is bool)):
-            raise ValueError(f"{name}'s {option} is {KINDS[kind]}; got {value!r}")
+        if kind in TYPE_NAMES and (not fits or isinstance(value, bool) != (kind is bool)):
+            raise ValueError(f"{name}'s {option} is {TYPE_NAMES[kind]}; got {value!r}")
     _with_parts(method, options)
 
 

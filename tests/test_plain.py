@@ -8,7 +8,7 @@ import warnings
 import pytest
 from rich.console import Console
 
-from patchcast.cli import main, out_of_memory
+from patchcast.cli import lack_of_memory, main
 from patchcast.data.names import escape, printable
 from patchcast.plain import MOST_SKIPPED, Plain
 
@@ -36,11 +36,11 @@ def test_our_warnings_are_plain_lines_and_others_are_left_out(
 
 
 def test_a_lack_of_memory_is_one_sentence() -> None:
-    assert out_of_memory(MemoryError()) == "out of memory: no more is left; a smaller batch, image or model needs less"
-    assert out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")).startswith(
+    assert lack_of_memory(MemoryError()) == "out of memory: no more is left; a smaller batch, image or model needs less"
+    assert lack_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")).startswith(
         "out of memory: CUDA"
     )
-    assert out_of_memory(RuntimeError("shapes do not match")) == ""
+    assert lack_of_memory(RuntimeError("shapes do not match")) == ""
 
 
 def test_a_terminal_sees_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

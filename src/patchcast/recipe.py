@@ -6,6 +6,7 @@ It imports neither torch nor timm, so that wrong options are reported at once.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,12 +29,16 @@ EARLIER: dict[str, Any] = {
     "epochs": 100.0,
     "batch_size": 256,
     "warmup": 0.05,
+    "layer_decay": 1.0,
+    "freeze_first": 0,
+    "ema": 0.0,
 }
 """Options that configs and commands of earlier versions lack, and the values that reproduce those versions."""
 NOT_LEARNED = frozenset(
     {
         *("out", "device", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
         *("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
+        "overwrite",
     }
 )
 """Options that do not change what is learned (up to rounding): devices, speed and logging. A run may be resumed with
@@ -44,7 +49,9 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "devices", "nodes", "accumulate"), AT_LEAST_1),
     **dict.fromkeys(("epochs", "lr", "std"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip", "workers"), NOT_NEGATIVE),
-    **dict.fromkeys(("warmup", "betas", "held_out"), SHARE),
+    **dict.fromkeys(("warmup", "betas", "held_out", "ema"), SHARE),
+    **dict.fromkeys(("freeze_first", "freeze_blocks"), NOT_NEGATIVE),
+    "layer_decay": POSITIVE_SHARE,
     "codes": Range(2),
     "mean": ANY,
     "start_bands": NOT_NEGATIVE,
@@ -64,7 +71,8 @@ class Recipe:
     Args:
         method: one of `patchcast.METHODS`, or auto, which chooses by the model.
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
-            imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args.
+            imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args. With start it may be left
+            out: it is then the model of those weights.
         data: "digits"; a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or
             by URL); hf:NAME or hf-stream:NAME of a Hugging Face dataset. See docs/data.md.
         out: the run folder.
@@ -77,6 +85,13 @@ class Recipe:
         start_bands: which three of the images' channels, counted from 0, are red, green and blue, if the images have
             more channels than the start. Default: of 4 channels the first three; of others none, and the first layer
             starts from random weights.
+        freeze_first: optimizer steps in which the backbone is frozen and only the rest (decoder, predictor) is trained.
+            Default: a tenth of the steps, if the run starts from weights without a decoder or predictor; else 0.
+        freeze_blocks: number of blocks, from the first one, that are not trained, with the layers before them.
+        layer_decay: learning rate of each block relative to the next one. Default: 0.75 if the run starts from weights;
+            else 1.
+        ema: decay of an average of the weights over the steps; 0 for none. If its loss on held-out images is lower at
+            the end, it is what the run saves. Default: 0.999 if the run starts from weights; else 0.
         image_size: height and width in pixels. Default: the model's; if the images are smaller, the size nearest to
             theirs that gives about as many patches as the model has on its own size. See docs/training.md.
         tile_size: pixels per side of a tile. Images are cut into tiles of this size, and the model, built for one
@@ -101,7 +116,8 @@ class Recipe:
         epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 5,000 steps take.
         steps: optimizer steps.
         batch_size: images per step. Default: by the number of images, 32 to 2,048. See docs/which.md.
-        lr: peak learning rate. Default: the paper's, by the root of the batch and the width of the model.
+        lr: peak learning rate. Default: the paper's, by the root of the batch and the width of the model; a quarter of
+            it if the run starts from weights.
         betas: of AdamW. Default: the method's.
         weight_decay: of weight matrices. Default: the method's.
         warmup: share of the steps over which the learning rate rises. Default: 0.05.
@@ -115,7 +131,8 @@ class Recipe:
         eval_every: steps between two evaluations on held-out images. Default: ten evaluations in the run.
         checkpoint_every: steps between two checkpoints. Default: ten checkpoints in the run.
         probe_data: a labeled source, which may be the same as data. At every evaluation, metrics.csv gets the accuracy
-            of the 20 nearest neighbors and of a linear classifier. It does not change what is learned.
+            of the 20 nearest neighbors and of a linear classifier. It does not change what is learned. Default: data
+            itself, with 500 images, if it has labels and the run starts from weights; "none" turns this off.
         readout: how the units of an image become the feature that these probes use. Default: mean_std.
         pictures: at every evaluation, draw what the model predicts for eight images into the run folder's images/.
         tensorboard: also log to TensorBoard, in the run folder.
@@ -126,6 +143,7 @@ class Recipe:
         accumulate: number of micro-batches in which each device computes its part of a batch.
         compile: compile the model with torch.compile, which takes a minute at the start.
         checkpointing: recompute the activations of blocks instead of storing them: slower, with less memory.
+        overwrite: throw away the run that is in out. Without it, the same command resumes that run.
     """
 
     method: str = field(metadata={"names": (*METHOD_NAMES, AUTO)})
@@ -137,6 +155,10 @@ class Recipe:
     pretrained: bool = False
     start: str | None = None
     start_bands: tuple[int, int, int] | None = None
+    freeze_first: int | None = None
+    freeze_blocks: int = 0
+    layer_decay: float | None = None
+    ema: float | None = None
     image_size: tuple[int, int] | None = None
     tile_size: int | None = None
     patch_size: int | None = None
@@ -178,6 +200,7 @@ class Recipe:
     accumulate: int = 1
     compile: bool = False
     checkpointing: bool = False
+    overwrite: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for YAML."""
@@ -193,6 +216,8 @@ class Recipe:
         check_ranges(vars(self), RANGES)
         if self.pretrained and self.start is not None:
             raise ValueError(f"pretrained and start={self.start} both name weights to start from; leave one out")
+        if not self.model and self.start is None:
+            raise ValueError("give a model, or start from weights whose model is known: --model NAME or --start WORDS")
         if self.start_bands is not None and self.start_words is None:
             raise ValueError("start_bands is for runs that start from weights; give start, or leave it out")
         if self.start_bands is not None and len(set(self.start_bands)) != 3:
@@ -218,13 +243,13 @@ class Recipe:
         named, own = Path(data), Path(self.data)
         return named.exists() and own.exists() and named.samefile(own)
 
-    def differences(self, other: Recipe) -> str:
+    def differences(self, other: Recipe, *, besides: Collection[str] = ()) -> str:
         """The options that differ between two recipes, as text; empty if none.
 
-        Options in `NOT_LEARNED` are not compared.
+        Options in `NOT_LEARNED`, and those of `besides`, are not compared.
         """
         mine, theirs = self.to_dict(), other.to_dict()
-        differing = [name for name in mine if name not in NOT_LEARNED and mine[name] != theirs[name]]
+        differing = [name for name in mine if name not in (*NOT_LEARNED, *besides) and mine[name] != theirs[name]]
         return ", ".join(f"{name} is {theirs[name]} there and {mine[name]} here" for name in differing)
 
     def save(self, file: Path) -> None:
@@ -245,6 +270,8 @@ class Recipe:
         unknown = sorted(map(str, set(values) - known))
         if unknown:
             raise ValueError(f"{file} has unknown options: {', '.join(unknown)}")
+        if values.get("start") is not None:
+            values.setdefault("model", "")
         required = [field.name for field in dataclasses.fields(cls) if _is_required(field)]
         if missing := [name for name in required if name not in values]:
             raise ValueError(f"{file} is not a complete recipe: it has no {', '.join(missing)}")
@@ -253,7 +280,7 @@ class Recipe:
         for name in ("image_size", "mean", "std", "crop_scale", "betas", "start_bands"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
-        for name in ("epochs", "lr", "weight_decay", "warmup", "clip", "held_out"):
+        for name in ("epochs", "lr", "weight_decay", "warmup", "clip", "held_out", "layer_decay", "ema"):
             if values.get(name) is not None:  # people write 5, and YAML reads 1e-3 as text
                 values[name] = _as_float(values[name], name, file)
         for name in ("out", "tokenizer"):
@@ -272,6 +299,9 @@ class Resolved(Recipe):
     std: tuple[float, ...]
     crop_scale: tuple[float, float]
     crop_mode: CropMode = EARLIER["crop_mode"]
+    layer_decay: float = EARLIER["layer_decay"]
+    freeze_first: int = EARLIER["freeze_first"]
+    ema: float = EARLIER["ema"]
     flip: bool
     steps: int
     lr: float

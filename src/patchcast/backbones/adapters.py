@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -83,7 +85,8 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
     Grid(rows=4, cols=6)
 
     Args:
-        model: a name for `timm.create_model` (random weights unless `pretrained=True` is given), or a model.
+        model: a name for `timm.create_model` (random weights unless `pretrained=True` is given), or a model; or other
+            words of `load_start`, which loads the weights: a run folder, `hf-hub:NAME`, `local-dir:FOLDER`, a file.
         timm_kwargs: arguments of `timm.create_model`, such as `in_chans`. `img_size` may be given for every model: if
             the weights do not depend on it, it only sets the nominal image size.
     Raises:
@@ -99,6 +102,11 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
     size = timm_kwargs.get("img_size")
     image_size = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
     if isinstance(model, str):
+        if _names_weights(model):
+            timm_kwargs.pop("pretrained", None)  # they are, as their name says
+            # Weights of all formats are read in a layer far above this one, which nothing but this call needs.
+            opened: Backbone = import_module("patchcast.starts.opening").load_start(model, **timm_kwargs).backbone
+            return opened
         model = create(model, **timm_kwargs)
     elif timm_kwargs.keys() - {"img_size"}:
         raise ValueError(f"{type(model).__name__} is already built, so {', '.join(timm_kwargs)} cannot be changed")
@@ -112,6 +120,13 @@ def wrap(model: str | nn.Module, **timm_kwargs: Any) -> Backbone:
             )
         backbone = adapter(model, image_size)
     return backbone
+
+
+def _names_weights(words: str) -> bool:
+    """Whether words name a place of weights, and not a model of timm."""
+    return any(sign in words for sign in ("/", "=", "hf-hub:", "local-dir:")) or (
+        not timm.is_model(words) and Path(words).exists()
+    )
 
 
 def adapter_for(cls: type[nn.Module]) -> type[Backbone]:

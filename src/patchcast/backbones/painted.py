@@ -74,8 +74,8 @@ class Painted(Backbone):
             for name, parameter in self.model.named_parameters()
         }
         with torch.enable_grad():
-            units = last(self.features_of(self.image_size, parameters))
-        gradients = torch.autograd.grad(units.sum(), list(parameters.values()), allow_unused=True)
+            total = last(self.features_of(self.image_size, parameters)).sum()
+        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
     def features_of(self, size: tuple[int, int], parameters: Mapping[str, Tensor] | None = None) -> Any:

@@ -46,6 +46,10 @@ class Support:
         """Whether under a causal mask no unit's feature depends on the pixels of a later one."""
         return "attend" in self.can and self.pixels_stay_in_unit
 
+    def suits(self, method: str) -> bool:
+        """Whether a method can use this architecture; AIM needs a stem that does not mix pixels of units."""
+        return any(need in self.can and (need != "attend" or self.is_causal_for_pixels) for need in NEEDS[method])
+
 
 def support(pattern: str = "*", needs: Capability | None = None) -> list[Support]:
     """The architectures whose name matches and which have a capability.

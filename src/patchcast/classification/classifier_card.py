@@ -51,13 +51,20 @@ def write_classifier_card(
         words: of the command that trains it again.
         channels: of the images.
     """
-    accuracy = metrics["accuracy"]
+    main = "accuracy" if "accuracy" in metrics else "mean_average_precision"
+    words_of_it, found = main.replace("_", " "), metrics[main]
     rows = {
-        "accuracy": f"{100 * accuracy['value']:.1f} % (95 % interval {100 * accuracy['low']:.1f} to "
-        f"{100 * accuracy['high']:.1f}), {metrics['test_images']:,} test images",
-        "mean accuracy of classes": f"{100 * metrics['balanced_accuracy']:.1f} %",
-        "share of the largest class": f"{100 * metrics['largest_class_share']:.1f} %",
-        "validation accuracy, by which it was chosen": f"{100 * metrics['chosen']['validation_accuracy']:.1f} %",
+        words_of_it: f"{100 * found['value']:.1f} % (95 % interval {100 * found['low']:.1f} to "
+        f"{100 * found['high']:.1f}), {metrics['test_images']:,} test images",
+        **(
+            {
+                "mean accuracy of classes": f"{100 * metrics['balanced_accuracy']:.1f} %",
+                "share of the largest class": f"{100 * metrics['largest_class_share']:.1f} %",
+            }
+            if main == "accuracy"
+            else {"all labels of an image right": f"{100 * metrics['exactly_right']['value']:.1f} %"}
+        ),
+        f"validation {words_of_it}, by which it was chosen": f"{100 * metrics['chosen'][f'validation_{main}']:.1f} %",
         "training images": f"{metrics['training_images']:,}",
         "training": f"{metrics['processor_seconds']:,} s of processor time",
     }

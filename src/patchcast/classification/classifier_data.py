@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchcast.classification.labeling import ONE_LABEL, Labeling, LabelSets, label_sets
 from patchcast.data import Images, Source
 from patchcast.data.source import VALIDATION, pick_split
 from patchcast.data.splits import stratified_split
@@ -26,15 +27,24 @@ class ClassifierData:
     test: Images
     names: list[str]
     phrase: str
+    labeling: Labeling = ONE_LABEL
 
     def weights(self) -> Tensor:
-        """One for each class, such that all classes count alike in the loss; 0 for a class without an image."""
+        """One for each class, such that all classes count alike in the loss; 0 for a class without an image.
+
+        With label sets it is that of the images of a class, next to 1 for the others.
+        """
+        if isinstance(self.labeling, LabelSets):
+            present = self.labeling.targets(torch.from_numpy(labels_of(self.train))).sum(dim=0)
+            return (len(self.train) - present).clamp(min=1) / present.clamp(min=1)
         counts = torch.from_numpy(np.bincount(labels_of(self.train), minlength=len(self.names)))
-        present = int((counts > 0).sum())
-        return torch.where(counts > 0, len(self.train) / (present * counts.clamp(min=1)), 0.0).float()
+        filled = int((counts > 0).sum())
+        return torch.where(counts > 0, len(self.train) / (filled * counts.clamp(min=1)), 0.0).float()
 
 
-def classifier_data(source: Source, *, per_class: int | None = None, seed: int = 0) -> ClassifierData:
+def classifier_data(
+    source: Source, *, per_class: int | None = None, seed: int = 0, multi_label: bool = False
+) -> ClassifierData:
     """Split a labeled source for a classifier.
 
     The test images are those that probes are judged on (`Source.labeled`). The best epoch is chosen on the validation
@@ -43,6 +53,7 @@ def classifier_data(source: Source, *, per_class: int | None = None, seed: int =
     Args:
         per_class: train on at most this many images of each class, drawn at random.
         seed: of both draws.
+        multi_label: the label of an image names any number of classes, with ";" between them.
     Raises:
         ValueError: if there are no labels, one class only, or too few images to choose on.
     """
@@ -63,11 +74,15 @@ def classifier_data(source: Source, *, per_class: int | None = None, seed: int =
         train = train.subset(np.flatnonzero(rank < per_class))
         labels = labels_of(train)
     names = train.class_names or [str(label) for label in range(int(max(labels.max(), labels_of(test).max())) + 1)]
+    labeling: Labeling = ONE_LABEL
+    if multi_label:
+        names, labeling = label_sets(names)
     split = pick_split(source.splits, prefer="validation")
     if split is not None and split.casefold() in VALIDATION and split != test.split:
         validation = source.labeled_split(split)
         if validation is not None:
-            return ClassifierData(train, validation, test, names, f"{parts.phrase}; chosen on its {split} split")
+            phrase = f"{parts.phrase}; chosen on its {split} split"
+            return ClassifierData(train, validation, test, names, phrase, labeling)
     values, counts = np.unique(labels, return_counts=True)
     places = np.flatnonzero(np.isin(labels, values[counts > 1]))
     if not len(places):
@@ -77,6 +92,5 @@ def classifier_data(source: Source, *, per_class: int | None = None, seed: int =
         )
     held = places[stratified_split(torch.from_numpy(labels[places]), VALIDATED, generator=generator)[1].numpy()]
     rest = np.setdiff1d(np.arange(len(train)), held)
-    return ClassifierData(
-        train.subset(rest), train.subset(held), test, names, f"{parts.phrase}; chosen on a fifth of the training images"
-    )
+    phrase = f"{parts.phrase}; chosen on a fifth of the training images"
+    return ClassifierData(train.subset(rest), train.subset(held), test, names, phrase, labeling)

@@ -30,12 +30,21 @@ class FineTuned:
         names: of the classes, one for each logit.
         evaluate: how an image becomes what the model sees.
         channels: of the images.
+        mean, std: of each channel, white being 1.
+        is_multi_label: an image may be of any number of classes.
     """
 
     model: nn.Module
     names: list[str]
     evaluate: Evaluate
     channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    is_multi_label: bool = False
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class, in double precision."""
+        return logits.double().sigmoid() if self.is_multi_label else logits.double().softmax(dim=1)
 
 
 def is_fine_tuned(source: str | Path) -> bool:
@@ -43,7 +52,9 @@ def is_fine_tuned(source: str | Path) -> bool:
     return (Path(source) / CLASSES).exists()
 
 
-def save_classifier(model: nn.Module, network: Network, names: list[str], out: Path) -> None:
+def save_classifier(
+    model: nn.Module, network: Network, names: list[str], out: Path, *, is_multi_label: bool = False
+) -> None:
     """Write `model.safetensors`, `config.json` and `classes.json`, and compare the model that timm loads from them.
 
     Raises:
@@ -69,7 +80,8 @@ def save_classifier(model: nn.Module, network: Network, names: list[str], out: P
         image_size=network.size,
         label_names=names,
     )
-    write_text(out / CLASSES, json.dumps(names, indent=2) + "\n")
+    listed = {"names": names, "multi_label": True} if is_multi_label else names
+    write_text(out / CLASSES, json.dumps(listed, indent=2) + "\n")
     images = torch.randn(2, network.backbone.channels, *network.size, generator=torch.Generator().manual_seed(0))
     loaded = open_classifier(out).model
     ours = model.cpu()
@@ -93,7 +105,9 @@ def open_classifier(folder: str | Path) -> FineTuned:
     if not (folder / WEIGHTS).exists():
         raise ValueError(f"{folder} has no {WEIGHTS}: fine-tuning has not finished there")
     try:
-        names = json.loads((folder / CLASSES).read_text())
+        listed = json.loads((folder / CLASSES).read_text())
+        is_multi_label = isinstance(listed, dict) and bool(listed["multi_label"])
+        names = listed["names"] if isinstance(listed, dict) else listed
         config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
@@ -102,10 +116,6 @@ def open_classifier(folder: str | Path) -> FineTuned:
     if len(names) != model.num_classes:
         raise ValueError(f"{folder} names {len(names)} classes, and its model has {model.num_classes}")
     channels, height, width = config["input_size"]
-    evaluate = Evaluate((height, width), config["mean"], config["std"], squash=config.get("crop_mode") == "squash")
-    return FineTuned(model.eval(), names, evaluate, channels)
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Of each class, in double precision, so that they add up to 1 in any file."""
-    return logits.double().softmax(dim=1)
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    evaluate = Evaluate((height, width), mean, std, squash=config.get("crop_mode") == "squash")
+    return FineTuned(model.eval(), names, evaluate, channels, mean, std, is_multi_label)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.data import Mixup
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from patchcast.classification.labeling import ONE_LABEL, Labeling
 from patchcast.data import EpochSampler, EvalLoader, Images, TrainSet, loader
 from patchcast.data.seeds import mix_seed
 from patchcast.files import read_weights, write_weights
@@ -73,28 +73,73 @@ def train_classifier(
     out: Path,
     device: str = "cpu",
     class_weights: Float[Tensor, " K"] | None = None,
+    labeling: Labeling = ONE_LABEL,
 ) -> list[dict[str, Any]]:
     """Train in place, from the last checkpoint under `out` if there is one; ends with the weights of the best epoch.
 
-    The best epoch is the one with the highest accuracy on the validation images, and the lowest loss among equals. All
-    chance in a step comes from (seed, step), so a run that resumes reaches the same weights.
+    The best epoch is the one with the highest measure on the validation images (accuracy, where an image has one
+    label), and the lowest loss among equals. All chance in a step comes from (seed, step), so a run that resumes
+    reaches the same weights.
 
     Returns:
-        a row for each epoch: its number, training loss, validation loss and accuracy.
+        a row for each epoch: its number, training loss, validation loss and measure.
     Raises:
         InterruptedError: for SIGTERM, after a checkpoint; KeyboardInterrupt for Ctrl-C.
         ValueError: if the loss is NaN or infinite.
     """
-    model.to(device)
-    batch_size = min(settings.batch_size, len(images))
+    weights = None if class_weights is None else class_weights.to(device)
     mix = _mixing(settings, classes)
+    # Mixup has smoothed its own labels.
+    smoothing = settings.smoothing if mix is None else 0.0
+    return train_epochs(
+        model,
+        TrainSet(images, augment, settings.seed),
+        groups=_groups(model, settings),
+        loss=lambda logits, targets: labeling.loss(logits, targets, weights, smoothing),
+        validate=lambda: labeling.judge(*logits_of(model, validation, device)),
+        measure=labeling.measure,
+        train_mode=lambda: _train_mode(model, settings),
+        settings=settings,
+        out=out,
+        device=device,
+        mix=mix,
+    )
+
+
+Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+def train_epochs(
+    model: nn.Module,
+    train_set: Any,
+    *,
+    groups: list[dict[str, Any]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    validate: Callable[[], tuple[float, float]],
+    measure: str,
+    train_mode: Callable[[], object],
+    settings: Settings,
+    out: Path,
+    device: str,
+    mix: Mix | None = None,
+) -> list[dict[str, Any]]:
+    """The loop of `train_classifier`, for any targets.
+
+    Args:
+        train_set: examples by the keys of an `EpochSampler`: an image and its target.
+        groups: of parameters, with `lr_scale`.
+        loss: of outputs and targets.
+        validate: loss and measure of the model as it is.
+        train_mode: puts the model into training mode.
+        mix: changes images and targets together, by the step.
+    """
+    model.to(device)
+    batch_size = min(settings.batch_size, len(train_set))
     if mix is not None:
         batch_size -= batch_size % 2
-    per_epoch = max(1, len(images) // batch_size)
+    per_epoch = max(1, len(train_set) // batch_size)
     steps = per_epoch * settings.epochs
-    groups = _groups(model, settings)
     optimizer = torch.optim.AdamW(groups, lr=settings.lr)
-    weights = None if class_weights is None else class_weights.to(device)
     step, rows, best, total = 0, list[dict[str, Any]](), (-1.0, 0.0), 0.0
     resumed = checkpoints.load_latest(out)
     if resumed is not None:
@@ -110,14 +155,14 @@ def train_classifier(
         weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
         checkpoints.save(Checkpoint(step, weights, moments, {"step": step}, {"classifier": state}), out / "checkpoints")
 
-    sampler = EpochSampler(len(images), batch_size, seed=settings.seed, steps=steps, start_step=step)
-    batches = loader(TrainSet(images, augment, settings.seed), sampler, settings.workers)
+    sampler = EpochSampler(len(train_set), batch_size, seed=settings.seed, steps=steps, start_step=step)
+    batches = loader(train_set, sampler, settings.workers)
     speed = Throughput(Timed(batch_size))
     line = ProgressLine("fine-tuning", speed, steps=steps, first=step)
     ending = Ending()
     devices = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices), ending.listening(), line:
-        _train_mode(model, settings)
+        train_mode()
         for pictures, labels in batches:
             speed.begin(step)
             pictures, targets = pictures.to(device), labels.to(device)
@@ -127,16 +172,15 @@ def train_classifier(
             shape = warmup_cosine(step, steps=steps, warmup=WARMUP)
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * group["lr_scale"] * shape
-            with _autocast(device):
+            with autocast_on(device):
                 logits = model(pictures)
-            smoothing = settings.smoothing if mix is None else 0.0  # Mixup has smoothed its own
-            loss = F.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
+            found_loss = loss(logits.float(), targets)
             optimizer.zero_grad()
-            loss.backward()
+            found_loss.backward()
             clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], CLIP)
             optimizer.step()
             step += 1
-            read = float(loss.detach())
+            read = float(found_loss.detach())
             if not np.isfinite(read):
                 raise ValueError(f"the loss is {read} at step {step:,}; a lower --lr may help (it is {settings.lr:g})")
             total += read
@@ -144,12 +188,11 @@ def train_classifier(
             speed.measure(step, pauses=ends)
             line.show(step, read)
             if ends:
-                logits, truth = logits_of(model, validation, device)
-                found = float(F.cross_entropy(logits, truth)), float((logits.argmax(dim=1) == truth).double().mean())
+                found = validate()
                 rows.append(
                     {
                         "epoch": step // per_epoch, "loss": total / per_epoch,
-                        "validation_loss": found[0], "validation_accuracy": found[1],
+                        "validation_loss": found[0], f"validation_{measure}": found[1],
                     }
                 )  # fmt: skip
                 total = 0.0
@@ -157,7 +200,7 @@ def train_classifier(
                     best = found[1], found[0]
                     write_weights(_whole(model), out / "checkpoints" / BEST)
                 save()
-                _train_mode(model, settings)
+                train_mode()
             if ending.agreed() and step < steps:
                 if not ends:
                     save()
@@ -169,7 +212,7 @@ def train_classifier(
 def logits_of(model: nn.Module, batches: EvalLoader, device: str) -> tuple[Float[Tensor, "N K"], Int[Tensor, " N"]]:
     """The logits of every image that can be read, and their labels, in the order of the images."""
     logits, labels = [], []
-    with evaluating(model), _autocast(device):
+    with evaluating(model), autocast_on(device):
         for images, targets in batches:
             logits.append(model(images.to(device)).float().cpu())
             labels.append(targets)
@@ -178,12 +221,12 @@ def logits_of(model: nn.Module, batches: EvalLoader, device: str) -> tuple[Float
     return torch.cat(logits), torch.cat(labels)
 
 
-def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def best_of(rows: list[dict[str, Any]], measure: str = "accuracy") -> dict[str, Any]:
     """The row of the epoch whose weights are kept."""
-    return max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    return max(rows, key=lambda row: (row[f"validation_{measure}"], -row["validation_loss"]))
 
 
-def _autocast(device: str) -> Any:
+def autocast_on(device: str) -> Any:
     return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=device.startswith("cuda"))
 
 
@@ -209,7 +252,7 @@ def _groups(model: Any, settings: Settings) -> list[dict[str, Any]]:
     )
 
 
-def _mixing(settings: Settings, classes: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
+def _mixing(settings: Settings, classes: int) -> Mix | None:
     """timm's Mixup, seeded by the step; it draws from NumPy's global state, which is put back."""
     if not settings.mixup and not settings.cutmix:
         return None

@@ -20,6 +20,7 @@ from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import build
 from patchcast.runs.run import Run, start_run, untrained_run
 from patchcast.runs.run_folder import CONFIG
+from patchcast.stages import stage
 
 LEAK_TEST_SECONDS = 8.0  # for the leak test at full size
 
@@ -35,7 +36,7 @@ def run_check(source: Path, *, out: Path | None = None) -> bool:
     out = out or (source / "check.png" if source.is_dir() else Path("check.png"))
     console, began = Console(highlight=False), time.perf_counter()
     small = build(_small(recipe, full), run.method, run.tokenizer)
-    with console.status("Changing pixels and training on noise"):
+    with stage("Changing pixels and training on noise"):
         verdict = examine(small)
         leaks_at_full_size = _at_full_size(full)
     images = torch.randn(1, recipe.channels, *small.backbone.image_size, generator=torch.Generator().manual_seed(0))

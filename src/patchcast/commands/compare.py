@@ -36,6 +36,7 @@ from patchcast.evaluation.protocol import Request, new_table, percent
 from patchcast.files import cache_folder, write_weights, write_whole
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
+from patchcast.stages import stage
 
 SUPERVISED = "supervised"
 OTHER = "other network"
@@ -86,15 +87,21 @@ def compare(
     Rows that several runs share (the same untrained network or supervised run) are measured and shown once.
 
     Args:
-        against: further networks: run folders, or timm models by name.
+        runs: run folders; other words of `--start` among them are compared as those of `against` are.
+        against: further networks, by the words of `--start`.
         readout: how units become one feature, in every row.
     Raises:
         ValueError: for anything that the user can fix.
     """
     if out.suffix != ".parquet":
         raise ValueError(f"--out must end in .parquet; got {out}")
-    if strange := [run for run in runs if not is_run(run)]:
-        raise ValueError(f"{strange[0]} holds no run of patchcast: it has no config.yaml")
+    against = [*map(str, (words for words in runs if not is_run(words))), *against]
+    runs = [run for run in runs if is_run(run)]
+    if not runs:
+        raise ValueError(
+            f"{against[0]} holds no run of patchcast: it has no config.yaml, and compare takes at least one run; other "
+            f"weights are compared by patchcast probe {against[0]} --data LABELED --against OTHER"
+        )
     chosen = options.FeatureOptions(per_class=list(per_class), draws=draws, readout=readout, cache=cache)
     console, rows, lines, shared = Console(), list[Row](), list[str](), dict[str, Row]()
     for run in runs:
@@ -130,7 +137,7 @@ class Measure:
     console: Console
 
     def __call__(self, backbone: Backbone, status: str) -> Scores:
-        with self.console.status(f"{self.network.name}: {status}"):
+        with stage(f"{self.network.name}: {status}"):
             scores = self.protocol.measure(subject_of(self.network, backbone))
         backbone.cpu()
         return scores
@@ -155,7 +162,7 @@ def _rows(measure: Measure, shared: dict[str, Row], supervised: bool, against: S
     budget = f"{SUPERVISED} {start} {recipe.steps} {recipe.batch_size} {recipe.seed} {recipe.crop_scale} {recipe.flip}"
     if supervised and budget not in shared:
         label = f"{SUPERVISED}, {recipe.steps:,} steps"
-        with measure.console.status(f"{run}: {label} of {recipe.batch_size} images"):
+        with stage(f"{run}: {label} of {recipe.batch_size} images"):
             backbone, correct, rate = train_supervised(before, measure, budget)
         own = accuracy_interval(correct)
         shared[budget] = row(SUPERVISED, label, measure(backbone, SUPERVISED), own=own, rate=rate)
@@ -165,14 +172,14 @@ def _rows(measure: Measure, shared: dict[str, Row], supervised: bool, against: S
         key = f"{OTHER} {name} {measure.protocol.description}"
         if key not in shared:
             other = open_against(name, network)
-            with measure.console.status(name):
+            with stage(name):
                 scores = measure.protocol.measure(subject_of(other))
             shared[key] = row(OTHER, name, scores, other.recipe)
         others.append(shared[key])
     for name, measure_baseline in measure.protocol.baselines(subject_of(network)):
         key = f"{name} {seen_as}"
         if key not in shared:
-            with measure.console.status(f"{run}: {name}"):
+            with stage(f"{run}: {name}"):
                 shared[key] = row(name, name, measure_baseline())
         others.append(shared[key])
     return ours, others

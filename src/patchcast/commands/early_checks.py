@@ -7,7 +7,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, OWN_NETWORKS
+from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, NEEDS, OWN_NETWORKS
 from patchcast.backbones.support import made_for, table
 from patchcast.recipe import Recipe
 
@@ -25,8 +25,10 @@ def check_recipe(recipe: Recipe) -> None:
     recipe.check()
     recipe.method = AUTO if _plain(recipe.method) == AUTO else method_called(recipe.method)
     # `runs.codes` checks ImageGPT's own networks.
-    if recipe.method not in OWN_NETWORKS and not recipe.model.startswith("imagegpt"):
+    if recipe.model and recipe.method not in OWN_NETWORKS and not recipe.model.startswith("imagegpt"):
         check_model(recipe.model)
+        if recipe.method != AUTO:
+            check_suits(recipe.model, recipe.method)
     if recipe.start is not None and not (recipe.out / CONFIG).is_file():  # to resume takes no start
         check_network(recipe.start)
     check_data(recipe.data)
@@ -59,6 +61,17 @@ def check_run(run: Path) -> None:
         raise ValueError(f"there is no folder {run}; give the folder of a run")
     if not (run / CONFIG).exists():
         raise ValueError(f"{run} holds no run of patchcast: it has no {CONFIG}")
+
+
+def check_exported(folder: Path) -> None:
+    """Raises:
+    ValueError: if a folder holds neither a run nor a fine-tuned classifier.
+    """
+    if (folder / CLASSES).exists():
+        return
+    if (folder / BEGUN).exists():
+        raise ValueError(f"fine-tuning has not finished in {folder}; the same command resumes it")
+    check_run(folder)
 
 
 def check_network(name: str) -> None:
@@ -107,6 +120,21 @@ def check_model(name: str) -> None:
         near = difflib.get_close_matches(architecture, known, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"it knows {len(known)}, see `patchcast models`"
         raise ValueError(f"timm has no model {name!r}; {hint}")
+
+
+def check_suits(model: str, method: str) -> None:
+    """Check that a model of the table can run a method.
+
+    Raises:
+        ValueError: if it cannot; names the methods that it can run.
+    """
+    rows = [row for row in table() if row.name == model.partition(".")[0]] if made_for() == version("timm") else []
+    if rows and not rows[0].suits(method):
+        others = [name for name in NEEDS if rows[0].suits(name)]
+        raise ValueError(
+            f"{model} cannot run {method}; it can run {', '.join(others)}. "
+            f"`patchcast models --method {method}` lists the models that can"
+        )
 
 
 def check_data(source: str | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from patchcast.classification.classifier_export import export_classifier
+from patchcast.classification.classifier_folder import is_fine_tuned
 from patchcast.files import unfinished_folder
 from patchcast.interop.card import write_card
 from patchcast.interop.export_formats import default_format, write_encoder
@@ -12,9 +14,10 @@ from patchcast.runs.run import open_run
 
 
 def export(run: Path, out: Path, *, to: str | None = None) -> None:
-    """Write a run's encoder to a new folder, with a README.md that describes it and how to load it.
+    """Write a run's encoder, or a fine-tuned classifier, to a new folder with a README.md that says how to load it.
 
     Args:
+        run: the folder of a run, or of a classifier.
         to: one of `patchcast.interop.export_formats.EXPORT_FORMATS`; None: the library that the network comes from
             (transformers for an ImageGPT, else timm).
     Raises:
@@ -23,7 +26,10 @@ def export(run: Path, out: Path, *, to: str | None = None) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} is not empty; choose another --out")
     with unfinished_folder(out) as made:
-        write_folder(run, made, to=to, where=f"local-dir:{out}")
+        if is_fine_tuned(run):
+            print(export_classifier(run, made, to=to or "timm"))
+        else:
+            write_folder(run, made, to=to, where=f"local-dir:{out}")
     print(f"{out} holds {', '.join(sorted(file.name for file in out.iterdir()))}.")
     print("README.md describes the weights and how to load them. It names no license yet: choose one there.")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -21,12 +22,14 @@ from patchcast.classification.classifier_card import write_classifier_card
 from patchcast.classification.classifier_data import ClassifierData, classifier_data
 from patchcast.classification.classifier_folder import save_classifier
 from patchcast.classification.frozen import fit_linear_head, head_inputs
+from patchcast.classification.labeling import LabelSets, average_precisions
 from patchcast.classification.mistakes import draw_confusion, draw_named
 from patchcast.classification.model import classifier, freeze
 from patchcast.classification.training import Settings, best_of, logits_of, train_classifier
+from patchcast.commands.finetune_masks import finetune_segmenter
 from patchcast.data import EvalLoader, EvalSet, Images, open_source
 from patchcast.evaluation.features import fingerprint
-from patchcast.evaluation.intervals import accuracy_interval
+from patchcast.evaluation.intervals import Interval, accuracy_interval
 from patchcast.evaluation.labeled import labels_of, paths_of
 from patchcast.files import write_figure, write_text
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
@@ -41,6 +44,7 @@ EPOCHS, BATCH, LAYER_DECAY = 30, 64, 0.65
 LR, FROZEN_LR = 1e-3, 3e-3
 SMOOTHING = 0.1
 WORST = 24
+BOOTSTRAPS = 200
 FINETUNE_RANGES: dict[str, Range] = {
     "epochs": AT_LEAST_1, "lr": POSITIVE, "batch_size": AT_LEAST_1, "mixup": NOT_NEGATIVE, "cutmix": NOT_NEGATIVE,
     "layer_decay": POSITIVE_SHARE, "smoothing": SHARE, "limit_per_class": AT_LEAST_1,
@@ -58,11 +62,12 @@ class TrainingPlan:
     flip: bool
     class_weights: str
     settings: Settings
+    is_multi_label: bool = False
 
     @property
     def is_fitted(self) -> bool:
         """Whether the head is fitted to its optimum, without epochs."""
-        return self.is_frozen and self.head == "linear" and self.augment == "none"
+        return self.is_frozen and self.head == "linear" and self.augment == "none" and not self.is_multi_label
 
     def __str__(self) -> str:
         balance = ", classes weighted alike" if self.class_weights == "balanced" else ""
@@ -88,12 +93,19 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
         InterruptedError, KeyboardInterrupt: for SIGTERM and Ctrl-C, after a checkpoint.
     """
     check_ranges({name: getattr(given, name) for name in FINETUNE_RANGES}, FINETUNE_RANGES, prefix="--")
+    if given.multi_label and (given.mixup or given.cutmix or given.limit_per_class):
+        raise ValueError("--mixup, --cutmix and --limit_per_class need one label per image; leave out --multi_label")
     if given.out.is_file():
         raise ValueError(f"{given.out} is a file; --out is a folder")
     if given.out.is_dir() and any(given.out.iterdir()) and not (given.out / BEGUN).exists():
         raise ValueError(f"{given.out} is not empty and holds no classifier of this command; choose another --out")
     device = torch_device(given.device)
     network = _network(given)
+    if given.task == "segmentation":
+        finetune_segmenter(given, network, device)
+        return
+    if given.head == "conv" or given.tiles:
+        raise ValueError("--head conv and --tiles are for --task segmentation")
     reading = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
     source = open_source(
         given.data,
@@ -101,7 +113,7 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
         held_out_share=network.held_out_share(given.data),
         **reading,
     )
-    data = classifier_data(source, per_class=given.limit_per_class, seed=given.seed)
+    data = classifier_data(source, per_class=given.limit_per_class, seed=given.seed, multi_label=given.multi_label)
     plan = plan_of(given, data, device)
     model = classifier(network.backbone, len(data.names), head=plan.head, seed=given.seed)
     if plan.is_frozen:
@@ -119,7 +131,7 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
         began = time.process_time()
         chosen = _train(model, network, data, plan, given.out, device)
         seconds = time.process_time() - began
-        save_classifier(model, network, data.names, given.out)
+        save_classifier(model, network, data.names, given.out, is_multi_label=given.multi_label)
         metrics = _judge(model.to(device), network, data, given.out, device)
         metrics |= {"processor_seconds": round(seconds, 1), "chosen": chosen, "data": data.phrase, "how": str(plan)}
         channels = network.backbone.channels
@@ -138,7 +150,7 @@ def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str
     Raises:
         ValueError: if an option has no effect with the others.
     """
-    classes = len(np.unique(labels_of(data.train)))
+    classes = len(data.names) if given.multi_label else len(np.unique(labels_of(data.train)))
     is_frozen = given.freeze
     if is_frozen is None:
         asks_for_training = given.untrained or given.layer_decay is not None
@@ -160,7 +172,7 @@ def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str
         seed=given.seed,
         workers=default_workers("gpu" if device == "cuda" else "cpu") if given.workers is None else given.workers,
     )
-    plan = TrainingPlan(is_frozen, given.head, augment, flip, given.class_weights, settings)
+    plan = TrainingPlan(is_frozen, given.head, augment, flip, given.class_weights, settings, given.multi_label)
     useless = {
         "epochs": given.epochs, "lr": given.lr, "batch_size": given.batch_size, "mixup": given.mixup,
         "cutmix": given.cutmix, "smoothing": given.smoothing,
@@ -244,13 +256,16 @@ def _train(
         out=out,
         device=device,
         class_weights=weights,
+        labeling=data.labeling,
     )
-    return {**best_of(rows), "epochs": rows}
+    return {**best_of(rows, data.labeling.measure), "epochs": rows}
 
 
 def _judge(model: nn.Module, network: Network, data: ClassifierData, out: Path, device: str) -> dict[str, Any]:
     """The numbers on the test images, looked at once, and pictures of what is wrong."""
     logits, labels = logits_of(model, EvalLoader(EvalSet(data.test, network.evaluate), BATCH), device)
+    if isinstance(data.labeling, LabelSets):
+        return _judge_sets(logits, labels, data, data.labeling, out)
     guesses = logits.argmax(dim=1)
     correct = guesses == labels
     classes = len(data.names)
@@ -261,19 +276,67 @@ def _judge(model: nn.Module, network: Network, data: ClassifierData, out: Path, 
     present = counts.sum(axis=1) > 0
     recall = counts.diagonal()[present] / counts.sum(axis=1)[present]
     interval = accuracy_interval(correct)
-    named = [
-        f"{bad.path}: {bad.reason}" for part in (data.train, data.validation, data.test) for bad in part.unreadable
-    ]
     return {
         "accuracy": interval._asdict(),
         "balanced_accuracy": float(recall.mean()),
         "largest_class_share": float(counts.sum(axis=1).max() / counts.sum()),
-        "test_images": len(labels),
+        "recall": {name: float(value) for name, value in zip(np.array(data.names)[present], recall, strict=True)},
+        **_counts(data, len(labels)),
+    }
+
+
+def _judge_sets(logits: Tensor, labels: Tensor, data: ClassifierData, labeling: LabelSets, out: Path) -> dict[str, Any]:
+    """The same, where an image may have several labels: the classes with a probability of at least one half."""
+    targets, guesses = labeling.targets(labels).bool(), logits >= 0
+    precision = average_precisions(logits, targets.float())
+    hits = (targets & guesses).sum(dim=0).double()
+    f1 = (2 * hits / (targets.sum(dim=0) + guesses.sum(dim=0)).clamp(min=1)).numpy()
+    _draw_wrong_sets(logits, targets, data, out / "worst-mistakes.png")
+    return {
+        "mean_average_precision": bootstrap_mean_precision(logits, targets)._asdict(),
+        "exactly_right": accuracy_interval((targets == guesses).all(dim=1))._asdict(),
+        "average_precision": {
+            name: float(value) for name, value in zip(data.names, precision, strict=True) if not np.isnan(value)
+        },
+        "f1": dict(zip(data.names, map(float, f1), strict=True)),
+        **_counts(data, len(labels)),
+    }
+
+
+def bootstrap_mean_precision(logits: Tensor, targets: Tensor) -> Interval:
+    """The mean average precision with its 95 % interval over the test images (percentile bootstrap)."""
+    chance = np.random.default_rng(0)
+    rows = [chance.integers(0, len(logits), len(logits)) for _ in range(BOOTSTRAPS)]
+    drawn = [float(np.nanmean(average_precisions(logits[row], targets[row].float()))) for row in rows]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(np.nanmean(average_precisions(logits, targets.float()))), float(low), float(high))
+
+
+def _counts(data: ClassifierData, judged: int) -> dict[str, Any]:
+    named = [
+        f"{bad.path}: {bad.reason}" for part in (data.train, data.validation, data.test) for bad in part.unreadable
+    ]
+    return {
+        "test_images": judged,
         "training_images": len(data.train),
         "validation_images": len(data.validation),
-        "recall": {name: float(value) for name, value in zip(np.array(data.names)[present], recall, strict=True)},
         "unreadable_images": sorted(set(named)),
     }
+
+
+def _draw_wrong_sets(logits: Tensor, targets: Tensor, data: ClassifierData, file: Path) -> None:
+    """The test images with the largest loss among those that are not exactly right."""
+    images, names = _as_read(data.test), data.names
+    loss = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(dim=1)
+    wrong = ((logits >= 0) != targets).any(dim=1).nonzero().flatten()
+    worst = wrong[loss[wrong].argsort(descending=True)][:WORST].tolist()
+    file.unlink(missing_ok=True)
+    if worst:
+        said = [
+            [", ".join(np.array(names)[row[place].numpy()]) or "none" for row in (targets, logits >= 0)]
+            for place in worst
+        ]
+        write_figure(draw_named([images[place].image for place in worst], [f"{a}\nas {b}" for a, b in said]), file)
 
 
 def _draw_mistakes(logits: Tensor, labels: Tensor, data: ClassifierData, file: Path) -> None:
@@ -299,6 +362,13 @@ def _as_read(images: Images) -> Images:
 
 
 def _summary(metrics: Mapping[str, Any]) -> str:
+    if "mean_average_precision" in metrics:
+        value, low, high = (100 * metrics["mean_average_precision"][name] for name in ("value", "low", "high"))
+        return (
+            f"Mean average precision {value:.1f} % (95 % interval {low:.1f} to {high:.1f}) on "
+            f"{metrics['test_images']:,} test images; all labels of an image right: "
+            f"{100 * metrics['exactly_right']['value']:.1f} %."
+        )
     value, low, high = (100 * metrics["accuracy"][name] for name in ("value", "low", "high"))
     return (
         f"{value:.1f} % of {metrics['test_images']:,} test images right (95 % interval {low:.1f} to {high:.1f}), "

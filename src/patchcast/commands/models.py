@@ -23,9 +23,9 @@ def models(pattern: str, method: str | None) -> None:
         families = {row.name.split("_")[0]: None for row in table()}
         near = difflib.get_close_matches(pattern.strip("*?"), [*families, *(row.name for row in table())], n=3)
         raise ValueError(f"no model matches {pattern!r}{'; there are ' if near else ''}{', '.join(near)}")
-    rows = [row for row in matching if method is None or suits(row, method)]
+    rows = [row for row in matching if method is None or row.suits(method)]
     if not rows:
-        others = [method for method in NEEDS if any(suits(row, method) for row in matching)]
+        others = [other for other in NEEDS if any(row.suits(other) for row in matching)]
         raise ValueError(f"no model matches {pattern!r} that {method} can use; {', '.join(others)} can")
     print(f"{len(rows)} architectures of timm {made_for()}\n")
     header = ("name", *IN_TIMM, "image", "unit", "class")
@@ -49,8 +49,3 @@ def columns(rows: list[tuple[str, ...]]) -> list[str]:
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def suits(row: Support, method: str) -> bool:
-    """Whether a method can use this architecture; AIM needs a stem that does not mix pixels of units."""
-    return any(need in row.can and (need != "attend" or row.is_causal_for_pixels) for need in NEEDS[method])

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from patchcast import options
 from patchcast.classification.classifier_folder import is_fine_tuned, open_classifier
+from patchcast.classification.labeling import SEPARATOR
 from patchcast.commands.parts import IMAGES_PER_PART, claim_parts
+from patchcast.commands.predict_masks import predict_masks
 from patchcast.commands.probe import feature_cache
 from patchcast.data import EvalLoader, EvalSet, Evaluate, Images, open_source
 from patchcast.data.images import Unreadable
@@ -32,9 +34,12 @@ from patchcast.files import write_text, write_whole
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import open_network, torch_device
+from patchcast.segmentation.segmenter_folder import is_segmenter
 
 SHOWN = 50
 """Rows of the table that is printed without --out."""
+LABELS = "labels"
+"""Column of all classes of at least one half, where an image may have several."""
 Prediction = dict[str, Any]
 
 
@@ -46,6 +51,7 @@ class LabelPredictor:
         module: on whose device the images have to be.
         how: in words, for people.
         depends_on: all that the probabilities depend on besides the images.
+        is_multi_label: an image may be of any number of classes; those of at least one half are its labels.
     """
 
     module: nn.Module
@@ -55,6 +61,7 @@ class LabelPredictor:
     compute: Callable[[Tensor], Tensor]
     how: str
     depends_on: str
+    is_multi_label: bool = False
 
 
 def predict(given: options.Predict) -> None:
@@ -65,6 +72,9 @@ def predict(given: options.Predict) -> None:
     """
     ranges = dict.fromkeys(("neighbors", "top", "batch_size"), AT_LEAST_1)
     check_ranges({name: getattr(given, name) for name in ranges}, ranges, prefix="--")
+    if is_segmenter(given.model):
+        predict_masks(given, torch_device(given.device))
+        return
     if given.out is not None and given.out.suffix not in PREDICTION_WRITERS:
         raise ValueError(f"--out must end in {' or '.join(PREDICTION_WRITERS)}; got {given.out}")
     if given.out is not None and given.out.exists():
@@ -117,9 +127,9 @@ def predict(given: options.Predict) -> None:
     written = sum(len(content["rows"]) for content in contents)
     if not written:
         raise ValueError(f"none of the {count:,} images can be read")
-    out = given.out
+    out, columns = given.out, [*_columns(top), *([LABELS] if predictor.is_multi_label else [])]
     write_whole(
-        out, lambda file: PREDICTION_WRITERS[out.suffix]([content["rows"] for content in contents], _columns(top), file)
+        out, lambda file: PREDICTION_WRITERS[out.suffix]([content["rows"] for content in contents], columns, file)
     )
     shutil.rmtree(parts)
     console.print(f"Wrote {out}: {written:,} rows.")
@@ -139,9 +149,10 @@ def _classifier(given: options.Predict, device: str) -> LabelPredictor:
         tuned.names,
         tuned.evaluate,
         tuned.channels,
-        lambda images: model(images).double().softmax(dim=1),
+        lambda images: tuned.probabilities(model(images)),
         how,
         fingerprint(model),
+        tuned.is_multi_label,
     )
 
 
@@ -181,12 +192,14 @@ def _rows(
     device = next(predictor.module.parameters()).device
     rows: list[Prediction] = []
     for batch in _batches(predictor, images, places, batch_size):
-        shares, classes = (
-            predictor.compute(torch.stack([image for _, image in batch]).to(device)).cpu().topk(top, dim=1)
-        )
-        for (path, _), share, order in zip(batch, shares.tolist(), classes.tolist(), strict=True):
+        of_all = predictor.compute(torch.stack([image for _, image in batch]).to(device)).cpu()
+        shares, classes = of_all.topk(top, dim=1)
+        for (path, _), share, order, whole in zip(batch, shares.tolist(), classes.tolist(), of_all, strict=True):
             values = [value for pair in zip([predictor.names[i] for i in order], share, strict=True) for value in pair]
-            rows.append(dict(zip(_columns(top), [path, *values], strict=True)))
+            row = dict(zip(_columns(top), [path, *values], strict=True))
+            if predictor.is_multi_label:
+                row[LABELS] = SEPARATOR.join(predictor.names[place] for place in (whole >= 0.5).nonzero().flatten())
+            rows.append(row)
     return rows
 
 

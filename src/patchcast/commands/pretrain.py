@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shlex
+import time
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -17,27 +18,32 @@ from torch.utils.data import DataLoader
 from patchcast.data import Cutter, EvalSet, Journal, StreamSet, TrainSet, finish
 from patchcast.data.images import evenly_spaced
 from patchcast.data.streamed import HeadStore
+from patchcast.honesty import blind_loss
 from patchcast.interop.export_formats import exported_as
 from patchcast.methods import on_codes
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
 from patchcast.runs.defaults import in_words
-from patchcast.runs.results import write_results
+from patchcast.runs.results import after_start, better_average, held_out_images, write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, save_weights
-from patchcast.runs.starting import keep_report
+from patchcast.runs.starting import is_started, keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
+from patchcast.stages import stage
 from patchcast.tokenizers.palette import Palette
 from patchcast.training.engine import Engine, uses_cuda, whole_state
 from patchcast.training.lock import locked
 from patchcast.training.log import closing
 from patchcast.training.looks import Look
 from patchcast.training.loop import train
-from patchcast.training.optimization import Optimization
+from patchcast.training.optimization import Optimization, freeze_blocks
+from patchcast.training.progress import duration
 from patchcast.training.stream import Stream
 
+BLIND = 64
+"""Maximum number of images for the loss of a blind prediction."""
 EVALUATED = 2000
 """Maximum number of images on which the loss is evaluated during a run."""
 
@@ -53,12 +59,13 @@ def pretrain(recipe: Recipe) -> Resolved:
     console = Console(quiet=not is_first)
     run = start_run(recipe)
     check_loggers(run.recipe)
-    looks = watches(run)
-    resumes = is_first and claim(run.recipe)
+    with stage("Reading the images that are looked at during the run"):
+        looks = watches(run)
+    resuming = claim(run.recipe) if is_first else ""
     with locked(run.folder) if is_first else nullcontext():
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
-            console.print(_summary(run))
+            console.print(_summary(run), highlight=False)
             if run.why:
                 console.print(escape(run.why), highlight=False)
             if run.chosen:
@@ -66,8 +73,10 @@ def pretrain(recipe: Recipe) -> Resolved:
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
                 console.print(escape(str(run.fitted)), highlight=False)
-        if resumes:
-            console.print(f"Resuming the run in {escape(str(run.folder))}.")
+        if resuming:
+            console.print(escape(resuming), highlight=False)
+        elif run.recipe.overwrite:
+            console.print("Without --overwrite, the same command resumes this run.")
         return _carry_out(run, looks, console, is_first=is_first)
 
 
@@ -75,12 +84,19 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
     journal = Journal(run.folder / BAD_IMAGES)
     trained, train_set, judged, codes = _feed(run, journal)
     if codes is not None:
-        console.print(f"{codes}")
+        console.print(f"{codes}", highlight=False)
+    blind = codes.floors.unigram if codes is not None else _blind(run)
+    if blind is not None:
+        console.print(f"A blind prediction, which ignores the image, has a loss of {blind:.2f}.", highlight=False)
+    begun = time.perf_counter()
     try:
-        _train(run.recipe, trained, train_set, judged, looks)
+        if run.recipe.freeze_blocks:
+            freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
+        _train(run.recipe, trained, train_set, judged, looks, blind)
         state = whole_state(run.pretrainer)
         if not is_first:
             return run.recipe
+        state |= better_average(run.folder)
         save_weights(state, run.folder)
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
@@ -88,23 +104,37 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
         raise ValueError(
             f"the disk of {run.folder} is full; make room, and the same command resumes from the last checkpoint"
         ) from problem
-    run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
     unreadable = journal.close()
-    loss = write_results(run, codes, unreadable)
+    with stage("Drawing pictures and writing results"):
+        run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
+        loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable)]))
     if unreadable:
         count = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
         console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
     console.print(
-        f"\nDone. {loss} {escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png),\n"
-        "metrics.csv, and config.yaml, which runs this again.\n"
-        f"Next: [bold]patchcast {_next(run)} {escape(shlex.quote(str(run.folder)))}[/]"
+        f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
+        f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "
+        f"which runs this again.\n{_next(run)}",
+        highlight=False,
     )
     return run.recipe
 
 
+def _blind(run: Run) -> float | None:
+    """The loss of a blind prediction on some of the images that pictures show; None if there is none."""
+    images, _ = held_out_images(run, BLIND)
+    return blind_loss(run.pretrainer, images)
+
+
 def _next(run: Run) -> str:
-    """The next command to suggest: a probe if there are labels."""
-    return "probe" if run.source.has_labels else "report"
+    """The next command: a probe if there are labels, which alone can say how good features are."""
+    folder = escape(shlex.quote(str(run.folder)))
+    if run.source.has_labels:
+        return f"Next, to compare its features with the untrained network's:\n  [bold]patchcast probe {folder}[/]"
+    return (
+        f"Next, to see it on one page:\n  [bold]patchcast report {folder}[/]\n"
+        "How good the features are, only labels can tell: patchcast probe RUN --data LABELED"
+    )
 
 
 Feed = tuple[Pretrainer, TrainSet | StreamSet, DataLoader[Any] | None, CodeData | None]
@@ -137,6 +167,7 @@ def _train(
     train_set: TrainSet | StreamSet,
     judged: DataLoader[Any] | None,
     looks: list[Look],
+    blind: float | None,
 ) -> None:
     stream = Stream(
         train_set,
@@ -157,6 +188,9 @@ def _train(
                 weight_decay=recipe.weight_decay,
                 warmup=recipe.warmup,
                 clip=recipe.clip or None,
+                layer_decay=recipe.layer_decay,
+                freeze_first=recipe.freeze_first,
+                ema=recipe.ema or None,
             ),
             engine=Engine(
                 precision=recipe.precision,
@@ -175,6 +209,7 @@ def _train(
             loggers=loggers,
             looks=looks,
             finish=partial(finish, augmentation(recipe)),
+            blind=blind,
         )
 
 
@@ -187,11 +222,21 @@ def _summary(run: Run) -> str:
     tiles = f" in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
     count = "a stream" if source.is_stream else f"{len(source.train):,} images"
     held_out, typical = source.held_out, source.train.typical_size
-    resized = "" if typical == recipe.image_size else f" (from about {typical[0]} x {typical[1]})"
+    resized = "" if typical == recipe.image_size else f", from about {typical[0]} x {typical[1]}"
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
+    going_on = f"\n  start     {_going_on(recipe)}" if is_started(recipe) else ""
     return (
-        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/]: {count} of {escape(recipe.data)} ({evaluated}), "
-        f"{recipe.channels} x {height} x {width}{resized}, as {grid} units of {down}x{right} pixels{tiles}; "
-        f"{millions:.1f} M parameters; {recipe.steps:,} steps of {recipe.batch_size} ({recipe.epochs:g} epochs), "
-        f"lr {recipe.lr:.3g}, {recipe.precision}"
+        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {millions:.1f} M parameters\n"
+        f"  images    {count} of {escape(recipe.data)}, {evaluated}\n"
+        f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}\n"
+        f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), "
+        f"lr {recipe.lr:.3g}, {recipe.precision}{going_on}"
     )
+
+
+def _going_on(recipe: Resolved) -> str:
+    words = [f"layer decay {recipe.layer_decay:g}"]
+    words += [f"backbone frozen for {recipe.freeze_first:,} steps"] * bool(recipe.freeze_first)
+    words += [f"first {recipe.freeze_blocks} blocks frozen"] * bool(recipe.freeze_blocks)
+    words += [f"averaged weights (EMA {recipe.ema:g})"] * bool(recipe.ema)
+    return escape(f"{recipe.start_words or 'weights'}; {', '.join(words)}")

@@ -14,6 +14,7 @@ from patchcast.files import cache_folder, write_json
 from patchcast.recipe import Resolved
 from patchcast.runs.network import Network, is_run, open_network, torch_device
 from patchcast.runs.run import reading
+from patchcast.stages import stage
 
 
 def probe(given: options.ProbeOptions, protocol: str, chosen: Any, *, typed: str = "") -> dict[str, Any]:
@@ -47,11 +48,11 @@ def probe(given: options.ProbeOptions, protocol: str, chosen: Any, *, typed: str
     measuring = PROTOCOLS[protocol](chosen, request, subject)
     console, results = Console(), dict[str, Any]()
     for name, row in rows_of(network, given.against).items():
-        with console.status(f"{protocol}: {name}"):
+        with stage(f"Measuring the {name} row"):
             results[name] = measuring.measure(row)
         row.backbone.cpu()
     for name, measure in measuring.baselines(subject):
-        with console.status(f"{protocol}: {name}"):
+        with stage(f"Measuring the {name} row"):
             results[name] = measure()
     for table in measuring.tables(results):
         console.print(table)

@@ -14,7 +14,6 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from patchcast import __version__
@@ -34,9 +33,13 @@ from patchcast.report import Curve, Html, Section, Tile, commands, definitions, 
 from patchcast.report.page import folded, side_by_side, subheading
 from patchcast.report.pictures import image_row
 from patchcast.runs.network import OURS, UNTRAINED
+from patchcast.runs.results import probes_from_start
 from patchcast.runs.run import Run, open_run
 from patchcast.runs.run_folder import CONFIG, METRICS
+from patchcast.stages import stage
 from patchcast.training.log import curve
+from patchcast.training.probing import PROBE_NAMES
+from patchcast.training.progress import duration
 from patchcast.views import Attend
 
 PICTURES, SAMPLES = 6, 24
@@ -82,7 +85,7 @@ def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Pa
     opened = open_run(run)
     files = {name: run / f"{name}.json" for name in ("probe", "layers", "attentive", "finetune", "dense")}
     probes = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    with Console().status("Drawing"):
+    with stage("Drawing the page"):
         text = write(RunNumbers(opened, probes), data or opened.recipe.data)
     out = out or run / "report.html"
     write_text(out, text)
@@ -129,7 +132,8 @@ def _headline(found: RunNumbers) -> list[Tile]:
         tiles.append(Tile(f"{losses[-1]:.3g}", "loss", f"at the start: {losses[0]:.3g}"))
     if speed := _speed(found):
         seen = found.recipe.steps * found.recipe.batch_size
-        tiles.append(Tile(f"{speed:,.0f}", "images per second", f"{seen:,} images in about {_time(_seconds(found))}"))
+        took = duration(_seconds(found))
+        tiles.append(Tile(f"{speed:,.0f}", "images per second", f"{seen:,} images in about {took}"))
     millions = sum(p.numel() for p in found.pretrainer.backbone.parameters()) / 1e6
     height, width = found.recipe.image_size
     tiles.append(Tile(f"{millions:.1f} M", "parameters", f"in the encoder, for {height}x{width} pixels"))
@@ -147,6 +151,11 @@ def _learning(found: RunNumbers) -> Section:
     shown = [Curve(name, x, [100 * y for y in ys], dots=True) for name, (x, ys) in probes.items() if x]
     if shown:
         charts.append(_over_steps(shown, "probes during the run, %", "Accuracy of probes by optimizer step"))
+    before = "".join(
+        f" Accuracy of {PROBE_NAMES[name]}: {100 * row['start']:.1f} % with the weights that it started from, "
+        f"{100 * row['end']:.1f} % at the end."
+        for name, row in probes_from_start(found.run.folder).items()
+    )
     rank, variance = found.curve("feature_rank"), found.curve("feature_variance")
     if rank[0]:
         label = "directions in which features differ"
@@ -158,7 +167,7 @@ def _learning(found: RunNumbers) -> Section:
     unit = " The loss is in nats per code." if found.run.method.codes == "colors" else ""
     alt = (
         f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, "
-        "not how good the features are."
+        f"not how good the features are.{before}"
     )
     return Section("Learning curves", alt if charts else "This run has no log.", [side_by_side(charts)])
 
@@ -249,7 +258,7 @@ def _cost(found: RunNumbers) -> Section:
         "images per step": f"{recipe.batch_size:,}",
         "images seen": f"{seen:,}",
         "images per second": f"{speed:,.0f} (median)" if speed else "not logged",
-        "time in training": f"about {_time(seconds)}" if seconds else "not logged",
+        "time in training": f"about {duration(seconds)}" if seconds else "not logged",
         "devices": f"{recipe.devices * recipe.nodes} ({recipe.device})",
         "precision": recipe.precision,
     }
@@ -298,18 +307,6 @@ def _seconds(found: RunNumbers) -> float:
     before = [-1, *steps][: len(steps)]
     covered = sum((step - last) / speed for step, last, speed in zip(steps, before, speeds, strict=True) if speed > 0)
     return float(covered * found.recipe.batch_size)
-
-
-def _time(seconds: int | float) -> str:
-    """Format a time.
-
-    >>> _time(42), _time(150), _time(9000), _time(200_000)
-    ('42 s', '2.5 min', '2.5 h', '2.3 days')
-    """
-    for unit, size, until in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
-        if seconds < until:
-            return f"{seconds / size:.2g} {unit}" if seconds >= size else f"{seconds:.1f} {unit}"
-    return f"{seconds / 86_400:.2g} days"
 
 
 def _percent(accuracy: Mapping[str, Any] | None, unit: str = " %") -> str:

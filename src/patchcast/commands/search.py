@@ -21,6 +21,7 @@ from patchcast.files import write_figure, write_text
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import open_network, torch_device
+from patchcast.stages import stage
 
 BATCH = 256
 
@@ -43,7 +44,7 @@ def search(given: options.Search) -> None:
     sources = open_listed([given.data], channels=backbone.channels, split=given.split)
     features, paths, places = [], [], []
     for number, images in enumerate(sources):
-        with console.status(f"features of {images.name} ({images.split})"):
+        with stage(f"Features of {images.name} ({images.split})"):
             batches = EvalLoader(EvalSet(images, network.evaluate), BATCH)
             cache = feature_cache() if given.cache else None
             features.append(extract(backbone, batches, device=device, readout=given.readout, cache=cache).x)

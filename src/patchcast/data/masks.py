@@ -58,7 +58,12 @@ class MaskedImages(Dataset[Pair]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, place: int) -> Pair:
+    def read(self, place: int) -> tuple[Tensor, Int64[Tensor, "H W"]]:
+        """An image as it is in its file, and its mask.
+
+        Raises:
+            ValueError: if one of them cannot be read, or they are of different sizes.
+        """
         file, mask_file = self.files[place]
         try:
             with file.open("rb") as opened:
@@ -69,6 +74,10 @@ class MaskedImages(Dataset[Pair]):
         mask = mask_of_boxes(size, self.boxes[file]) if mask_file is None else read_mask(mask_file)
         if mask.shape != size:
             raise ValueError(f"{mask_file} is {tuple(mask.shape)}, and its image {size}: a mask has its image's size")
+        return image, mask
+
+    def __getitem__(self, place: int) -> Pair:
+        image, mask = self.read(place)
         return self.transform(image), fit_mask(mask, self.size, squash=self.squash)
 
 

@@ -20,6 +20,7 @@ from patchcast.data.split_names import match_split
 from patchcast.data.splits import stratified_split
 from patchcast.data.stores import Splits
 from patchcast.data.streamed import HeadStore
+from patchcast.stages import stage
 
 VALIDATION = ("validation", "val", "valid", "dev")
 TEST = ("test", "testing", "eval")
@@ -246,8 +247,10 @@ def open_source(
     Raises:
         ValueError: in one sentence, if the source is not there, or holds no images.
     """
-    splits = find_splits(data, Columns(image_column, label_column))
-    return Source(data, splits, channels=channels, held_out_share=held_out_share, max_pixels=max_pixels)
+    with stage(f"Listing the images of {data}"):
+        splits = find_splits(data, Columns(image_column, label_column))
+    with stage(f"Reading the headers of images of {data}"):
+        return Source(data, splits, channels=channels, held_out_share=held_out_share, max_pixels=max_pixels)
 
 
 def _has_labels(images: Images) -> bool:

@@ -114,17 +114,24 @@ EXPORT_FORMATS: dict[str, Callable[[Exported, Path], None]] = {
 
 
 def trial_images(recipe: Resolved) -> list[Tensor]:
-    """Batches of 1 and 3 images of noise, and of 1 and 3 with the spectrum of photographs, normalized as in the run.
+    """Trial images for a run's network, normalized as in the run."""
+    return images_of_noise(recipe.channels, recipe.image_size, recipe.mean, recipe.std)
+
+
+def images_of_noise(
+    channels: int, size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> list[Tensor]:
+    """Batches of 1 and 3 images of noise, and of 1 and 3 with the spectrum of photographs, normalized.
 
     Photographs have amplitudes that fall as one over the frequency (Field 1987): large smooth parts, and edges of all
     sizes.
     """
     generator = torch.Generator().manual_seed(0)
-    height, width = recipe.image_size
-    noise = torch.randn(4, recipe.channels, height, width, generator=generator)
+    height, width = size
+    noise = torch.randn(4, channels, height, width, generator=generator)
     frequency = (torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width).square()).sqrt()
     smooth = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency.clamp_min(1 / max(height, width)), (height, width))
     smooth = (0.5 + 0.2 * smooth / smooth.std(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
-    normalize = Normalize(recipe.mean, recipe.std)
+    normalize = Normalize(mean, std)
     natural = torch.stack([normalize(image) for image in smooth])
     return [noise[:1], noise[1:], natural[:1], natural[1:]]

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -54,6 +55,38 @@ class Encoder(nn.Module):
         return mean_std(units), units
 
 
+@dataclass(frozen=True)
+class Graph:
+    """What is exported.
+
+    Attributes:
+        module: from images to outputs.
+        name: of the network, in sentences.
+        outputs: their names.
+        channels, size: of the images.
+        own: the outputs that the file must give.
+    """
+
+    module: nn.Module
+    name: str
+    outputs: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+    own: Forward
+
+
+def graph_of(backbone: Backbone) -> Graph:
+    """The graph from images to their embeddings and the features of their units."""
+    return Graph(
+        Encoder(backbone),
+        backbone.name,
+        ("embedding", "units"),
+        backbone.channels,
+        backbone.image_size,
+        lambda images: (backbone.pool(images, "mean_std"), backbone.units(images)),
+    )
+
+
 def save_torch(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ C H W"]]) -> Difference:
     """Write an exported program for `torch.export.load(file).module()`, for any batch size.
 
@@ -62,10 +95,15 @@ def save_torch(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_
     Raises:
         ValueError: if the backbone cannot be exported, or the outputs differ; no file is written then.
     """
-    program, file = _program(backbone), Path(file)
+    return write_torch(graph_of(backbone), file, images)
+
+
+def write_torch(graph: Graph, file: Path, images: Sequence[Float[Tensor, "_ C H W"]]) -> Difference:
+    """As `save_torch`, of any graph."""
+    program, file = _program(graph), Path(file)
     with unfinished_folder(file.parent) as unfinished:
         torch.export.save(program, unfinished / file.name)
-        return _checked(file, torch.export.load(unfinished / file.name).module(), backbone, images)
+        return _checked(file, torch.export.load(unfinished / file.name).module(), graph, images)
 
 
 def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ C H W"]]) -> Difference:
@@ -79,6 +117,11 @@ def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ 
         ValueError: if one of these packages is missing, the backbone cannot be exported, or the outputs differ; no file
             is written then.
     """
+    return write_onnx(graph_of(backbone), file, images)
+
+
+def write_onnx(graph: Graph, file: Path, images: Sequence[Float[Tensor, "_ C H W"]]) -> Difference:
+    """As `save_onnx`, of any graph."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
@@ -86,18 +129,18 @@ def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ 
         raise ValueError(
             f"ONNX needs onnx, onnxscript and onnxruntime ({missing}): pip install 'patchcast[export]'"
         ) from missing
-    program, file = _program(backbone), Path(file)
+    program, file = _program(graph), Path(file)
 
     def session_of(program: torch.export.ExportedProgram, file: Path) -> Any:
         made = torch.onnx.export(program, dynamo=True, verbose=False)
         assert made is not None
-        _name(made.model.graph, inputs=["images"], outputs=["embedding", "units"])
+        _name(made.model.graph, inputs=["images"], outputs=list(graph.outputs))
         made.save(file)
         return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     with unfinished_folder(file.parent) as folder:
         unfinished = folder / file.name
-        with _refusing(backbone, "ONNX", "--to torch may"), _quiet():
+        with _refusing(graph, "ONNX", "--to torch may"), _quiet():
             # Attention within windows has five dimensions. ONNX has no such attention, but products and a softmax.
             session = _first_of(
                 lambda: session_of(program, unfinished), lambda: session_of(program.run_decompositions(), unfinished)
@@ -106,15 +149,15 @@ def save_onnx(backbone: Backbone, file: Path, images: Sequence[Float[Tensor, "_ 
         def run(batch: Tensor) -> list[Tensor]:
             return [torch.from_numpy(output) for output in session.run(None, {"images": batch.numpy()})]
 
-        return _checked(file, run, backbone, images)
+        return _checked(file, run, graph, images)
 
 
-def _program(backbone: Backbone) -> torch.export.ExportedProgram:
-    example = torch.zeros(2, backbone.channels, *backbone.image_size)
+def _program(graph: Graph) -> torch.export.ExportedProgram:
+    example = torch.zeros(2, graph.channels, *graph.size)
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
-    with _refusing(backbone, "torch.export", "--to timm may"), _quiet(), evaluating(backbone):
-        trace = partial(torch.export.export, Encoder(backbone).eval(), (example,), dynamic_shapes=shapes)
-        backbone.units(example)  # a palette builds its table on first use, which cannot be traced
+    with _refusing(graph, "torch.export", "--to timm may"), _quiet(), evaluating(graph.module):
+        trace = partial(torch.export.export, graph.module.eval(), (example,), dynamic_shapes=shapes)
+        graph.own(example)  # a palette builds its table on first use, which cannot be traced
         # Non-strict tracing is fast, but fixes the batch size in models that compute with it in Python.
         return _first_of(partial(trace, strict=False), partial(trace, strict=True))
 
@@ -138,21 +181,21 @@ def _name(graph: Any, *, inputs: list[str], outputs: list[str]) -> None:
         value.shape = type(value.shape)(["batch", *list(value.shape)[1:]])
 
 
-def _checked(file: Path, run: Forward, backbone: Backbone, images: Sequence[Tensor]) -> Difference:
+def _checked(file: Path, run: Forward, graph: Graph, images: Sequence[Tensor]) -> Difference:
     greatest = largest = 0.0
-    with evaluating(backbone):
+    with evaluating(graph.module):
         for batch in images:
-            for theirs, own in zip(run(batch), (backbone.pool(batch, "mean_std"), backbone.units(batch)), strict=True):
+            for theirs, own in zip(run(batch), graph.own(batch), strict=True):
                 greatest = max(greatest, float((theirs - own).abs().max()))
                 largest = max(largest, float(own.abs().max()))
     difference = Difference(greatest, largest)
     if not greatest <= TOLERANCE * largest:  # also if it is NaN
-        raise ValueError(f"{file.name} does not compute what {backbone.name} computes: it differs by {difference}")
+        raise ValueError(f"{file.name} does not compute what {graph.name} computes: it differs by {difference}")
     return difference
 
 
 @contextlib.contextmanager
-def _refusing(backbone: Backbone, exporter: str, instead: str) -> Iterator[None]:
+def _refusing(graph: Graph, exporter: str, instead: str) -> Iterator[None]:
     """Exporters raise long errors of any kind: raise their first line as a ValueError."""
     try:
         yield
@@ -164,7 +207,7 @@ def _refusing(backbone: Backbone, exporter: str, instead: str) -> Iterator[None]
             cause = cause.__cause__
         first = str(cause).strip().split("\n")[0][:200]
         raise ValueError(
-            f"{backbone.name} cannot be exported by {exporter} ({type(cause).__name__}: {first}); {instead} work"
+            f"{graph.name} cannot be exported by {exporter} ({type(cause).__name__}: {first}); {instead} work"
         ) from problem
 
 

@@ -192,7 +192,7 @@ def save_mae(
         raise ValueError(f"transformers' ViTMAE is a plain ViT with one class token, and a final norm{extra}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    renamed = {_rename(name, TO_TRANSFORMERS): value.contiguous() for name, value in _split_qkv(state).items()}
+    renamed = {_rename(name, TO_TRANSFORMERS): value.contiguous() for name, value in split_qkv(state).items()}
     write_weights(renamed, folder / "model.safetensors")
     write_text(folder / "config.json", json.dumps(_config(backbone, decoder, plan, target), indent=2) + "\n")
     if mean is not None and std is not None:
@@ -260,7 +260,7 @@ def join_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     split = {name: value for name, value in state.items() if ".attn.qkv." not in name}
     for name, value in state.items():
         if ".attn.qkv." in name:

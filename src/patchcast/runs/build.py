@@ -18,11 +18,13 @@ from patchcast.data import Augment, Evaluate, Images, Source, channel_statistics
 from patchcast.methods import METHODS, Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
+from patchcast.runs import starting
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.runs.defaults import Chosen, choose, filled
 from patchcast.runs.sizes import patch_for_tile, size_and_patch
 from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
+from patchcast.stages import stage
 from patchcast.starts import Start, StartReport, fit, fit_parts
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
@@ -72,7 +74,8 @@ def resolve(
     steps = recipe.steps
     if steps is None:
         steps = max(1, round(epochs * len(images) / batch))
-    often = max(1, steps // 10)
+    often, starts = max(1, steps // 10), starting.is_started(recipe)
+    _check_frozen(recipe, steps)
     given = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     resolved = {
         "image_size": size,
@@ -88,6 +91,9 @@ def resolve(
         "crop_scale": method.crop_scale,
         "crop_mode": "squash" if method.codes == "colors" else "center",
         "flip": method.flip and recipe.data != "digits",
+        "layer_decay": starting.STARTED_LAYER_DECAY if starts else 1.0,
+        "freeze_first": 0,  # `runs.starting.with_frozen_first` knows more, once the weights are loaded
+        "ema": starting.STARTED_EMA if starts else 0.0,
         "betas": method.betas,
         "weight_decay": method.weight_decay,
         "clip": method.clip or 0.0,
@@ -107,13 +113,19 @@ def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple
     if mean is None and std is None and (start is not None or timm_loads(recipe)):
         mean, std = started_normalization(recipe, start, images) or (None, None)
     if mean is None or std is None:
-        measured = channel_statistics(images)
+        with stage("Measuring mean and standard deviation of the images"):
+            measured = channel_statistics(images)
         mean, std = mean or measured[0], std or measured[1]
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, images.channels):
             raise ValueError(f"{name} has {len(values)} numbers, and the images have {images.channels} channels")
     # Four significant digits: 12 bits in a 16-bit file have deviations of a few thousandths of white.
     return tuple(float(f"{value:.4g}") for value in mean), tuple(float(f"{value:.4g}") for value in std)
+
+
+def _check_frozen(recipe: Recipe, steps: int) -> None:
+    if recipe.freeze_first is not None and recipe.freeze_first >= steps:
+        raise ValueError(f"freeze_first={recipe.freeze_first} freezes the backbone in all {steps} steps; give fewer")
 
 
 def _check_stream(recipe: Recipe, method: Method) -> None:

@@ -19,6 +19,7 @@ from patchcast.methods import Method
 from patchcast.recipe import Recipe
 from patchcast.runs.codes import network_args
 from patchcast.runs.sizes import nominal_backbone
+from patchcast.runs.starting import STARTED_LR, is_started
 from patchcast.targets import even_blocks
 
 WARMUP = 0.05
@@ -83,7 +84,10 @@ def _choices(recipe: Recipe, method: Method, images: int | None) -> Iterator[tup
         yield "warmup", Chosen(WARMUP, "MAE's")
     width, blocks = _size(recipe, method)
     if recipe.lr is None:
-        yield "lr", Chosen(*_rate(method, batch, width))
+        rate, reason = _rate(method, batch, width)
+        if is_started(recipe):
+            rate, reason = STARTED_LR * rate, f"{reason}, and {STARTED_LR:g} of that, to keep what the weights know"
+        yield "lr", Chosen(rate, reason)
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
     if missing := {name: value for name, value in sizes.items() if name not in recipe.method_args}:
         reason = f"for a model of {blocks} blocks of width {width}"

@@ -34,6 +34,7 @@ class Network:
         architecture: timm's name of the model, if there is no run.
         model_args: the arguments that it was built with, likewise.
         is_trained: False for the weights before training.
+        squash: whether images are resized whole, if there is no run.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Network:
     is_trained: bool = True
     architecture: str = ""
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    squash: bool = False
 
     @property
     def recipe(self) -> Resolved | None:
@@ -54,7 +56,9 @@ class Network:
     @property
     def evaluate(self) -> Evaluate:
         """Deterministic preprocessing of the whole image."""
-        return Evaluate(self.size, self.mean, self.std) if self.run is None else self.run.evaluation
+        if self.run is None:
+            return Evaluate(self.size, self.mean, self.std, squash=self.squash)
+        return self.run.evaluation
 
     @property
     def augment(self) -> Augment:
@@ -109,7 +113,9 @@ def open_network(source: str | Path, *, untrained: bool = False, **model_args: A
             raise ValueError(f"{problem}; --untrained goes without") from problem
         raise
     name, args, backbone = started.architecture, started.model_args, started.backbone
-    network = Network(words, backbone, backbone.image_size, started.mean, started.std, None, True, name, args)
+    network = Network(
+        words, backbone, backbone.image_size, started.mean, started.std, None, True, name, args, started.squash
+    )
     return replace(network, backbone=network.before(), is_trained=False) if untrained else network
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +20,16 @@ from patchcast.runs.run import Run
 from patchcast.runs.run_folder import METRICS, RESULTS
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.runs.tokenizer import CodeData
-from patchcast.training.log import curve
+from patchcast.training.checkpoints import load_latest
+from patchcast.training.log import AVERAGE, curve
+from patchcast.training.probing import PROBE_NAMES
 
 PICTURED, SAMPLES = 8, 16
 """Images in the final picture, and images that an ImageGPT draws."""
 
 
 def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str]) -> str:
-    """Write everything except the weights; returns a sentence about the loss if it has a unit."""
+    """Write everything except the weights; returns a sentence about the loss."""
     if is_exported(run.method):
         write_encoder(encoder_of(run), run.folder)
     if run.pretrainer.target.is_drawn:
@@ -37,6 +40,45 @@ def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str
     if run.method.causal:
         write_samples(run.pretrainer, run.folder / "samples.png", count=SAMPLES, draws=DrawOptions())
     return _write_numbers(run, codes, unreadable)
+
+
+def better_average(folder: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights, if their last loss on held-out images is lower than that of the last weights; else none."""
+    last, averaged = (curve(folder / METRICS, column)[1][-1:] for column in ("eval_loss", AVERAGE))
+    checkpoint = load_latest(folder) if averaged and last and averaged[0] < last[0] else None
+    if checkpoint is None or checkpoint.average is None:
+        return {}
+    return {name.removeprefix("pretrainer."): value for name, value in checkpoint.average.items()}
+
+
+def probes_from_start(folder: Path) -> dict[str, dict[str, float]]:
+    """Accuracies before the first step and at the last evaluation, by column; empty if not measured in both."""
+    found = {}
+    for name in PROBE_NAMES:
+        steps, values = curve(folder / METRICS, name) if (folder / METRICS).exists() else ([], [])
+        if steps[:1] == [0] and len(steps) > 1:
+            found[name] = {"start": values[0], "end": values[-1]}
+    return found
+
+
+def after_start(run: Run) -> list[str]:
+    """Sentences about what became of the weights that a run started from."""
+    sentences = []
+    if run.recipe.ema:
+        last, averaged = (curve(run.folder / METRICS, column)[1][-1:] for column in ("eval_loss", AVERAGE))
+        if last and averaged:
+            which = "averaged" if averaged[0] < last[0] else "last"
+            sentences.append(f"The {which} weights are saved: loss {averaged[0]:.4g} averaged, {last[0]:.4g} last.")
+        else:
+            sentences.append("The last weights are saved: without held-out images nothing says if averages are better.")
+    probes = probes_from_start(run.folder)
+    if probes:
+        shown = [
+            f"{PROBE_NAMES[name]} {100 * row['end']:.1f} % (start: {100 * row['start']:.1f} %)"
+            for name, row in probes.items()
+        ]
+        sentences.append(f"Probes during the run: {', '.join(shown)}.")
+    return sentences
 
 
 def encoder_of(run: Run) -> Exported:
@@ -60,9 +102,21 @@ def _write_numbers(run: Run, codes: CodeData | None, unreadable: Mapping[str, st
     write_figure(draw_loss((steps, losses), (held_steps, held), title=title), run.folder / "loss.png")
     numbers = {"steps": recipe.steps, "loss": losses[-1] if losses else None, "eval_loss": held[-1] if held else None}
     in_units, words = _in_units(run, (held or losses or [float("nan")])[-1], codes)
+    if run.recipe.ema and held:
+        averaged = curve(run.folder / METRICS, AVERAGE)[1][-1:]
+        in_units |= {AVERAGE: averaged[0] if averaged else None}
+        in_units["saved_weights"] = "averaged" if averaged and averaged[0] < held[-1] else "last"
+    if probes := probes_from_start(run.folder):
+        in_units["probes"] = probes
     named = [f"{name}: {reason}" for name, reason in unreadable.items()]
     write_json(run.folder / RESULTS, {**numbers, **in_units, "unreadable_images": named})
-    return words
+    return words or _course(losses, held)
+
+
+def _course(losses: Sequence[float], held: Sequence[float]) -> str:
+    """From which loss to which: on held-out images, or else on training images."""
+    which, values = ("held-out", held) if held else ("training", losses)
+    return f"The loss on {which} images went from {values[0]:.3g} to {values[-1]:.3g}." if values else ""
 
 
 def _in_units(run: Run, loss: float, codes: CodeData | None) -> tuple[dict[str, Any], str]:

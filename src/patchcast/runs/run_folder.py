@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ from torch import Tensor
 from patchcast.backbones.capabilities import AUTO
 from patchcast.files import write_weights
 from patchcast.recipe import EARLIER, NOT_LEARNED, Recipe, Resolved
-from patchcast.training.checkpoints import latest_checkpoint
+from patchcast.schedules import warmup_cosine
+from patchcast.training.checkpoints import latest_checkpoint, step_of
+from patchcast.training.lock import LOCK, locked
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
 BAD_IMAGES = "bad-images.txt"
@@ -23,8 +26,12 @@ DECIDES = {*Resolved.__annotations__} - {*EARLIER} - NOT_LEARNED
 """Options that a recipe may leave out and a config of a run never does, of those that decide what is learned."""
 
 
-def claim(recipe: Resolved) -> bool:
-    """Create the folder of a resolved recipe; True if it holds an unfinished run of this recipe.
+LENGTH = ("steps", "epochs")
+"""Options that a run may be continued with other values of."""
+
+
+def claim(recipe: Resolved) -> str:
+    """Create the folder of a resolved recipe; returns a sentence if it holds a run that is resumed or continued.
 
     Raises:
         ValueError: if the folder holds a finished run, another run, or something else.
@@ -32,19 +39,90 @@ def claim(recipe: Resolved) -> bool:
     out = recipe.out
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
+    if recipe.overwrite:
+        recipe = replace(recipe, overwrite=False)
+        _throw_away(out)
     if out.is_dir() and any(out.iterdir()):
         config = out / CONFIG
         if not config.exists():
             raise ValueError(f"{out} is not empty and holds no run of patchcast; choose another --out")
-        differences = recipe.differences(Resolved.load(config))
+        begun = Resolved.load(config)
+        differences = recipe.differences(begun, besides=LENGTH)
         if differences:
-            raise ValueError(f"{out} holds another run ({differences}); choose another --out")
-        if (out / EVERYTHING).exists() and (out / RESULTS).exists():
-            raise ValueError(f"{out} holds this run already, finished; choose another --out to run it again")
-        return latest_checkpoint(out) is not None
+            raise ValueError(
+                f"{out} holds another run ({differences}); choose another --out, or give --overwrite to throw that run "
+                "away"
+            )
+        checkpoint = latest_checkpoint(out)
+        if recipe.steps != begun.steps:
+            return _continue(recipe, begun, checkpoint)
+        if is_finished(out):
+            raise ValueError(
+                f"{out} holds this run already, finished after {begun.steps:,} steps; --steps MORE continues it, "
+                f"--start {out} with another --out begins a new run from its weights, and --overwrite throws it away"
+            )
+        return "" if checkpoint is None else f"Resuming the run in {out}."
     out.mkdir(parents=True, exist_ok=True)
     recipe.save(out / CONFIG)
-    return False
+    return ""
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a folder holds a run with its weights and results."""
+    return (out / EVERYTHING).exists() and (out / RESULTS).exists()
+
+
+def check_overwriting(recipe: Recipe) -> None:
+    """Raises:
+    ValueError: if there is no run to throw away, or the recipe needs a file of it.
+    """
+    out = recipe.out
+    if not (out / CONFIG).is_file() and out.is_dir() and any(out.iterdir()):
+        raise ValueError(
+            f"{out} holds no run of patchcast, and --overwrite throws away runs only; choose another --out"
+        )
+    named = {"start": recipe.start, "data": recipe.data, "tokenizer": recipe.tokenizer}
+    for name, value in named.items():
+        path = Path(str(value).rpartition("=")[2].removeprefix("local-dir:")).expanduser()
+        if value is not None and path.exists() and out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(f"{name}={value} is in {out}, which --overwrite would throw away; choose another --out")
+
+
+def _throw_away(out: Path) -> None:
+    """Delete a run; its config goes last, so that what is left after an interruption is still known as a run."""
+    if not (out / CONFIG).is_file():
+        return
+    with locked(out):
+        for path in sorted(out.iterdir(), key=lambda path: path.name == CONFIG):
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _continue(recipe: Resolved, begun: Resolved, checkpoint: Path | None) -> str:
+    """Make the run in a folder one of more steps."""
+    out = recipe.out
+    if recipe.steps < begun.steps:
+        raise ValueError(
+            f"the run in {out} has {begun.steps:,} steps; give more with --steps to continue it (got "
+            f"{recipe.steps:,}), or choose another --out"
+        )
+    if checkpoint is None and is_finished(out):
+        raise ValueError(
+            f"the run in {out} has no checkpoint to continue from; begin a new run from its weights with --start {out} "
+            "and another --out"
+        )
+    with locked(out):
+        for name in (RESULTS, EVERYTHING):  # in this order: a run without the first is not finished
+            (out / name).unlink(missing_ok=True)
+        recipe.save(out / CONFIG)
+    if checkpoint is None:
+        return ""
+    done = step_of(checkpoint)
+    lr = recipe.lr * warmup_cosine(done, steps=recipe.steps, warmup=recipe.warmup)
+    return (
+        f"Continuing the run in {out} after step {done:,}, to {recipe.steps:,} instead of {begun.steps:,}: the "
+        f"learning rate is from here on that of a run of {recipe.steps:,} steps, {lr:.3g} at first."
+    )
 
 
 def as_begun(recipe: Recipe) -> tuple[Recipe, bool]:
@@ -54,7 +132,7 @@ def as_begun(recipe: Recipe) -> tuple[Recipe, bool]:
     did not have get its behavior, and defaults that have changed since then change none of these.
     """
     left: dict[str, Any] = {name: EARLIER[name] for name in EARLIER if getattr(recipe, name) is None}
-    if (recipe.out / CONFIG).is_file():
+    if not recipe.overwrite and (recipe.out / CONFIG).is_file():
         begun = Resolved.load(recipe.out / CONFIG)
         left = {name: getattr(begun, name) for name in (*left, *(["lr"] if recipe.lr is None else []))}
         if recipe.steps is None and recipe.epochs is None:

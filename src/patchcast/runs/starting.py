@@ -28,6 +28,9 @@ FILE = "start.json"
 FROM_DATA = ("img_size", "in_chans", "patch_size")
 """Arguments of a model that other options of a recipe decide."""
 FROM_START = ("image_size", "patch_size", "mean", "std", "tokenizer", "codes")
+STARTED_LR, STARTED_LAYER_DECAY, STARTED_EMA, FROZEN_FIRST = 0.25, 0.75, 0.999, 0.1
+"""Defaults of a run that starts from weights: share of the method's rate, decay from block to block, decay of averaged
+weights, and share of the steps in which the backbone waits for a new decoder or predictor. See docs/start.md."""
 """Options that follow from the start where they are left out."""
 
 
@@ -43,6 +46,30 @@ def find_start(recipe: Recipe) -> Start | None:
     return None if words is None or timm_loads(recipe) else read_start(words)
 
 
+def is_started(recipe: Recipe) -> bool:
+    """Whether a recipe starts from weights."""
+    return recipe.start_words is not None or timm_loads(recipe)
+
+
+def check_start_folder(recipe: Recipe) -> None:
+    """Raises:
+    ValueError: if the run to start from is in the folder of the new run.
+    """
+    if recipe.start is not None and not recipe.overwrite:
+        path = Path(recipe.start.rpartition("=")[2].removeprefix("local-dir:")).expanduser()
+        if path.exists() and (path / CONFIG).is_file() and path.resolve() == recipe.out.resolve():
+            raise ValueError(
+                f"--start begins a new run from the weights in {path}, so --out is another folder; without --start, "
+                "the same command resumes that run, and --steps MORE continues it"
+            )
+
+
+def with_frozen_first(recipe: Resolved, fitted: StartReport | None) -> Resolved:
+    """The backbone waits for a decoder or predictor that did not come with the weights."""
+    is_new = fitted is None or any(name.startswith("predictor.") for name in fitted.new)
+    return replace(recipe, freeze_first=round(FROZEN_FIRST * recipe.steps)) if is_new else recipe
+
+
 def timm_loads(recipe: Recipe) -> bool:
     """Whether weights come in through `model_args`, which `timm.create_model` then loads."""
     args = recipe.model_args
@@ -55,12 +82,13 @@ def as_started(recipe: Recipe) -> Recipe | None:
     None if there is nothing to resume.
     """
     file = recipe.out / CONFIG
-    if recipe.start_words is None or not file.is_file() or latest_checkpoint(recipe.out) is None:
+    if recipe.overwrite or recipe.start_words is None or not file.is_file() or latest_checkpoint(recipe.out) is None:
         return None
     begun = Resolved.load(file)
     if (begun.pretrained, begun.start) != (recipe.pretrained, absolute_words(recipe.start)):
         return None
     filled: dict[str, Any] = {name: getattr(begun, name) for name in FROM_START if getattr(recipe, name) is None}
+    filled["model"] = recipe.model or begun.model
     return replace(recipe, **filled, start=begun.start, model_args={**begun.model_args, **recipe.model_args})
 
 

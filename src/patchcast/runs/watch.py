@@ -12,6 +12,7 @@ from patchcast.drawing.versions import progress_sheet
 from patchcast.evaluation.labeled import Prepared, open_labeled, some_of
 from patchcast.recipe import Resolved
 from patchcast.runs.run import Run
+from patchcast.runs.starting import is_started
 from patchcast.training.log import Logger, TensorBoard, Wandb, check_installed
 from patchcast.training.looks import FeatureWatch, Look, Pictures
 from patchcast.training.probing import OnlineProbe
@@ -24,6 +25,11 @@ PROBED, PROBED_A_CLASS = 2000, 10
 """Maximum number of images that probes are fitted on and judged on; for many classes, this many per class."""
 
 
+PROBED_UNASKED = 500
+"""The same for a run that starts from weights, whose data has labels, and for which no probe was asked for."""
+NO_PROBE = "none"
+
+
 def watches(run: Run) -> list[Look]:
     """What looks at the network at every evaluation.
 
@@ -33,8 +39,11 @@ def watches(run: Run) -> list[Look]:
     looks: list[Look] = []
     if len(run.source.train) >= 2:
         looks.append(_feature_watch(run))
-    if run.recipe.probe_data is not None:
-        looks.append(_probe(run, run.recipe.probe_data))
+    recipe = run.recipe
+    if recipe.probe_data not in (None, NO_PROBE):
+        looks.append(_probe(run, recipe.probe_data, PROBED))
+    elif recipe.probe_data is None and is_started(recipe) and run.source.has_labels and not run.source.is_stream:
+        looks.append(_probe(run, recipe.data, PROBED_UNASKED))
     if run.recipe.pictures and run.pretrainer.target.is_drawn:
         looks.append(_pictures(run))
     return looks
@@ -68,11 +77,11 @@ def _feature_watch(run: Run) -> FeatureWatch:
     return FeatureWatch(run.pretrainer.backbone, watched, warns=can_collapse)
 
 
-def _probe(run: Run, data: str) -> OnlineProbe:
+def _probe(run: Run, data: str, most: int) -> OnlineProbe:
     recipe = run.recipe
     source = run.source if recipe.reads(data) else run.open_data(data)
     labeled = open_labeled(source, channels=recipe.channels)
-    most = max(PROBED, PROBED_A_CLASS * labeled.classes)
+    most = max(most, PROBED_A_CLASS * labeled.classes)
     fitted, judged = (Prepared(some_of(part, most), run.evaluation) for part in (labeled.train, labeled.test))
     return OnlineProbe(
         run.pretrainer.backbone,
@@ -81,6 +90,7 @@ def _probe(run: Run, data: str) -> OnlineProbe:
         batch_size=min(256, recipe.batch_size),
         workers=recipe.workers,
         readout=recipe.readout,
+        measures_start=is_started(recipe),
     )
 
 

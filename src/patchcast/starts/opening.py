@@ -26,6 +26,7 @@ class Started:
         architecture: timm's name of the model.
         model_args: arguments that it was built with.
         mean, std: of each channel of its images, white being 1.
+        squash: whether images are resized whole to the model's size, and not cut.
     """
 
     backbone: Backbone
@@ -34,6 +35,7 @@ class Started:
     model_args: dict[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    squash: bool = False
 
 
 def load_start(
@@ -58,7 +60,7 @@ def load_start(
         ValueError: if there are no such weights, the model is not known, or they do not fit it.
     """
     start = read_start(words)
-    architecture = model or start.architecture or _only_model(start)
+    architecture = model or model_of(start)
     args = {**(start.model_args if model in (None, start.architecture) else {}), **model_args}
     backbone = wrap(architecture, **args)
     fitted = fit(backbone, start, bands=bands)
@@ -67,7 +69,7 @@ def load_start(
             if isinstance(module, nn.LayerNorm):
                 module.eps = start.eps
     mean, std = normalization(start, backbone)
-    return Started(backbone, fitted, architecture, args, mean, std)
+    return Started(backbone, fitted, architecture, args, mean, std, start.squash)
 
 
 def normalization(start: Start | None, backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -94,7 +96,14 @@ def for_channels(values: Sequence[float], channels: int, *, rest: float) -> tupl
     return (*tuple(values)[:channels], *[rest] * (channels - len(values)))
 
 
-def _only_model(start: Start) -> str:
+def model_of(start: Start) -> str:
+    """timm's name of the model of a start: the one that its files name, or the only one that they fit.
+
+    Raises:
+        ValueError: if nothing in the files names it.
+    """
+    if start.architecture:
+        return start.architecture
     names = models_for(start)
     if not names:
         hint = f" (AIM's are {ARCHITECTURE} with patchcast.aim_args)" if "AIM" in start.format else ""

@@ -121,6 +121,7 @@ def _read_folder(folder: Path, words: str) -> Start:
         size=None if size is None else (size[1], size[2]),
         mean=_numbers(known.get("mean")),
         std=_numbers(known.get("std")),
+        squash=known.get("crop_mode") == "squash",
     )
 
 

@@ -26,6 +26,7 @@ class Start:
         model_args: arguments to build the model with.
         size: height and width of its images, if the files name them; position tables are for this size.
         mean, std: normalization of its images, if the files name it.
+        squash: True if images are resized whole to that size, whatever their shape, and not cropped.
         heads: number of attention heads, if the files name it; it cannot be inferred from shapes.
         eps: epsilon of its layer norms, if it differs from timm's.
         tokenizer: file or folder of the palette or codebook that it was trained with.
@@ -43,6 +44,7 @@ class Start:
     size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    squash: bool = False
     heads: int | None = None
     eps: float | None = None
     tokenizer: Path | None = None

@@ -35,6 +35,7 @@ class Checkpoint:
         looks: the state of each `Look`, by class name.
         plans: version of the rules by which plans are drawn (`PLANS`); None in checkpoints from before December 2026.
         is_seen: whether the evaluation of this step is done.
+        average: the averaged weights, by parameter name; None if there are none.
         is_lightnings: written by a version of patchcast that trained with Lightning's Trainer.
     """
 
@@ -45,6 +46,7 @@ class Checkpoint:
     looks: dict[str, dict[str, Any]]
     plans: str | None = PLANS
     is_seen: bool = True
+    average: dict[str, Any] | None = None
     is_lightnings: bool = False
 
 
@@ -118,7 +120,7 @@ def load(file: Path) -> Checkpoint:
     """
     state = torch.load(file, map_location="cpu", weights_only=True)
     if "pytorch-lightning_version" not in state:
-        names = Checkpoint.__dataclass_fields__.keys() - {"model"}
+        names = Checkpoint.__dataclass_fields__.keys() - {"model"} - ({"average"} - state.keys())
         return Checkpoint(model=state["state_dict"], **{name: state[name] for name in names})
     step = state["global_step"]
     optimizer = state["optimizer_states"][0]

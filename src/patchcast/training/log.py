@@ -19,6 +19,8 @@ COLUMNS = [
     "images_per_second", "data_wait", "peak_memory_mb",
 ]  # fmt: skip
 
+AVERAGE = "ema_eval_loss"
+"""Column of runs that average their weights: the evaluation loss with these."""
 OBJECTIVE = "loss_"
 """Prefix of the columns of a method with several objectives: `loss_pixels`."""
 
@@ -62,7 +64,7 @@ class Log:
     def add(self, step: int, found: Entries) -> None:
         if not (self.is_written and found):
             return
-        known = {name: value for name, value in found.items() if name in COLUMNS or name.startswith(OBJECTIVE)}
+        known = {name: value for name, value in found.items() if name in COLUMNS or _is_extra(name)}
         if known:
             self.rows.setdefault(step, {"step": step}).update(known)
         for logger in self.loggers:
@@ -77,13 +79,18 @@ class Log:
         self.written = time.monotonic()
         partial = self.file.with_suffix(".partial")
         with partial.open("w", newline="") as out:
-            parts = dict.fromkeys(name for row in self.rows.values() for name in row if name.startswith(OBJECTIVE))
+            parts = dict.fromkeys(name for row in self.rows.values() for name in row if _is_extra(name))
             writer = csv.DictWriter(out, [*COLUMNS, *parts], restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows[step] for step in sorted(self.rows))
             out.flush()
             os.fsync(out.fileno())
         partial.replace(self.file)
+
+
+def _is_extra(name: str) -> bool:
+    """Whether a column stands only in the files of runs that have it."""
+    return name == AVERAGE or name.startswith(OBJECTIVE)
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:

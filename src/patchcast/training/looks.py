@@ -26,8 +26,9 @@ from patchcast.training.log import Entries
 class Look:
     """An observer, called at every evaluation and at the end of a run, on every rank, inside `looking`."""
 
-    def start(self, device: torch.device) -> None:
-        """Called once, at the beginning of a run."""
+    def start(self, device: torch.device) -> Entries:
+        """Called once, at the beginning of a run; what it finds is row 0 of the log."""
+        return {}
 
     def look(self, step: int, device: torch.device) -> Entries:
         """Numbers and pictures, by the column names of the log.
@@ -87,8 +88,9 @@ class FeatureWatch(Look):
         self.begun: Diversity | None = None
         self.warned = False
 
-    def start(self, device: torch.device) -> None:
+    def start(self, device: torch.device) -> Entries:
         self.begun = self._diversity(device)
+        return {}
 
     def look(self, step: int, device: torch.device) -> Entries:
         found = self._diversity(device)

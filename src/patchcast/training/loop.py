@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from patchcast.plans.earlier import as_before
 from patchcast.pretrainer import Pretrainer
 from patchcast.schedules import warmup_cosine
 from patchcast.training import checkpoints
+from patchcast.training.average import Average
 from patchcast.training.checkpoints import Checkpoint
 from patchcast.training.ending import Ending
 from patchcast.training.engine import Engine, LossModule, one_voice, whole
 from patchcast.training.guard import Guard, NotFinite
-from patchcast.training.log import OBJECTIVE, Log, Logger
+from patchcast.training.log import AVERAGE, OBJECTIVE, Log, Logger
 from patchcast.training.looks import Look, looking
 from patchcast.training.optimization import Optimization, make_optimizer
 from patchcast.training.progress import ProgressLine, Throughput
@@ -44,6 +46,7 @@ def train(
     loggers: Sequence[Logger] = (),
     looks: Sequence[Look] = (),
     finish: Callable[[Cuts], Tensor] | None = None,
+    blind: float | None = None,
 ) -> None:
     """Train in place until the last step of the stream; resumes from the last checkpoint under `out` if there is one.
 
@@ -56,6 +59,7 @@ def train(
         loggers: also get the rows of `metrics.csv`.
         looks: called at every evaluation and at the end of the run.
         finish: turns crops into images on the device, if the stream gives crops (`patchcast.data.Cutter`).
+        blind: the loss of a prediction that ignores the image, shown next to the loss.
 
     Raises:
         InterruptedError: on SIGTERM, after a checkpoint has been saved; KeyboardInterrupt on Ctrl-C.
@@ -74,6 +78,7 @@ def train(
     objective = LossModule(pretrainer, engine.precision)
     network = fabric.setup_module(objective)
     optimizer = make_optimizer(pretrainer, optimization)
+    average = None if optimization.ema is None else Average(objective, optimization.ema)
     clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     group: Any = dist.new_group(backend="gloo") if fabric.world_size > 1 else None  # on the CPU, so no GPU sync
     ending, guard = Ending(group), Guard(out, group)
@@ -83,9 +88,10 @@ def train(
         state = {name: whole(value) for name, value in objective.state_dict().items()}
         moments = checkpoints.optimizer_state(optimizer, objective)
         seen_by = {type(look).__name__: look.state_dict() for look in looks}
+        averaged = None if average is None else average.state_dict()
         if first:
             log.write()
-            checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, plans, is_seen)
+            checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, plans, is_seen, averaged)
             checkpoints.save(checkpoint, out / "checkpoints")
 
     plans: str | None = checkpoints.PLANS
@@ -97,6 +103,8 @@ def train(
             pretrainer.plan = as_before(pretrainer.plan)
         checkpoints.load_model_state(objective, resumed.model)
         checkpoints.load_optimizer_state(optimizer, objective, resumed.optimizer)
+        if average is not None and resumed.average is not None:
+            average.load_state_dict(resumed.average)
         stream.load_state_dict(resumed.stream)
         log.resume(step, counted_from_zero=resumed.is_lightnings)
     with looking(pretrainer):
@@ -104,13 +112,14 @@ def train(
             if resumed is not None and type(look).__name__ in resumed.looks:
                 look.load_state_dict(resumed.looks[type(look).__name__])
             else:
-                look.start(device)
+                log.add(0, look.start(device))
     if resumed is not None and resumed.is_lightnings:
         save()  # Lightning counted the rows of the log from 0; from here on they are counted from 1
 
     speed = Throughput(stream)
-    line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first)
+    line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first, blind=blind)
     with one_voice(fabric), ending.listening(), line:
+        line.evaluated(log.rows.get(0, {}) if resumed is None else {})
         batches = iter(stream)
         pretrainer.train()
         while step < steps or not is_seen:
@@ -119,7 +128,7 @@ def train(
                 optimizer.zero_grad()
                 lr = optimization.lr * warmup_cosine(step, steps=steps, warmup=optimization.warmup)
                 for settings in optimizer.param_groups:
-                    settings["lr"] = lr
+                    settings["lr"] = optimization.rate(step, steps, settings)
                 loss = torch.zeros((), device=device)
                 losses: dict[str, Any] = {}  # by objective, if there are several
                 for index in range(pieces):
@@ -144,6 +153,8 @@ def train(
                 optimizer.step()
                 pretrainer.after_step()
                 step += 1
+                if average is not None:
+                    average.update(step)
 
                 is_logged = step % min(engine.log_every, steps) == 0
                 is_seen = step % engine.eval_every != 0 and step < steps
@@ -165,7 +176,11 @@ def train(
             if not is_seen and not ending.agreed():
                 guard.check(step, objective.named_parameters())
                 try:
-                    is_seen = _see(step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log)
+                    with line.evaluating():
+                        is_seen = _see(
+                            step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log, average
+                        )
+                    line.evaluated(log.rows.get(step, {}))
                 except NotFinite as problem:
                     guard.fail(f"after step {step}, {problem}")
 
@@ -188,11 +203,17 @@ def _see(
     fabric: Fabric,
     ending: Ending,
     log: Log,
+    average: Average | None,
 ) -> bool:
     """Evaluate the loss and call the looks; False if the run is asked to end before the evaluation is complete."""
-    if held_out is not None:
+    columns: dict[str, Callable[[], AbstractContextManager[Any]]] = {"eval_loss": nullcontext}
+    if average is not None:
+        columns[AVERAGE] = average.applied
+    for column, weights in columns.items():
+        if held_out is None:
+            break
         total, counted = torch.zeros((), device=fabric.device), 0
-        with evaluating(pretrainer):
+        with evaluating(pretrainer), weights():
             for index, (images, *_) in enumerate(held_out):
                 images = fabric.to_device(images)
                 plan = pretrainer.draw(images, torch.Generator().manual_seed(mix_seed(seed, index)))
@@ -202,7 +223,7 @@ def _see(
         loss = float(total / counted)
         if not math.isfinite(loss):
             raise NotFinite(f"the loss of held-out images is {loss}")
-        log.add(step, {"eval_loss": loss})
+        log.add(step, {column: loss})
     with looking(pretrainer):
         for look in looks:
             log.add(step, look.look(step, fabric.device))

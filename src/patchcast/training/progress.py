@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from patchcast.stages import stage
+
+SOON, EARLY, MINUTE = 2.0, 4, 60.0
+"""Seconds between plain lines at the most: in the first few steps, and after them."""
+MEASURED = {
+    "eval_loss": ("held-out loss", ".4f"),
+    "linear_accuracy": ("linear probe", ".1%"),
+    "knn_accuracy": ("nearest neighbors", ".1%"),
+}
+"""Columns of metrics.csv that are printed after an evaluation: their words and formats."""
 SECONDS = 1.0
 """Minimum seconds over which a rate is measured, unless an evaluation comes earlier."""
 VISIBLE = 0.1
@@ -87,8 +99,22 @@ def peak_memory(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def duration(seconds: float) -> str:
+    """Format a time.
+
+    >>> duration(0.34), duration(42), duration(150), duration(9000), duration(200_000)
+    ('0.3 s', '42 s', '2.5 min', '2.5 h', '2.3 days')
+    """
+    for unit, size, until in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
+        if seconds < until:
+            return f"{seconds / size:.2g} {unit}" if seconds >= size else f"{seconds:.1f} {unit}"
+    return f"{seconds / 86_400:.2g} days"
+
+
 class ProgressLine:
-    """A progress bar in a terminal; elsewhere (a log file) a plain line at every tenth of the run.
+    """A progress bar in a terminal; elsewhere (a log file) plain lines: at every tenth of the run, and once a minute.
+
+    Speed and time left are there from the second step on: the first takes longer than the others.
 
     Args:
         title: shown at the beginning of the line.
@@ -96,28 +122,44 @@ class ProgressLine:
         steps: steps of the whole run.
         first: the step at which this process begins.
         is_shown: False on all ranks except the first.
+        blind: loss of a prediction that ignores the image, to compare the loss with; None if there is none.
     """
 
-    def __init__(self, title: str, throughput: Throughput, *, steps: int, first: int, is_shown: bool = True) -> None:
+    def __init__(
+        self,
+        title: str,
+        throughput: Throughput,
+        *,
+        steps: int,
+        first: int,
+        is_shown: bool = True,
+        blind: float | None = None,
+    ) -> None:
         self.title, self.throughput, self.steps, self.first = title, throughput, steps, first
-        self.is_shown, self.loss = is_shown, float("nan")
-        self.console = Console()
-        self.started = time.perf_counter()
+        self.is_shown, self.blind = is_shown, blind
+        self.loss: float | None = None
+        self.step = first
+        self.console = Console(highlight=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[state]}"),
             console=self.console,
             disable=not self.console.is_terminal or not is_shown,
+            expand=True,
         )
+        self.printed = 0.0
+        self.begun: float | None = None  # after the first step of this process
 
     def __enter__(self) -> ProgressLine:
         if self.is_shown and self.first:
             self.console.print(f"Resuming at step {self.first:,} of {self.steps:,}.")
         self.bar.start()
-        self.task = self.bar.add_task(self.title, total=self.steps, completed=self.first, loss=self.loss, speed="")
+        self.task = self.bar.add_task(self.title, total=self.steps, completed=self.first, state="the first step")
+        if self.is_shown and self.bar.disable and self.first < self.steps:
+            self.console.print(f"{self.title}: {self.steps - self.first:,} steps to do.")
+        self.printed = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,11 +171,41 @@ class ProgressLine:
 
     def show(self, step: int, loss: float | None) -> None:
         """Call after a step; with loss None, which means not read, the previous loss stays."""
-        self.loss = self.loss if loss is None else loss
-        self.bar.update(self.task, completed=step, loss=self.loss, speed=str(self.throughput))
-        if self.is_shown and self.bar.disable and self.is_due(step):
-            left = (time.perf_counter() - self.started) / (step - self.first) * (self.steps - step)
-            self.console.print(
-                f"{self.title}: step {step:,} of {self.steps:,}, loss {self.loss:.4f}, {self.throughput}, "
-                f"{left:.0f} s left"
-            )
+        now = time.perf_counter()
+        self.loss, self.step = self.loss if loss is None else loss, step
+        self.bar.update(self.task, completed=step, state=self._state(step, now, brief=True))
+        waits = SOON if self.begun is not None and step <= self.first + EARLY else MINUTE
+        if self.is_shown and self.bar.disable and (self.is_due(step) or now - self.printed > waits):
+            said = f"{self.title}: step {step:,} of {self.steps:,}, {self._state(step, now)}"
+            self.console.print(said, soft_wrap=True)
+            self.printed = now
+        if self.begun is None:
+            self.begun = now
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the line says that the run is being evaluated."""
+        with stage(f"{self.title}: evaluating") if self.bar.disable and self.is_shown else nullcontext():
+            self.bar.update(self.task, description=f"{self.title}, evaluating")
+            yield
+            self.bar.update(self.task, description=self.title)
+
+    def evaluated(self, found: Mapping[str, object]) -> None:
+        """Print what an evaluation has measured."""
+        values = [(words, form, found[name]) for name, (words, form) in MEASURED.items() if name in found]
+        parts = [f"{words} {value:{form}}" for words, form, value in values if isinstance(value, float)]
+        if parts and self.is_shown:
+            when = f"after step {self.step:,}" if self.step else "before the first step"
+            self.bar.console.print(f"{self.title}: {when}, {', '.join(parts)}", soft_wrap=True)
+
+    def _state(self, step: int, now: float, *, brief: bool = False) -> str:
+        blind = "" if self.blind is None else f" (blind {self.blind:.2f})"
+        loss = [] if self.loss is None else [f"loss {self.loss:.4f}{blind}"]
+        speed = [str(self.throughput)] if self.throughput.rate else []
+        done = step - self.first - 1  # since the first
+        left = []
+        if step >= self.steps:
+            left = [] if brief else ["done"]
+        elif self.begun is not None and done > 0:
+            left = [f"{duration((now - self.begun) / done * (self.steps - step))} left"]
+        return ", ".join([*loss, *speed, *left])

@@ -1,0 +1,1 @@
+"""Segmenters from pretrained networks: their data, model, folder and predictions."""

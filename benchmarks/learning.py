@@ -1,14 +1,14 @@
 """What given seconds teach: the command line at its defaults, and the peers' methods on the same images.
 
-    python benchmarks/learning.py ../shared/data/eurosat --seconds 300 --rows mae simmim "lightly_our"
+    python benchmarks/learning.py ../shared/data/eurosat --seconds 300 --rows mae simmim lightly_our
 
 Ours is `patchcast pretrain --method M --model vit_tiny_patch16_224 --model_args.depth 4`, everything else left to its
-defaults. Two short runs tell the time of a start and of a step, and the number of steps follows;
-seconds are of processor time of the whole command, its start, evaluations and pictures included. The peers' losses
-(`peers.py`) train the same encoder on the same crops in the same order, with our optimizer and schedule, for these
-seconds without any start; `lightly_its` has the rate of lightly's own examples. One thread. Every row is read
-by the default readout and the probes of `patchcast probe`, which choose on training images only. A row that is in the file already is not run again; the table
-has means over seeds, and their standard errors with that of the test images.
+defaults. Two short runs tell the time of a start and of a step, and the number of steps follows; seconds are of
+processor time of the whole command, its start, evaluations and pictures included. The peers' losses (`peers.py`) train
+the same encoder on the same crops in the same order, with our optimizer and schedule, for these seconds without any
+start; `lightly_its` has the rate of lightly's own examples. One thread. Every row is read by the default readout and the
+probes of `patchcast probe`, which choose on training images only. A row that is in the file already is not run again;
+the table has means over seeds, and their standard errors with that of the test images.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ Ours is `patchcast pretrain --method M --model vit_tiny_patch16_224 --model_args
 defaults. Two short runs tell the time of a start and of a step, and the number of steps follows; seconds are of
 processor time of the whole command, its start, evaluations and pictures included. The peers' losses (`peers.py`) train
 the same encoder on the same crops in the same order, with our optimizer and schedule, for these seconds without any
-start; `lightly_its` has the rate of lightly's own examples. One thread. Every row is read by the default readout and the
-probes of `patchcast probe`, which choose on training images only. A row that is in the file already is not run again;
-the table has means over seeds, and their standard errors with that of the test images.
+start; `lightly_its` has the rate of lightly's own examples. One thread. Every row is read by the default readout and
+the probes of `patchcast probe`, which choose on training images only. A row that is in the file already is not run
+again; the table has means over seeds, and their standard errors with that of the test images.
 """
 
 from __future__ import annotations

@@ -323,8 +323,8 @@ class TopEMA(EMAFeatures):
 
     With `place`, the mean over the batch is taken away at every place by itself: nothing is left that follows from the
     position alone. `white` gives all directions the same variance besides: otherwise a few, the color above all, make
-    up most of it. `local` takes away the mean over each image, too. `blank` takes away the features of a gray image
-    instead, and normalizes each unit by itself.
+    up most of it. `local` takes away the mean over each image, too. `blank` is `local` with
+    the features of a gray image in the place of the mean over the batch: what it is depends on no other image.
     """
 
     def __init__(self, backbone: Backbone, top: int, how: str) -> None:
@@ -347,7 +347,7 @@ class TopEMA(EMAFeatures):
         elif self.how == "blank":
             gray = blocks(self.teacher, images.new_zeros(1, *images.shape[1:]))[-self.top :]
             parts = [x - y[:, self.teacher.features_prefix :] for x, y in zip(outputs, gray, strict=True)]
-            parts = [F.layer_norm(x, x.shape[-1:]) for x in parts]
+            parts = [F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in parts]
         elif self.how == "white":
             parts = [whitened(x - x.mean(0)) for x in outputs]
         elif self.how == "instance":

@@ -8,7 +8,7 @@ READY := .venv/.ready
 # Python keeps what it has compiled: starting torch and its company takes a third of the time after the first.
 unexport PYTHONDONTWRITEBYTECODE
 
-demo: $(READY)  ## pretrain on handwritten digits, probe, and show what was learnt
+demo: $(READY)  ## pretrain on handwritten digits, and show what a few labels are then worth
 	rm -rf runs/demo
 	$(BIN)/patchcast demo --out runs/demo
 

@@ -21,6 +21,7 @@ LAYERS: list[list[str]] = [
         "modes",
         "schedules",
         "ranges",
+        "plain",
         "stages",
         "recipe",
         "options",
@@ -51,7 +52,7 @@ LAYERS: list[list[str]] = [
 # What is left to do: each list gets shorter, and an entry that is no longer needed is a failure.
 UPWARD: set[tuple[str, str]] = set()
 FILES_TWICE: set[str] = set()
-NAMES_TWICE: set[str] = {"Device", "Examples"}
+NAMES_TWICE: set[str] = set()
 
 
 def modules() -> dict[str, Path]:

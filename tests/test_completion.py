@@ -19,14 +19,13 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.targets import patchify
 from patchcast.tokenizers.patches import PatchCodebook
 from tests import contracts
+from tests.backbones import zoo
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
-    "plain": lambda: wrap("test_vit", img_size=(12, 16), patch_size=4, in_chans=1),
-    "registers and layer scale": lambda: wrap(
-        "vit_small_patch14_reg4_dinov2", img_size=16, patch_size=4, depth=2, embed_dim=48, num_heads=2, in_chans=1
-    ),
+    "plain": lambda: wrap("test_vit", img_size=(12, 16), patch_size=4, in_chans=1, depth=2),
+    "registers and layer scale": lambda: zoo.sequence("registers", img_size=16, patch_size=4, in_chans=1),
     "aim": lambda: wrap(aim_vit("0.6B", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, in_chans=1)),
-    "rotary": lambda: wrap("vit_tiny_patch16_dinov3_qkvb", img_size=16, patch_size=4, depth=2, in_chans=1),
+    "rotary": lambda: zoo.sequence("rotary", img_size=16, patch_size=4, in_chans=1),
 }
 
 

@@ -13,7 +13,7 @@ from patchcast.cli import main
 from patchcast.methods import METHODS
 from patchcast.recipe import Recipe
 from patchcast.runs.auto import with_method
-from patchcast.runs.defaults import choose, filled
+from patchcast.runs.defaults import choose_defaults, filled
 from patchcast.runs.run import start_run
 from patchcast.runs.run_folder import claim
 
@@ -25,7 +25,7 @@ IMAGES = {"cifar10": 50_000, "digits": 1437, "eurosat": 5000, "imagenet": IMAGEN
 
 def by_rule(method: str, model: str, images: int | None, **given: Any) -> Any:
     recipe = Recipe(method, model, "data", Path("out"), **given)
-    return filled(recipe, choose(recipe, METHODS[method], images))
+    return filled(recipe, choose_defaults(recipe, METHODS[method], images))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_is_given_stays() -> None:
     found = by_rule("mae", "test_vit", 5000, **given, method_args={"decoder_depth": 5, "mask_ratio": 0.6})
     assert {name: getattr(found, name) for name in given} == given
     assert found.method_args == {"decoder_depth": 5, "mask_ratio": 0.6, "decoder_width": 32}
-    assert not choose(found, METHODS["mae"], 5000)
+    assert not choose_defaults(found, METHODS["mae"], 5000)
 
 
 def test_a_run_that_has_begun_keeps_its_values(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_recipes_give_a_reason_where_they_leave_the_rule(file: Path) -> None:
     rest = {name: value for name, value in recipe.method_args.items() if not name.endswith(("depth", "width"))}
     left = dataclasses.replace(recipe, lr=None, warmup=None, method_args=rest)
     images, method = IMAGES[file.stem.split("_")[0]], METHODS[recipe.method]
-    rule: Any = filled(left, choose(left, method, images))
-    usual = choose(dataclasses.replace(left, batch_size=None), method, images)["batch_size"].value
+    rule: Any = filled(left, choose_defaults(left, method, images))
+    usual = choose_defaults(dataclasses.replace(left, batch_size=None), method, images)["batch_size"].value
     stated = yaml.safe_load(text)
     for name, value in {"lr": rule.lr, "warmup": rule.warmup, "batch_size": usual}.items():
         if name in stated and float(stated[name]) != pytest.approx(value, rel=0.02):

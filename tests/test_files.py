@@ -171,3 +171,13 @@ def test_the_cache_folder_may_fail(tmp_path: Path, broken: str) -> None:
     else:
         assert warned == "1"
         assert not Path(folder).exists()  # the temporary one is removed at the end
+
+
+def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
+    """And not the temporary one: of a folder without permission, for example."""
+
+    def fail(unfinished: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(unfinished))
+
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*/probe.json'"):
+        write_whole(tmp_path / "probe.json", fail)

@@ -18,7 +18,7 @@ from tests.test_contracts import InvertedMask, Unshifted
 
 def small_aim() -> Pretrainer:
     torch.manual_seed(0)
-    return contracts.perturbed(aim(wrap("test_vit", img_size=16, patch_size=4, in_chans=1), head_depth=1))
+    return contracts.perturbed(aim(wrap("test_vit", img_size=16, patch_size=4, in_chans=1, depth=2), head_depth=1))
 
 
 @pytest.mark.parametrize("bug", [InvertedMask, Unshifted])
@@ -54,7 +54,7 @@ def test_the_verdict_condemns_a_leak_in_every_way_of_running(bug) -> None:
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])
 def test_every_order_is_honest(order, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    pretrainer = aim(wrap("test_vit", img_size=size, patch_size=4, in_chans=1), head_depth=1)
+    pretrainer = aim(wrap("test_vit", img_size=size, patch_size=4, in_chans=1, depth=2), head_depth=1)
     pretrainer.plan = order
     contracts.check_no_leak(pretrainer)
     plan = order(pretrainer.backbone.grid(size), 3, torch.Generator().manual_seed(0))

@@ -95,4 +95,4 @@ def test_a_recipe_is_run_from_the_command_line(tmp_path: Path) -> None:
 
 def test_a_placeholder_is_told_for_what_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["pretrain", "--config", str(RECIPES["imagenet_mae"]), "--out", str(tmp_path / "run")]) == 2
-    assert "path/to/imagenet/train is not there: a source is" in capsys.readouterr().err
+    assert "path/to/imagenet/train is not there" in capsys.readouterr().err

@@ -20,6 +20,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from patchcast.options import OPTION_RANGES
+from patchcast.ranges import check_ranges
+
 Options = TypeVar("Options")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 CONFIG_HELP = "a YAML recipe, or the config.yaml of a run; options given as well take precedence."
@@ -41,16 +44,20 @@ class Field:
 
     Attributes:
         type: its type, without None.
+        is_optional: whether it may be None.
         metavar: of a positional argument; empty for an option.
         owner: name of the dataclass.
+        names: the values that it takes, where they are not a part of its type.
     """
 
     name: str
     type: Any
+    is_optional: bool
     default: Any
     metavar: str
     help: str
     owner: str
+    names: tuple[str, ...] = ()
 
     @property
     def is_required(self) -> bool:
@@ -68,6 +75,13 @@ class Field:
     def numbers(self) -> bool:
         """Whether its values are numbers only, so that the end of a list is clear."""
         return self.is_many and set(get_args(self.type)) <= {int, float, Ellipsis}
+
+    @property
+    def choices(self) -> list[str]:
+        """The values that it takes, if they can be listed."""
+        if self.names:
+            return list(self.names)
+        return [str(value) for value in get_args(self.type)] if get_origin(self.type) is Literal else []
 
     @property
     def wants(self) -> str:
@@ -125,7 +139,8 @@ def fields_of(options: type) -> dict[str, Field]:
             "names", ()
         )  # written from the table that lists them, so that it cannot be out of date
         text = f"{', '.join(names[:-1])} or {names[-1]}." if names else help_of.get(field.name, "")
-        found[field.name] = Field(field.name, kind, default, metavar, text, options.__name__)
+        is_optional = kind is not hints[field.name]
+        found[field.name] = Field(field.name, kind, is_optional, default, metavar, text, options.__name__, tuple(names))
     return found
 
 
@@ -153,7 +168,12 @@ def parse(
         values = parser.parse_args(words).as_dict()
     except Exception as problem:  # ArgumentError, and TypeError or KeyError of broken files
         raise UsageError(_sentence(command, str(problem), words, fields)) from None
-    return [one(**{field.name: values[field.name] for field in dataclasses.fields(one)}) for one in options]
+    given = [one(**{field.name: values[field.name] for field in dataclasses.fields(one)}) for one in options]
+    if not from_file:  # a recipe checks itself
+        for one in given:
+            ranges = {name: option_range for name, option_range in OPTION_RANGES.items() if name in vars(one)}
+            check_ranges(vars(one), ranges, prefix="--")
+    return given
 
 
 def normalize(
@@ -172,6 +192,8 @@ def normalize(
     """
     given: dict[str, list[str]] = {}
     positional: list[str] = []
+    after_flag: dict[int, str] = {}  # places in `positional` of words that follow a flag
+    flag = ""
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -180,9 +202,13 @@ def normalize(
         if not word.startswith("--") or word == "--":
             if word.startswith("-") and len(word) > 1 and word != "--" and not NUMBER.fullmatch(word):
                 raise UsageError(f"{command} has no option {word}; options begin with two dashes")
+            if flag and word != "--":
+                after_flag[len(positional)] = flag
+            flag = ""
             positional += rest if word == "--" else [word]
             rest = [] if word == "--" else rest
             continue
+        flag = ""
         typed, has_value, value = word[2:].partition("=")
         stem, *inner = typed.split(".")
         stem = stem.replace("-", "_")
@@ -199,6 +225,7 @@ def normalize(
                 follows = bool(rest) and rest[0].lower() in WORDS
                 value = value if has_value else rest.pop(0) if follows else "true"
                 given[stem] = [WORDS.get(value.lower(), value)]
+                flag = "" if has_value or follows else stem
             else:
                 before = given.get(stem, []) if get_origin(field.type) is list else []
                 values = [value] if has_value else [_next(rest, f"--{stem}", field.wants)]
@@ -211,7 +238,10 @@ def normalize(
             raise UsageError(_unknown(command, stem, fields, from_file, elsewhere))
     places = [field for field in fields.values() if field.metavar]
     if len(positional) > len(places) and not any(field.is_many for field in places):
-        raise UsageError(f"{command} does not take the argument {positional[len(places)]!r}")
+        surplus = positional[len(places)]
+        if flag := after_flag.get(len(places), ""):
+            raise UsageError(f"--{flag} takes {fields[flag].wants}; got {surplus!r}")
+        raise UsageError(f"{command} does not take the argument {surplus!r}")
     options = [_joined(name, values, fields) for name, values in given.items()]
     return [*options, *(["--"] if any(word.startswith("-") for word in positional) else []), *positional]
 
@@ -302,7 +332,7 @@ def _add(group: Any, field: Field) -> None:
     if not field.is_required:
         given["default"] = field.default
     if not field.metavar:
-        kind = field.type if field.is_required else field.type | None
+        kind = field.type | None if field.is_optional else field.type
         group.add_argument(f"--{field.name}", type=kind, required=field.is_required, **given)
     elif field.is_many:
         many = "+" if field.is_required else "*"

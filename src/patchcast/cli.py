@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patchcast import __version__, options
+from patchcast.plain import speak_plainly
 from patchcast.recipe import Recipe
 from patchcast.stages import show_stages, stage
 
@@ -91,12 +92,13 @@ def _compare(given: options.Compare) -> None:
 def _report(given: options.ReportOptions) -> None:
     from patchcast.commands.early_checks import check_run
 
-    check_run(given.run)
+    for run in given.runs:
+        check_run(run)
 
     with stage(STARTING):
         from patchcast.commands.report import report
 
-    report(**vars(given))
+    report(given.runs, out=given.out, data=given.data)
 
 
 def _show(given: options.Show) -> None:
@@ -237,7 +239,27 @@ def _demo(given: options.Demo) -> None:
     with stage(STARTING):
         from patchcast.commands.demo import demo
 
-    demo(given.out)
+    demo(given.out, table=given.table)
+
+
+def _doctor(given: options.Doctor) -> int:
+    from patchcast.commands.doctor import doctor
+
+    return 0 if doctor() else 1
+
+
+def _completion(given: options.Completion) -> None:
+    from patchcast.arguments import fields_of
+    from patchcast.commands.shell import completion
+
+    words: dict[str, dict[str, list[str]]] = {}
+    for name, command in COMMANDS.items():
+        kinds = [command.options, *(options.PROBES.values() if name == "probe" else ())]
+        fields = [field for kind in kinds for field in fields_of(kind).values() if not field.metavar]
+        words[name] = {f"--{field.name}": field.choices for field in fields} | {"--help": []}
+        words[name] |= {f"--no_{field.name}": [] for field in fields if field.is_flag and field.default is True}
+        words[name] |= {"--config": []} if command.from_file else {}
+    print(completion(given.shell, words), end="")
 
 
 RECIPE_GROUPS = {
@@ -267,12 +289,50 @@ RECIPE_GROUPS = {
 }
 
 COMMANDS: dict[str, Command] = {
-    "pretrain": Command(Recipe, _pretrain, from_file=True, groups=RECIPE_GROUPS),
-    "probe": Command(options.ProbeOptions, _probe),
-    "compare": Command(options.Compare, _compare),
-    "report": Command(options.ReportOptions, _report),
-    "show": Command(options.Show, _show),
-    "embed": Command(options.Embed, _embed),
+    "pretrain": Command(
+        Recipe,
+        _pretrain,
+        from_file=True,
+        groups=RECIPE_GROUPS,
+        examples=(
+            "patchcast pretrain --method mae --model vit_tiny_patch16_224 --data FOLDER --out runs/first",
+            "patchcast pretrain --config runs/first/config.yaml --seed 1 --out runs/second",
+        ),
+    ),
+    "probe": Command(
+        options.ProbeOptions,
+        _probe,
+        examples=(
+            "patchcast probe runs/first --data LABELED_FOLDER",
+            "patchcast probe vit_small_patch16_224 --data LABELED_FOLDER --per_class 1 5 --out probe.json",
+        ),
+    ),
+    "compare": Command(
+        options.Compare,
+        _compare,
+        examples=(
+            "patchcast compare runs/first runs/second --data LABELED_FOLDER --out compared.parquet",
+            "patchcast compare runs/first --no_supervised --against vit_tiny_patch16_224 --out compared.parquet",
+        ),
+    ),
+    "report": Command(
+        options.ReportOptions,
+        _report,
+        examples=("patchcast report runs/first", "patchcast report runs/* --out compared.html"),
+    ),
+    "show": Command(
+        options.Show,
+        _show,
+        examples=("patchcast show runs/first", "patchcast show runs/first photo.jpg other.jpg --out shown.png"),
+    ),
+    "embed": Command(
+        options.Embed,
+        _embed,
+        examples=(
+            "patchcast embed runs/first --data FOLDER --out features.parquet",
+            "patchcast embed vit_tiny_patch16_224 --data FOLDER --features maps --out maps.safetensors",
+        ),
+    ),
     "finetune": Command(
         options.FinetuneClassifier,
         _finetune,
@@ -317,15 +377,58 @@ COMMANDS: dict[str, Command] = {
             "patchcast search vit_small_patch14_dinov2 photo.jpg --data photos.parquet --count 23 --out nearest.png",
         ),
     ),
-    "sample": Command(options.Sample, _sample),
-    "complete": Command(options.Complete, _complete),
-    "export": Command(options.Export, _export),
-    "push": Command(options.Push, _push),
-    "check": Command(options.Check, _check),
-    "data": Command(options.Data, _data),
-    "models": Command(options.Models, _models),
-    "demo": Command(options.Demo, _demo),
+    "sample": Command(
+        options.Sample,
+        _sample,
+        examples=("patchcast sample runs/pixels", "patchcast sample runs/pixels --count 64 --temperature 0.9"),
+    ),
+    "complete": Command(
+        options.Complete,
+        _complete,
+        examples=("patchcast complete runs/pixels", "patchcast complete runs/pixels photo.jpg --copies 8"),
+    ),
+    "export": Command(
+        options.Export,
+        _export,
+        examples=("patchcast export runs/first --out weights", "patchcast export runs/first --to onnx --out weights"),
+    ),
+    "push": Command(
+        options.Push,
+        _push,
+        examples=("patchcast push runs/first NAME/my-vit", "patchcast push runs/first NAME/my-vit --private"),
+    ),
+    "check": Command(
+        options.Check,
+        _check,
+        examples=("patchcast check runs/first", "patchcast check recipes/eurosat_mae.yaml"),
+    ),
+    "data": Command(
+        options.Data,
+        _data,
+        examples=("patchcast data check FOLDER", "patchcast data check photos.parquet --split test --limit 1000"),
+    ),
+    "models": Command(
+        options.Models,
+        _models,
+        examples=("patchcast models swin", "patchcast models 'vit_*' --method mae"),
+    ),
+    "demo": Command(options.Demo, _demo, examples=("patchcast demo", "patchcast demo --table --out runs/digits")),
+    "doctor": Command(options.Doctor, _doctor, examples=("patchcast doctor",)),
+    "completion": Command(
+        options.Completion,
+        _completion,
+        examples=('eval "$(patchcast completion bash)"', "patchcast completion zsh > ~/.patchcast-completion"),
+    ),
 }
+
+COMMAND_GROUPS = {
+    "begin": ("demo", "doctor", "data", "models"),
+    "train": ("pretrain", "finetune"),
+    "measure and look": ("probe", "compare", "report", "show", "sample", "complete", "check"),
+    "use": ("predict", "search", "embed", "export", "push"),
+    "in the shell": ("completion",),
+}
+"""The commands in the order of the help, under their titles."""
 
 HELP = """\
 usage: patchcast COMMAND [options]
@@ -337,7 +440,8 @@ Generative self-supervised pretraining of vision transformers.
 patchcast COMMAND --help lists the options. To begin:
 
   patchcast demo
-  patchcast pretrain --method mae --model vit_tiny_patch16_224 --data FOLDER_OF_IMAGES --out runs/first
+  patchcast pretrain --method auto --model vit_tiny_patch16_224 --data FOLDER \\
+      --out runs/first
 """
 
 
@@ -345,16 +449,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 on success, 1 if a check failed, 2 for an error that the user can fix."""
     if arguments is None:  # as a program, and not called from a test or a notebook
         arguments = sys.argv[1:]
+        speak_plainly()
         if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # other processes of a run say nothing
             show_stages()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # the terminal may not be able to print names of files
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(
-            HELP.format(commands="\n".join(f"  {name:9} {command.description}" for name, command in COMMANDS.items())),
-            end="",
-        )
+        titles = [
+            "\n".join([f"{title}:", *(f"  {name:10} {COMMANDS[name].description}" for name in names)])
+            for title, names in COMMAND_GROUPS.items()
+        ]
+        print(HELP.format(commands="\n\n".join(titles)), end="")
         return 0
     if arguments[0] == "--version":
         print(f"patchcast {__version__}")
@@ -379,6 +485,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `patchcast models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (MemoryError, RuntimeError) as problem:
+        sentence = out_of_memory(problem)
+        if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
+            raise
+        return _fail(sentence)
     except InterruptedError as end:
         return _fail(str(end), code=143)
     except OSError as problem:
@@ -394,6 +505,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             str(end) or "stopped; if this was a run, the same command resumes it from the last checkpoint", code=130
         )
+
+
+def out_of_memory(problem: BaseException) -> str:
+    """One sentence if an error is a lack of memory; empty if not.
+
+    >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    "out of memory: can't allocate memory: you tried to allocate 9 bytes; a smaller batch, image or model needs less"
+    """
+    text = " ".join(str(problem).split()).replace("[enforce fail at alloc_cpu.cpp", "").split("Error code")[0]
+    if not isinstance(problem, MemoryError) and "allocate memory" not in text and "out of memory" not in text:
+        return ""
+    reason = text.partition("DefaultCPUAllocator: ")[2] or text
+    return f"out of memory: {reason.strip(' .') or 'no more is left'}; a smaller batch, image or model needs less"
 
 
 def read_probe(words: Sequence[str]) -> ProbeCommand:

@@ -115,8 +115,10 @@ def write_whole(file: str | Path, write: Callable[[Path], object], *, sync: bool
                 os.fsync(written.fileno())
         unfinished.replace(file)
     except OSError as problem:
-        if problem.errno in FULL_DISK:  # the error names the file that was wanted, not the temporary one
-            raise OSError(problem.errno, os.strerror(problem.errno), str(file)) from problem
+        if problem.errno in FULL_DISK or problem.filename == str(
+            unfinished
+        ):  # the error names the file that was wanted
+            raise OSError(problem.errno, problem.strerror, str(file)) from problem
         raise
     finally:
         unfinished.unlink(missing_ok=True)

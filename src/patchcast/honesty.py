@@ -158,7 +158,7 @@ def examine(pretrainer: Pretrainer, *, limit: int | None = 24, seconds: float = 
 
     >>> from patchcast.backbones import wrap
     >>> from patchcast.methods import aim
-    >>> verdict = examine(aim(wrap("test_vit", img_size=48), head_depth=1), limit=4, seconds=1.0)
+    >>> verdict = examine(aim(wrap("test_vit", img_size=48, depth=2), head_depth=1), limit=4, seconds=1.0)
     >>> verdict.honest, list(verdict.leaks)
     (True, ['as it is', 'with gradient checkpointing', 'in bf16', 'compiled'])
 

@@ -125,6 +125,9 @@ class Targets(Target):
         parts = self.split(targets)
         return torch.cat([target.blind(parts[name]).float() for name, target in self.each.items()], dim=-1)
 
+    def block_modules(self) -> list[nn.Module]:
+        return [block for target in self.each.values() for block in target.block_modules()]
+
     def update(self, backbone: Backbone) -> None:
         for target in self.each.values():
             target.update(backbone)
@@ -153,6 +156,10 @@ class Predictors(Predictor):
         self.plans = narrowest[0]
         self.reads_hidden = any(predictor.reads_hidden for predictor in predictors.values())
         self.reads_prefix = any(predictor.reads_prefix for predictor in predictors.values())
+
+    def block_modules(self) -> list[nn.Module]:
+        parts: list[Any] = [*self.predictors.values()]
+        return [block for predictor in parts for block in predictor.block_modules()]
 
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
         return torch.cat([predictor(context, plan) for predictor in self.predictors.values()], dim=-1)

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
+from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
+from patchcast.recipe import Device
 
-Device = Literal["auto", "cpu", "gpu"]
+OPTION_RANGES: dict[str, Range] = {
+    **dict.fromkeys(("limit", "max_pixels", "per_class", "finetune"), AT_LEAST_1),
+    "draws": Range(2),
+    "lidar": NOT_NEGATIVE,
+    "seed": SEED,
+}
+"""The ranges of numbers that no command checks itself."""
 Format = Literal["timm", "transformers", "onnx", "torch"]
 
 
@@ -137,7 +145,7 @@ PROBES: dict[str, type] = {
 
 @dataclass(kw_only=True)
 class Compare:
-    """Compare runs with the untrained network, a supervised run and features that need no training.
+    """Compare runs with one another and with baselines, with labels.
 
     Args:
         runs: run folders, and perhaps other weights, by the words of pretrain's --start.
@@ -168,15 +176,15 @@ class Compare:
 
 @dataclass(kw_only=True)
 class ReportOptions:
-    """Write everything that is known about a run to one HTML file.
+    """Write one HTML page about a run, or one that compares several.
 
     Args:
-        run: the run folder.
+        runs: run folders.
         data: images to show. Default: the run's own data.
-        out: the file. Default: report.html in the run folder.
+        out: the file. Default: report.html in the run folder, or here if there are several runs.
     """
 
-    run: Path = field(metadata=place("RUN"))
+    runs: list[Path] = field(metadata=place("RUN"))
     data: str | None = None
     out: Path | None = None
 
@@ -187,7 +195,7 @@ class Show:
 
     Args:
         run: the run folder.
-        images: image files. Default: the first images of the run's data.
+        images: image files. Default: held-out images of the run's data, evenly spaced.
         count: number of images of the run's data.
         seed: of what is hidden.
         out: the picture. Default: show.png in the run folder.
@@ -249,7 +257,8 @@ class FinetuneClassifier:
         head: linear; attentive (timm's attention pooling, for plain vision transformers); or for segmentation conv,
             convolutions over four layers.
         tiles: for segmentation, cut images into tiles of the network's size and do not resize them; for large images.
-        epochs: passes over the training images. Default: 30; a frozen linear head is fitted without epochs.
+        epochs: passes over the training images. Default: 30, or more for 200 steps; a frozen linear head is fitted
+            without epochs.
         lr: peak learning rate. Default: 0.001; 0.003 for an attentive head on a frozen backbone.
         batch_size: images per step. Default: 64, or all training images if there are fewer.
         layer_decay: learning rate of each block relative to the next one. Default: 0.65; 1 with --untrained.
@@ -391,7 +400,7 @@ class Sample(Drawing):
 
 @dataclass(kw_only=True)
 class Complete(Drawing):
-    """Complete images from their first pixels or patches (ImageGPT, or AIM on raw pixels).
+    """Complete images from their first pixels or patches.
 
     Args:
         run: the run folder.
@@ -412,7 +421,7 @@ class Complete(Drawing):
 
 @dataclass(kw_only=True)
 class Export:
-    """Write a run's encoder, or a fine-tuned classifier, for timm, transformers, ONNX or torch.export.
+    """Write a run's encoder, or a fine-tuned classifier, for other libraries.
 
     Args:
         run: the folder of a run, or of patchcast finetune.
@@ -498,10 +507,28 @@ class Models:
 
 @dataclass(kw_only=True)
 class Demo:
-    """Pretrain on handwritten digits in two minutes, and show what was learned.
+    """Pretrain on digits in two minutes, and show what was learned.
 
     Args:
         out: a new run folder.
+        table: print all numbers, and not only a summary.
     """
 
     out: Path = Path("runs/demo")
+    table: bool = False
+
+
+@dataclass(kw_only=True)
+class Doctor:
+    """Print versions, devices, defaults and what is not installed."""
+
+
+@dataclass(kw_only=True)
+class Completion:
+    """Print a script that completes commands and options in a shell.
+
+    Args:
+        shell: for bash, `eval "$(patchcast completion bash)"` in .bashrc; likewise for zsh in .zshrc.
+    """
+
+    shell: Literal["bash", "zsh"] = field(metadata=place("SHELL"))

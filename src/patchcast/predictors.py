@@ -37,6 +37,10 @@ class Predictor(nn.Module):
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
         raise NotImplementedError
 
+    def block_modules(self) -> list[nn.Module]:
+        """Its blocks in the order in which they run; see `Backbone.block_modules`."""
+        return []
+
 
 class LinearHead(Predictor):
     """One linear layer on the feature of each prediction's position."""
@@ -75,6 +79,9 @@ class MLPHead(Predictor):
         self.norm = nn.LayerNorm(hidden, eps=1e-6)
         self.project = nn.Linear(hidden, outputs)
         self.apply(xavier)
+
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.blocks]
 
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
         x = self.embed(read(context, plan.source)) + self.positions(plan.grid)[plan.source]
@@ -191,6 +198,9 @@ class Decoder(Predictor):
         self.grad_checkpointing = False
         self.apply(xavier)
 
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.blocks]
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations: timm's name for it."""
         self.grad_checkpointing = enable
@@ -274,6 +284,9 @@ class ConvDecoder(Predictor):
             for _ in range(depth)
         )
         self.apply(xavier)
+
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.blocks]
 
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
         assert isinstance(plan, MaskPlan)

@@ -35,14 +35,22 @@ class Range:
         if self.low > -math.inf:
             words.append(f"{'above' if self.without_low else 'at least'} {self.low:g}")
         if self.high < math.inf:
-            words.append(f"{'below' if self.without_high else 'at most'} {self.high:g}")
+            words.append(f"{'below' if self.without_high else 'at most'} {self.high:,}")
         return " and ".join(words) or "a finite number"
 
 
+LARGEST = 2**31 - 1
+"""Whole numbers above this overflow somewhere."""
+MOST = {
+    **dict.fromkeys(("image_size", "tile_size", "patch_size"), 2**16),
+    "batch_size": 10**6, "workers": 1024, "draws": 10_000, "lidar": 1000, "max_pixels": 2**62, "count": 10_000,
+}  # fmt: skip
+"""Of options by name, where no machine does more: a larger number is a slip, which would end in a lack of memory."""
 ANY = Range()
 POSITIVE = Range(0, without_low=True)
 NOT_NEGATIVE = Range(0)
 AT_LEAST_1 = Range(1)
+SEED = Range(0, 2**63 - 1)
 SHARE = Range(0, 1, without_high=True)
 """From 0 to 1, without 1."""
 POSITIVE_SHARE = Range(0, 1, without_low=True)
@@ -67,6 +75,11 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], *, pref
         if value is None:
             continue
         numbers = value if isinstance(value, (list, tuple)) else [value]
+        if not numbers:
+            raise ValueError(f"{prefix}{name} needs a number")
+        shown = list(value) if isinstance(value, tuple) else value
         if not all(number in allowed for number in numbers):
-            shown = list(value) if isinstance(value, tuple) else value
             raise ValueError(f"{prefix}{name} must be {allowed}; got {shown!r}")
+        most = MOST.get(name, LARGEST)
+        if allowed.high == math.inf and any(isinstance(number, int) and number > most for number in numbers):
+            raise ValueError(f"{prefix}{name} must be at most {most:,}; got {shown!r}")

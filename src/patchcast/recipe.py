@@ -6,6 +6,7 @@ It imports neither torch nor timm, so that wrong options are reported at once.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, Readout
 from patchcast.files import write_text
-from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
+from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SEED, SHARE, Range, check_ranges
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "gpu"]
@@ -43,6 +44,7 @@ NOT_LEARNED = frozenset(
 )
 """Options that do not change what is learned (up to rounding): devices, speed and logging. A run may be resumed with
 other values of these, and a model card leaves them out."""
+MOST_BLOCKS = 1000
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("image_size", "tile_size", "patch_size", "channels", "steps", "batch_size"), AT_LEAST_1),
     "max_pixels": AT_LEAST_1,
@@ -56,7 +58,7 @@ RANGES: dict[str, Range] = {
     "mean": ANY,
     "start_bands": NOT_NEGATIVE,
     "crop_scale": POSITIVE_SHARE,
-    "seed": Range(0, 2**63 - 1),
+    "seed": SEED,
 }
 """The ranges of all numbers in a recipe."""
 
@@ -73,8 +75,9 @@ class Recipe:
         model: any timm vision transformer, by name; for imagegpt and imagegpt_masked imagegpt_s, imagegpt_m,
             imagegpt_l or imagegpt_xl, or imagegpt with depth, width and heads as model_args. With start it may be left
             out: it is then the model of those weights.
-        data: "digits"; a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or
-            by URL); hf:NAME or hf-stream:NAME of a Hugging Face dataset. See docs/data.md.
+        data: a folder of images; parquet or tar files or folders of them (also as shard-{000..009}.tar, or by URL);
+            hf:NAME or hf-stream:NAME of a Hugging Face dataset; digits or mnist-5k, which come inside packages. See
+            docs/data.md.
         out: the run folder.
         method_args: options of the method, such as mask_ratio of mae; see the method's page.
         model_args: arguments of timm's create_model, or of the ImageGPT network.
@@ -214,6 +217,10 @@ class Recipe:
             ValueError: for the first number that is out of range.
         """
         check_ranges(vars(self), RANGES)
+        for option in ("model_args", "method_args"):
+            _check_numbers(option, getattr(self, option))
+        if "pretrained" in self.model_args:
+            raise ValueError("model_args gives 'pretrained'; leave it out and give --pretrained")
         if self.pretrained and self.start is not None:
             raise ValueError(f"pretrained and start={self.start} both name weights to start from; leave one out")
         if not self.model and self.start is None:
@@ -332,6 +339,20 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{file} is not a recipe: it has no options")
     return values
+
+
+def _check_numbers(option: str, args: dict[str, Any]) -> None:
+    """Refuse numbers that no network takes, before it is built: of 100,000 blocks, it would not be for minutes."""
+    for name, value in args.items():
+        numbers = [value] if isinstance(value, (int, float)) else value if isinstance(value, (list, tuple)) else []
+        numbers = [number for number in numbers if isinstance(number, (int, float))]
+        if not all(math.isfinite(number) and (number >= 0 or option == "method_args") for number in numbers):
+            wanted = "finite" if option == "method_args" else "finite and not negative"
+            raise ValueError(f"numbers in {option} must be {wanted}; got {name}: {value!r}")
+        if name.endswith("_rate") and any(number >= 1 for number in numbers):
+            raise ValueError(f"rates in {option} must be below 1; got {name}: {value!r}")
+        if "depth" in name and sum(numbers) > MOST_BLOCKS:
+            raise ValueError(f"a network of more than {MOST_BLOCKS:,} blocks is not built; got {name}: {value!r}")
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

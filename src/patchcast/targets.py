@@ -58,6 +58,10 @@ class Target(nn.Module):
         """The best prediction of these targets without an image: what an honest method can reach on noise."""
         return torch.zeros_like(targets)
 
+    def block_modules(self) -> list[nn.Module]:
+        """Those of a teacher; see `Backbone.block_modules`."""
+        return []
+
     def update(self, backbone: Backbone) -> None:
         """Called by `Pretrainer.after_step`: updates a target that follows the backbone."""
 
@@ -217,6 +221,9 @@ class EMAFeatures(Target):
         self.teacher.eval()
         return self
 
+    def block_modules(self) -> list[nn.Module]:
+        return self.teacher.block_modules()
+
     @torch.no_grad()
     def forward(self, images: ImageBatch) -> Float[Tensor, "B N D"]:
         if self.layers is None:
@@ -326,6 +333,9 @@ class FrozenFeatures(Target):
         super().train(mode)
         self.teacher.eval()
         return self
+
+    def block_modules(self) -> list[nn.Module]:
+        return self.teacher.block_modules()
 
     @torch.no_grad()
     def fit(self, images: ImageBatch) -> FrozenFeatures:

@@ -1,9 +1,7 @@
-"""Run twice at once by test_processes.py: DDP and FSDP2 over gloo give what a single process gives."""
+"""What test_processes.py does on two ranks: DDP and FSDP2 over gloo give what a single process gives."""
 
 from __future__ import annotations
 
-import os
-import sys
 from copy import deepcopy
 
 import torch
@@ -50,9 +48,8 @@ def check(name: str, rank: int) -> None:
     ddp = DistributedDataParallel(Units(deepcopy(backbone), drops))
     fsdp = Units(deepcopy(backbone), drops)
     mesh = init_device_mesh("cpu", (2,))
-    for block in getattr(fsdp.backbone.model, "blocks", []):
-        if isinstance(block, nn.Module) and next(iter(block.parameters()), None) is not None:
-            fully_shard(block, mesh=mesh)
+    for block in fsdp.backbone.block_modules():
+        fully_shard(block, mesh=mesh)
     fully_shard(fsdp, mesh=mesh)
     for kind, module in (("DDP", ddp), ("FSDP2", fsdp)):
         for _ in range(2):  # DDP tells about missing gradients in the second pass
@@ -70,11 +67,8 @@ def check(name: str, rank: int) -> None:
         print(name, "sharded", flush=True)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, port = int(sys.argv[1]), sys.argv[2]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+def check_all(names: list[str], rank: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    for each in sys.argv[3:]:
-        check(each, rank)
+    for name in names:
+        check(name, rank)
     dist.destroy_process_group()

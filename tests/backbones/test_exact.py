@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from patchcast.backbones import Backbone
-from tests.backbones.zoo import NAMES, WITHOUT_CHECKPOINTING, able, assert_same, flat, images_for, marked, small
+from tests.backbones.zoo import (
+    NAMES,
+    WITHOUT_CHECKPOINTING,
+    able,
+    assert_same,
+    flat,
+    images_for,
+    marked,
+    representative,
+    small,
+)
 
 
 @pytest.mark.parametrize("name", marked(NAMES))
@@ -21,7 +31,7 @@ def test_eval(name: str) -> None:
         assert_same(backbone(images), backbone.model.forward_features(images))
 
 
-@pytest.mark.parametrize("name", marked(NAMES))
+@pytest.mark.parametrize("name", representative(NAMES))
 def test_train(name: str) -> None:
     ours, theirs = in_training(small(name)), in_training(small(name))
     images = images_for(ours)
@@ -34,7 +44,7 @@ def test_train(name: str) -> None:
         assert torch.equal(mine, other), name
 
 
-@pytest.mark.parametrize("name", marked(NAMES))
+@pytest.mark.parametrize("name", representative(NAMES))
 def test_what_is_declared_to_be_idle_gets_no_gradient(name: str) -> None:
     backbone = in_training(small(name))
     tokens = backbone.embed(images_for(backbone))
@@ -52,7 +62,7 @@ def test_what_is_declared_to_be_idle_gets_no_gradient(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", marked(NAMES))
+@pytest.mark.parametrize("name", representative(NAMES))
 def test_gradient_checkpointing_with_hidden_units_and_edited_tokens(name: str) -> None:
     plain, recomputed = checkpointed(name)
     for backbone in (plain, recomputed):
@@ -65,7 +75,7 @@ def test_gradient_checkpointing_with_hidden_units_and_edited_tokens(name: str) -
     assert_same_gradients(recomputed, plain)
 
 
-@pytest.mark.parametrize("name", able("drop"))
+@pytest.mark.parametrize("name", representative(able("drop")))
 def test_gradient_checkpointing_with_dropped_units_and_a_mask(name: str) -> None:
     plain, recomputed = checkpointed(name)
     for backbone in (plain, recomputed):

@@ -12,10 +12,10 @@ from torch import nn
 
 from patchcast.backbones import CannotError
 from patchcast.mim import MaskedImageModelingWrapper, backbone_of, patch_model_for_mim
-from tests.backbones.zoo import BY_NAME, able, assert_same, build, flat, images_for, marked
+from tests.backbones.zoo import BY_NAME, able, assert_same, build, flat, images_for, representative
 
 
-@pytest.mark.parametrize("name", marked(able("replace")))
+@pytest.mark.parametrize("name", representative(able("replace")))
 def test_every_class(name: str) -> None:
     """Whole images pass as through `forward_features`; masked pixels reach nothing, and the mask token is learned."""
     model = build(name, **BY_NAME[name]).model

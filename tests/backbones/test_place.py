@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchcast.backbones import Backbone, Tokens
 from patchcast.geometry import to_rows
-from tests.backbones.zoo import NAMES, images_for, marked, small
+from tests.backbones.zoo import NAMES, images_for, marked, representative, small
 
 # At the weights of these small builds attention carries a change everywhere alike: the trace of its place at the output
 # is of the size of rounding (levit), or of the size of what other units do. Their tokens are checked like all others.
@@ -41,7 +41,7 @@ def test_tokens_stand_where_their_pixels_were(name: str) -> None:
         assert moved[inside].mean() > 2 * moved[~inside].mean()
 
 
-@pytest.mark.parametrize("name", marked(LOCAL))
+@pytest.mark.parametrize("name", representative(LOCAL))
 def test_units_stand_where_their_pixels_were(name: str) -> None:
     """Of several painted units, each moves its own output most, compared with what it moves on average and what its
     place is moved on average. In double precision: where attention mixes everything the differences are small."""

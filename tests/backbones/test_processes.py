@@ -1,16 +1,17 @@
-"""DDP and FSDP2 in two real processes, and exports."""
+"""DDP and FSDP2 on two real ranks, and exports."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.backbones.sharded import check_all
 from tests.backbones.zoo import NAMES
+from tests.forked import fork_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = [
@@ -23,44 +24,31 @@ FEW = [
 ]
 
 
-def start(script: str, *arguments: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", f"tests.backbones.{script}", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], names: list[str], word: str) -> None:
-    output, _ = process.communicate(timeout=3000)
-    assert process.returncode == 0, output[-3000:]
-    assert [line for line in output.splitlines() if line.endswith(word)] == [f"{name} {word}" for name in names]
-
-
-def shard_all(names: list[str]) -> None:
+def shard_all(names: list[str], folder: Path) -> None:
     names = [name for name in names if name in NAMES]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    first, second = (start("sharded", rank, port, *names) for rank in ("0", "1"))
-    finish(first, names, "sharded")
-    finish(second, [], "sharded")
+    first, second = fork_ranks(lambda rank: check_all(names, rank), 2, folder)
+    assert [line for line in first.splitlines() if line.endswith("sharded")] == [f"{name} sharded" for name in names]
+    assert "sharded" not in second
 
 
-def test_ddp_and_fsdp2() -> None:
-    shard_all(FEW)
+def test_ddp_and_fsdp2(tmp_path: Path) -> None:
+    shard_all(FEW, tmp_path)
 
 
 @pytest.mark.slow
-def test_ddp_and_fsdp2_every_class() -> None:
-    shard_all(NAMES)
+def test_ddp_and_fsdp2_every_class(tmp_path: Path) -> None:
+    shard_all(NAMES, tmp_path)
 
 
 @pytest.mark.slow
 def test_export_every_class() -> None:
+    """In a process of its own: the shape checks of the test suite break exports."""
     pytest.importorskip("onnxscript", reason="ONNX needs the extra: pip install patchcast[export]")
-    finish(start("exported", *NAMES), NAMES, "exported")
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.backbones.exported", *NAMES],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=3000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    exported = [line for line in done.stdout.splitlines() if line.endswith("exported")]
+    assert exported == [f"{name} exported" for name in NAMES]

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from patchcast.backbones import Backbone, wrap
 from patchcast.geometry import take
-from tests.backbones.zoo import BY_NAME, NAMES, assert_same, build, images_for, marked, scaled, small
+from tests.backbones.zoo import BY_NAME, NAMES, assert_same, build, images_for, marked, representative, scaled, small
 
 RGB_ONLY = frozenset({"CSATv2"})  # converts RGB to YCbCr before its stem
 
 
-@pytest.mark.parametrize("name", marked(NAMES))
+@pytest.mark.parametrize("name", representative(NAMES))
 def test_any_size_or_refused(name: str) -> None:
     backbone = small(name)
     (rows, cols), (down, right) = backbone.grid(backbone.image_size), backbone.stride

@@ -124,6 +124,25 @@ FAST: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "MobileNetV5Encoder": [("mobilenetv5_300m_enc", {"img_size": 128, "channel_multiplier": 0.1})],
 }
 
+# In what sequences of tokens differ, and an architecture for each: tests that need only some of them take these.
+SEQUENCES = {
+    "plain": "vit_tiny_patch16_224",
+    "pre-norm": "vit_base_patch32_clip_224",
+    "registers": "vit_small_patch14_reg4_dinov2",
+    "no class token": "vit_base_patch16_siglip_224",
+    "rotary": "vit_tiny_patch16_dinov3_qkvb",
+    "rotary and table": "eva02_tiny_patch14_224",
+    "mixed rotary": "vit_small_patch16_rope_mixed_224",
+    "relative": "beit_base_patch16_224",
+    "relative by MLP": "vit_relpos_base_patch16_clsgap_224",
+    "naflex": "naflexvit_base_patch16_gap",
+}
+
+
+def sequence(kind: str, /, **kwargs: Any) -> Backbone:
+    """Two blocks of the architecture that `SEQUENCES` names, with timm's own initial weights."""
+    return wrap(SEQUENCES[kind], **{**_NARROW, **kwargs})
+
 
 def build(name: str, /, seed: int = 0, **kwargs: Any) -> Backbone:
     """A backbone in eval mode with nothing left at zero, where a wrong bias or position table would not show."""
@@ -216,3 +235,28 @@ def marked(names: list[str], but: frozenset[str] = frozenset()) -> list[Any]:
     """Names as parameters of a test, without those of the classes in `but`; the heavy ones are marked slow."""
     out = {name for cls in but for name, _ in FAST[cls]}
     return [pytest.param(name, marks=[pytest.mark.slow] * (name in HEAVY)) for name in names if name not in out]
+
+
+# One or two of each way in which adapters work: sequences, rotary and relative positions, class attention, windows,
+# stages, groups of units, several resolutions, convolutions first.
+REPRESENTATIVES = {
+    "vit_tiny_patch16_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_tiny_patch16_dinov3_qkvb",
+    "naflexvit_base_patch16_gap",
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "crossvit_9_240",
+    "hiera_tiny_224",
+    "swin_tiny_patch4_window7_224",
+    "test_maxvit",
+    "pvt_v2_b0",
+    "mvitv2_tiny",
+    "levit_128s",
+    "mobilevit_xxs",
+}
+
+
+def representative(names: list[str]) -> list[Any]:
+    """Names as parameters of a test; all but `REPRESENTATIVES` are marked slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in REPRESENTATIVES)) for name in names]

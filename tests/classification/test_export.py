@@ -43,7 +43,7 @@ def test_the_code_of_each_section_predicts_what_predict_predicts(
 ) -> None:
     pytest.importorskip("onnxruntime" if title == "ONNX" else "transformers" if title == "transformers" else "torch")
     monkeypatch.chdir(served)
-    [code] = re.findall(rf"## {re.escape(title)}\n.*?```python\n(.*?)```", PAGE, re.DOTALL)
+    [code] = re.findall(rf"## {re.escape(title)}\n.*?```py\n(.*?)```", PAGE, re.DOTALL)
     assert main(["predict", "models/first", "photo.jpg", "--out", f"{title}.csv"]) == 0
     _, label, probability, *_ = (served / f"{title}.csv").read_text().splitlines()[1].split(",")
     capsys.readouterr()
@@ -65,7 +65,7 @@ def test_the_page_has_the_code_of_the_cards(served: Path) -> None:
 
 def test_a_backbone_for_detection(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(served)
-    [code] = re.findall(r"## A backbone for detection\n.*?```python\n(.*?)```", PAGE, re.DOTALL)
+    [code] = re.findall(r"## A backbone for detection\n.*?```py\n(.*?)```", PAGE, re.DOTALL)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(compile(code, "detection", "exec"), {"__name__": "page"})

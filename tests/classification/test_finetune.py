@@ -43,7 +43,7 @@ def test_the_folder_is_a_model_of_timm_with_its_classes(tuned: Path, photos: Pho
     with torch.no_grad():
         logits = model(theirs)
         # The head reads the mean over units after the norm, which is what pretraining trains and probes measure.
-        features = wrap(timm.create_model(f"local-dir:{tuned}", pretrained=True).eval()).pool(shown)
+        features = wrap(timm.create_model(f"local-dir:{tuned}", pretrained=True).eval()).pool(shown, "mean")
         torch.testing.assert_close(logits, model.head(features), atol=1e-4, rtol=1e-4)
     right = float((logits.argmax(dim=1) == torch.arange(3).repeat_interleave(4)).double().mean())
     metrics = json.loads((tuned / "metrics.json").read_text())

@@ -6,10 +6,10 @@ import pytest
 
 from patchcast.cli import main
 
-# Evaluated once, at the end: that takes longer than the steps.
+# Evaluated once, at the end: that takes longer than the steps; and normalized by what would be measured.
 TINY = [
     *("--model", "test_vit", "--data", "digits", "--workers", "0"),
-    *("--steps", "4", "--batch_size", "16", "--eval_every", "4"),
+    *("--steps", "4", "--batch_size", "16", "--eval_every", "4", "--mean", "0.3", "--std", "0.4"),
 ]
 SMALL_MAE = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
 

@@ -104,6 +104,9 @@ def test_a_file_of_options_and_what_is_given_as_well(tmp_path: Path) -> None:
         (["pretrain", *RECIPE, "--steps"], "--steps takes a whole number; nothing follows it"),
         (["pretrain", *RECIPE, "--lr", "fast"], "--lr takes a number; got 'fast'"),
         (["pretrain", *RECIPE, "--flip=maybe"], "--flip takes true or false; got 'maybe'"),
+        (["pretrain", *RECIPE, "--flip", "maybe"], "--flip takes true or false; got 'maybe'"),
+        (["pretrain", *RECIPE, "--flip", "true", "more"], "pretrain does not take the argument 'more'"),
+        (["probe", "test_vit", "--untrained", "maybe"], "--untrained takes true or false; got 'maybe'"),
         (["pretrain", *RECIPE, "--precision", "fp3"], "--precision takes one of fp32, bf16; got 'fp3'; did you mean"),
         (
             ["pretrain", *RECIPE, "--image_size", "1", "2", "3"],

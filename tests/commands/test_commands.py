@@ -190,7 +190,7 @@ def test_the_help_groups_every_option_and_shows_its_default(capsys: pytest.Captu
 def test_an_argument_that_timms_model_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = ("--model_args", '{"depthh": 3}', "--out", str(tmp_path / "new"))
     told = fails(capsys, "pretrain", "--method", "mae", *TINY, *wrong)
-    assert "timm's test_vit has no argument 'depthh'" in told
+    assert "timm's test_vit has no argument 'depthh'; did you mean depth?" in told
 
 
 def test_an_option_of_several_other_protocols_names_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +254,7 @@ def test_check_says_that_a_recipe_is_honest(
     monkeypatch.setattr("patchcast.commands.check.examine", partial(examine, limit=4, seconds=1.0))  # not 20
     recipe = Recipe(
         method="aim", model="test_vit", data="digits", out=tmp_path / "run", image_size=(16, 16), patch_size=4,
-        method_args={"head_depth": 0, "normalize": False},
+        model_args={"depth": 1}, method_args={"head_depth": 0, "normalize": False},
     )  # fmt: skip
     recipe.save(tmp_path / "recipe.yaml")
     assert main(["check", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "check.png")]) == 0
@@ -264,7 +264,7 @@ def test_check_says_that_a_recipe_is_honest(
 
 
 def test_aim_on_raw_pixels_completes_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["pretrain", "--method", "aim", *TINY]
+    small = ["pretrain", "--method", "aim", *TINY, "--no_pictures"]
     for name, options in (("raw", '{"head_depth": 1, "normalize": false}'), ("normalized", '{"head_depth": 1}')):
         assert main([*small, "--method_args", options, "--out", str(tmp_path / name)]) == 0
     out = tmp_path / "completed.png"

@@ -18,7 +18,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two methods from one start, and one of them with another seed."""
     folder = tmp_path_factory.mktemp("runs")
     tiny = ["--model", "test_vit", "--data", "digits", "--steps", "2", "--batch_size", "16", "--workers", "0"]
-    tiny += ["--eval_every", "2", "--no_pictures"]
+    tiny += ["--eval_every", "2", "--no_pictures", "--mean", "0.3", "--std", "0.4", "--model_args.depth", "2"]
     mae = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
     assert main(["pretrain", *mae, *tiny, "--out", str(folder / "mae")]) == 0
     assert (

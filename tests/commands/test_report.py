@@ -19,7 +19,7 @@ from patchcast.report import Curve, Section, Tile, definitions, html_table, line
 from patchcast.report.charts import ticks
 
 TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "16", "--workers", "0"]
-TINY += ["--eval_every", "2"]
+TINY += ["--eval_every", "2", "--mean", "0.3", "--std", "0.4"]
 NEVER_CLOSED = {"meta", "img", "line", "br"}
 
 
@@ -180,3 +180,23 @@ def test_nothing_is_wider_than_a_phone_or_a_desk(written: str, tmp_path: Path) -
     assert [shown for shown, _ in widths] == ["390", "1280"]
     for shown, needed in widths:
         assert int(needed) <= int(shown), f"at {shown} pixels the page needs {needed}"
+
+
+def test_several_runs_on_one_page(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "probe.json").unlink()
+    out = tmp_path / "compared.html"
+    assert main(["report", str(folder), str(other), "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    checked = Checked(text)
+    assert "<title>2 runs</title>" in text
+    assert "90.0 [85.0, 93.0]" in text, "the probe of the run that has one"
+    assert "other --data LABELED" in text, "the command for the run that has none"
+    assert text.count("<polyline") == 4, "two held-out losses and two accuracies"
+    assert not [tag for tag, _, _ in checked.attributes if tag == "script"]
+
+
+def test_the_page_begins_with_the_answer(written: str) -> None:
+    answers = written.partition('<dl class="answers">')[2].partition("</dl>")[0]
+    assert "Better than untrained (+3.1 points [+1.0, +5.0])" in answers
+    assert written.index("answers") < written.index('class="tiles"')

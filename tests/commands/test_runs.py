@@ -27,6 +27,7 @@ from patchcast.recipe import NOT_LEARNED, RANGES, Recipe, Resolved
 from patchcast.runs import build as building
 from patchcast.runs.network import Network
 from patchcast.runs.run import open_run, start_run
+from patchcast.runs.run_folder import located_data
 
 MODEL = ["--model", "test_vit", "--model_args", '{"depth": 1, "embed_dim": 32, "num_heads": 2}']
 MAE = ["pretrain", "--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}', *MODEL]
@@ -199,7 +200,13 @@ def test_numbers_of_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture
         (["sample", str(run), "--count", "0"], "--count must be at least 1; got 0"),
         (["complete", str(run), "--copies", "0"], "--copies must be at least 1; got 0"),
         (["complete", str(run), "--prefix", "-1"], "--prefix must be at least 0; got -1"),
-        (["probe", str(run), "--limit", "-5"], "got a limit of -5"),
+        (["probe", str(run), "--limit", "-5"], "--limit must be at least 1; got -5"),
+        (["probe", str(run), "--draws", "1"], "--draws must be at least 2; got 1"),
+        (["probe", str(run), "--draws", "null"], "--draws takes a whole number; got 'null'"),
+        (["probe", str(run), "--lidar", "1" + 30 * "0"], "--lidar must be at most 1,000; got 1000"),
+        (["probe", str(run), "--per_class="], "--per_class needs a number"),
+        (["show", str(run), "--seed", "-1"], "--seed must be at least 0"),
+        (["embed", str(run), "--data", "digits", "--out", str(tmp_path / "a.parquet"), "--max_pixels", "0"], "got 0"),
         (["embed", str(run), "--data", "digits", "--out", str(tmp_path / "a.parquet"), "--batch_size", "0"], "got 0"),
         (["data", "check", "digits", "--limit", "0"], "--limit must be at least 1; got 0"),
     ):
@@ -284,6 +291,41 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("finished") / "run"
     assert main([*MAE, *SHORT, "--data", "digits", "--out", str(run)]) == 0
     return run
+
+
+def test_a_relative_source_is_the_same_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started_in, elsewhere = tmp_path / "started", tmp_path / "elsewhere"
+    write_images(started_in / "images", {"a": 6, "b": 6})
+    write_images(elsewhere / "images", {"": 3})  # another source of the same name
+    monkeypatch.chdir(started_in)
+    assert main([*MAE, *SHORT, "--data", "images", "--out", "runs/first"]) == 0
+    monkeypatch.chdir(elsewhere)
+    opened = open_run(started_in / "runs" / "first")
+    assert opened.recipe.reads(str(started_in / "images"))
+    assert not opened.recipe.reads("images")
+    assert len(opened.source.train) + len(opened.source.held_out.images) == 12
+
+
+@pytest.mark.parametrize(("data", "out", "folder"), [
+    ("images", "/abs/runs/first", "/abs/runs/first"), ("hf:images", "runs/first", "/a/runs/first"),
+    ("/images", "runs/first", "/a/runs/first"), ("images", "runs/first", "/a/moved"), ("digits", "r", "/a/r"),
+])  # fmt: skip
+def test_other_sources_stay_as_they_are_called(data: str, out: str, folder: str) -> None:
+    assert located_data(Recipe("mae", "test_vit", data, Path(out)), Path(folder)) == data
+
+
+def test_a_source_to_probe_has_the_columns_of_the_data(tmp_path: Path) -> None:
+    from tests.data.test_sources import write
+
+    names = {"image_column": "left", "label_column": "breed"}
+    for place, labels in (("a", [0, 1] * 3), ("b", [1, 0] * 3)):
+        columns = {"right": [b""] * 6, "breed": labels, "age": labels, "target": [0] * 6}
+        write(tmp_path / f"{place}.parquet", "left", rows=6, is_struct=False, **columns)
+    write(tmp_path / "c.parquet", "image", rows=6, label=[1, 0] * 3)
+    recipe = Recipe("mae", "test_vit", str(tmp_path / "a.parquet"), tmp_path / "run", steps=1, **names)
+    run = start_run(recipe)
+    assert run.open_data(str(tmp_path / "b.parquet")).train.labels.tolist() == [1, 0] * 3
+    assert run.open_data(str(tmp_path / "c.parquet")).train.labels.tolist() == [1, 0] * 3
 
 
 WRITTEN_LAST = ("pretrainer.safetensors", "model.safetensors", "config.json", "reconstructions.png", "loss.png")

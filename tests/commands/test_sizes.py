@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,3 +119,34 @@ def test_a_folder_of_mixed_sizes_has_their_median(tmp_path: Path) -> None:
     backbone = wrap(resolved.model, **timm_args(resolved))
     grid = backbone.grid(resolved.image_size)
     assert 98 <= grid.rows * grid.cols <= 392
+
+
+SLIPS = [
+    ("model_args", {"depth": 0}, "test_vit cannot be built with these model_args"),
+    ("model_args", {"num_heads": 0}, "cannot be built with these model_args"),
+    ("model_args", {"act_layer": "nope"}, "cannot be built with these model_args: KeyError 'nope'"),
+    ("model_args", {"depth": 100_000}, "more than 1,000 blocks is not built; got depth: 100000"),
+    ("model_args", {"num_heads": -2}, "must be finite and not negative; got num_heads: -2"),
+    ("model_args", {"init_values": float("inf")}, "must be finite and not negative; got init_values: inf"),
+    ("model_args", {"drop_path_rate": 2}, "rates in model_args must be below 1; got drop_path_rate: 2"),
+    ("model_args", {"pretrained": True}, "leave it out and give --pretrained"),
+    ("model_args", {"checkpoint_path": "nowhere.pth"}, "a checkpoint_path that is not there: nowhere.pth"),
+    ("method_args", {"mask_ratio": "x"}, "mae's mask_ratio is a number; got 'x'"),
+    ("method_args", {"normalize": "no"}, "mae's normalize is true or false; got 'no'"),
+    ("method_args", {"decoder_depth": 10**6}, "more than 1,000 blocks is not built"),
+    ("method_args", {"decoder_heads": 0}, "mae's decoder_heads is a whole number, 1 or more; got 0"),
+    ("method_args", {"mask_ratio": float("nan")}, "numbers in method_args must be finite"),
+    ("tile_size", 60_000, r"are [0-9,]+ units of .* give a smaller image_size or tile_size"),
+    ("image_size", (60_000, 60_000), r"are [0-9,]+ units of .* give a smaller image_size or tile_size"),
+    ("batch_size", 10**9, "batch_size must be at most 1,000,000; got 1000000000"),
+    ("workers", 10**5, "workers must be at most 1,024"),
+    ("epochs", 1e30, "steps must be at most 2,147,483,647"),
+    ("mean", (), "mean needs a number"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "wanted"), SLIPS)
+def test_a_network_that_cannot_be_is_one_sentence(tmp_path: Path, option: str, value: Any, wanted: str) -> None:
+    with pytest.raises(ValueError, match=wanted):
+        start_run(Recipe("mae", "test_vit", "digits", tmp_path / "run", **{option: value}))
+    assert not (tmp_path / "run").exists()

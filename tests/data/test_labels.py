@@ -30,6 +30,10 @@ CASES = {
     "categorical numbers": (pa.array([3, None, 1]).dictionary_encode(), [3, -1, 1], None),
     "large text": (pa.array(["b", None, "a"], pa.large_string()), [1, -1, 0], ["a", "b"]),
     "int8": (pa.array([3, None, 1], pa.int8()), [3, -1, 1], None),
+    "infinite": ([float("inf"), 1.0, 2.0], [-1, 1, 2], None),
+    "blank": (["", "a", "b", "  "], [-1, 0, 1, -1], ["a", "b"]),
+    "lists of one": ([[3], [], None, [1]], [3, -1, -1, 1], None),
+    "lists of one name": (pa.array([["b"], ["a"]], pa.list_(pa.string(), 1)), [1, 0], ["a", "b"]),
     "uint64": (pa.array([2**63 + 1, None, 5], pa.uint64()), [1, -1, 0], ["5", str(2**63 + 1)]),
 }  # fmt: skip
 
@@ -45,6 +49,47 @@ def test_every_type_of_label_is_numbered(tmp_path, case):
 def test_measurements_are_no_classes(tmp_path):
     assert open_images(str(write(tmp_path / "floats.parquet", label=[0.5, 1.5, 2.5]))).labels is None
     assert open_images(str(write(tmp_path / "none.parquet", label=pa.nulls(3)))).labels is None
+
+
+NO_LABELS = {
+    "lists of several": ([[1, 2], [1], [2]], "the column 'label' holds lists of several labels"),
+    "structs": ([{"id": 1}] * 3, "the column 'label' holds struct<id: int64>, and labels are numbers"),
+    "bytes": ([b"\x89PNG"] * 3, "the column 'label' holds binary"),
+    "dates": (pa.array([1, 2, 1], pa.date32()), r"the column 'label' holds date32\[day\]"),
+}
+
+
+@pytest.mark.parametrize("case", NO_LABELS)
+def test_a_probe_says_why_there_are_no_labels(tmp_path, case):
+    given, reason = NO_LABELS[case]
+    source = str(write(tmp_path / "some.parquet", label=given))
+    assert open_images(source).labels is None
+    with pytest.raises(ValueError, match=f"has no labels \\({reason}.*, which a probe needs"):
+        open_source(source).labeled()
+    with pytest.raises(ValueError, match=r"the column 'label' of .* holds"):
+        open_images(source, label_column="label")
+
+
+def test_a_probe_names_the_images_next_to_class_folders(tmp_path, capsys):
+    for name in ("a/0.png", "b/1.png", "cover.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    with pytest.raises(
+        ValueError, match=r"has no labels \(1 image lies next to the folders \('cover.png'\), which are"
+    ):
+        open_source(str(tmp_path)).labeled()
+    assert main(["data", "check", str(tmp_path)]) == 0
+    assert "No labels: 1 image lies next to the folders ('cover.png')" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("unlabeled", ["train", "test"])
+def test_a_split_without_the_column_has_no_labels(tmp_path, unlabeled):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", **({} if split == unlabeled else {"label": [1, 0, 1]}))
+    train, test = (open_images(str(tmp_path), split=split) for split in ("train", "test"))
+    without, labeled = (train, test) if unlabeled == "train" else (test, train)
+    assert not (without.labels >= 0).any()
+    assert labeled.labels.tolist() == [1, 0, 1]
 
 
 def test_splits_have_one_numbering_whatever_the_types_of_their_files(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,47 @@ def test_files_that_are_no_images_are_counted(tmp_path):
         (tmp_path / name).write_text("words")
     with pytest.warns(UserWarning, match=r"^passed over files that are no images by their names: 2 \.txt, 1 .*others"):
         open_images(str(tmp_path))
+
+
+COMPOUND = [
+    (["seg_train/seg_train/a", "seg_test/seg_test/a", "seg_pred/x"], ["train", "test"], "seg_pred"),
+    (["train_images/a", "train_images/b", "val_images/a"], ["train", "val"], None),
+    (["TrainImages/a", "TrainImages/b", "TestImages/a", "TrainMasks", "TestMasks"], ["train", "test"], "TrainMasks"),
+    (["train-set/a", "train-set/b", "test-set/a"], ["train", "test"], None),
+    (["trainset/a", "trainset/b", "testset/a"], ["train", "test"], None),
+    (["train /a", "train /b", "test /a"], ["train", "test"], None),
+    (["train/train/a", "train/train/b", "train/val/a"], ["train", "val"], None),
+    (["data/train/a", "data/train/b", "data/test/a", "."], ["train", "test"], "1 in no folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("folders", "splits", "passed_over"), COMPOUND)
+def test_one_word_of_a_name_tells_a_split_where_names_differ_in_it_only(tmp_path, folders, splits, passed_over):
+    source = tree(tmp_path, *folders)
+    with pytest.warns(UserWarning, match=f"passed over .*{passed_over}") if passed_over else nullcontext():
+        opened = open_images(source)
+    with pytest.warns(UserWarning, match="passed over") if passed_over else nullcontext():
+        other = open_images(source, split=splits[1])
+    assert opened.splits == splits
+    if not folders[0].startswith("seg"):  # whose classes are one folder further in
+        assert (opened.class_names, opened.labels.tolist(), other.labels.tolist()) == (["a", "b"], [0, 1], [0])
+
+
+def test_words_of_classes_are_no_splits(tmp_path):
+    source = tree(tmp_path, "bullet_train", "test_tube", "val_d_isere")
+    assert (open_images(source).splits, open_images(source).class_names[0]) == (["train"], "bullet_train")
+    with pytest.raises(ValueError, match="training images in 'trainA' and 'trainB', which has two readings"):
+        open_images(tree(tmp_path / "cycle", "trainA", "trainB", "testA", "testB"))
+
+
+def test_a_folder_around_classes_is_no_class(tmp_path):
+    source = tree(tmp_path, "archive/photos/cat", "archive/photos/dog")
+    images = open_images(source)
+    assert (images.class_names, images.labels.tolist(), values(images)) == (["cat", "dog"], [0, 1], [0, 1])
+
+
+def test_a_file_of_no_split_next_to_training_files_is_named(tmp_path):
+    write(tmp_path / "train.parquet", rows=2)
+    write(tmp_path / "holdout.parquet", rows=1, start=2)
+    with pytest.warns(UserWarning, match=r"holdout.parquet tells no split: it is trained on too, next to .*train.parq"):
+        assert len(open_images(str(tmp_path))) == 3

@@ -91,6 +91,24 @@ def test_a_stopped_worker_is_named(monkeypatch, capsys):
     assert said[0].startswith("no batch for ")
 
 
+def test_it_is_said_too_where_no_workers_read(monkeypatch):
+    said = []
+    monkeypatch.setattr(waiting, "PATIENCE", 0.01)
+    monkeypatch.setattr(waiting, "print", lambda text, **_: said.append(text), raising=False)
+
+    class Dead(Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            while not said:
+                time.sleep(0.001)
+            return index
+
+    assert [batch.tolist() for batch in PatientLoader(Dead(), num_workers=0)] == [[0]]
+    assert "this process is reading images; a disk that does not answer" in said[0]
+
+
 def test_messages_are_rare_and_end_with_the_batches(monkeypatch):
     said = []
     monkeypatch.setattr(waiting, "print", lambda *given, **_: said.append(given), raising=False)
@@ -128,3 +146,11 @@ def test_the_limit_of_pixels_is_an_option(tmp_path, monkeypatch, capsys):
     assert main(["data", "check", str(tmp_path), "--workers", "0", "--max_pixels", "1200"]) == 0
     with pytest.raises(ValueError, match="max_pixels 0"):
         open_images(str(tmp_path), max_pixels=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_is_no_image_and_does_not_block(tmp_path):
+    draw(tmp_path / "a.png", 1)
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.warns(UserWarning, match=r"skipped .*b.png: not a regular file"):
+        assert len(open_images(str(tmp_path))) == 1

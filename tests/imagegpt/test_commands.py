@@ -98,7 +98,7 @@ def test_the_config_runs_the_same_again(runs: Path, tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_to_the_bit(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tokenizer that lies in the folder: a run never changes it, even where the data has."""
     command = ["--method", method, *NETWORK, *DIGITS] if method == "imagegpt" else BEIT
-    command = ["pretrain", *command, "--steps", "8", "--checkpoint_every", "3", "--flip", "true"]
+    command = ["pretrain", *command, "--steps", "8", "--checkpoint_every", "3", "--flip", "--no_pictures"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     with killed_at(5):
         main([*command, "--out", str(tmp_path / "broken")])
@@ -135,7 +135,7 @@ def test_training_sees_the_codes_of_the_images(tmp_path: Path) -> None:
 
 
 def test_images_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ["pretrain", "--method", "imagegpt", *NETWORK, *DIGITS]
+    command = ["pretrain", "--method", "imagegpt", *NETWORK, *DIGITS, "--no_pictures"]
     assert main([*command, "--out", str(tmp_path / "first")]) == 0
     kept = sorted((tmp_path / "cache" / "patchcast").glob("codes-*.npy"))
     assert len(kept) == 4, "codes and labels of the training and of the test images"
@@ -146,7 +146,7 @@ def test_images_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_palette_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Palette(torch.linspace(-1, 1, 5)[:, None]).save(tmp_path / "grays.npy")
-    given = ["--tokenizer", str(tmp_path / "grays.npy"), *DIGITS]
+    given = ["--tokenizer", str(tmp_path / "grays.npy"), *DIGITS, "--no_pictures"]
     assert main(["pretrain", "--method", "imagegpt", *NETWORK, *given, "--out", str(tmp_path / "a")]) == 0
     kept = saved_tokenizer(tmp_path / "a")
     assert isinstance(kept, Palette)
@@ -167,7 +167,7 @@ def test_a_palette_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_codebook_of_another_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     codebook = runs / "beit" / "tokenizer.safetensors"
     assert isinstance(load_tokenizer(codebook), PatchCodebook)
-    command = ["pretrain", "--method", "beit", "--model", "test_vit", *DIGITS, "--tokenizer", str(codebook)]
+    command = ["pretrain", *BEIT[:4], *DIGITS, "--tokenizer", str(codebook), "--no_pictures"]
     assert main([*command, "--out", str(tmp_path / "same")]) == 0
     first, second = (load_file(folder / "tokenizer.safetensors") for folder in (runs / "beit", tmp_path / "same"))
     assert torch.equal(first["centres"], second["centres"])
@@ -209,7 +209,8 @@ def test_layers_are_probed_with_the_papers_feature(runs: Path) -> None:
     assert found["pretrained"]["1"] == linear_probe(train, test).accuracy
 
 
-@pytest.mark.parametrize("method", ["imagegpt", pytest.param("beit", marks=pytest.mark.slow)])
+@pytest.mark.slow  # `tests/commands` has it for a method without codes
+@pytest.mark.parametrize("method", ["imagegpt", "beit"])
 def test_check_says_that_they_are_honest(
     method: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

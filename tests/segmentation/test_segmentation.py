@@ -154,3 +154,5 @@ def test_mistakes(shapes: Path, segmenter: Path, tmp_path: Path, capsys: pytest.
     assert "are for --task segmentation" in capsys.readouterr().err
     assert main(["predict", str(segmenter), str(shapes / "large.png")]) == 2
     assert "--out names a folder for its masks" in capsys.readouterr().err
+    assert main(["export", str(segmenter), "--out", str(tmp_path / "z")]) == 2
+    assert "holds a segmenter, and export takes runs and classifiers" in capsys.readouterr().err

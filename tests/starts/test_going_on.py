@@ -116,6 +116,34 @@ def test_an_average_is_what_the_formula_says() -> None:
     assert torch.equal(layer.weight, own)
 
 
+def test_a_sharded_average_is_the_same(tmp_path: Path) -> None:
+    """As FSDP2 shards it, here over one process."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    whole = torch.nn.Linear(3, 5)
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        sharded = torch.nn.Linear(3, 5)
+        sharded.load_state_dict(whole.state_dict())
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        averages = [Average(module, 0.9) for module in (whole, sharded)]
+        for step in range(1, 4):
+            for module, average in zip((whole, sharded), averages, strict=True):
+                with torch.no_grad():
+                    for parameter in module.parameters():
+                        parameter.mul_(1.5)
+                average.update(step)
+        first, second = (average.state_dict() for average in averages)
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+        averages[1].load_state_dict(second)
+        with averages[1].applied():
+            assert torch.equal(sharded.weight.full_tensor(), first["weight"])  # type: ignore[operator]
+    finally:
+        dist.destroy_process_group()
+
+
 def test_the_better_weights_are_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, _ = weights(tmp_path / "theirs")
     for name, lr in (("wild", "0.3"), ("calm", "1e-9")):

@@ -9,26 +9,15 @@ from torch import Tensor
 
 from patchcast.backbones import Backbone, Grid, wrap
 from patchcast.backbones.tiled import Tiled
+from tests.backbones.zoo import SEQUENCES, sequence
 
-NARROW = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": (32, 48)}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "plain": ("vit_tiny_patch16_224", NARROW),
-    "pre-norm": ("vit_base_patch32_clip_224", {**NARROW, "patch_size": 16}),
-    "registers": ("vit_small_patch14_reg4_dinov2", {**NARROW, "patch_size": 16}),
-    "no class token": ("vit_base_patch16_siglip_224", NARROW),
-    "any size": ("test_vit", {"img_size": (32, 48), "dynamic_img_size": True}),
-    "rotary": ("vit_tiny_patch16_dinov3_qkvb", NARROW),
-    "rotary and table": ("eva02_tiny_patch14_224", {**NARROW, "patch_size": 16}),
-    "mixed rotary": ("vit_small_patch16_rope_mixed_224", NARROW),
-    "relative": ("beit_base_patch16_224", NARROW),
-    "relative by MLP": ("vit_relpos_base_patch16_clsgap_224", NARROW),
-    "naflex": ("naflexvit_base_patch16_gap", NARROW),
-}
+FAMILIES = [*SEQUENCES, "any size"]
 
 
 def tile_backbone(family: str) -> Backbone:
-    name, kwargs = FAMILIES[family]
-    return wrap(name, **kwargs).eval()
+    if family == "any size":
+        return wrap("test_vit", img_size=(32, 48), dynamic_img_size=True).eval()
+    return sequence(family, img_size=(32, 48), patch_size=16).eval()
 
 
 def tiled(family: str = "plain", grid: tuple[int, int] = (2, 3), **kwargs: Any) -> Tiled:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from patchcast.backbones import CannotError, Grid, wrap
+from patchcast.backbones import CannotError, Grid
 from patchcast.backbones.tiled import Tiled
 from patchcast.honesty import no_leak
 from patchcast.methods import mae
@@ -16,15 +17,11 @@ from patchcast.plans import FromStart, MaskPlan, MultiBlock, OrderPlan, RandomMa
 from patchcast.predictors import Decoder
 from patchcast.pretrainer import Pretrainer
 from tests import contracts, methods
+from tests.backbones.zoo import sequence
 from tests.tiles.parts import canvas_of
 
 TILES = Grid(2, 3)
-BACKBONES = {
-    "plain": lambda: wrap("test_vit", img_size=16, patch_size=8, in_chans=1),
-    "rotary": lambda: wrap(
-        "vit_tiny_patch16_dinov3_qkvb", img_size=16, patch_size=8, in_chans=1, depth=2, embed_dim=48, num_heads=3
-    ),
-}
+BACKBONES = {kind: partial(sequence, kind, img_size=16, patch_size=8, in_chans=1) for kind in ("plain", "rotary")}
 
 
 # Views and orders that tiles could break; what is predicted makes no difference to them.

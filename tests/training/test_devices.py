@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from patchcast.cli import main
 from patchcast.methods import METHODS
 from patchcast.training.log import curve
+from tests.forked import fork_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = '{"depth": 1, "embed_dim": 32, "num_heads": 2}'
@@ -23,6 +24,8 @@ FLAGS = {
     "ddp, four": ["--devices", "4"],
     "fsdp2": ["--devices", "2", "--sharded", "true"],
     "fsdp2, in pieces": ["--devices", "2", "--sharded", "true", "--accumulate", "2"],
+    "fsdp2, four": ["--devices", "4", "--sharded", "true"],
+    "fsdp2, checkpointed": ["--devices", "2", "--sharded", "true", "--checkpointing", "true"],
     "ddp, checkpointed, in pieces": ["--devices", "2", "--checkpointing", "true", "--accumulate", "2"],
 }
 
@@ -32,7 +35,14 @@ def command(method: str, out: Path, *flags: str) -> list[str]:
     model = network if method.startswith("imagegpt") else ["test_vit", "--model_args", SMALL]
     often = ["--steps", "6", "--batch_size", "16", "--log_every", "1", "--eval_every", "3", "--lr", "3e-3"]
     what = ["--method", method, "--model", *model, "--data", "digits", "--out", str(out), "--device", "cpu"]
+    what += [] if method.startswith("imagegpt") else ["--mean", "0.3", "--std", "0.4"]
     return ["pretrain", *what, *often, *flags]
+
+
+def ranks(arguments: list[str], world: int, out: Path) -> None:
+    """Run a command on several ranks that are there already, as under torchrun."""
+    printed = fork_ranks(lambda _: main(arguments), world, out.parent)
+    assert sum(text.count("Done in ") for text in printed) == 1, "one process of them reports the result"
 
 
 def processes(arguments: list[str]) -> None:
@@ -42,7 +52,7 @@ def processes(arguments: list[str]) -> None:
         [sys.executable, "-m", "patchcast", *arguments], env=environment, capture_output=True, text=True, timeout=1800
     )
     assert told.returncode == 0, told.stderr[-3000:]
-    assert told.stdout.count("Done.") == 1, "one process of them tells how it went"
+    assert told.stdout.count("Done in ") == 1, "one process of them tells how it went"
 
 
 def assert_alike(alone: Path, together: Path) -> None:
@@ -58,20 +68,25 @@ def assert_alike(alone: Path, together: Path) -> None:
     assert apart.float().mean() < 0.02
 
 
-@pytest.mark.parametrize("method", ["mae", "aim", "ijepa", "imagegpt"])
+@pytest.mark.parametrize("method", [pytest.param("mae", marks=pytest.mark.slow), "aim", "ijepa", "imagegpt"])
 def test_a_batch_in_pieces(method: str, tmp_path: Path) -> None:
     """AIM's random prefixes weigh the pieces differently; their means must be weighed so, too."""
-    assert main(command(method, tmp_path / "whole")) == 0
-    assert main(command(method, tmp_path / "pieces", "--accumulate", "4")) == 0
+    assert main(command(method, tmp_path / "whole", "--no_pictures")) == 0
+    assert main(command(method, tmp_path / "pieces", "--no_pictures", "--accumulate", "4")) == 0
     assert_alike(tmp_path / "whole", tmp_path / "pieces")
 
 
 @pytest.mark.parametrize(("method", "how"), [("aim", "ddp"), ("ijepa", "fsdp2")])
 def test_two_processes(method: str, how: str, tmp_path: Path) -> None:
-    """Probes and pictures included, for which both look at the whole weights."""
+    """Probes and pictures included, for which both look at the whole weights. The first command starts its second
+    process itself."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert main(command(method, alone, "--probe_data", "digits")) == 0
-    processes(command(method, together, "--probe_data", "digits", *FLAGS[how]))
+    shared = command(method, together, "--probe_data", "digits", *FLAGS[how])
+    if how == "ddp":
+        processes(shared)
+    else:
+        ranks(shared, 2, together)
     assert_alike(alone, together)
     for metric in ("knn_accuracy", "linear_accuracy"):
         (steps, mine), (theirs_steps, theirs) = (curve(out / "metrics.csv", metric) for out in (alone, together))
@@ -88,7 +103,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
     def out(method: str) -> Path:
         if not (folder / method).exists():
-            assert main(command(method, folder / method)) == 0
+            assert main(command(method, folder / method, "--no_pictures")) == 0
         return folder / method
 
     return out
@@ -98,8 +113,30 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 @pytest.mark.parametrize("how", FLAGS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_devices(method: str, how: str, one_process: Callable[[str], Path], tmp_path: Path) -> None:
-    processes(command(method, tmp_path / "together", *FLAGS[how]))
+    world = 4 if "four" in how else 2
+    ranks(command(method, tmp_path / "together", *FLAGS[how], "--no_pictures"), world, tmp_path / "together")
     assert_alike(one_process(method), tmp_path / "together")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mae", "ijepa"])
+def test_sharded_in_bf16(method: str, tmp_path: Path) -> None:
+    """Matrices are gathered in bf16, as autocast casts them on one device."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main(command(method, alone, "--precision", "bf16", "--probe_data", "digits")) == 0
+    processes(command(method, together, "--precision", "bf16", "--probe_data", "digits", *FLAGS["fsdp2"]))
+    for metric in ("loss", "eval_loss"):
+        (steps, mine), (theirs_steps, theirs) = (curve(out / "metrics.csv", metric) for out in (alone, together))
+        assert steps == theirs_steps
+        assert mine == pytest.approx(theirs, rel=5e-3), metric
+
+
+@pytest.mark.slow
+def test_compiled_block_by_block(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main(command("mae", alone)) == 0
+    processes(command("mae", together, "--compile", "true", *FLAGS["fsdp2"]))
+    assert_alike(alone, together)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

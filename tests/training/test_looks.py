@@ -21,7 +21,7 @@ from patchcast.evaluation import extract, knn_accuracy, ridge_accuracy
 from patchcast.evaluation.labeled import open_labeled
 from patchcast.recipe import Recipe
 from patchcast.runs.run import open_run, start_run
-from patchcast.training.log import curve, read_metrics
+from patchcast.training.log import Log, TensorBoard, curve, read_metrics
 from patchcast.training.looks import Pictures
 from patchcast.training.probing import OnlineProbe
 from tests.training.test_run import before_updates, killed_at, run, tiny
@@ -132,6 +132,21 @@ def test_from_the_command_line(method: str, tmp_path: Path) -> None:
     events = EventAccumulator(str(watched / "tensorboard")).Reload()
     assert [each.step for each in events.Images("pictures")] == [3, 6]
     assert [each.step for each in events.Scalars("knn_accuracy")] == [3, 6]
+
+
+def test_tensorboard_forgets_what_a_killed_run_logged_after_its_checkpoint(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, last in ((1, 4), (3, 5)):  # killed after step 4; the checkpoint is of step 2
+        logger = TensorBoard(tmp_path)
+        log = Log(tmp_path / "metrics.csv", [logger])
+        if first > 1:
+            log.resume(first - 1)
+        for step in range(first, last + 1):
+            log.add(step, {"loss": float(first)})
+        logger.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(1, 1.0), (2, 1.0), (3, 3.0), (4, 3.0), (5, 3.0)]
 
 
 def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

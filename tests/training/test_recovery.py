@@ -27,17 +27,19 @@ from patchcast.training.checkpoints import is_whole, latest_checkpoint, load_lat
 from patchcast.training.guard import BAD_BATCH, NotFinite
 from patchcast.training.log import curve, read_metrics
 from patchcast.training.looks import FeatureWatch
+from tests.forked import fork
 from tests.training.test_run import before_updates, killed_at, run, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 150
+MEASURED = ["--mean", "0.3", "--std", "0.4"]
+"""Of the digits, which each run would measure again."""
 
 
 def command(method: str, out: Path) -> list[str]:
     small = ["--model_args", '{"depth": 1, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.2}']
-    often = ["--steps", str(STEPS), "--batch_size", "16", "--checkpoint_every", "7", "--eval_every", "20"]
-    return [
-        "pretrain",
+    often = ["--steps", str(STEPS), "--batch_size", "16", "--checkpoint_every", "7", "--eval_every", "50"]
+    what = [
         "--method",
         method,
         "--model",
@@ -46,9 +48,10 @@ def command(method: str, out: Path) -> list[str]:
         "digits",
         "--out",
         str(out),
-        *small,
-        *often,
+        "--no_pictures",
+        *MEASURED,
     ]
+    return ["pretrain", *what, *small, *often]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
@@ -58,12 +61,15 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_checkpoint(out: Path, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 600
-    while not list(out.glob("checkpoints/step=*.ckpt")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, "no checkpoint was written"
-        time.sleep(0.01)
+def kill_after_a_checkpoint(arguments: list[str], out: Path) -> None:
+    """Run a command into the folder, and end it by SIGKILL at some moment after its first checkpoint."""
+    process = fork(lambda: main(arguments), out.with_suffix(".txt"))
+    process.until(lambda: list(out.glob("checkpoints/step=*.ckpt")))
+    time.sleep(random.Random(0).random() / 4)
+    process.kill()
+    code, printed = process.wait()
+    assert code == -signal.SIGKILL, printed
+    assert not (out / "pretrainer.safetensors").exists(), "killed too late to show anything"
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +102,7 @@ def assert_same_weights(one: Pretrainer, two: Pretrainer) -> None:
 def test_a_process_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
     """SIGKILL, the teacher's state included: the weights and the log end the same to the bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = start(command("ijepa", broken))
-    wait_for_checkpoint(broken, process)
-    time.sleep(random.Random(0).random() / 4)
-    process.kill()
-    process.communicate()
-    assert not (broken / "pretrainer.safetensors").exists(), "killed too late to show anything"
+    kill_after_a_checkpoint(command("ijepa", broken), broken)
     assert main(command("ijepa", broken)) == 0
     assert main(command("ijepa", whole)) == 0
     one, two = (load_file(out / "pretrainer.safetensors") for out in (whole, broken))
@@ -111,16 +112,16 @@ def test_a_process_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # for its processes: the next test sends both signals to a run in this one
+@pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize(
     ("number", "sentence", "code"),
     [
         pytest.param(signal.SIGTERM, "asked to end (SIGTERM)", 143, id="SIGTERM"),
-        # Slow for its process: the next test sends both signals to a run in this one.
-        pytest.param(signal.SIGINT, "stopped (Ctrl-C)", 130, id="Ctrl-C", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "stopped (Ctrl-C)", 130, id="Ctrl-C"),
     ],
 )
-def test_a_process_asked_to_end_saves_first(
+def test_processes_asked_to_end_save_first(
     number: signal.Signals, sentence: str, code: int, devices: int, tmp_path: Path
 ) -> None:
     """Of two, only the first is asked."""
@@ -141,15 +142,28 @@ def test_a_process_asked_to_end_saves_first(
     assert int(read_metrics(metrics)[-1]["step"]) <= step
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_asked_to_end_saves_first_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = fork(lambda: main([*command("mae", out), "--steps", "100000", "--log_every", "1"]), tmp_path / "said.txt")
+    process.until(lambda: list(out.glob("checkpoints/step=*.ckpt")))
+    os.kill(process.pid, signal.SIGTERM)
+    code, said = process.wait()
+    assert code == 143, said
+    step = int(max((out / "checkpoints").iterdir(), key=os.path.getmtime).stem.removeprefix("step="))
+    assert f"asked to end (SIGTERM) at step {step:,}, and saved; the same command resumes" in said.splitlines()[-1]
+    assert said.count("asked to end (SIGTERM)") == 1
+
+
 @pytest.mark.parametrize(
-    ("accumulate", "step", "piece", "saved"),
+    ("number", "accumulate", "step", "piece", "saved"),
     [
-        pytest.param(1, 6, None, 6, id="held-out images"),
-        pytest.param(4, 6, None, 6, id="held-out images, with pieces"),
-        pytest.param(1, 7, 0, 8, id="a step"),
-        pytest.param(4, 7, 1, 8, id="a piece"),
-        pytest.param(4, 7, 3, 8, id="the last piece"),
+        pytest.param(signal.SIGTERM, 1, 6, None, 6, id="held-out images"),
+        pytest.param(signal.SIGTERM, 4, 6, None, 6, id="held-out images, with pieces"),
+        pytest.param(signal.SIGTERM, 1, 7, 0, 8, id="a step"),
+        pytest.param(signal.SIGTERM, 4, 7, 1, 8, id="a piece"),
+        pytest.param(signal.SIGTERM, 4, 7, 3, 8, id="the last piece"),
+        pytest.param(signal.SIGINT, 1, 7, 0, 8, id="a step, by Ctrl-C"),
+        pytest.param(signal.SIGINT, 4, 7, 1, 8, id="a piece, by Ctrl-C"),
     ],
 )
 def test_a_run_asked_to_end_at_any_moment_resumes_to_the_bit(

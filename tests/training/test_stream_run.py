@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from patchcast.cli import main
 from patchcast.training.log import read_metrics
 from tests.data.test_tar import png
 from tests.training.test_looks import MODELS
-from tests.training.test_recovery import start, wait_for_checkpoint
+from tests.training.test_recovery import kill_after_a_checkpoint
 
 datasets = pytest.importorskip("datasets")
 COUNT, BROKEN = 60, 7
@@ -40,13 +38,19 @@ def test_a_run_on_a_stream_is_killed_and_goes_on(source: str, tmp_path: Path) ->
     """Over the end of a window of 2,048 images, which holds the stream many times over."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     often = ["--steps", "150", "--batch_size", "16", "--checkpoint_every", "9", "--eval_every", "50"]
-    command = ["pretrain", "--method", "mae", *MODELS["mae"], "--image_size", "[8, 8]", "--data", source, *often]
-    process = start([*command, "--out", str(broken)])
-    wait_for_checkpoint(broken, process)
-    time.sleep(random.Random(0).random() / 4)
-    process.kill()
-    process.communicate()
-    assert not (broken / "pretrainer.safetensors").exists(), "killed too late to show anything"
+    command = [
+        "pretrain",
+        "--method",
+        "mae",
+        *MODELS["mae"],
+        "--image_size",
+        "8",
+        "--data",
+        source,
+        *often,
+        "--no_pictures",
+    ]
+    kill_after_a_checkpoint([*command, "--out", str(broken)], broken)
     assert main([*command, "--out", str(broken)]) == 0
     assert main([*command, "--out", str(whole)]) == 0
     one, two = (load_file(out / "pretrainer.safetensors") for out in (whole, broken))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
+import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -157,10 +159,14 @@ def create(name: str, **timm_kwargs: Any) -> nn.Module:
         return timm.create_model(name, **timm_kwargs)
     except TypeError as error:
         if "img_size" not in str(error):
-            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
             if unknown is None:
                 raise
-            raise ValueError(f"timm's {name} has no argument {unknown[1]!r}") from error
+            network = getattr(sys.modules[timm.models.model_entrypoint(name).__module__], unknown[1], None)
+            known = [] if network is None else [*inspect.signature(network).parameters]
+            near = difflib.get_close_matches(unknown[2], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"timm's {name} has no argument {unknown[2]!r}{hint}") from error
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise

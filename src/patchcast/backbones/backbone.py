@@ -156,6 +156,13 @@ class Backbone(nn.Module, ABC):
         """Names of `model`'s submodules and parameters that `forward_stages` never reaches (heads)."""
         return ["head", "head_dist", "fc_norm", "attn_pool"]
 
+    def block_modules(self) -> list[nn.Module]:
+        """The blocks of `model` in the order in which they run, if each runs only by a call of its own.
+
+        Where devices share weights, those of one block are gathered at a time. None here: then the model is one block.
+        """
+        return []
+
     def not_in_features(self) -> list[str]:
         """Names of those that it reaches but that no feature of a unit or a prefix token depends on (other scales)."""
         return []

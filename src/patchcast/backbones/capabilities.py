@@ -28,6 +28,16 @@ NEEDS: dict[str, tuple[Capability, ...]] = {
 OWN_NETWORKS = {"imagegpt": "shift", "imagegpt_masked": "replace"}
 """Methods that run on an ImageGPT network instead, and what they need of it."""
 
+
+def is_imagegpt(model: str) -> bool:
+    """Whether a model's name is that of an ImageGPT network, which timm does not have.
+
+    >>> is_imagegpt("imagegpt_s"), is_imagegpt("vit_tiny_patch16_224")
+    (True, False)
+    """
+    return model.startswith("imagegpt")
+
+
 METHOD_NAMES = (*sorted({*NEEDS, *OWN_NETWORKS}),)
 """The names in `METHODS`, to check a name without importing torch. A test keeps the two equal."""
 

@@ -38,6 +38,9 @@ class CaiT(Sequence):
             x = torch.cat([cls_token, x], dim=1)
         return self.model.norm(x)
 
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.blocks, *(self.model.blocks_token_only or ())]
+
     def mask_attention(self, tokens: Tokens, can_see: Bool[Tensor, "*B L L"] | None) -> Tokens:
         can_see = lower_triangle(tokens) if can_see is None else can_see
         return tokens.with_(block_kwargs={"can_see": can_see})
@@ -98,6 +101,9 @@ class XCiT(TimmBackbone):
             x = torch.cat([self.model.cls_token.expand(len(x), -1, -1), x], dim=1)
             x = apply_blocks(self.model.cls_attn_blocks, x, self.model)
         return self.model.norm(x)
+
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.blocks, *(self.model.cls_attn_blocks or ())]
 
     def prefix_only(self) -> list[str]:
         parts = ["cls_token"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from timm.models.convit import ConVit
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchcast.backbones.backbone import ImageBatch, Tokens
 from patchcast.backbones.conventions import TimmBackbone
@@ -29,6 +29,9 @@ class ConViT(TimmBackbone):
     def add_positions(self, patches: Tokens) -> Tokens:
         x = patches.x + self.model.pos_embed if self.model.use_pos_embed else patches.x
         return patches.with_(x=self.model.pos_drop(x))
+
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.blocks]
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         x = tokens.x

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from timm.models.crossvit import scale_image
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchcast.backbones.backbone import ImageBatch, Tokens
 from patchcast.backbones.conventions import TimmBackbone
@@ -55,6 +55,9 @@ class CrossViT(TimmBackbone):
             x = torch.cat([cls_token.expand(len(x), -1, -1), x], dim=1) + positions
             embedded.append(model.pos_drop(x))
         return patches.with_(x=embedded, prefix=1)
+
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.blocks]
 
     def run_stages(self, tokens: Tokens) -> list[Tensor]:
         streams = tokens.x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Sequence_
 from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
@@ -49,8 +50,22 @@ class Gemma4(Sequence):
         cos, sin = self.encoder.rotary_emb(x, ids)
         return patches.with_(x=x, block_kwargs={"rope_cos": cos, "rope_sin": sin})
 
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.encoder.blocks]
+
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         return apply_blocks(self.encoder.blocks, tokens.x, self.encoder, **tokens.block_kwargs)
+
+    def block_outputs(
+        self, images: ImageBatch, blocks: int | Sequence_[int] | None = None
+    ) -> list[Float[Tensor, "B _ _ _"]]:
+        assert isinstance(images, Tensor)
+        indices, grid = blocks if blocks is None or isinstance(blocks, int) else list(blocks), self.grid(images)
+        # timm reads the grid back from the positions on the device; a GPU would have to wait.
+        rows = self.model.forward_intermediates(
+            images, indices=indices, norm=False, intermediates_only=True, output_fmt="NLC"
+        )
+        return [each.transpose(1, 2).unflatten(2, grid).contiguous() for each in rows]
 
     def positions_of(self, visible: Int[Tensor, "B V"], tokens: Tokens) -> dict[str, Any]:
         return {name: take(rotation, visible) for name, rotation in tokens.block_kwargs.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchcast.backbones.backbone import ImageBatch, Tokens, apply_blocks
 from patchcast.backbones.conventions import TimmBackbone
@@ -37,6 +37,9 @@ class Hiera(TimmBackbone):
     def add_positions(self, patches: Tokens) -> Tokens:
         return patches.with_(x=self.model.unroll(self.model._pos_embed(patches.x)))
 
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.blocks]
+
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B V D"]:
         return apply_blocks(self.model.blocks, tokens.x, self.model)
 
@@ -67,6 +70,9 @@ class HieraDet(TimmBackbone):
 
     def add_positions(self, patches: Tokens) -> Tokens:
         return patches.with_(x=self.model._pos_embed(patches.x))
+
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.blocks]
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B H W D"]:
         return apply_blocks(self.model.blocks, tokens.x, self.model)

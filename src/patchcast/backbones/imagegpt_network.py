@@ -430,6 +430,9 @@ class ImageGPTBackbone(Backbone):
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         return self.model.run(tokens.x, **tokens.block_kwargs)
 
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.blocks]
+
     def select(self, tokens: Tokens, visible: Int[Tensor, "B V"]) -> Tokens:
         return tokens.with_(x=take(tokens.x, visible), visible=visible)
 

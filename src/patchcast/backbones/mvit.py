@@ -33,6 +33,9 @@ class MViT(TimmBackbone):
         x = x if self.model.pos_embed is None else x + self.model.pos_embed
         return patches.with_(x=x, prefix=self.features_prefix)
 
+    def block_modules(self) -> list[nn.Module]:
+        return [block for stage in self.model.stages for block in stage.blocks]
+
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         x, size = tokens.x, tuple(tokens.grid)
         for stage in self.model.stages:

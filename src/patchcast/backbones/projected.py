@@ -56,6 +56,9 @@ class Projected(Sequence):
         x, rope = self.encoder._pos_embed(patches.x)
         return patches.with_(x=x, layout="NLC", block_kwargs={"rope": rope})
 
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.encoder.blocks]
+
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B ..."]:
         x = apply_blocks(self.encoder.blocks, tokens.x, self.encoder, **tokens.block_kwargs)
         if hasattr(self.encoder, "norm"):  # Qwen's has none

@@ -32,5 +32,8 @@ class SAM(TimmBackbone):
             x = x + resample_abs_pos_embed_nhwc(self.model.pos_embed, patches.grid)
         return patches.with_(x=self.model.norm_pre(self.model.pos_drop(x)))
 
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.blocks]
+
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B D H W"]:
         return self.model.neck(apply_blocks(self.model.blocks, tokens.x, self.model).permute(0, 3, 1, 2))

@@ -92,6 +92,9 @@ class Sequence(TimmBackbone):
         """The blocks from `first` up to but not including `last`, without the final norm."""
         return apply_blocks(self.model.blocks[first:last], tokens.x, self.model, **tokens.block_kwargs)
 
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.blocks]
+
     def positions_like(self, kwargs: Mapping[str, Any], own: Int[Tensor, "b L"]) -> dict[str, Any]:
         """The `block_kwargs` of a sequence in which token i has the position of token `own[i]` of one image.
 

@@ -110,6 +110,11 @@ class Staged(TimmBackbone):
             x = getattr(self.model, name)(x)
         return x
 
+    def block_modules(self) -> list[nn.Module]:
+        """The blocks of each stage, or the whole stage if its blocks have another name."""
+        stages = getattr(self.model, self.row.stages)
+        return [block for stage in stages for block in dict(stage.named_children()).get("blocks", [stage])]
+
     def unused(self) -> list[str]:
         return [*super().unused(), "classifier", "pre_classifier", "in_conv"]
 

@@ -148,6 +148,9 @@ class Tiled(Backbone):
     def name(self) -> str:
         return f"tiled {self.tile.name}"
 
+    def block_modules(self) -> list[nn.Module]:
+        return self.tile.block_modules()
+
     def unused(self) -> list[str]:
         return [f"tile.model.{name}" for name in self.tile.unused()]
 

@@ -40,6 +40,9 @@ class TNT(TimmBackbone):
         x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], dim=1) + model.patch_pos
         return patches.with_(x=(pixels, model.pos_drop(x)), prefix=1)
 
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.blocks]
+
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         pixels, x = tokens.x
         for block in self.model.blocks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import SwinTransformer, VisionTransformer
 
 from patchcast.backbones.backbone import Backbone, ImageBatch, Tokens
@@ -55,6 +55,9 @@ class TorchvisionViT(Backbone):
         encoder = self.model.encoder
         x = torch.cat([class_token, patches.x], dim=1)
         return patches.with_(x=encoder.dropout(x + encoder.pos_embedding), prefix=1)
+
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.model.encoder.layers]
 
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
         return self.model.encoder.ln(self.model.encoder.layers(tokens.x))

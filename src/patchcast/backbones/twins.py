@@ -27,6 +27,9 @@ class Twins(TimmBackbone):
     def add_positions(self, patches: Tokens) -> Tokens:
         return patches.with_(x=self.model.pos_drops[0](patches.x))
 
+    def block_modules(self) -> list[nn.Module]:
+        return [block for blocks in self.model.blocks for block in blocks]
+
     def run_stages(self, tokens: Tokens) -> Float[Tensor, "B N D"]:
         model, x, size = self.model, tokens.x, tuple(tokens.grid)
         for index, blocks in enumerate(model.blocks):

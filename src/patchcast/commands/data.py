@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def check_source(
     if any(label >= 0 for report in reports for label in report.labels):
         console.print(_labels_table(reports))
     else:
-        console.print("  No labels.\n")
+        reason = f": {opened[0].no_labels}" if opened[0].no_labels else ""
+        console.print(f"  No labels{escape(reason)}.\n", soft_wrap=True)
     bad = [image for report in reports for image in report.unreadable]
     for image in bad[:LISTED]:
         console.print(f"  [red]unreadable[/] {escape(f'{image.path}: {image.reason}')}", soft_wrap=True)
@@ -90,6 +92,12 @@ def check_source(
         write_json(out, lines)
         console.print(f"  Wrote {escape(str(out))}.", soft_wrap=True)
     console.print("All can be read." if not bad else f"{len(bad):,} cannot be read; training skips them.")
+    if not bad:
+        console.print(
+            "Next: [bold]patchcast pretrain --method auto --model vit_tiny_patch16_224 --data "
+            f"{escape(shlex.quote(source))} --out runs/first[/]",
+            soft_wrap=True,
+        )
     return not bad
 
 

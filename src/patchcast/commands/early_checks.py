@@ -7,13 +7,15 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, NEEDS, OWN_NETWORKS
+from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, NEEDS, OWN_NETWORKS, is_imagegpt
 from patchcast.backbones.support import made_for, table
 from patchcast.recipe import Recipe
 
 CONFIG = "config.yaml"
 WEIGHT_FILES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
-CLASSES, BEGUN = "classes.json", "finetune.json"
+PACKAGED_NAMES = ("digits", "mnist-5k")
+"""The sources of `patchcast.data.digits.PACKAGED`; a test keeps the two equal."""
+CLASSES, BEGUN, SEGMENTER = "classes.json", "finetune.json", "segmenter.json"
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -25,7 +27,7 @@ def check_recipe(recipe: Recipe) -> None:
     recipe.check()
     recipe.method = AUTO if _plain(recipe.method) == AUTO else method_called(recipe.method)
     # `runs.codes` checks ImageGPT's own networks.
-    if recipe.model and recipe.method not in OWN_NETWORKS and not recipe.model.startswith("imagegpt"):
+    if recipe.model and recipe.method not in OWN_NETWORKS and not is_imagegpt(recipe.model):
         check_model(recipe.model)
         if recipe.method != AUTO:
             check_suits(recipe.model, recipe.method)
@@ -69,6 +71,10 @@ def check_exported(folder: Path) -> None:
     """
     if (folder / CLASSES).exists():
         return
+    if (folder / SEGMENTER).exists():
+        raise ValueError(
+            f"{folder} holds a segmenter, and export takes runs and classifiers; docs/finetune.md opens it"
+        )
     if (folder / BEGUN).exists():
         raise ValueError(f"fine-tuning has not finished in {folder}; the same command resumes it")
     check_run(folder)
@@ -99,7 +105,7 @@ def check_classifier(name: str) -> None:
     """
     if (Path(name) / CLASSES).exists() or (Path(name) / BEGUN).exists():
         return
-    if Path(name).is_dir() and not (Path(name) / CONFIG).exists():
+    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in (CONFIG, "config.json")):
         raise ValueError(f"{name} holds neither a classifier of patchcast finetune ({CLASSES}) nor a run ({CONFIG})")
     check_network(name)
 
@@ -143,9 +149,9 @@ def check_data(source: str | None) -> None:
     Raises:
         ValueError: if it does not exist.
     """
-    if source is None or not source.startswith((".", "/", "~")):
-        return  # a name, a URL, a pattern, or a path: only the reader knows
-    if not re.search(r"[*?{\[]", source) and not Path(source).expanduser().exists():
+    if source is None or source in PACKAGED_NAMES or re.search(r"[*?{\[:]", source):
+        return  # hf:NAME, a URL, or a pattern: only the reader knows
+    if not Path(source).expanduser().exists():
         raise ValueError(f"{source} is not there; --data takes a folder of images, parquet or tar files, or hf:NAME")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from patchcast.classification.model import classifier, freeze
 from patchcast.classification.training import Settings, best_of, logits_of, train_classifier
 from patchcast.commands.finetune_masks import finetune_segmenter
 from patchcast.data import EvalLoader, EvalSet, Images, open_source
+from patchcast.data.digits import PACKAGED
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.intervals import Interval, accuracy_interval
 from patchcast.evaluation.labeled import labels_of, paths_of
@@ -41,6 +43,8 @@ BEGUN, METRICS = "finetune.json", "metrics.json"
 FEW_LABELS = 20
 """Training images per class below which the backbone is frozen by default."""
 EPOCHS, BATCH, LAYER_DECAY = 30, 64, 0.65
+FEWEST_FINETUNE_STEPS = 200
+"""With few images 30 epochs are few steps: on 5 per class of EuroSAT 30 steps reached 62.7 %, and 100 steps 70.6 %."""
 LR, FROZEN_LR = 1e-3, 3e-3
 SMOOTHING = 0.1
 WORST = 24
@@ -156,12 +160,13 @@ def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str
         asks_for_training = given.untrained or given.layer_decay is not None
         is_frozen = len(data.train) < FEW_LABELS * classes and not asks_for_training
     augment: Strength = given.augment or ("none" if is_frozen else "light")
-    flip = given.flip if given.flip is not None else given.data != "digits"
+    flip = given.flip if given.flip is not None else given.data not in PACKAGED
     batch_size = min(given.batch_size or BATCH, len(data.train))
     if (given.mixup or given.cutmix) and batch_size < 2:
         raise ValueError(f"--mixup and --cutmix mix pairs of images; got batches of {batch_size}")
+    per_epoch = max(1, len(data.train) // batch_size)
     settings = Settings(
-        epochs=given.epochs or EPOCHS,
+        epochs=given.epochs or max(EPOCHS, math.ceil(FEWEST_FINETUNE_STEPS / per_epoch)),
         batch_size=batch_size,
         lr=given.lr or (FROZEN_LR if is_frozen else LR),
         layer_decay=given.layer_decay or (1.0 if given.untrained else LAYER_DECAY),

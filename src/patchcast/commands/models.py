@@ -33,6 +33,9 @@ def models(pattern: str, method: str | None) -> None:
     # In a terminal the class may be cut; in a file or pipe nothing is.
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(line[:room] for line in lines))
+    if left := [row for row in matching if row not in rows]:
+        others = [other for other in NEEDS if all(row.suits(other) for row in left)]
+        print(f"\n{len(left)} more match and cannot run {method}; all of them can run {', '.join(others)}.")
 
 
 def cells(row: Support) -> tuple[str, ...]:

@@ -33,23 +33,29 @@ from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import check_loggers, make_loggers, watches
 from patchcast.stages import stage
 from patchcast.tokenizers.palette import Palette
-from patchcast.training.engine import Engine, uses_cuda, whole_state
+from patchcast.training.engine import Engine, uses_cuda
 from patchcast.training.lock import locked
 from patchcast.training.log import closing
 from patchcast.training.looks import Look
 from patchcast.training.loop import train
 from patchcast.training.optimization import Optimization, freeze_blocks
 from patchcast.training.progress import duration
+from patchcast.training.sharding import whole_state
 from patchcast.training.stream import Stream
 
 BLIND = 64
 """Maximum number of images for the loss of a blind prediction."""
+BLIND_VALUES = 2**24
+"""Maximum number of values of these images: large ones would fill the memory."""
 EVALUATED = 2000
 """Maximum number of images on which the loss is evaluated during a run."""
 
 
-def pretrain(recipe: Recipe) -> Resolved:
+def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     """Run or resume a recipe; returns it with a value for every option.
+
+    Args:
+        says_next: whether the last lines suggest a next command.
 
     Raises:
         ValueError: for anything that the user can fix, before training starts.
@@ -66,6 +72,8 @@ def pretrain(recipe: Recipe) -> Resolved:
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
             console.print(_summary(run), highlight=False)
+            if sentence := too_few(run):
+                console.print(sentence, highlight=False)
             if run.why:
                 console.print(escape(run.why), highlight=False)
             if run.chosen:
@@ -77,10 +85,10 @@ def pretrain(recipe: Recipe) -> Resolved:
             console.print(escape(resuming), highlight=False)
         elif run.recipe.overwrite:
             console.print("Without --overwrite, the same command resumes this run.")
-        return _carry_out(run, looks, console, is_first=is_first)
+        return _carry_out(run, looks, console, is_first=is_first, says_next=says_next)
 
 
-def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool) -> Resolved:
+def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool, says_next: bool) -> Resolved:
     journal = Journal(run.folder / BAD_IMAGES)
     trained, train_set, judged, codes = _feed(run, journal)
     if codes is not None:
@@ -107,22 +115,34 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool)
     unreadable = journal.close()
     with stage("Drawing pictures and writing results"):
         run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
-        loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable)]))
+        loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable, blind=blind)]))
     if unreadable:
         count = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
         console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
     console.print(
         f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
         f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "
-        f"which runs this again.\n{_next(run)}",
+        "which runs this again.",
         highlight=False,
     )
+    if says_next:
+        console.print(_next(run), highlight=False)
     return run.recipe
+
+
+def too_few(run: Run) -> str:
+    """A sentence if a batch is larger than the data; empty otherwise."""
+    batch, count = run.recipe.batch_size, len(run.source.train)
+    if run.source.is_stream or batch <= count:
+        return ""
+    often = f"{batch / count:.1f} times"
+    return f"A batch of {batch:,} holds each of the {count:,} images {often}: try --batch_size {count}."
 
 
 def _blind(run: Run) -> float | None:
     """The loss of a blind prediction on some of the images that pictures show; None if there is none."""
-    images, _ = held_out_images(run, BLIND)
+    values = run.recipe.channels * run.recipe.image_size[0] * run.recipe.image_size[1]
+    images, _ = held_out_images(run, max(1, min(BLIND, BLIND_VALUES // values)))
     return blind_loss(run.pretrainer, images)
 
 
@@ -216,7 +236,8 @@ def _train(
 def _summary(run: Run) -> str:
     recipe, backbone, source = run.recipe, run.pretrainer.backbone, run.source
     grid = backbone.grid(recipe.image_size)
-    millions = sum(weight.numel() for weight in run.pretrainer.parameters() if weight.requires_grad) / 1e6
+    count_of = sum(weight.numel() for weight in run.pretrainer.parameters() if weight.requires_grad)
+    parameters = f"{count_of / 1e6:.1f} M" if count_of >= 1e5 else f"{count_of:,}"
     height, width = recipe.image_size
     down, right = backbone.stride
     tiles = f" in tiles of {recipe.tile_size}x{recipe.tile_size}" if recipe.tile_size else ""
@@ -226,7 +247,7 @@ def _summary(run: Run) -> str:
     evaluated = "none held out" if held_out is None else f"evaluated on {len(held_out.images):,} {held_out.phrase}"
     going_on = f"\n  start     {_going_on(recipe)}" if is_started(recipe) else ""
     return (
-        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {millions:.1f} M parameters\n"
+        f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {parameters} parameters\n"
         f"  images    {count} of {escape(recipe.data)}, {evaluated}\n"
         f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}\n"
         f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from patchcast import options
-from patchcast.evaluation.protocol import OURS, UNTRAINED, Request, Subject
+from patchcast.evaluation.intervals import paired_accuracy_difference
+from patchcast.evaluation.protocol import OURS, UNTRAINED, Protocol, Request, Subject
 from patchcast.evaluation.protocols import PROTOCOLS
 from patchcast.files import cache_folder, write_json
 from patchcast.recipe import Resolved
@@ -58,16 +60,35 @@ def probe(given: options.ProbeOptions, protocol: str, chosen: Any, *, typed: str
         console.print(table)
     for line in measuring.comparisons(results):
         console.print(line, highlight=False)
+    if found := verdict(measuring, results):
+        console.print(f"[bold]{found}[/]", highlight=False)
     if measuring.cache is not None:
         console.print(f"Features are cached in {measuring.cache}, which may be deleted at any time.")
     out = given.out or network.own_file(f"{measuring.file}.json")
     if out is not None:
-        found = measuring.record(results)
-        write_json(out, {"command": typed, "network": network.name, "data": measuring.description, **found})
+        numbers = measuring.record(results)
+        write_json(out, {"command": typed, "network": network.name, "data": measuring.description, **numbers})
         pictures = "".join(f" Pictures: {picture}." for picture in measuring.save_pictures(results, out))
         following = f" Next: [bold]patchcast report {given.source}[/]" if is_run(given.source) else ""
         console.print(f"Written to {out}.{pictures}{following}")
     return results
+
+
+def verdict(measuring: Protocol[Any], results: Mapping[str, Any]) -> str:
+    """Which rows the pretrained network is better than, in one sentence; empty if images are not compared one by one.
+
+    It is better than a row if the interval of the difference on the same test images is above 0.
+    """
+    ours = measuring.correct(results[OURS]) if OURS in results else None
+    if ours is None:
+        return ""
+    others = {name: measuring.correct(result) for name, result in results.items() if name != OURS}
+    lows = {name: paired_accuracy_difference(ours, right).low for name, right in others.items() if right is not None}
+    better = [name for name, low in lows.items() if low > 0]
+    rest = [name for name, low in lows.items() if low <= 0]
+    parts = [f"better than {', '.join(better)}"] if better else []
+    parts += [f"not better than {', '.join(rest)}"] if rest else []
+    return f"In short: {', '.join(parts)}." if parts else ""
 
 
 def _reading(given: options.ProbeOptions, recipe: Resolved | None) -> dict[str, Any]:

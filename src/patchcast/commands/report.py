@@ -23,7 +23,7 @@ from patchcast.backbones.capabilities import READ_AS
 from patchcast.data import denormalize
 from patchcast.data.images import evenly_spaced
 from patchcast.drawing.figures import Version
-from patchcast.drawing.versions import completed, completes_pixels, draws_codes, samples, versions
+from patchcast.drawing.versions import BLIND_ROW, completed, completes_pixels, draws_codes, samples, versions
 from patchcast.evaluation.maps import pca_maps
 from patchcast.files import write_text
 from patchcast.modes import evaluating
@@ -31,11 +31,11 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.report import Curve, Html, Section, Tile, commands, definitions, html_table, line_chart, page, strips
 from patchcast.report.page import folded, side_by_side, subheading
-from patchcast.report.pictures import image_row
+from patchcast.report.pictures import embedded, image_row
 from patchcast.runs.network import OURS, UNTRAINED
 from patchcast.runs.results import probes_from_start
 from patchcast.runs.run import Run, open_run
-from patchcast.runs.run_folder import CONFIG, METRICS
+from patchcast.runs.run_folder import CONFIG, METRICS, RESULTS
 from patchcast.stages import stage
 from patchcast.training.log import curve
 from patchcast.training.probing import PROBE_NAMES
@@ -67,36 +67,54 @@ class RunNumbers:
     def pretrainer(self) -> Pretrainer:
         return self.run.pretrainer
 
+    @property
+    def demo(self) -> dict[str, Any]:
+        """What `patchcast demo` has measured; empty for other runs."""
+        file = self.run.folder / "demo.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    @property
+    def blind(self) -> float | None:
+        """The loss of a prediction that ignores the image; None if it is not known."""
+        file = self.run.folder / RESULTS
+        return json.loads(file.read_text()).get("blind_loss") if file.exists() else None
+
     def curve(self, column: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column of metrics.csv; empty if there is none."""
         file = self.run.folder / METRICS
         return curve(file, column) if file.exists() else ([], [])
 
 
-def report(run: Path, *, out: Path | None = None, data: str | None = None) -> Path:
-    """Write a page about a run and return its path.
+def report(runs: Sequence[Path], *, out: Path | None = None, data: str | None = None) -> Path:
+    """Write a page about a run, or one that compares several, and return its path.
 
     Args:
-        out: the file; None for report.html in the run folder.
+        out: the file; None for report.html in the run folder, or in the current one for several runs.
         data: images to show; None for the run's own.
     Raises:
-        ValueError: if the folder holds no run, or one that has no weights yet.
+        ValueError: if a folder holds no run, or one that has no weights yet.
     """
-    opened = open_run(run)
-    files = {name: run / f"{name}.json" for name in ("probe", "layers", "attentive", "finetune", "dense")}
-    probes = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    found = [numbers_of(run) for run in runs]
     with stage("Drawing the page"):
-        text = write(RunNumbers(opened, probes), data or opened.recipe.data)
-    out = out or run / "report.html"
+        text = write(found[0], data or found[0].recipe.data) if len(found) == 1 else write_comparison(found)
+    out = out or (runs[0] / "report.html" if len(found) == 1 else Path("report.html"))
     write_text(out, text)
     print(f"Wrote {out}.")
     return out
+
+
+def numbers_of(folder: Path) -> RunNumbers:
+    """A run, opened, with everything that was measured of it."""
+    files = {name: folder / f"{name}.json" for name in ("probe", "layers", "attentive", "finetune", "dense")}
+    probes = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    return RunNumbers(open_run(folder), probes)
 
 
 def write(found: RunNumbers, data: str) -> str:
     """The HTML of the page."""
     sections = [
         _learning(found),
+        *_few_labels(found),
         *_accuracy(found),
         *_layers(found),
         *_pictures(found, data),
@@ -108,11 +126,95 @@ def write(found: RunNumbers, data: str) -> str:
         f"{recipe.steps:,} steps of {recipe.batch_size} images of {recipe.data}, without labels. "
         f"Folder: {found.run.folder}"
     )
-    footer = (
+    footer = _footer()
+    title = f"{recipe.method} on {recipe.model}"
+    return page(title, subtitle, _headline(found), sections, footer, answers=_answers(found))
+
+
+def write_comparison(found: Sequence[RunNumbers]) -> str:
+    """The HTML of a page that compares runs."""
+    header = ["run", "method", "model", "images seen", "held-out loss", "linear, %", "kNN, %", "time"]
+    rows = []
+    for one in found:
+        recipe, probe = one.recipe, one.probes.get("probe", {}).get(OURS, {})
+        held = one.curve("eval_loss")[1]
+        rows.append(
+            [
+                one.run.folder.name,
+                recipe.method,
+                recipe.model,
+                f"{recipe.steps * recipe.batch_size:,}",
+                f"{held[-1]:.3g}" if held else "–",
+                _interval(probe["linear"]) if probe else "–",
+                _percent(probe.get("knn"), ""),
+                duration(seconds) if (seconds := _seconds(one)) else "–",
+            ]
+        )
+    unmeasured = [one for one in found if "probe" not in one.probes]
+    body: list[Html] = [html_table(header, rows)]
+    if unmeasured:
+        body.append(subheading("Not measured with labels yet"))
+        body.append(
+            commands([f"patchcast probe {shlex.quote(str(one.run.folder))} --data LABELED" for one in unmeasured])
+        )
+    data = sorted({one.probes["probe"]["data"] for one in found if "probe" in one.probes})
+    alt = "Losses can be compared within a method only. "
+    alt += f"Accuracies are on {data[0]}, with 95 % intervals over the test images." if len(data) == 1 else ""
+    alt += f"Accuracies are on different data: {'; '.join(data)}." if len(data) > 1 else ""
+    sections = [Section("The runs", alt, body)]
+    for method in dict.fromkeys(one.recipe.method for one in found):
+        curves = [
+            Curve(one.run.folder.name, *one.curve("eval_loss"), dots=True)
+            for one in found
+            if one.recipe.method == method and one.curve("eval_loss")[0]
+        ]
+        if curves:
+            chart = _over_steps(curves, "loss on held-out images", f"Loss of {method} by optimizer step")
+            sections.append(Section(f"Loss of {method}", "", [side_by_side([chart])]))
+    for column, name in (("linear_accuracy", "linear probe"), ("knn_accuracy", "nearest neighbors")):
+        curves = [
+            Curve(one.run.folder.name, x, [100 * y for y in ys], dots=True)
+            for one in found
+            for x, ys in [one.curve(column)]
+            if x
+        ]
+        if curves:
+            chart = _over_steps(curves, f"{name} during the run, %", f"Accuracy of the {name} by optimizer step")
+            sections.append(Section(f"{name[0].upper()}{name[1:]} during the runs", "", [side_by_side([chart])]))
+    how = [pretrain_command(one.recipe) for one in found]
+    sections.append(Section("How to reproduce them", "With every option that is not the default.", [commands(how)]))
+    return page(f"{len(found)} runs", "Pretrained without labels.", [], sections, _footer())
+
+
+def _footer() -> str:
+    return (
         f"Written on {date.today().isoformat()} by patchcast {__version__} (torch {torch.__version__}, timm "
         f"{timm.__version__}). This file loads nothing from the network."
     )
-    return page(f"{recipe.method} on {recipe.model}", subtitle, _headline(found), sections, footer)
+
+
+def _answers(found: RunNumbers) -> Html:
+    """What was trained, whether it is better than what costs nothing, and what it cost."""
+    recipe, speed, probe = found.recipe, _speed(found), found.probes.get("probe", {})
+    start = f", from the weights {recipe.start_words}" if recipe.start_words else ""
+    trained = (
+        f"{recipe.model} with {recipe.method} on {recipe.data}, without labels{start}: "
+        f"{recipe.steps * recipe.batch_size:,} images seen in {recipe.steps:,} steps."
+    )
+    gained = probe.get("differences", {})
+    if not gained:
+        better = found.demo.get("summary") or "Not known yet: only labels can tell. The command is below, under Probes."
+    else:
+        named = {name: _gained(name, points).partition(": ")[2].rstrip(".") for name, points in gained.items()}
+        ahead = [f"{name} ({named[name]})" for name in gained if gained[name]["low"] > 0]
+        rest = [f"{name} ({named[name]})" for name in gained if gained[name]["low"] <= 0]
+        better = f"{'Better than ' + ', '.join(ahead) if ahead else 'Better than nothing that it was compared with'}."
+        better += f" Not better than {', '.join(rest)}." if rest else ""
+        better += f" Linear classifier on {probe.get('data', '')}."
+    cost = f"About {duration(_seconds(found))} of training, at {speed:,.0f} images a second" if speed else "Not logged"
+    devices = recipe.devices * recipe.nodes
+    cost += f"{f', on {devices} devices' if devices > 1 else ''}, in {recipe.precision}."
+    return definitions({"What was trained": trained, "Is it better?": better, "What it cost": cost}, name="answers")
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
@@ -126,10 +228,12 @@ def _headline(found: RunNumbers) -> list[Tile]:
         if ours:
             tiles.append(Tile(_percent(ours), alt, f"untrained: {_percent(other)}" if other else ""))
     losses, held = found.curve("loss")[1], found.curve("eval_loss")[1]
+    blind = "" if found.blind is None else f"a blind prediction: {found.blind:.3g}"
     if held:
-        tiles.append(Tile(f"{held[-1]:.3g}", "loss on held-out images", f"first evaluation: {held[0]:.3g}"))
+        compared = blind or f"first evaluation: {held[0]:.3g}"
+        tiles.append(Tile(f"{held[-1]:.3g}", "loss on held-out images", compared))
     elif losses:
-        tiles.append(Tile(f"{losses[-1]:.3g}", "loss", f"at the start: {losses[0]:.3g}"))
+        tiles.append(Tile(f"{losses[-1]:.3g}", "loss", blind or f"at the start: {losses[0]:.3g}"))
     if speed := _speed(found):
         seen = found.recipe.steps * found.recipe.batch_size
         took = duration(_seconds(found))
@@ -145,6 +249,9 @@ def _learning(found: RunNumbers) -> Section:
     loss, held = found.curve("loss"), found.curve("eval_loss")
     if loss[0] or held[0]:
         curves = [Curve("training images", *loss), Curve("held-out images", *held, dots=True)]
+        if found.blind is not None:
+            ends = [min([*loss[0], *held[0]]), max([*loss[0], *held[0]])]
+            curves.append(Curve("blind prediction, which ignores the image", ends, [found.blind] * 2))
         charts.append(_over_steps(curves, "loss", "Loss by optimizer step"))
     online = {"linear probe": "linear_accuracy", "nearest neighbors": "knn_accuracy"}
     probes = {name: found.curve(column) for name, column in online.items()}
@@ -181,8 +288,8 @@ def _accuracy(found: RunNumbers) -> list[Section]:
     probe = found.probes.get("probe")
     if not found.probes:
         alt = "Nothing has been measured with labels yet. Run this command, and then write this page again:"
-        typed = f"patchcast probe {shlex.quote(str(found.run.folder))} --data LABELED"
-        return [Section("Probes", alt, [commands([typed])])]
+        typed = f"patchcast probe {shlex.quote(str(found.run.folder))}"
+        return [Section("Probes", alt, [commands([typed if _has_labels(found.run) else f"{typed} --data LABELED"])])]
     body: list[Html] = []
     if probe:
         counts = [row["per_class"] for row in probe.get(OURS, {}).get("few_labels", [])]
@@ -212,6 +319,31 @@ def _accuracy(found: RunNumbers) -> list[Section]:
         f"{read}"
     )
     return [Section("Probes", alt, body)] if body else []
+
+
+def _has_labels(run: Run) -> bool:
+    """Whether the run's own data has labels; False if it is not there any more."""
+    try:
+        return run.source.has_labels
+    except (ValueError, OSError):
+        return False
+
+
+def _few_labels(found: RunNumbers) -> list[Section]:
+    """What the demo has measured: few labels, and nearest neighbors as a picture."""
+    rows = found.demo.get("few_labels")
+    if not rows:
+        return []
+    counts = [str(row["per_class"]) for row in next(iter(rows.values()))]
+    lines = [
+        [NETWORK_ROWS.get(name, name), *(f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" for row in row_of)]
+        for name, row_of in rows.items()
+    ]
+    body = [html_table(["% right, labels per class", *counts], lines, strong=0)]
+    picture = found.run.folder / "neighbors.png"
+    if picture.exists():
+        body += [subheading("Nearest neighbors before and after"), embedded(picture, "nearest neighbors")]
+    return [Section("Few labels", "Mean and spread over draws of the labeled images.", body)]
 
 
 def _dense_table(dense: Mapping[str, Any]) -> Html:
@@ -343,7 +475,7 @@ def _predictions(found: RunNumbers, images: Tensor, phrase: str) -> list[Section
     if draws_codes(pretrainer):
         alt = f"{which}. The upper half is given; the lower half was drawn twice, in the colors of the palette."
         return [Section("Completions", alt, body)]
-    note = f" {target.from_image[0].upper()}{target.from_image[1:]}." if target.from_image else ""
+    note = f" {target.from_image[0].upper()}{target.from_image[1:]}; {BLIND_ROW}." if target.from_image else ""
     alt = f"{which}: what was seen of each, and what was predicted in place of the rest.{note}"
     if isinstance(pretrainer.view, Attend):
         alt = f"{which}: their given units, and every other unit as predicted from all units before it.{note}"

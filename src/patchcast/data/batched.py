@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from patchcast.data.transforms import Augment, Cut, ImagePixels, resize
 
-LARGEST = 16
+LARGEST_CROP = 16
 """Times the area of what comes out up to which crops are handed on: larger ones would take more memory than time."""
 CHUNK = 32
 """Images that are resized at once."""
@@ -51,7 +51,7 @@ class Cutter:
     def __call__(self, image: ImagePixels, seed: int) -> Cut:
         cut = self.augment.cut(image, seed)
         height, width = self.augment.size
-        if cut.pixels.shape[-2] * cut.pixels.shape[-1] > LARGEST * height * width:
+        if cut.pixels.shape[-2] * cut.pixels.shape[-1] > LARGEST_CROP * height * width:
             return cut._replace(pixels=resize(cut.pixels, self.augment.size))
         return cut
 

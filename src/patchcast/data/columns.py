@@ -27,6 +27,10 @@ LARGEST_OWN = 10_000
 Value = int | float | bool | str | None
 
 
+class SeveralLabelsError(ValueError):
+    """A column of lists of labels; the message is a short reason."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """Requested column names; None to detect them."""
@@ -102,8 +106,9 @@ def choose_label(
 
 
 def number_classes(values: Iterable[Value]) -> tuple[dict[Value, int], list[str] | None]:
-    """A number for each label, -1 for None and NaN, and the names of the classes in the order of their numbers.
+    """A number for each label, and the names of the classes in the order of their numbers.
 
+    None, NaN, infinity and blank text are -1, no label.
     Small integers from 0 keep their value and have no names. Everything else is a name: text, booleans, and ids. Names
     are numbered in alphabetical order, and ids by size.
 
@@ -113,7 +118,7 @@ def number_classes(values: Iterable[Value]) -> tuple[dict[Value, int], list[str]
     (({'007': 0, '042': 1}, ['007', '042']), ['1000000000', '2000000000'])
     """
     values = list(values)
-    numbers: dict[Value, int] = {value: -1 for value in values if value is None or value != value}
+    numbers: dict[Value, int] = {value: -1 for value in values if _is_missing(value)}
     given = {value: _plain(value) for value in values if value not in numbers}
     whole = [value for value in given.values() if type(value) is int]
     if whole and len(whole) == len(given):
@@ -127,9 +132,15 @@ def number_classes(values: Iterable[Value]) -> tuple[dict[Value, int], list[str]
     return {**numbers, **{value: place.get(str(own), -1) for value, own in given.items()}}, names or None
 
 
+def _is_missing(value: Value) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
 def _plain(value: Value) -> Value:
     """Whole floating-point numbers as integers: a column of integers with gaps is often written so."""
-    return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
+    return int(value) if isinstance(value, float) and not value % 1 else value
 
 
 def number_labels(
@@ -155,7 +166,7 @@ def number_labels(
         }, class_names
     distinct = {value for column in columns.values() for value in column.unique().to_pylist()}
     count = sum(len(column) for column in columns.values())
-    has_fractions = any(isinstance(value, float) and value == value and value != int(value) for value in distinct)
+    has_fractions = any(isinstance(value, float) and math.isfinite(value) and value % 1 for value in distinct)
     if has_fractions and 2 * len(distinct) > count:
         return dict.fromkeys(columns), None
     numbers, names = number_classes(distinct)
@@ -165,22 +176,56 @@ def number_labels(
     return labels, names
 
 
+def unread_labels(fields: Mapping[str, object]) -> str:
+    """Why there are no labels, where a column has a usual name for them and another type.
+
+    >>> unread_labels({"image": "binary", "label": "struct<a: int64>"})
+    "the column 'label' holds struct<a: int64>, and labels are numbers, truth values or text, one for each image"
+
+    Args:
+        fields: the types of all columns that hold no labels.
+    """
+    for name, kind in fields.items():
+        if name.casefold() in (*LABEL_COLUMNS, *COARSER):
+            return f"the column {name!r} holds {kind}, and labels are numbers, truth values or text, one for each image"
+    return ""
+
+
 def is_label_type(kind: pa.DataType) -> bool:
-    """Whether labels can have this type: numbers, booleans, text, and dictionaries of these."""
+    """Whether labels can have this type: numbers, booleans, text, and dictionaries or lists of these.
+
+    Lists of several labels are none; only the values show it (`SeveralLabelsError`).
+    """
     import pyarrow.types as types
 
-    if types.is_dictionary(kind):
+    if types.is_dictionary(kind) or _is_list(kind):
         return is_label_type(kind.value_type)
     checks = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string,
               types.is_string_view, types.is_decimal)  # fmt: skip
     return any(check(kind) for check in checks)
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    return any(check(kind) for check in (types.is_list, types.is_large_list, types.is_fixed_size_list))
+
+
 def _unified(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Without dictionaries, and in one of four types: int64, float64, bool or string."""
+    """Without dictionaries and lists of one, and in one of four types: int64, float64, bool or string.
+
+    Raises:
+        SeveralLabelsError: if a list holds several.
+    """
     import pyarrow as pa
     import pyarrow.types as types
 
+    if _is_list(column.type):
+        values = column.to_pylist()
+        if any(value is not None and len(value) > 1 for value in values):
+            raise SeveralLabelsError("holds lists of several labels, and an image has one")
+        single = [value[0] if value else None for value in values]
+        column = pa.chunked_array([pa.array(single, column.type.value_type)])
     kind = column.type
     if types.is_dictionary(kind):
         column = column.cast(kind.value_type)

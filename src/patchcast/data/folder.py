@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 import warnings
 from collections import Counter
@@ -34,8 +36,9 @@ class FolderStore(Store):
     the name of the first sub-folder is the class, at any depth.
     """
 
-    def __init__(self, root: Path, files: list[str], class_names: list[str] | None) -> None:
+    def __init__(self, root: Path, files: list[str], class_names: list[str] | None, no_labels: str = "") -> None:
         self.root = root
+        self.no_labels = no_labels
         self.files = Names(files)  # relative to the root, with the system's separator
         self.class_names = None if class_names is None else [printable(name) for name in class_names]
         if class_names is not None:
@@ -46,10 +49,19 @@ class FolderStore(Store):
         return len(self.files)
 
     def open(self, position: int) -> ImageFile:
-        return open(self.root / self.files[position], "rb")
+        return open(self.root / self.files[position], "rb", opener=_open_regular)
 
     def path(self, position: int) -> str:
         return printable(str(self.root / self.files[position]))
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file; without waiting, as a named pipe would wait for its writer for ever."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return descriptor
 
 
 def list_files(root: Path) -> list[str]:
@@ -167,8 +179,11 @@ def folder_splits(root: Path, files: list[str]) -> Splits:
         others = kinds_of(sorted(set(files) - set(images)))
         warnings.warn(f"passed over files that are no images by their names: {others}", stacklevel=2)
     parts = arrange(images, os.sep, str(root))
-    classes = class_names_of([image for part in parts.values() for image in part.names], os.sep)
-    return {split: partial(FolderStore, root / part.folder, part.names, classes) for split, part in parts.items()}
+    names = [image for part in parts.values() for image in part.names]
+    classes, reason = class_names_of(names, os.sep), why_no_classes(names, os.sep)
+    return {
+        split: partial(FolderStore, root / part.folder, part.names, classes, reason) for split, part in parts.items()
+    }
 
 
 def class_names_of(images: list[str], separator: str) -> list[str] | None:
@@ -178,3 +193,16 @@ def class_names_of(images: list[str], separator: str) -> list[str] | None:
         return None
     names = sorted({image.partition(separator)[0] for image in images})
     return names if len(names) > 1 else None
+
+
+def why_no_classes(images: list[str], separator: str) -> str:
+    """Why folders are no classes, where there are several; empty where they are, or there is one at most.
+
+    >>> why_no_classes(["cat/1.png", "dog/2.png", "cover.png"], "/")
+    "1 image lies next to the folders ('cover.png'), which are classes only where no image does"
+    """
+    loose = [image for image in images if separator not in image]
+    if not loose or len({image.partition(separator)[0] for image in images if separator in image}) < 2:
+        return ""
+    lie = "1 image lies" if len(loose) == 1 else f"{len(loose):,} images lie"
+    return f"{lie} next to the folders ({printable(loose[0])!r}), which are classes only where no image does"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchcast.data.columns import ANY_LABEL, Columns, choose_image, choose_label, number_labels
+from patchcast.data.columns import ANY_LABEL, Columns, choose_image, choose_label, number_labels, unread_labels
 from patchcast.data.decode import ImageFile
 from patchcast.data.split_names import declared_splits
 from patchcast.data.stores import Splits, Store
@@ -41,8 +41,10 @@ class HubStore(Store):
         labels: np.ndarray | None = None,
         class_names: list[str] | None = None,
         name: str = "dataset",
+        no_labels: str = "",
     ) -> None:
         self.images = encoded(dataset.select_columns([column]), column)
+        self.no_labels = no_labels
         self.column, self.labels, self.class_names, self.name = column, labels, class_names, name
 
     def __len__(self) -> int:
@@ -98,12 +100,13 @@ def splits_of(found: Mapping[str, datasets.Dataset], source: str, columns: Colum
     features = next(iter(found.values())).features
     column, label = image_column(features, source, columns.image), label_column(features, source, columns.label)
     labels: Mapping[str, np.ndarray | None] = dict.fromkeys(found)
+    reason = unread_labels(features) if label is None else ""
     class_names = getattr(features.get(label), "names", None)
     if label is not None:
         values = {name: part.select_columns([label]).with_format("arrow")[:][label] for name, part in found.items()}
         labels, class_names = number_labels(values, class_names)
     return {
-        name: partial(HubStore, part, column, labels[name], class_names, f"{source} {name}")
+        name: partial(HubStore, part, column, labels[name], class_names, f"{source} {name}", reason)
         for name, part in found.items()
     }
 

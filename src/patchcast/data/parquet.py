@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchcast.data.columns import ANY_LABEL, Columns, choose_image, choose_label, is_label_type, joined, number_labels
+from patchcast.data.columns import (
+    ANY_LABEL,
+    Columns,
+    SeveralLabelsError,
+    choose_image,
+    choose_label,
+    is_label_type,
+    joined,
+    number_labels,
+    unread_labels,
+)
 from patchcast.data.decode import ImageFile
 from patchcast.data.names import printable
 from patchcast.data.seals import matches_seal, seal
@@ -36,9 +46,15 @@ class ParquetStore(Store):
     """
 
     def __init__(
-        self, files: list[SourceFile], column: str, labels: np.ndarray | None, class_names: list[str] | None
+        self,
+        files: list[SourceFile],
+        column: str,
+        labels: np.ndarray | None,
+        class_names: list[str] | None,
+        no_labels: str = "",
     ) -> None:
         self.files = files
+        self.no_labels = no_labels
         self.column = column
         self.labels = labels
         self.class_names = class_names
@@ -103,9 +119,10 @@ def parquet_splits(files: list[SourceFile], columns: Columns = ANY_LABEL) -> Spl
     """
     groups = by_split(files)
     images = {name: _image_column(group[0], columns.image) for name, group in groups.items()}
-    labels, class_names = _read_labels(groups, columns.label)
+    labels, class_names, reason = _read_labels(groups, columns.label)
     return {
-        name: partial(ParquetStore, group, images[name], labels[name], class_names) for name, group in groups.items()
+        name: partial(ParquetStore, group, images[name], labels[name], class_names, reason)
+        for name, group in groups.items()
     }
 
 
@@ -172,34 +189,51 @@ def _read_chunks(file: SourceFile, column: str) -> Iterator[pa.Array]:
 
 def _read_labels(
     groups: dict[str, list[SourceFile]], asked: str | None
-) -> tuple[Mapping[str, np.ndarray | None], list[str] | None]:
-    """Labels of every split and the class names, one numbering for all."""
+) -> tuple[Mapping[str, np.ndarray | None], list[str] | None, str]:
+    """Labels of every split, the class names, one numbering for all, and why there are none (`Store.no_labels`).
+
+    A split whose files have no such column has no labels: the public part of many a test set.
+    """
     import pyarrow as pa
 
+    schemas = {name: _open_parquet(group[0]).schema_arrow for name, group in groups.items()}
+    fields = {field.name: field for schema in reversed(schemas.values()) for field in schema}
+    candidates = [name for name, field in fields.items() if is_label_type(field.type)]
     first = next(iter(groups.values()))[0]
-    schema = _open_parquet(first).schema_arrow
-    candidates = [field.name for field in schema if is_label_type(field.type)]
-    label = choose_label(schema.names, candidates, asked, first.name)
+    label = choose_label(list(fields), candidates, asked, first.name)
     if label is None:
-        return dict.fromkeys(groups), None
+        others = {name: field.type for name, field in fields.items() if name not in candidates}
+        return dict.fromkeys(groups), None, unread_labels(others)
+
+    split_of_file = {file: name for name, group in groups.items() for file in group}
 
     def read(file: SourceFile) -> pa.ChunkedArray:
         parquet = _open_parquet(file)
         if label not in parquet.schema_arrow.names:
+            if label not in schemas[split_of_file[file]].names:
+                return pa.chunked_array([pa.nulls(parquet.metadata.num_rows)])
             raise ValueError(f"{file.name} has no column {label!r}, as its neighbors have")
         try:
             return parquet.read([label]).column(label)
         except (pa.ArrowException, OSError) as problem:
             raise ValueError(_broken(file, problem)) from problem
 
-    columns = {name: joined([read(file) for file in group]) for name, group in groups.items()}
-    return number_labels(columns, _class_names(schema, label))
-
-
-def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
-    """As Hugging Face's `datasets` writes them into the file's metadata."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return list(features[label]["names"])
-    except (KeyError, TypeError, ValueError):
-        return None
+        columns = {name: joined([read(file) for file in group]) for name, group in groups.items()}
+        labels, class_names = number_labels(columns, _class_names(schemas.values(), label))
+    except SeveralLabelsError as problem:
+        if asked is not None:
+            raise ValueError(f"the column {asked!r} of {first.name} {problem}") from problem
+        return dict.fromkeys(groups), None, f"the column {label!r} {problem}"
+    return labels, class_names, ""
+
+
+def _class_names(schemas: Iterable[pa.Schema], label: str) -> list[str] | None:
+    """As Hugging Face's `datasets` writes them into the files' metadata."""
+    for schema in schemas:
+        try:
+            features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+            return list(features[label]["names"])
+        except (KeyError, TypeError, ValueError):
+            continue
+    return None

@@ -157,7 +157,8 @@ class Source:
         if limit is not None and limit < 1:
             raise ValueError(f"a probe needs at least 1 training image; got a limit of {limit}")
         if not _has_labels(self._all):
-            raise ValueError(f"{self.data} has no labels, which a probe needs; give --data a labeled source")
+            reason = f" ({self._all.no_labels})" if self._all.no_labels else ""
+            raise ValueError(f"{self.data} has no labels{reason}, which a probe needs; give --data a labeled source")
         generator = torch.Generator().manual_seed(0)
         by_split = self._judged_by_split() if split is None else self._judged_by(split)
         train, test, phrase = by_split or self._judged_by_share(generator)

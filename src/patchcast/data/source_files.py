@@ -145,6 +145,9 @@ def by_split(files: Sequence[File]) -> dict[str, list[File]]:
             split_words.setdefault(word)
             groups.setdefault(split, []).append(file)
     by_split_name(split_words, os.path.commonpath([path.parent for path in paths]) or "the source")
+    if unnamed and list(groups) == ["train"]:
+        others = _first_of(groups["train"])
+        warnings.warn(f"{_first_of(unnamed)} tells no split: it is trained on too, next to {others}", stacklevel=2)
     if unnamed:
         without = groups.setdefault("train", unnamed)
         if without is not unnamed and len(groups) > 1:
@@ -161,6 +164,9 @@ def _words(path: Path) -> list[str]:
 
 
 def _passed_over(files: Sequence[File], splits: list[str]) -> str:
+    return f"passed over {_first_of(files)}: the name tells none of the splits {', '.join(splits)}"
+
+
+def _first_of(files: Sequence[File]) -> str:
     names = [str(file if isinstance(file, Path) else file.name) for file in files]
-    more = f" and {len(names) - 1} more" if names[1:] else ""
-    return f"passed over {names[0]}{more}: the name tells none of the splits {', '.join(splits)}"
+    return names[0] + (f" and {len(names) - 1} more" if names[1:] else "")

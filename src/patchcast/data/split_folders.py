@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from patchcast.data.companions import image_folder
-from patchcast.data.split_names import PURPOSE, by_split_name, split_of
+from patchcast.data.split_names import PURPOSE, by_split_name, by_split_word, split_of
 
 
 @dataclass
@@ -29,8 +29,8 @@ class FolderPart:
 def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, FolderPart]:
     """Images by split, as their first folders tell: `train` and its neighbors, or all in `train`.
 
-    A single folder around all others is looked into. Folders that are no splits, next to some that are, are passed over
-    and named in a warning.
+    A single folder around all others is looked into, and its name is no class. Folders that are no splits, next to some
+    that are, are passed over and named in a warning.
 
     >>> parts = arrange(["data/Train/cat/1.png", "data/Valid/cat/2.png"], "/", "photos")
     >>> {split: (part.folder, part.names) for split, part in parts.items()}
@@ -45,23 +45,27 @@ def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, Fold
     """
     around = ""
     while True:
-        inside = [image[len(around) :] for image in images]
-        folders = dict.fromkeys(name.partition(separator)[0] for name in inside if separator in name)
-        has_loose = any(separator not in name for name in inside)
-        named = by_split_name(folders, where)
+        inside = {place: image[len(around) :] for place, image in enumerate(images) if image.startswith(around)}
+        folders = dict.fromkeys(name.partition(separator)[0] for name in inside.values() if separator in name)
+        has_loose = any(separator not in name for name in inside.values())
+        named = _by_split(folders, where)
         photographs = None if named or has_loose else image_folder(folders)
-        if named or has_loose or len(folders) != 1:
+        if len(folders) != 1:
             break
-        around += next(iter(folders)) + separator
+        # A single folder is looked into: one around all images, or one that holds splits, whatever lies next to it.
+        [only] = folders
+        if (named or has_loose) and not _has_splits(inside.values(), only, separator, where):
+            break
+        around += only + separator
     if photographs is not None:
         return _without_masks(images, around, photographs, separator, where)
     if not named:
-        _refuse_splits_in_classes(inside, separator, where)
-        return {"train": FolderPart("", list(images), list(range(len(images))))}
+        _refuse_splits_in_classes(list(inside.values()), separator, where)
+        return {"train": FolderPart(around.removesuffix(separator), list(inside.values()), list(inside))}
     parts = {split: FolderPart(around + folder) for split, folder in named.items()}
     by_folder = {folder: parts[split] for split, folder in named.items()}
-    others: dict[str, int] = {}
-    for place, name in enumerate(inside):
+    others: dict[str, int] = {"": len(images) - len(inside)} if len(inside) < len(images) else {}
+    for place, name in inside.items():
         folder, has_separator, rest = name.partition(separator)
         part = by_folder.get(folder) if has_separator else None
         if part is None:
@@ -74,6 +78,19 @@ def arrange(images: Sequence[str], separator: str, where: str) -> dict[str, Fold
         counts = (f"{count:,} in {repr(folder) if folder else 'no folder'}" for folder, count in others.items())
         warnings.warn(f"passed over images of {where} that are of no split: {', '.join(counts)}", stacklevel=3)
     return parts if len(parts) > 1 else {"train": next(iter(parts.values()))}
+
+
+def _by_split(folders: Collection[str], where: str) -> dict[str, str]:
+    """The folders that tell a split: by their whole names, or else by one word of them."""
+    return by_split_name(folders, where) or by_split_word(folders, where)
+
+
+def _has_splits(images: Collection[str], folder: str, separator: str, where: str) -> bool:
+    """Whether a folder holds the training split and another one."""
+    start = folder + separator
+    rest = [image[len(start) :] for image in images if image.startswith(start)]
+    named = _by_split(dict.fromkeys(name.partition(separator)[0] for name in rest if separator in name), where)
+    return "train" in named and len(named) > 1
 
 
 def _without_masks(

@@ -22,10 +22,12 @@ class Store(ABC):
     Attributes:
         labels: one per position, -1 for unlabeled images; None if the source has no labels.
         class_names: names of the classes, if the source has them.
+        no_labels: why there are none, where it looks as if there were some.
     """
 
     labels: Int64[np.ndarray, " N"] | None = None
     class_names: list[str] | None = None
+    no_labels: str = ""
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -18,7 +18,7 @@ import numpy as np
 from patchcast.data.columns import ANY_LABEL, COARSER, LABEL_COLUMNS, Columns, Value, number_classes
 from patchcast.data.companions import sample_of, second_images
 from patchcast.data.decode import ImageFile
-from patchcast.data.folder import SETTLED_SECONDS, class_names_of, pick_images
+from patchcast.data.folder import SETTLED_SECONDS, class_names_of, pick_images, why_no_classes
 from patchcast.data.names import Names, printable
 from patchcast.data.source_files import SourceFile, by_split
 from patchcast.data.split_folders import arrange
@@ -60,9 +60,15 @@ class TarStore(Store):
     """
 
     def __init__(
-        self, files: list[SourceFile], index: Index, labels: np.ndarray, class_names: list[str] | None
+        self,
+        files: list[SourceFile],
+        index: Index,
+        labels: np.ndarray,
+        class_names: list[str] | None,
+        no_labels: str = "",
     ) -> None:
         self.files = files
+        self.no_labels = no_labels
         self.shards, self.offsets, self.sizes = (
             np.array(column, dtype=np.int64) for column in (index.shards, index.offsets, index.sizes)
         )
@@ -107,15 +113,16 @@ def tar_splits(files: list[SourceFile], columns: Columns = ANY_LABEL) -> Splits:
         ((_, files), index) = next(iter(groups.items())), next(iter(indices.values()))
         indices = _by_folder(index, files[0].name)
         groups = dict.fromkeys(indices, files)
+    reason = ""
     if all(label is None for index in indices.values() for label in index.labels):
         if columns.label is not None:
             raise ValueError(f"no sample of {files[0].name} has a label called {columns.label!r}")
-        _label_by_folders(indices)
+        reason = _label_by_folders(indices)
     numbers, class_names = number_classes({label for index in indices.values() for label in index.labels})
     labels = {
         name: np.array([numbers[label] for label in index.labels], dtype=np.int64) for name, index in indices.items()
     }
-    return {name: partial(TarStore, groups[name], indices[name], labels[name], class_names) for name in groups}
+    return {name: partial(TarStore, groups[name], indices[name], labels[name], class_names, reason) for name in groups}
 
 
 def _without_masks(index: Index, where: str, asked: str | None) -> Index:
@@ -166,7 +173,7 @@ def _take(index: Index, places: list[int]) -> Index:
 def find_index(files: list[SourceFile], asked: str | None = None) -> Index:
     """The index of some shards, from the user's cache folder if no shard has changed."""
     states = [file.state for file in files]
-    cached = cache_file(["tar, labels as written", asked, *states], ".index.npz")
+    cached = cache_file(["tar, labels as written or the only one of a list", asked, *states], ".index.npz")
     index = _read_index(cached)
     if index is None:
         index = Index()
@@ -241,6 +248,8 @@ def _note(notes: dict[str, Value], shard: tarfile.TarFile, member: tarfile.TarIn
         value = text or None  # `007`, `cat`
     if kind == "json" and kind not in own:
         value = _field(value, asked)
+    if isinstance(value, list) and len(value) == 1:
+        [value] = value
     is_label = value is not None and isinstance(value, (int, float, bool, str))
     if is_label and (kind in own or sample not in notes):
         notes[sample] = value
@@ -256,7 +265,9 @@ def _field(value: Any, asked: str | None) -> Any:
     return value[min(names, key=order.index)] if names else None
 
 
-def _label_by_folders(indices: Mapping[str, Index]) -> None:
+def _label_by_folders(indices: Mapping[str, Index]) -> str:
+    """Label by the first folders; returns why they are no classes, where they look as if they were."""
+
     def inside(index: Index, name: str) -> str:
         return name.removeprefix("./").removeprefix(f"{index.folder}/" if index.folder else "")
 
@@ -267,12 +278,13 @@ def _label_by_folders(indices: Mapping[str, Index]) -> None:
         if offset != BROKEN
     ]
     if class_names_of(real, "/") is None:
-        return
+        return why_no_classes(real, "/")
     for index in indices.values():
         index.labels = [
             None if offset == BROKEN else inside(index, name).partition("/")[0]
             for name, offset in zip(index.names, index.offsets, strict=True)
         ]
+    return ""
 
 
 def _write_index(file: Path, index: Index) -> None:

@@ -21,11 +21,10 @@ class PatientLoader(DataLoader[Any]):
     """A `DataLoader` that reports on stderr, after a minute without a batch, which worker processes it waits for."""
 
     def __iter__(self) -> Any:
-        batches = super().__iter__()
-        return batches if self.num_workers == 0 else watch(batches)
+        return watch(super().__iter__(), has_workers=self.num_workers > 0)
 
 
-def watch(batches: Iterator[Batch], patience: float | None = None) -> Iterator[Batch]:
+def watch(batches: Iterator[Batch], patience: float | None = None, *, has_workers: bool = True) -> Iterator[Batch]:
     """The same batches; if one takes long, a thread of this process reports what is waited for.
 
     >>> list(watch(iter([1, 2])))
@@ -33,6 +32,7 @@ def watch(batches: Iterator[Batch], patience: float | None = None) -> Iterator[B
 
     Args:
         patience: in seconds; `PATIENCE` if None.
+        has_workers: whether other processes read the images.
     """
     patience = PATIENCE if patience is None else patience
     state = threading.Condition()
@@ -50,7 +50,11 @@ def watch(batches: Iterator[Batch], patience: float | None = None) -> Iterator[B
             if not waited:
                 next_message = patience
             elif waited * patience >= next_message:
-                print(_message(waited * patience), file=sys.stderr, flush=True)
+                print(
+                    _message(waited * patience) if has_workers else _alone(waited * patience),
+                    file=sys.stderr,
+                    flush=True,
+                )
                 next_message *= 2
 
     watcher = threading.Thread(target=look, name="waiting for batches", daemon=True)
@@ -77,6 +81,13 @@ def _message(seconds: float) -> str:
     return (
         f"no batch for {seconds:.0f} s: waiting for the workers that read images (processes {each}); a disk that does "
         "not answer, or a stopped process, holds them up. Ctrl-C ends the run."
+    )
+
+
+def _alone(seconds: float) -> str:
+    return (
+        f"no batch for {seconds:.0f} s: this process is reading images; a disk that does not answer would hold it up. "
+        "Ctrl-C ends the run."
     )
 
 

@@ -24,7 +24,7 @@ class Version(NamedTuple):
 
 
 HIDDEN = 0.85  # the gray level of what was not seen
-LETTER = 0.062  # inches, of a caption
+LETTER = 0.068  # inches, of a caption
 
 
 def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
@@ -35,10 +35,10 @@ def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
     """
     images = next(iter(versions.values())).images
     height, width = images.shape[-2:]
-    side = 1.2
+    side = 1.3
     across = side * len(images) * width / height + 0.3
     caption = textwrap.fill(caption, max(20, int(across / LETTER)))
-    size = (max(across, 20 * LETTER), (side + 0.1) * len(versions) + 0.2 + 0.12 * len(caption.splitlines()))
+    size = (max(across, 20 * LETTER), (side + 0.1) * len(versions) + 0.2 + 0.14 * len(caption.splitlines()))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(versions), len(images), squeeze=False)
     for row, (title, version) in zip(axes, versions.items(), strict=True):
@@ -49,9 +49,9 @@ def draw_versions(versions: dict[str, Version], *, caption: str = "") -> Figure:
             axis.imshow(shown, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        row[0].set_ylabel(title, fontsize=8)
+        row[0].set_ylabel(title, fontsize=10)
     if caption:
-        figure.supxlabel(caption, fontsize=7)
+        figure.supxlabel(caption, fontsize=8)
     return figure
 
 
@@ -62,13 +62,19 @@ def shown_pixels(image: UInt8[Tensor, "C H W"] | Float[Tensor, "C H W"]) -> np.n
     return shown.numpy() / 255 if image.dtype == torch.uint8 else shown.clamp(0, 1).numpy()
 
 
-def draw_loss(training: Points, held_out: Points, *, title: str) -> Figure:
-    """The loss against optimizer steps, on training and on held-out images."""
+def draw_loss(training: Points, held_out: Points, *, title: str, blind: float | None = None) -> Figure:
+    """The loss against optimizer steps, on training and on held-out images.
+
+    Args:
+        blind: the loss of a prediction that ignores the image, as a line to compare with.
+    """
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axis = figure.subplots()
     axis.plot(*training, linewidth=1, alpha=0.8, label="training images")
     if held_out[0]:
         axis.plot(*held_out, marker="o", markersize=3, label="held-out images")
+    if blind is not None:
+        axis.axhline(blind, color="0.5", linewidth=1, linestyle="--", label="blind prediction")
     axis.set_xlabel("optimizer step")
     axis.set_ylabel("loss")
     axis.set_title(title)

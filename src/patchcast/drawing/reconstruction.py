@@ -16,18 +16,26 @@ from patchcast.pretrainer import Pretrainer
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Images, their visible pixels, and the predictions; NaN where nothing is shown."""
+    """Images, their visible pixels, and the predictions; NaN where nothing is shown.
+
+    Attributes:
+        blind: drawn like `predicted`, from the best prediction that ignores the image (`Target.blind`). Where a target
+            omits the mean and contrast of units, both are drawn with the original's, and only what `predicted` shows
+            beyond `blind` was predicted.
+    """
 
     images: Float[Tensor, "B C H W"]
     seen: Float[Tensor, "B C H W"]
     predicted: Float[Tensor, "B C H W"]
+    blind: Float[Tensor, "B C H W"]
 
 
 @torch.no_grad()
 def reconstruct(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan) -> Reconstruction:
     """Predict hidden units and insert them into the images; predictions of weight zero are not shown.
 
-    Predictions of normalized targets do not contain a unit's mean and contrast: these are taken from the original.
+    Predictions of normalized targets do not contain a unit's mean and contrast: these are taken from the original, and
+    `blind` shows how much of the picture that is.
 
     >>> from patchcast.backbones import wrap
     >>> from patchcast.methods import mae
@@ -44,10 +52,14 @@ def reconstruct(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: 
     if plan.is_shown is not None:
         counts = counts & ~plan.is_shown
     asked = plan.predict.flatten(1)
-    values = output.predictions.new_zeros(len(images), plan.grid.units, output.predictions.shape[-1])
-    values.scatter_(1, asked[..., None].expand(-1, -1, values.shape[-1]), output.predictions.flatten(1, 2))
     predicted = torch.zeros(len(images), plan.grid.units, dtype=torch.bool, device=images.device)
     predicted.scatter_(1, asked, counts.flatten(1))
     where = upsample(predicted.unflatten(1, plan.grid), (images.shape[-2], images.shape[-1]))[:, None]
-    drawn = pretrainer.target.to_pixels(values, images)
-    return Reconstruction(images, images.masked_fill(where, torch.nan), torch.where(where, drawn, images))
+
+    def drawn(predictions: Float[Tensor, "B G P T"]) -> Float[Tensor, "B C H W"]:
+        values = predictions.new_zeros(len(images), plan.grid.units, predictions.shape[-1])
+        values.scatter_(1, asked[..., None].expand(-1, -1, values.shape[-1]), predictions.flatten(1, 2))
+        return torch.where(where, pretrainer.target.to_pixels(values, images), images)
+
+    blind = pretrainer.target.blind(output.targets).to(output.predictions)
+    return Reconstruction(images, images.masked_fill(where, torch.nan), drawn(output.predictions), drawn(blind))

@@ -70,7 +70,8 @@ def write_completions(
     shown = torch.where(is_given, whole, torch.full_like(whole, GRAY))
     completions = tokenizer.decode(ids.flatten(0, 1), grid).unflatten(0, (-1, copies))
     rows = torch.cat([shown[:, None], completions, whole[:, None]], dim=1).flatten(0, 1)
-    save_grid(rows, out, columns=copies + 2)
+    titles = ["given", *["drawn"] * copies, "image"]
+    save_grid(rows, out, columns=copies + 2, titles=titles)
     save_drawing(ids.flatten(0, 1), tokenizer, grid, out.with_suffix(".gif"), given=prefix, columns=copies)
 
 

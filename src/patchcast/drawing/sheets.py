@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from patchcast.files import write_whole
 from patchcast.geometry import Grid
 
 GAP, GRAY = 1, 128
+LETTERS = 11
+"""Size of titles and names, in pixels."""
 
 
 @runtime_checkable
@@ -26,15 +29,21 @@ class CodeDecoder(Protocol):
 
 
 def save_grid(
-    images: UInt8[Tensor, "B C H W"], path: str | Path, *, columns: int | None = None, scale: int | None = None
+    images: UInt8[Tensor, "B C H W"],
+    path: str | Path,
+    *,
+    columns: int | None = None,
+    scale: int | None = None,
+    titles: Sequence[str] = (),
 ) -> None:
     """Write images side by side, row by row, as PNG.
 
     Args:
-        columns: images per row; None for an approximately square grid.
+        columns: images per row; None for an approximately square grid, with full rows where that is possible.
         scale: factor by which images are enlarged; None for about 64 pixels per side.
+        titles: of the columns, written above them.
     """
-    drawn = sheet(images, columns=columns, scale=scale)
+    drawn = with_labels(sheet(images, columns=columns, scale=scale), titles=titles)
     write_whole(path, drawn.save)
 
 
@@ -81,7 +90,7 @@ def sheet(images: UInt8[Tensor, "B C H W"], *, columns: int | None = None, scale
     (194, 129)
     """
     count, channels, height, width = images.shape
-    columns = min(count, columns or math.ceil(math.sqrt(count * height / width)))
+    columns = min(count, columns or _columns(count, height / width))
     rows = math.ceil(count / columns)
     scale = scale or max(1, round(64 / max(height, width)))
     down, right = height * scale + GAP, width * scale + GAP
@@ -91,3 +100,46 @@ def sheet(images: UInt8[Tensor, "B C H W"], *, columns: int | None = None, scale
         row, column = divmod(place, columns)
         sheet[row * down : row * down + height * scale, column * right : column * right + width * scale] = image
     return Image.fromarray(sheet.squeeze(-1).numpy())
+
+
+def with_labels(drawn: Image.Image, *, titles: Sequence[str] = (), names: Sequence[str] = ()) -> Image.Image:
+    """A sheet with titles above its columns and names to the left of its rows, black on white.
+
+    >>> with_labels(Image.new("L", (129, 129)), titles=["seen", "drawn"], names=["first", "second"]).size
+    (177, 147)
+    """
+    if not titles and not names:
+        return drawn
+    font, left = ImageFont.load_default(size=LETTERS), label_width(names)
+    top = 18 if titles else 0
+    whole = Image.new("RGB", (drawn.width + left, drawn.height + top), "white")
+    whole.paste(drawn.convert("RGB"), (left, top))
+    pen = ImageDraw.Draw(whole)
+    for place, title in enumerate(titles):
+        middle = left + (place + 0.5) * drawn.width / len(titles)
+        pen.text((middle, top / 2), title, fill="black", font=font, anchor="mm")
+    for place, name in enumerate(names):
+        middle = top + (place + 0.5) * drawn.height / len(names)
+        pen.text((4, middle), name, fill="black", font=font, anchor="lm")
+    return whole
+
+
+def label_width(names: Sequence[str]) -> int:
+    """Pixels to the left of a sheet's rows that `with_labels` needs for their names.
+
+    >>> label_width([])
+    0
+    """
+    font = ImageFont.load_default(size=LETTERS)
+    return math.ceil(max((font.getlength(name) for name in names), default=-8)) + 8
+
+
+def _columns(count: int, ratio: float) -> int:
+    """Images per row of an approximately square grid; rows are full where a grid with full rows is not much longer.
+
+    >>> _columns(24, 1.0), _columns(16, 1.0), _columns(23, 1.0)
+    (6, 4, 5)
+    """
+    wanted = math.sqrt(count * ratio)
+    full = min((n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(math.log(n / wanted)))
+    return full if 1 / 1.5 < full / wanted < 1.5 else math.ceil(wanted)

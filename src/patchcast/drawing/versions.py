@@ -15,7 +15,7 @@ from patchcast.drawing.completion import complete_pixels
 from patchcast.drawing.figures import Version
 from patchcast.drawing.generation import complete, parts, sample
 from patchcast.drawing.reconstruction import reconstruct
-from patchcast.drawing.sheets import GRAY, sheet
+from patchcast.drawing.sheets import GRAY, sheet, with_labels
 from patchcast.geometry import upsample
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
@@ -23,6 +23,12 @@ from patchcast.views import Attend
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, where white is 1."""
+
+
+NEW = "new"
+"""Name of the row of new images that an ImageGPT draws."""
+BLIND_ROW = "the row 'blind' shows what that is without any prediction"
+"""For captions of pictures with such a row."""
 
 
 def draws_codes(pretrainer: Pretrainer) -> bool:
@@ -39,8 +45,10 @@ def completes_pixels(pretrainer: Pretrainer) -> bool:
 
 def caption(pretrainer: Pretrainer, phrase: str) -> str:
     """The caption of a figure of `versions`: which images they are, and what was not predicted."""
-    lent = "in the colors of the palette" if draws_codes(pretrainer) else pretrainer.target.from_image
-    return f"{phrase}; {lent}" if lent else phrase
+    if draws_codes(pretrainer):
+        return f"{phrase}, in the colors of the palette"
+    lent = pretrainer.target.from_image
+    return f"{phrase}. {lent[0].upper()}{lent[1:]}; {BLIND_ROW}." if lent else phrase
 
 
 def versions(
@@ -54,7 +62,10 @@ def versions(
     >>> from patchcast.methods import mae
     >>> pretrainer = mae(wrap("test_vit", img_size=32), decoder_depth=1)
     >>> list(versions(pretrainer, torch.rand(2, 3, 32, 32), ((0.5,) * 3, (0.5,) * 3)))
-    ['image', 'seen', 'predicted']
+    ['image', 'seen', 'blind', 'predicted']
+
+    Where predictions lack the mean and contrast of units, these are the image's own. `blind` then shows them without a
+    prediction, so that they are not taken for one.
 
     Raises:
         ValueError: if the method's targets are not pixels.
@@ -63,11 +74,13 @@ def versions(
     if draws_codes(pretrainer):
         return _completed_halves(pretrainer, images, generator)
     result = reconstruct(pretrainer, images, pretrainer.draw(images, generator))
-    return {
+    shown = {
         "image": Version(_drawn(result.images, normalization)),
         "seen": Version(_drawn(result.seen.nan_to_num(), normalization), result.seen.isnan().any(dim=1).cpu()),
-        "predicted": Version(_drawn(result.predicted, normalization)),
     }
+    if pretrainer.target.from_image:
+        shown["blind"] = Version(_drawn(result.blind, normalization))
+    return {**shown, "predicted": Version(_drawn(result.predicted, normalization))}
 
 
 def completed(
@@ -108,10 +121,10 @@ def progress_sheet(
     pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], normalization: Normalization
 ) -> Image.Image:
     """One picture of the pretrainer's current state: a row per version, and for an ImageGPT a row of samples."""
-    rows = [_as_png(version) for version in versions(pretrainer, images, normalization).values()]
+    rows = {name: _as_png(version) for name, version in versions(pretrainer, images, normalization).items()}
     if draws_codes(pretrainer):
-        rows.append(samples(pretrainer, len(images)))
-    return sheet(torch.cat(rows), columns=len(images))
+        rows[NEW] = samples(pretrainer, len(images))
+    return with_labels(sheet(torch.cat(list(rows.values())), columns=len(images)), names=list(rows))
 
 
 def _completed_halves(

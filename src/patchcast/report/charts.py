@@ -10,7 +10,7 @@ from html import escape
 from patchcast.report.page import Html
 
 WIDTH, HEIGHT = 350, 220  # in SVG units, about one pixel each on a phone
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 44, 22, 10, 38
 MOST_POINTS = 300
 COLORS = 4
 

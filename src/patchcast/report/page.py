@@ -34,7 +34,15 @@ class Section:
     body: Sequence[Html]
 
 
-def page(title: str, subtitle: str, tiles: Sequence[Tile], sections: Sequence[Section], footer: str) -> str:
+def page(
+    title: str,
+    subtitle: str,
+    tiles: Sequence[Tile],
+    sections: Sequence[Section],
+    footer: str,
+    *,
+    answers: Html = Html(""),  # noqa: B008, an immutable string
+) -> str:
     """A whole HTML file.
 
     >>> text = page("A <run>", "on digits", [Tile("91 %", "kNN")], [Section("Loss", "It falls.", [])], "made today")
@@ -46,6 +54,7 @@ def page(title: str, subtitle: str, tiles: Sequence[Tile], sections: Sequence[Se
         f'<div class="beside">{escape(tile.beside)}</div></div>'
         for tile in tiles
     )
+    large = f'<div class="tiles">{head}</div>' if tiles else ""
     body = "".join(
         f'<section><h2>{escape(section.title)}</h2><p class="told">{escape(section.told)}</p>'
         f"{''.join(section.body)}</section>"
@@ -56,7 +65,8 @@ def page(title: str, subtitle: str, tiles: Sequence[Tile], sections: Sequence[Se
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f'<header><h1>{escape(title)}</h1><p class="subtitle">{escape(subtitle)}</p></header>'
-        f'<div class="tiles">{head}</div>{body}<footer>{escape(footer)}</footer></main></body></html>\n'
+        f"{answers}{large}{body}"
+        f"<footer>{escape(footer)}</footer></main></body></html>\n"
     )
 
 
@@ -75,14 +85,15 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, strong: 
     return Html(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>')
 
 
-def definitions(values: Mapping[str, str]) -> Html:
+def definitions(values: Mapping[str, str], *, name: str = "") -> Html:
     """Names and values next to each other.
 
     >>> definitions({"seed": "0"})
     '<dl><div><dt>seed</dt><dd>0</dd></div></dl>'
     """
     pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
-    return Html(f"<dl>{pairs}</dl>")
+    opening = f'<dl class="{name}">' if name else "<dl>"
+    return Html(f"{opening}{pairs}</dl>")
 
 
 def commands(lines: Sequence[str]) -> Html:

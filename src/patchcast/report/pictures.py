@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -65,3 +66,9 @@ def image_row(images: Sequence[UInt8[Tensor, "C H W"]], name: str) -> Html:
         f'<img src="{data_uri(image)}" alt="{escape(name)} {place + 1}">' for place, image in enumerate(images)
     )
     return Html(f'<div class="sheet">{drawn}</div>')
+
+
+def embedded(file: Path, name: str) -> Html:
+    """A PNG file inside the page, at most as wide as it is."""
+    source = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+    return Html(f'<img class="whole" src="{source}" alt="{escape(name)}">')

@@ -15,13 +15,14 @@ from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tile_geometry import tiles_of
 from patchcast.backbones.tiled import Tiled
 from patchcast.data import Augment, Evaluate, Images, Source, channel_statistics
+from patchcast.data.digits import PACKAGED
 from patchcast.methods import METHODS, Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs import starting
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
-from patchcast.runs.defaults import Chosen, choose, filled
-from patchcast.runs.sizes import patch_for_tile, size_and_patch
+from patchcast.runs.defaults import Chosen, choose_defaults, filled
+from patchcast.runs.sizes import building, check_units, patch_for_tile, size_and_patch
 from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.stages import stage
@@ -43,6 +44,9 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
 def resolve(
     recipe: Recipe, method: Method, source: Source, start: Start | None = None, *, is_settled: bool = False
 ) -> tuple[Resolved, dict[str, Chosen]]:
@@ -59,7 +63,7 @@ def resolve(
         _check_stream(recipe, method)
     images = source.train
     recipe = with_codes(recipe, method, images)
-    chosen = {} if is_settled else choose(recipe, method, None if source.is_stream else len(images))
+    chosen = {} if is_settled else choose_defaults(recipe, method, None if source.is_stream else len(images))
     recipe = filled(recipe, chosen)
     batch, epochs = recipe.batch_size, recipe.epochs
     assert batch is not None and epochs is not None  # noqa: PT018
@@ -90,7 +94,7 @@ def resolve(
     defaults: dict[str, Any] = {
         "crop_scale": method.crop_scale,
         "crop_mode": "squash" if method.codes == "colors" else "center",
-        "flip": method.flip and recipe.data != "digits",
+        "flip": method.flip and recipe.data not in PACKAGED,
         "layer_decay": starting.STARTED_LAYER_DECAY if starts else 1.0,
         "freeze_first": 0,  # `runs.starting.with_frozen_first` knows more, once the weights are loaded
         "ema": starting.STARTED_EMA if starts else 0.0,
@@ -104,7 +108,9 @@ def resolve(
         "checkpoint_every": often,
     }
     completed = {name: default if given[name] is None else given[name] for name, default in defaults.items()}
-    return Resolved(**{**given, **resolved, **completed}), chosen
+    whole = Resolved(**{**given, **resolved, **completed})
+    whole.check()  # again: the number of steps follows from epochs
+    return whole, chosen
 
 
 def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -163,7 +169,8 @@ def build_started(
         assert tokenizer is not None
         backbone = imagegpt_backbone(recipe, tokenizer, causal=method.causal)
     else:
-        backbone = wrap(recipe.model, pretrained=recipe.pretrained and timm_loads(recipe), **timm_args(recipe))
+        with building(f"{recipe.model} with these model_args"):
+            backbone = wrap(recipe.model, pretrained=recipe.pretrained and timm_loads(recipe), **timm_args(recipe))
         if recipe.tile_size is not None:
             tile = (recipe.tile_size, recipe.tile_size)
             backbone = Tiled(backbone, tiles_of(recipe.image_size, tile))
@@ -176,7 +183,8 @@ def build_started(
     if method.codes == "patches":
         assert tokenizer is not None
         given["tokenizer"] = of_units(tokenizer, backbone)
-    pretrainer = method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
+    with building(f"{recipe.method} with these method_args"):
+        pretrainer = method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
     if start is not None and fitted is not None:
         fit_parts(pretrainer, start, recipe.method, fitted)
     return pretrainer, fitted
@@ -198,7 +206,10 @@ def _size_and_patch(recipe: Recipe, method: Method, images: Images) -> tuple[tup
         assert recipe.image_size is not None  # set by `with_codes`
         return recipe.image_size, None
     if recipe.tile_size is None:
+        if recipe.image_size is not None:
+            check_units(recipe, recipe.image_size, recipe.patch_size)
         return size_and_patch(recipe, images.typical_size)
+    check_units(recipe, (recipe.tile_size, recipe.tile_size), recipe.patch_size)
     size = recipe.image_size or _whole_tiles(images.typical_size, recipe.tile_size)
     return size, patch_for_tile(recipe, recipe.tile_size)
 
@@ -209,10 +220,20 @@ def _whole_tiles(typical: tuple[int, int], tile: int) -> tuple[int, int]:
 
 
 def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
-    known = [name for name in inspect.signature(method.build).parameters if name not in ("backbone", "tokenizer")]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    defaults = {
+        each: parameter.default
+        for each, parameter in inspect.signature(method.build).parameters.items()
+        if each not in ("backbone", "tokenizer")
+    }
+    for option, value in options.items():
+        if option not in defaults:
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(defaults)}")
+        if defaults[option] is None and value is not None and not (type(value) is int and value >= 1):
+            raise ValueError(f"{name}'s {option} is a whole number, 1 or more; got {value!r}")
+        kind = type(defaults[option])
+        fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
+        if kind in TYPE_NAMES and (not fits or isinstance(value, bool) != (kind is bool)):
+            raise ValueError(f"{name}'s {option} is {TYPE_NAMES[kind]}; got {value!r}")
     _with_parts(method, options)
 
 

@@ -35,7 +35,7 @@ class Chosen(NamedTuple):
     reason: str
 
 
-def choose(recipe: Recipe, method: Method, images: int | None) -> dict[str, Chosen]:
+def choose_defaults(recipe: Recipe, method: Method, images: int | None) -> dict[str, Chosen]:
     """The options among batch_size, epochs, lr, warmup and method_args that a recipe leaves out, by the rule.
 
     Args:

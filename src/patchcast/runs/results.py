@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from patchcast.data.images import evenly_spaced
+from patchcast.drawing.animation import write_progress
 from patchcast.drawing.figures import draw_loss, draw_versions
 from patchcast.drawing.samples import DrawOptions, write_samples
-from patchcast.drawing.versions import caption, versions
+from patchcast.drawing.versions import NEW, caption, versions
 from patchcast.evaluation.ngrams import bits_per_pixel
 from patchcast.files import write_figure, write_json
 from patchcast.interop.export_formats import Exported, is_exported, write_encoder
@@ -23,13 +25,20 @@ from patchcast.runs.tokenizer import CodeData
 from patchcast.training.checkpoints import load_latest
 from patchcast.training.log import AVERAGE, curve
 from patchcast.training.probing import PROBE_NAMES
+from patchcast.training.shards import fill
 
 PICTURED, SAMPLES = 8, 16
 """Images in the final picture, and images that an ImageGPT draws."""
 
 
-def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str]) -> str:
-    """Write everything except the weights; returns a sentence about the loss."""
+def write_results(
+    run: Run, codes: CodeData | None, unreadable: Mapping[str, str], *, blind: float | None = None
+) -> str:
+    """Write everything except the weights; returns a sentence about the loss.
+
+    Args:
+        blind: the loss of a prediction that ignores the image; None if there is none.
+    """
     if is_exported(run.method):
         write_encoder(encoder_of(run), run.folder)
     if run.pretrainer.target.is_drawn:
@@ -37,18 +46,21 @@ def write_results(run: Run, codes: CodeData | None, unreadable: Mapping[str, str
         images, phrase = held_out_images(run, PICTURED)
         drawn = versions(run.pretrainer, images, (run.recipe.mean, run.recipe.std))
         write_figure(draw_versions(drawn, caption=caption(run.pretrainer, phrase)), run.folder / name)
+        if run.method.causal:
+            write_progress(run.folder, [*drawn, NEW], NEW)
+        else:
+            write_progress(run.folder, list(drawn), list(drawn)[-1])
     if run.method.causal:
         write_samples(run.pretrainer, run.folder / "samples.png", count=SAMPLES, draws=DrawOptions())
-    return _write_numbers(run, codes, unreadable)
+    return _write_numbers(run, codes, unreadable, blind)
 
 
 def better_average(folder: Path) -> dict[str, torch.Tensor]:
     """The averaged weights, if their last loss on held-out images is lower than that of the last weights; else none."""
     last, averaged = (curve(folder / METRICS, column)[1][-1:] for column in ("eval_loss", AVERAGE))
     checkpoint = load_latest(folder) if averaged and last and averaged[0] < last[0] else None
-    if checkpoint is None or checkpoint.average is None:
-        return {}
-    return {name.removeprefix("pretrainer."): value for name, value in checkpoint.average.items()}
+    average = None if checkpoint is None else fill(checkpoint).average
+    return {name.removeprefix("pretrainer."): value for name, value in (average or {}).items()}
 
 
 def probes_from_start(folder: Path) -> dict[str, dict[str, float]]:
@@ -88,19 +100,25 @@ def encoder_of(run: Run) -> Exported:
 
 
 def held_out_images(run: Run, count: int) -> tuple[torch.Tensor, str]:
-    """The first `count` images for the run's pictures, and a phrase that describes them."""
+    """Images for the run's pictures, and a phrase that describes them.
+
+    They are evenly spaced: many sources are sorted by class, and their first images are all alike.
+    """
     part = run.source.shown
-    places = range(min(count, len(part.images)))
-    return torch.stack([run.evaluation(part.images[place].image) for place in places]), part.phrase
+    phrase = part.phrase if run.source.held_out is None else f"Not trained on: {part.phrase}"
+    places = evenly_spaced(len(part.images), count)
+    return torch.stack([run.evaluation(part.images[place].image) for place in places]), f"{phrase}, evenly spaced"
 
 
-def _write_numbers(run: Run, codes: CodeData | None, unreadable: Mapping[str, str]) -> str:
+def _write_numbers(run: Run, codes: CodeData | None, unreadable: Mapping[str, str], blind: float | None) -> str:
     recipe = run.recipe
     steps, losses = curve(run.folder / METRICS, "loss")
     held_steps, held = curve(run.folder / METRICS, "eval_loss")
     title = f"{recipe.method} on {recipe.data}"
-    write_figure(draw_loss((steps, losses), (held_steps, held), title=title), run.folder / "loss.png")
+    drawn = draw_loss((steps, losses), (held_steps, held), title=title, blind=blind)
+    write_figure(drawn, run.folder / "loss.png")
     numbers = {"steps": recipe.steps, "loss": losses[-1] if losses else None, "eval_loss": held[-1] if held else None}
+    numbers["blind_loss"] = blind
     in_units, words = _in_units(run, (held or losses or [float("nan")])[-1], codes)
     if run.recipe.ema and held:
         averaged = curve(run.folder / METRICS, AVERAGE)[1][-1:]
@@ -110,13 +128,14 @@ def _write_numbers(run: Run, codes: CodeData | None, unreadable: Mapping[str, st
         in_units["probes"] = probes
     named = [f"{name}: {reason}" for name, reason in unreadable.items()]
     write_json(run.folder / RESULTS, {**numbers, **in_units, "unreadable_images": named})
-    return words or _course(losses, held)
+    return words or _course(losses, held, blind)
 
 
-def _course(losses: Sequence[float], held: Sequence[float]) -> str:
+def _course(losses: Sequence[float], held: Sequence[float], blind: float | None) -> str:
     """From which loss to which: on held-out images, or else on training images."""
     which, values = ("held-out", held) if held else ("training", losses)
-    return f"The loss on {which} images went from {values[0]:.3g} to {values[-1]:.3g}." if values else ""
+    guess = "" if blind is None else f"; a blind prediction has {blind:.3g}"
+    return f"The loss on {which} images went from {values[0]:.3g} to {values[-1]:.3g}{guess}." if values else ""
 
 
 def _in_units(run: Run, loss: float, codes: CodeData | None) -> tuple[dict[str, Any], str]:

@@ -15,7 +15,7 @@ from patchcast.recipe import HELD_OUT, Recipe, Resolved
 from patchcast.runs.auto import with_method
 from patchcast.runs.build import augmentation, build, build_started, evaluation, find_method, resolve
 from patchcast.runs.defaults import Chosen
-from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun, check_overwriting
+from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun, check_overwriting, located_data
 from patchcast.runs.sizes import with_own_options
 from patchcast.runs.starting import (
     as_started,
@@ -31,6 +31,7 @@ from patchcast.stages import stage
 from patchcast.starts import StartReport
 from patchcast.starts.opening import model_of
 from patchcast.training.checkpoints import latest_checkpoint
+from patchcast.training.shards import weights_of
 
 
 @dataclass
@@ -70,8 +71,14 @@ class Run:
         """Open a source with the run's channels; for the run's own data, with the same held-out images."""
         is_own = self.recipe.reads(data)
         share = self.recipe.held_out if is_own else 0.0
-        given = reading(self.recipe) if is_own else {"max_pixels": self.recipe.max_pixels}
-        return open_source(data, channels=self.recipe.channels, held_out_share=share, **given)
+        given = reading(self.recipe)
+        try:
+            return open_source(data, channels=self.recipe.channels, held_out_share=share, **given)
+        except ValueError:
+            if is_own or not (self.recipe.image_column or self.recipe.label_column):
+                raise
+        # Another source may have other columns.
+        return open_source(data, channels=self.recipe.channels, max_pixels=self.recipe.max_pixels)
 
     def shown(self, data: str | None = None) -> Part:
         """The images that pictures show: the run's held-out ones, or those of another source."""
@@ -152,6 +159,7 @@ def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
         raise ValueError(f"{folder} holds no run of patchcast: it has no {CONFIG}")
     try:
         recipe = Resolved.load(folder / CONFIG)
+        recipe = replace(recipe, data=located_data(recipe, folder))
         method, tokenizer = find_method(recipe.method), saved_tokenizer(folder)
         return Run(folder, recipe, method, build(recipe, method, tokenizer), tokenizer, source)
     # Values that no run of ours has written.
@@ -175,7 +183,7 @@ def open_run(folder: Path, *, source: Source | None = None) -> Run:
     if (folder / EVERYTHING).is_file():
         file, state = folder / EVERYTHING, read_weights(folder / EVERYTHING)
     elif checkpoint is not None:
-        file, state = checkpoint, read_weights(checkpoint)["state_dict"]
+        file, state = checkpoint, weights_of(checkpoint)
         state = {name.removeprefix("pretrainer."): value for name, value in state.items()}
     else:
         raise ValueError(f"the run in {folder} has no weights yet")

@@ -147,6 +147,21 @@ def as_begun(recipe: Recipe) -> tuple[Recipe, bool]:
     return recipe, False
 
 
+def located_data(recipe: Recipe, folder: Path) -> str:
+    """The data of a run, also from another folder than the one in which it was started.
+
+    A relative path in a config is relative to that folder: the one from which the recipe's `out` is the run's folder.
+    """
+    path = Path(recipe.data)
+    if recipe.data == "digits" or ":" in recipe.data or path.is_absolute() or recipe.out.is_absolute():
+        return recipe.data
+    parts, own = folder.resolve().parts, recipe.out.parts
+    started_in = Path(*parts[: -len(own)]) if own and parts[-len(own) :] == own else Path.cwd()
+    before_braces = Path(recipe.data.partition("{")[0] + "_").parent if "{" in recipe.data else path
+    is_elsewhere = started_in != Path.cwd() and (started_in / before_braces).exists()
+    return str(started_in / path) if is_elsewhere else recipe.data
+
+
 def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
     """Save all weights of a pretrainer, for opening the run again; `export` writes the encoder only."""
     write_weights({name: weight.contiguous() for name, weight in state.items()}, out / EVERYTHING)

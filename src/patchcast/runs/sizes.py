@@ -6,6 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -18,6 +19,8 @@ from patchcast.recipe import Recipe
 
 Size = tuple[int, int]
 
+MOST_UNITS = 2**20
+"""Units of an image, or of a tile, beyond which no network attends over all of them at once."""
 SMALLEST_PATCH = 2  # a patch of one pixel has no spread to normalize by
 INSTEAD = {"img_size": "image_size", "patch_size": "patch_size", "in_chans": "channels"}
 """timm arguments, and the recipe options that replace them."""
@@ -76,6 +79,21 @@ def size_and_patch(recipe: Recipe, typical: Size) -> tuple[Size, int | None]:
     return next(
         (size for size in _enlarged(typical, nominal, own) if _can_be_built(recipe, size)), nominal.image_size
     ), None
+
+
+def check_units(recipe: Recipe, size: Size, patch: int | None) -> None:
+    """Raises:
+    ValueError: if images, or tiles, of this size have more than `MOST_UNITS` units.
+    """
+    if _units(size, SMALLEST_PATCH) <= MOST_UNITS:
+        return
+    down, right = (patch, patch) if patch is not None else nominal_backbone(recipe).stride
+    count = (size[0] // down) * (size[1] // right)
+    if count > MOST_UNITS:
+        raise ValueError(
+            f"{_text(size)} pixels are {count:,} units of {down}x{right} pixels, of which no network takes more than "
+            f"{MOST_UNITS:,} at once; give a smaller image_size or tile_size, or a larger patch_size"
+        )
 
 
 def patch_for_tile(recipe: Recipe, tile: int) -> int | None:
@@ -183,10 +201,31 @@ def nominal_backbone(recipe: Recipe) -> Backbone:
             except ValueError as problem:
                 if "do not divide" not in str(problem):
                     raise
-            except (TypeError, AttributeError, AssertionError) as problem:
-                reason = " ".join(str(problem).split()) or type(problem).__name__
-                raise ValueError(f"{recipe.model} cannot be built with these model_args: {reason}") from problem
+            except Exception as problem:  # an architecture can raise nearly anything for wrong arguments
+                raise ValueError(
+                    f"{recipe.model} cannot be built with these model_args: {_reason(problem)}"
+                ) from problem
         return wrap(recipe.model, img_size=352, **args)
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Turn whatever the code of a network raises into one sentence.
+
+    Raises:
+        ValueError: that `what` cannot be built, and why.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as problem:  # also RuntimeError where there is no memory
+        raise ValueError(f"{what} cannot be built: {_reason(problem)}") from problem
+
+
+def _reason(problem: Exception) -> str:
+    reason = " ".join(str(problem).split())
+    return f"{type(problem).__name__} {reason}" if isinstance(problem, (LookupError, OSError)) or not reason else reason
 
 
 def _own_patch(nominal: Backbone) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 
+from patchcast.backbones.capabilities import is_imagegpt
 from patchcast.data import Images, channel_statistics
 from patchcast.files import write_text
 from patchcast.interop.timm_weights import START_ARGUMENTS
@@ -40,9 +41,11 @@ def find_start(recipe: Recipe) -> Start | None:
     Raises:
         ValueError: if they cannot be had.
     """
-    if recipe.pretrained and recipe.model.startswith("imagegpt"):
+    if recipe.pretrained and is_imagegpt(recipe.model):
         raise ValueError(f"timm has no weights of {recipe.model}: leave out pretrained, or give --start FOLDER")
-    words = recipe.start_words
+    words, file = recipe.start_words, recipe.model_args.get("checkpoint_path")
+    if file and not Path(str(file)).is_file():
+        raise ValueError(f"model_args names a checkpoint_path that is not there: {file}")
     return None if words is None or timm_loads(recipe) else read_start(words)
 
 

@@ -97,7 +97,7 @@ def _probe(run: Run, data: str, most: int) -> OnlineProbe:
 def _pictures(run: Run) -> Pictures:
     """Of held-out images where there are any."""
     images = run.source.shown.images
-    shown = torch.stack([run.evaluation(images[place].image) for place in range(min(PICTURED, len(images)))])
+    shown = torch.stack([run.evaluation(images[place].image) for place in evenly_spaced(len(images), PICTURED)])
     pretrainer, normalization = run.pretrainer, (run.recipe.mean, run.recipe.std)
 
     def draw(device: torch.device) -> Image.Image:

@@ -32,9 +32,10 @@ from patchcast.starts.transformers_folders import (
     vit_names,
 )
 from patchcast.training.checkpoints import latest_checkpoint
+from patchcast.training.shards import weights_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
-KINDS = (
+KINDS_OF_STARTS = (
     "a timm model (vit_small_patch16_224.augreg_in21k), hf-hub:NAME, local-dir:FOLDER, a run folder, a folder of "
     f"transformers or timm, or a file ({', '.join(SUFFIXES)})"
 )
@@ -66,7 +67,7 @@ def read_start(words: str) -> Start:
     except FileNotFoundError as problem:
         raise ValueError(str(problem)) from problem
     if path.suffix in SUFFIXES or "/" in words:
-        raise ValueError(f"there is no file or folder {words}; a start is {KINDS}")
+        raise ValueError(f"there is no file or folder {words}; a start is {KINDS_OF_STARTS}")
     return _of_timm(words)
 
 
@@ -76,7 +77,7 @@ def _of_timm(words: str) -> Start:
         try:
             create(words)
         except ValueError as problem:
-            raise ValueError(f"{problem}; a start is {KINDS}") from problem
+            raise ValueError(f"{problem}; a start is {KINDS_OF_STARTS}") from problem
     config: Any = timm.get_pretrained_cfg(words)
     if config is None or not (config.hf_hub_id or config.url or config.file):
         raise ValueError(f"timm has no weights of {words}, only the architecture")
@@ -99,7 +100,7 @@ def _of_timm(words: str) -> Start:
 
 def _read_folder(folder: Path, words: str) -> Start:
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; a start is {KINDS}")
+        raise ValueError(f"there is no folder {folder}; a start is {KINDS_OF_STARTS}")
     if (folder / CONFIG).is_file():
         return _of_run(folder, words)
     config = _read_json(folder / "config.json")
@@ -145,7 +146,7 @@ def _of_run(folder: Path, words: str) -> Start:
     if (folder / EVERYTHING).exists():
         state, reached = read_weights(folder / EVERYTHING), "finished"
     elif checkpoint is not None:
-        state, reached = read_weights(checkpoint)["state_dict"], f"as of {checkpoint.stem}"
+        state, reached = weights_of(checkpoint), f"as of {checkpoint.stem}"
     else:
         raise ValueError(f"the run in {folder} has no weights yet")
     start = _of_ours(state, words)

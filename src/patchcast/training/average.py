@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
-from patchcast.training.engine import shared_like, whole
+from patchcast.training.sharding import shared_like
 
 
 class Average:
@@ -34,7 +35,7 @@ class Average:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.module, self.decay = module, decay
         self.parameters = {name: each for name, each in module.named_parameters() if each.requires_grad}
         self.values = {name: each.detach().clone() for name, each in self.parameters.items()}
 
@@ -55,8 +56,8 @@ class Average:
             self._write(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Whole tensors on the CPU, by the names of parameters; every rank must ask."""
-        return {name: whole(value) for name, value in self.values.items()}
+        """By the names of parameters."""
+        return dict(self.values)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -66,4 +67,8 @@ class Average:
 
     @torch.no_grad()
     def _write(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_(list(self.parameters.values()), values)
+        for parameter, value in zip(self.parameters.values(), values, strict=True):
+            parameter.copy_(value)  # sharded tensors have no copy of many at once
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what was gathered before is not what was written

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
+import shutil
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from patchcast.training.engine import shared_like, whole
+from patchcast.training.sharding import shared_like
 
 KEPT = 2
 NAME = re.compile(r"step=(\d+)\.ckpt")
 PLANS = "2026-12"
 """Which rules plans are drawn by: see `patchcast.plans.earlier`."""
+REST, FILES = "rest.ckpt", "files.json"
+"""In the folder of a sharded checkpoint: all that is not sharded, and the checksums of its files."""
+CHUNK = 2**24
+"""Bytes whose checksum is computed at a time."""
 
 
 @dataclass
@@ -29,7 +36,7 @@ class Checkpoint:
 
     Attributes:
         step: optimizer steps done.
-        model: the full state dict of a `LossModule`, on the CPU; parameter names start with `pretrainer.`.
+        model: the state dict of a `LossModule`; parameter names start with `pretrainer.`.
         optimizer: Adam's state of each parameter, by parameter name (in Lightning's checkpoints by number).
         stream: the position in the stream of batches.
         looks: the state of each `Look`, by class name.
@@ -37,6 +44,7 @@ class Checkpoint:
         is_seen: whether the evaluation of this step is done.
         average: the averaged weights, by parameter name; None if there are none.
         is_lightnings: written by a version of patchcast that trained with Lightning's Trainer.
+        shards: the folder of the sharded tensors, which are not yet in `model` and `optimizer`.
     """
 
     step: int
@@ -48,6 +56,7 @@ class Checkpoint:
     is_seen: bool = True
     average: dict[str, Any] | None = None
     is_lightnings: bool = False
+    shards: Path | None = None
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
@@ -59,9 +68,24 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"step={checkpoint.step}.ckpt"
     partial = file.with_suffix(".partial")
+    write(checkpoint, partial)
+    if file.is_dir():  # a sharded one of the same step
+        remove(file)
+    partial.replace(file)
+    remove_old(folder)
+
+
+def write(checkpoint: Checkpoint, partial: Path) -> None:
+    """Write one file.
+
+    Raises:
+        OSError: if the disk is full; the file is removed.
+    """
     state = {
-        "state_dict": checkpoint.model,
-        **{name: value for name, value in vars(checkpoint).items() if name != "model"},
+        **{name: value for name, value in vars(checkpoint).items() if name not in ("model", "shards")},
+        "state_dict": _on_cpu(checkpoint.model),
+        "average": None if checkpoint.average is None else _on_cpu(checkpoint.average),
+        "optimizer": {name: _on_cpu(values) for name, values in checkpoint.optimizer.items()},
     }
     try:
         with partial.open("wb") as out:
@@ -75,9 +99,24 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    partial.replace(file)
+
+
+def _on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def remove_old(folder: Path) -> None:
+    """Remove all checkpoints but the latest two."""
     for old in checkpoints(folder)[:-KEPT]:
-        old.unlink()
+        remove(old)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, a file or a folder, if it is there."""
+    if checkpoint.is_dir():
+        shutil.rmtree(checkpoint)
+    else:
+        checkpoint.unlink(missing_ok=True)
 
 
 class _Writer:
@@ -115,12 +154,16 @@ def load_latest(out: Path) -> Checkpoint | None:
 def load(file: Path) -> Checkpoint:
     """Read a checkpoint, including those of versions that trained with Lightning's Trainer.
 
+    Of a sharded one, only what is not sharded: `patchcast.training.shards.fill` reads the rest.
+
     Raises:
         RuntimeError, ValueError, KeyError: if the file is damaged; torch's reader may raise others.
     """
+    if file.is_dir():
+        return replace(load(file / REST), shards=file)
     state = torch.load(file, map_location="cpu", weights_only=True)
     if "pytorch-lightning_version" not in state:
-        names = Checkpoint.__dataclass_fields__.keys() - {"model"} - ({"average"} - state.keys())
+        names = Checkpoint.__dataclass_fields__.keys() - {"model", "shards"} - ({"average"} - state.keys())
         return Checkpoint(model=state["state_dict"], **{name: state[name] for name in names})
     step = state["global_step"]
     optimizer = state["optimizer_states"][0]
@@ -138,12 +181,9 @@ def load(file: Path) -> Checkpoint:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str | int, dict[str, Any]]:
-    """The full optimizer state on the CPU, by parameter name, for any number of devices. Every rank must call this."""
+    """The optimizer state by parameter name, for any number of devices."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        names[parameter]: {key: whole(value) for key, value in state.items()}
-        for parameter, state in optimizer.state.items()
-    }
+    return {names[parameter]: dict(state) for parameter, state in optimizer.state.items()}
 
 
 def load_optimizer_state(
@@ -190,11 +230,26 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether all checksums match: torch's files are zip archives with a checksum for every tensor."""
+    if checkpoint.is_dir():
+        try:
+            index = json.loads((checkpoint / FILES).read_text())
+            return all(checksum(checkpoint / name) == value for name, value in index.items())
+        except (OSError, ValueError, AttributeError):
+            return False
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return archive.testzip() is None
     except Exception:  # a flipped bit can look like encryption, another compression or a size beyond memory
         return False
+
+
+def checksum(file: Path) -> int:
+    """CRC-32, as in zip archives."""
+    value = 0
+    with file.open("rb") as opened:
+        while piece := opened.read(CHUNK):
+            value = zlib.crc32(piece, value)
+    return value
 
 
 def step_of(checkpoint: Path) -> int:

@@ -7,22 +7,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
-import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from patchcast.backbones.backbone import ImageBatch
 from patchcast.plans import Plan
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Device, Precision
+from patchcast.training.sharding import autocast, shard
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,8 @@ class Engine:
         ranks = self.devices * self.nodes
         strategy: str | Strategy = "ddp" if ranks > 1 else "auto"
         if self.sharded:
-            strategy = ModelParallelStrategy(shard, data_parallel_size=ranks, tensor_parallel_size=1)
+            share_out = partial(shard, compiled=self.compiled)
+            strategy = ModelParallelStrategy(share_out, data_parallel_size=ranks, tensor_parallel_size=1)
         return Fabric(
             accelerator=self.device,
             devices=self.devices,
@@ -91,59 +89,11 @@ class LossModule(nn.Module):
     def forward(self, images: ImageBatch, plan: Plan) -> Tensor:
         device = plan.predict.device.type
         # With autocast's cache, gradients of a weight that is used twice would be summed in bf16.
-        bf16 = (
-            torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.precision == "bf16" else nullcontext()
-        )
-        with bf16:
+        with autocast(device) if self.precision == "bf16" else nullcontext():
             output = self.pretrainer(images, plan)
         self.losses = output.losses
         loss: Tensor = output.loss
         return loss
-
-
-def shard(objective: LossModule, mesh: DeviceMesh) -> LossModule:
-    """Share out weights, gradients and the optimizer's state over the mesh.
-
-    All weights are gathered for a step at once: adapters call parts of blocks, which gathering block by block would
-    miss. The optimizer's state, which is twice as large, is never gathered.
-    """
-    fully_shard(objective.pretrainer, mesh=mesh["data_parallel"])
-    return objective
-
-
-@contextmanager
-def gathered(pretrainer: Pretrainer) -> Iterator[None]:
-    """Gather sharded weights, so that parts of a pretrainer can be called; every rank must enter."""
-    if not isinstance(pretrainer, FSDPModule):
-        yield
-        return
-    pretrainer.unshard()
-    try:
-        yield
-    finally:
-        pretrainer.reshard()
-
-
-def whole(value: Any) -> Any:
-    """A sharded tensor gathered on the CPU; other values unchanged. Every rank must call this."""
-    if isinstance(value, DTensor):
-        value = value.full_tensor()
-    return value.detach().cpu() if isinstance(value, Tensor) else value
-
-
-def shared_like(value: Any, model: Tensor) -> Any:
-    """A full tensor sharded like `model`, if that is sharded and has the same shape."""
-    if isinstance(model, DTensor) and isinstance(value, Tensor) and value.shape == model.shape:
-        return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)
-    return value
-
-
-def whole_state(pretrainer: Pretrainer) -> dict[str, Tensor]:
-    """The state dict with whole tensors on the CPU, at the end of a run: ranks part after it, and each must ask."""
-    state = {name: whole(value) for name, value in pretrainer.state_dict().items()}
-    if dist.is_initialized():
-        dist.destroy_process_group()  # a process that ends with its group open may wait for the others for ever
-    return state
 
 
 @contextmanager

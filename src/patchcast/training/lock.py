@@ -28,7 +28,13 @@ def locked(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     while True:
         # lockf and not flock: worker processes inherit flock's locks and may outlive a killed parent.
-        file = (out / LOCK).open("a+")
+        try:
+            file = (out / LOCK).open("a+")
+        except PermissionError as problem:
+            raise ValueError(
+                f"the folder {out} cannot be written, where the run keeps its files; make it writable, or choose "
+                "another --out"
+            ) from problem
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as problem:

@@ -34,6 +34,9 @@ class Logger(Protocol):
 
     def log(self, step: int, found: Entries) -> None: ...
 
+    def resume(self, step: int) -> None:
+        """Forget what an earlier process logged after this step: it will be logged again."""
+
     def close(self) -> None: ...
 
 
@@ -57,6 +60,8 @@ class Log:
         Args:
             counted_from_zero: the rows were written by a version that counted the first step as 0.
         """
+        for logger in self.loggers if self.is_written else ():
+            logger.resume(step)
         if self.file.exists():
             rows = {int(row["step"]) + counted_from_zero: dict(row) for row in read_metrics(self.file)}
             self.rows = {at: {**row, "step": at} for at, row in rows.items() if at <= step}
@@ -111,7 +116,14 @@ class TensorBoard:
     def __init__(self, out: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(out / "tensorboard"))
+        self.folder = str(out / "tensorboard")
+        self.writer = SummaryWriter(self.folder)
+
+    def resume(self, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer.close()
+        self.writer = SummaryWriter(self.folder, purge_step=step + 1)
 
     def log(self, step: int, found: Entries) -> None:
         import numpy as np
@@ -149,6 +161,9 @@ class Wandb:
             raise ValueError(f"--wandb {project}: {first} Without a network, set WANDB_MODE=offline.") from problem
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+
+    def resume(self, step: int) -> None:
+        """Nothing: rows are shown by their step, and those that are logged again are the same."""
 
     def log(self, step: int, found: Entries) -> None:
         import wandb

@@ -18,9 +18,9 @@ from patchcast.backbones.backbone import Backbone
 from patchcast.collapse import CollapseWarning, Diversity, diversity
 from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer, embedding_of
-from patchcast.training.engine import gathered
 from patchcast.training.guard import NotFinite
 from patchcast.training.log import Entries
+from patchcast.training.sharding import gathered
 
 
 class Look:

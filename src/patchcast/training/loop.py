@@ -21,11 +21,11 @@ from patchcast.modes import evaluating
 from patchcast.plans.earlier import as_before
 from patchcast.pretrainer import Pretrainer
 from patchcast.schedules import warmup_cosine
-from patchcast.training import checkpoints
+from patchcast.training import checkpoints, shards
 from patchcast.training.average import Average
 from patchcast.training.checkpoints import Checkpoint
 from patchcast.training.ending import Ending
-from patchcast.training.engine import Engine, LossModule, one_voice, whole
+from patchcast.training.engine import Engine, LossModule, one_voice
 from patchcast.training.guard import Guard, NotFinite
 from patchcast.training.log import AVERAGE, OBJECTIVE, Log, Logger
 from patchcast.training.looks import Look, looking
@@ -70,7 +70,7 @@ def train(
         parameter.requires_grad_(False)  # a classifier head gets no gradient, and DDP would wait for one
     if engine.checkpointing:
         pretrainer.backbone.model.set_grad_checkpointing(True)
-    if engine.compiled:
+    if engine.compiled and not engine.sharded:  # else block by block: see `sharding`
         pretrainer.compile()
     fabric = engine.fabric()
     fabric.launch()
@@ -85,19 +85,22 @@ def train(
     log = Log(out / "metrics.csv", loggers, is_written=first)
 
     def save() -> None:
-        state = {name: whole(value) for name, value in objective.state_dict().items()}
-        moments = checkpoints.optimizer_state(optimizer, objective)
+        state, moments = objective.state_dict(), checkpoints.optimizer_state(optimizer, objective)
         seen_by = {type(look).__name__: look.state_dict() for look in looks}
         averaged = None if average is None else average.state_dict()
+        checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, plans, is_seen, averaged)
         if first:
             log.write()
-            checkpoint = Checkpoint(step, state, moments, stream.state_dict(), seen_by, plans, is_seen, averaged)
+        if engine.sharded:
+            shards.save(checkpoint, out / "checkpoints", group)
+        elif first:
             checkpoints.save(checkpoint, out / "checkpoints")
 
     plans: str | None = checkpoints.PLANS
     step, is_seen = 0, True  # optimizer steps done; whether the evaluation due after them is done
     resumed = checkpoints.load_latest(out)
     if resumed is not None:
+        resumed = shards.fill(resumed, objective.state_dict())
         step, is_seen, plans = resumed.step, resumed.is_seen, resumed.plans
         if plans is None:
             pretrainer.plan = as_before(pretrainer.plan)

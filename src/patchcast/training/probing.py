@@ -52,7 +52,7 @@ def fallen(before: Mapping[str, float], after: Mapping[str, float], images: int)
 
 
 @runtime_checkable
-class Examples(Protocol):
+class LabeledExamples(Protocol):
     """Images as the network sees them, with their labels."""
 
     def __len__(self) -> int: ...
@@ -83,8 +83,8 @@ class OnlineProbe(Look):
     def __init__(
         self,
         backbone: Backbone,
-        fitted: Examples,
-        judged: Examples,
+        fitted: LabeledExamples,
+        judged: LabeledExamples,
         *,
         batch_size: int = 256,
         workers: int = 0,
@@ -132,7 +132,7 @@ class OnlineProbe(Look):
             "linear_accuracy": ridge_accuracy(fitted, judged),
         }
 
-    def features(self, images: Examples, device: torch.device) -> Features:
+    def features(self, images: LabeledExamples, device: torch.device) -> Features:
         """The features of all images, on every rank; each rank computes its own share."""
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         total = len(images)

@@ -18,6 +18,7 @@ SOON, EARLY, MINUTE = 2.0, 4, 60.0
 """Seconds between plain lines at the most: in the first few steps, and after them."""
 MEASURED = {
     "eval_loss": ("held-out loss", ".4f"),
+    "ema_eval_loss": ("with averaged weights", ".4f"),
     "linear_accuracy": ("linear probe", ".1%"),
     "knn_accuracy": ("nearest neighbors", ".1%"),
 }

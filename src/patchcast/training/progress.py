@@ -18,11 +18,14 @@ SOON, EARLY, MINUTE = 2.0, 4, 60.0
 """Seconds between plain lines at the most: in the first few steps, and after them."""
 MEASURED = {
     "eval_loss": ("held-out loss", ".4f"),
+    "validation_accuracy": ("validation accuracy", ".1%"),
+    "validation_mean_average_precision": ("validation mean average precision", ".1%"),
+    "validation_mean_iou": ("validation mean IoU", ".1%"),
     "ema_eval_loss": ("with averaged weights", ".4f"),
     "linear_accuracy": ("linear probe", ".1%"),
     "knn_accuracy": ("nearest neighbors", ".1%"),
 }
-"""Columns of metrics.csv that are printed after an evaluation: their words and formats."""
+"""Columns of a run's log that are printed after an evaluation: their words and formats."""
 SECONDS = 1.0
 """Minimum seconds over which a rate is measured, unless an evaluation comes earlier."""
 VISIBLE = 0.1

@@ -10,7 +10,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, Readout
 from patchcast.files import write_text
@@ -301,14 +302,15 @@ class Recipe:
         if isinstance(values.get("image_size"), int):
             values["image_size"] = [values["image_size"]] * 2
         for name in ("image_size", "mean", "std", "crop_scale", "betas", "start_bands"):
-            if values.get(name) is not None:
+            if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         for name in ("epochs", "minutes", "lr", "weight_decay", "warmup", "clip", "held_out", "layer_decay", "ema"):
             if values.get(name) is not None:  # people write 5, and YAML reads 1e-3 as text
                 values[name] = _as_float(values[name], name, file)
         for name in ("out", "tokenizer"):
-            if values.get(name) is not None:
+            if isinstance(values.get(name), str):
                 values[name] = Path(values[name])
+        _check_types(values, cls, file)
         return cls(**values)
 
 
@@ -341,6 +343,14 @@ class Resolved(Recipe):
     batch_size: int = EARLIER["batch_size"]
     warmup: float = EARLIER["warmup"]
 
+    @classmethod
+    def load(cls: type[SomeRecipe], file: Path) -> SomeRecipe:
+        """Read a run's config.yaml; errors as of `Recipe.load`."""
+        try:
+            return super().load(file)
+        except ValueError as problem:
+            raise ValueError(f"{problem}; put back the file that the run wrote, or choose another folder") from problem
+
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     import yaml
@@ -355,6 +365,30 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{file} is not a recipe: it has no options")
     return values
+
+
+def _check_types(values: dict[str, Any], recipe: type[Recipe], file: Path) -> None:
+    """Refuse what is no value of an option: of a damaged file, or of somebody else's."""
+    hints = get_type_hints(recipe)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{file}: {name} has another kind of value than a recipe; got {value!r}")
+    for option in ("model_args", "method_args"):
+        _check_numbers(option, values.get(option) or {})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return isinstance(value, str)
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(one, parts[0]) for one in value)
+    if kind in (int, float):
+        is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _check_numbers(option: str, args: dict[str, Any]) -> None:

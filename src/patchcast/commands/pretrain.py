@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
-from rich.markup import escape
 from rich.prompt import Confirm
 from torch.utils.data import DataLoader
 
 from patchcast.data import Cutter, EvalSet, Journal, StreamSet, TrainSet, finish
 from patchcast.data.images import evenly_spaced
+from patchcast.data.names import escape
 from patchcast.data.streamed import HeadStore
 from patchcast.honesty import blind_loss
 from patchcast.interop.export_formats import exported_as

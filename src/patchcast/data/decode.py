@@ -92,7 +92,8 @@ def read_header(file: ImageFile) -> Header:
 
 def _warn_of_lost_bits(image: Image.Image) -> None:
     """Pillow reads colors of 16 bits in PNG files as 8 bits."""
-    raw = image.tile[0][3] if image.format == "PNG" and image.tile else ""
+    tile = image.tile if image.format == "PNG" else []  # type: ignore[attr-defined]
+    raw = tile[0][3] if tile else ""
     if "16B" in str(raw) and image.mode not in DEEP_MODES:
         warnings.warn(
             "PNG files of 16-bit colors are read with 8 bits per color; TIFF and .npy files keep all bits", stacklevel=2

@@ -435,7 +435,7 @@ class Complete(Drawing):
 
 @dataclass(kw_only=True)
 class Export:
-    """Write a run's encoder, or a fine-tuned classifier, for other libraries.
+    """Write a run's encoder or a classifier for other libraries.
 
     Args:
         run: the folder of a run, or of patchcast finetune.

@@ -11,8 +11,7 @@ import subprocess
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from patchcast.commands import doctor as doctors
 from patchcast.commands.demo import nearest_images
 from patchcast.commands.probe import verdict
 from patchcast.evaluation.features import Features
+from patchcast.evaluation.protocol import Protocol
 
 
 def test_doctor_names_versions_and_what_is_missing(
@@ -107,10 +107,25 @@ def test_the_help_names_every_command_once_and_fits_a_terminal(capsys: pytest.Ca
     assert sorted(name for names in cli.COMMAND_GROUPS.values() for name in names) == sorted(cli.COMMANDS)
 
 
+class Judged(Protocol[Any]):
+    """Its results are which images were classified correctly."""
+
+    def __init__(self, options: Any, request: Any, subject: Any) -> None: ...
+
+    def measure(self, subject: Any) -> Any: ...
+
+    def tables(self, results: Any) -> Any: ...
+
+    def record(self, results: Any) -> Any: ...
+
+    def correct(self, result: torch.Tensor) -> torch.Tensor:
+        return result
+
+
 def test_a_probe_ends_with_what_the_network_is_better_than() -> None:
     right = torch.arange(100) % 2 == 0
     results = {"pretrained": torch.ones(100, dtype=torch.bool), "untrained": right, "same": torch.ones(100) > 0}
-    measuring = cast(Any, SimpleNamespace(correct=lambda result: result))
+    measuring = Judged(None, None, None)
     assert verdict(measuring, results) == "In short: better than untrained, not better than same."
     assert verdict(measuring, {"untrained": right}) == "", "an untrained network alone is not compared"
 
@@ -141,7 +156,7 @@ def test_the_demo_says_what_came_of_it(
             assert min(picture.size) > 60, name
     demos.demo(tmp_path / "run")
     again = capsys.readouterr().out
-    assert "holds a finished run" in again
+    assert "holds a finished run" in " ".join(again.split())
     assert f"raw pixels {100 * five:.1f}" in " ".join(again.split())
     assert cli.main(["report", str(tmp_path / "run")]) == 0
     page = (tmp_path / "run" / "report.html").read_text()

@@ -157,7 +157,7 @@ def with_steps(recipe: Resolved, steps: int, asked: Recipe, source: Source) -> R
         raise ValueError(
             f"freeze_first={frozen} freezes the backbone in all {steps} steps of these minutes; give fewer"
         )
-    often = max(1, steps // EVALUATIONS)
+    often = -(-steps // EVALUATIONS)  # rounded up: with few steps, evaluations take the most time
     return replace(
         recipe,
         steps=steps,

@@ -103,13 +103,14 @@ def peak_memory(device: torch.device) -> float:
 def duration(seconds: float) -> str:
     """Format a time.
 
-    >>> duration(0.34), duration(42), duration(150), duration(9000), duration(200_000)
-    ('0.3 s', '42 s', '2.5 min', '2.5 h', '2.3 days')
+    >>> duration(0.34), duration(42), duration(150), duration(9000), duration(200_000), duration(1e8)
+    ('0.3 s', '42 s', '2.5 min', '2.5 h', '2.3 days', '1,157 days')
     """
     for unit, size, until in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
         if seconds < until:
             return f"{seconds / size:.2g} {unit}" if seconds >= size else f"{seconds:.1f} {unit}"
-    return f"{seconds / 86_400:.2g} days"
+    days = seconds / 86_400
+    return f"{days:.2g} days" if days < 10 else f"{days:,.0f} days"
 
 
 class ProgressLine:

@@ -181,9 +181,6 @@ class DynamicCache:
             stored = self.layers[layer]
             stored.keys = torch.cat([stored.keys, keys], dim=2)
             stored.values = torch.cat([stored.values, values], dim=2)
-                torch.cat([stored.keys, keys], dim=2),
-                torch.cat([stored.values, values], dim=2),
-            )
         return self.layers[layer].keys, self.layers[layer].values
 
     def get_seq_length(self) -> int:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all bench docs lint format constraints clean
+.PHONY: demo test test-all bench bench-gpu docs lint format constraints clean
 .DEFAULT_GOAL := demo
 # Python keeps what it has compiled: starting torch and its company takes a third of the time after the first.
 unexport PYTHONDONTWRITEBYTECODE
@@ -29,6 +29,9 @@ bench: $(READY)  ## the short benchmarks, beside the peers that are installed
 	$(BIN)/python -W ignore benchmarks/imagegpt_generation.py --rounds 2
 	$(BIN)/python -W ignore benchmarks/imagegpt_training.py --side 32 --batch 2 --rounds 3
 	$(BIN)/python -W ignore benchmarks/steps.py --out runs/bench.json
+
+bench-gpu: $(READY)  ## everything on a GPU, in under nine minutes; writes runs/gpu.json and a table
+	$(BIN)/python -W ignore benchmarks/gpu.py
 
 docs: $(READY)  ## the site, in site/; links and anchors inside it are checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -127,6 +127,8 @@ def measure(name: str, args: argparse.Namespace) -> tuple[list[Measured], int]:
     for told, contender in make().items():
         model, loss = contender()
         steps[told] = step_of(model, loss, images, args)
+    if args.ours_bf16:
+        steps["ours, bf16"] = step_of(*make()["ours"](), images, args, bf16=True)
     if args.compile:
         model, loss = make()["ours"]()
         model.compile()
@@ -135,8 +137,8 @@ def measure(name: str, args: argparse.Namespace) -> tuple[list[Measured], int]:
     return side_by_side(steps, turns=args.turns, device=args.device, dtype=dtype), batch
 
 
-def step_of(model: nn.Module, loss: Loss, images: Tensor, args: argparse.Namespace) -> Step:
-    return training_step(model.to(args.device), partial(loss, images), bf16=args.bf16, device=args.device)
+def step_of(model: nn.Module, loss: Loss, images: Tensor, args: argparse.Namespace, *, bf16: bool = False) -> Step:
+    return training_step(model.to(args.device), partial(loss, images), bf16=bf16 or args.bf16, device=args.device)
 
 
 def main() -> None:
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--batch", type=int, help="default: by case")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for everybody")
+    parser.add_argument("--ours_bf16", action="store_true", help="one more row: ours in bf16, beside everybody in fp32")
     parser.add_argument("--compile", action="store_true", help="one more row: ours under torch.compile")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="JSON")

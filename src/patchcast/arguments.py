@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
+import operator
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -95,6 +97,9 @@ class Field:
         if self.is_many:
             kind = get_args(self.type)[0]
             return {int: "whole numbers", float: "numbers"}.get(kind, "one or more words")
+        if get_origin(self.type) in (Union, types.UnionType):
+            number, words = get_args(self.type)
+            return f"a {'whole ' if number is int else ''}number or {' or '.join(get_args(words))}"
         plain = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "a word"}
         return plain.get(self.type, 'options in JSON, such as {"key": 1}')
 
@@ -110,6 +115,8 @@ class Field:
             kinds = [kind for kind in get_args(self.type) if kind is not Ellipsis]
             names = [plain.get(kind, "TEXT") for kind in kinds]
             return " ".join(names) if get_origin(self.type) is tuple and len(names) > 1 else f"{names[0]} ..."
+        if get_origin(self.type) in (Union, types.UnionType):
+            return "N"
         return plain.get(self.type, "JSON")
 
 
@@ -278,8 +285,8 @@ def words_of(given: Any) -> Iterator[tuple[str, list[str]]]:
 
 def _without_none(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
-        [kind] = [member for member in get_args(hint) if member is not type(None)]
-        return kind
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else functools.reduce(operator.or_, kinds)
     return hint
 
 

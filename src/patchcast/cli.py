@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patchcast import __version__, options
-from patchcast.plain import speak_plainly
+from patchcast.plain import speak_plainly, visible
 from patchcast.recipe import Recipe
 from patchcast.stages import show_stages, stage
 
@@ -52,15 +52,23 @@ class ProbeCommand:
     typed: str = field(default="")
 
 
-def _pretrain(recipe: Recipe) -> None:
+@dataclass(kw_only=True)
+class PretrainCommand:
+    """What was typed after `patchcast pretrain`: the recipe, and whether to run it."""
+
+    recipe: Recipe
+    dry_run: bool
+
+
+def _pretrain(given: PretrainCommand) -> None:
     from patchcast.commands.early_checks import check_recipe
 
-    check_recipe(recipe)
+    check_recipe(given.recipe)
 
     with stage(STARTING):
-        from patchcast.commands.pretrain import pretrain
+        from patchcast.commands.pretrain import dry_run, pretrain
 
-    pretrain(recipe)
+    (dry_run if given.dry_run else pretrain)(given.recipe)
 
 
 def _probe(given: ProbeCommand) -> None:
@@ -281,7 +289,7 @@ RECIPE_GROUPS = {
     "weights to start from": (
         *("pretrained", "start", "start_bands", "freeze_first", "freeze_blocks", "layer_decay", "ema"),
     ),
-    "training": ("epochs", "steps", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
+    "training": ("epochs", "steps", "minutes", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
     "hardware": (
         *("device", "precision", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
@@ -473,7 +481,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from patchcast.arguments import HelpRequestedError
 
     try:
-        given = read_probe(words) if name == "probe" else _read(name, words)
+        given = READERS[name](words) if name in READERS else _read(name, words)
         return COMMANDS[name].run(given) or 0
     except HelpRequestedError:
         print(_help(name), end="")
@@ -486,7 +494,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (MemoryError, RuntimeError) as problem:
-        sentence = out_of_memory(problem)
+        sentence = lack_of_memory(problem)
         if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(sentence)
@@ -496,8 +504,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from patchcast.files import full_disk
 
         sentence = full_disk(problem)
-        if not sentence and problem.filename is not None:  # a folder in place of a file, a file without permission, ...
-            sentence = f"{os.fsdecode(problem.filename)}: {problem.strerror or type(problem).__name__}"
+        name = problem.filename if problem.filename2 is None else problem.filename2  # of two, the one to write
+        if not sentence and name is not None:  # a folder in place of a file, a file without permission, ...
+            blocks = {IsADirectoryError: "; move that folder away", FileExistsError: "; move that file away"}
+            advice = blocks.get(type(problem), "")
+            sentence = f"{os.fsdecode(name)}: {problem.strerror or type(problem).__name__}{advice}"
         if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(sentence)
@@ -507,10 +518,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
 
-def out_of_memory(problem: BaseException) -> str:
+def lack_of_memory(problem: BaseException) -> str:
     """One sentence if an error is a lack of memory; empty if not.
 
-    >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    >>> lack_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
     "out of memory: can't allocate memory: you tried to allocate 9 bytes; a smaller batch, image or model needs less"
     """
     text = " ".join(str(problem).split()).replace("[enforce fail at alloc_cpu.cpp", "").split("Error code")[0]
@@ -557,6 +568,23 @@ def read_probe(words: Sequence[str]) -> ProbeCommand:
     )
 
 
+def read_pretrain(words: Sequence[str]) -> PretrainCommand:
+    """The words after `patchcast pretrain`. A dry run is no option of a recipe: neither --config nor --print_config
+    has it.
+
+    >>> read_pretrain(["--method", "mae", "--model", "m", "--data", "d", "--out", "o", "--dry-run"]).dry_run
+    True
+
+    Raises:
+        UsageError: if an option is unknown, missing or wrong.
+    """
+    kept = [word for word in words if word not in ("--dry_run", "--dry-run")]
+    return PretrainCommand(recipe=_read("pretrain", kept), dry_run=len(kept) < len(words))
+
+
+READERS: dict[str, Callable[[Sequence[str]], Any]] = {"probe": read_probe, "pretrain": read_pretrain}
+
+
 def _and(protocols: Sequence[str]) -> str:
     *others, last = protocols
     return f"{', '.join(others)} and {last} protocols" if others else f"{last} protocol"
@@ -599,6 +627,8 @@ def _help(name: str) -> str:
 
     command = COMMANDS[name]
     fields = fields_of(command.options)
+    if name == "pretrain":
+        fields |= fields_of(options.PretrainOptions)
     named = {name for names in command.groups.values() for name in names}
     groups = {
         "run" if command.from_file else "options": [field for field in fields.values() if field.name not in named]
@@ -617,7 +647,7 @@ def _help(name: str) -> str:
 
 
 def _fail(sentence: str, code: int = 2) -> int:
-    print(f"patchcast: {sentence}", file=sys.stderr)
+    print(f"patchcast: {visible(sentence)}", file=sys.stderr)
     return code
 
 

@@ -140,6 +140,20 @@ PROBES: dict[str, type] = {
 """Options of each protocol in `patchcast.evaluation.PROTOCOLS`. Giving `--NAME` chooses the protocol."""
 
 
+# ---- pretrain: what is not part of a recipe --------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class PretrainOptions:
+    """How `pretrain` treats a recipe.
+
+    Args:
+        dry_run: print parameters, memory, work and time of the run, and stop; no run folder is made.
+    """
+
+    dry_run: bool = False
+
+
 # ---- the other commands ----------------------------------------------------------------------------------------------
 
 

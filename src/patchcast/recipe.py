@@ -10,13 +10,16 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, Readout
 from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SEED, SHARE, Range, check_ranges
 
 Precision = Literal["fp32", "bf16"]
+AskedPrecision = Literal["auto", "fp32", "bf16"]
+AskedBatch = int | Literal["auto"]
 Device = Literal["auto", "cpu", "gpu"]
 CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
@@ -47,9 +50,9 @@ other values of these, and a model card leaves them out."""
 MOST_BLOCKS = 1000
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("image_size", "tile_size", "patch_size", "channels", "steps", "batch_size"), AT_LEAST_1),
-    "max_pixels": AT_LEAST_1,
+    **dict.fromkeys(("max_pixels", "packed"), AT_LEAST_1),
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "devices", "nodes", "accumulate"), AT_LEAST_1),
-    **dict.fromkeys(("epochs", "lr", "std"), POSITIVE),
+    **dict.fromkeys(("epochs", "lr", "std", "minutes"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip", "workers"), NOT_NEGATIVE),
     **dict.fromkeys(("warmup", "betas", "held_out", "ema"), SHARE),
     **dict.fromkeys(("freeze_first", "freeze_blocks"), NOT_NEGATIVE),
@@ -105,6 +108,8 @@ class Recipe:
         image_column: of parquet files and datasets, where it is not called image or by another usual name.
         label_column: likewise, of the labels, which probes need.
         max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
+        packed: decode the training images once, into one file in the cache folder that every epoch reads, each shrunk
+            until its shorter side has at most this number of pixels. Default: files are decoded in every epoch.
         codes: number of codes that beit and imagegpt predict, found in the data's patches or colors. Default: 512.
         tokenizer: a saved palette or codebook to use instead. A copy is saved in the run folder.
         mean: of each channel, where white is 1. Default: measured on the data; the model's if it is pretrained.
@@ -118,14 +123,18 @@ class Recipe:
             the data has no validation or test split; at most 2,000 images. 0 holds out none. Default: 0.05.
         epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 5,000 steps take.
         steps: optimizer steps.
-        batch_size: images per step. Default: by the number of images, 32 to 2,048. See docs/which.md.
+        minutes: train for about this time instead: the speed of the first steps decides their number, and the schedule
+            follows. See docs/costs.md.
+        batch_size: images per step. Default: by the number of images, 32 to 2,048; see docs/which.md. auto: the same,
+            in as many micro-batches (accumulate) as the free memory asks for.
         lr: peak learning rate. Default: the paper's, by the root of the batch and the width of the model; a quarter of
             it if the run starts from weights.
         betas: of AdamW. Default: the method's.
         weight_decay: of weight matrices. Default: the method's.
         warmup: share of the steps over which the learning rate rises. Default: 0.05.
         clip: maximum norm of the gradient; 0 turns clipping off. Default: the method's.
-        precision: fp32 or bf16. Default: bf16 on a GPU that has it.
+        precision: fp32, bf16 or auto: bf16 on a GPU that has it; on the CPU both are measured at the start of a run of
+            two minutes or more, and the faster one is taken. Default: auto.
         device: auto, cpu or gpu.
         workers: processes that read and augment images. Default: none on the CPU, which training needs itself; on a
             GPU one per core, up to 8.
@@ -169,6 +178,7 @@ class Recipe:
     image_column: str | None = None
     label_column: str | None = None
     max_pixels: int | None = None
+    packed: int | None = None
     codes: int | None = None
     tokenizer: Path | None = None
     mean: tuple[float, ...] | None = None
@@ -179,13 +189,14 @@ class Recipe:
     held_out: float | None = None
     epochs: float | None = None
     steps: int | None = None
-    batch_size: int | None = None
+    minutes: float | None = None
+    batch_size: AskedBatch | None = None
     lr: float | None = None
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
     warmup: float | None = None
     clip: float | None = None
-    precision: Precision | None = None
+    precision: AskedPrecision | None = None
     device: Device = "auto"
     workers: int | None = None
     seed: int = 0
@@ -216,7 +227,11 @@ class Recipe:
         Raises:
             ValueError: for the first number that is out of range.
         """
-        check_ranges(vars(self), RANGES)
+        check_ranges({**vars(self), "batch_size": self.given_batch}, RANGES)
+        others = [f"steps={self.steps}"] if self.steps is not None else []
+        others += [f"epochs={self.epochs:g}"] if self.epochs is not None else []
+        if self.minutes is not None and others:
+            raise ValueError(f"minutes={self.minutes:g} and {others[0]} both say how long to train; leave one out")
         for option in ("model_args", "method_args"):
             _check_numbers(option, getattr(self, option))
         if "pretrained" in self.model_args:
@@ -233,6 +248,11 @@ class Recipe:
             raise ValueError(f"crop_scale is the smallest and the largest share; got {list(self.crop_scale)}")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError(f"mean and std have one number per channel; got {len(self.mean)} and {len(self.std)}")
+
+    @property
+    def given_batch(self) -> int | None:
+        """Images per step, if they are given: `auto` leaves them to the rule of defaults, as None does."""
+        return None if self.batch_size == "auto" else self.batch_size
 
     @property
     def start_words(self) -> str | None:
@@ -285,14 +305,15 @@ class Recipe:
         if isinstance(values.get("image_size"), int):
             values["image_size"] = [values["image_size"]] * 2
         for name in ("image_size", "mean", "std", "crop_scale", "betas", "start_bands"):
-            if values.get(name) is not None:
+            if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
-        for name in ("epochs", "lr", "weight_decay", "warmup", "clip", "held_out", "layer_decay", "ema"):
+        for name in ("epochs", "minutes", "lr", "weight_decay", "warmup", "clip", "held_out", "layer_decay", "ema"):
             if values.get(name) is not None:  # people write 5, and YAML reads 1e-3 as text
                 values[name] = _as_float(values[name], name, file)
         for name in ("out", "tokenizer"):
-            if values.get(name) is not None:
+            if isinstance(values.get(name), str):
                 values[name] = Path(values[name])
+        _check_types(values, cls, file)
         return cls(**values)
 
 
@@ -325,6 +346,14 @@ class Resolved(Recipe):
     batch_size: int = EARLIER["batch_size"]
     warmup: float = EARLIER["warmup"]
 
+    @classmethod
+    def load(cls: type[SomeRecipe], file: Path) -> SomeRecipe:
+        """Read a run's config.yaml; errors as of `Recipe.load`."""
+        try:
+            return super().load(file)
+        except ValueError as problem:
+            raise ValueError(f"{problem}; put back the file that the run wrote, or choose another folder") from problem
+
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     import yaml
@@ -339,6 +368,30 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{file} is not a recipe: it has no options")
     return values
+
+
+def _check_types(values: dict[str, Any], recipe: type[Recipe], file: Path) -> None:
+    """Refuse what is no value of an option: of a damaged file, or of somebody else's."""
+    hints = get_type_hints(recipe)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{file}: {name} has another kind of value than a recipe; got {value!r}")
+    for option in ("model_args", "method_args"):
+        _check_numbers(option, values.get(option) or {})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return isinstance(value, str)
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(one, parts[0]) for one in value)
+    if kind in (int, float):
+        is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _check_numbers(option: str, args: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def _print_devices() -> None:
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
         print(f"GPU {index}        {found.name}, {found.total_memory / 2**30:.0f} GiB")
-    print(f"defaults     --device {device} --precision {default_precision()} --workers {default_workers(device)}")
+    print(f"defaults     --device {device} --precision {default_precision(device)} --workers {default_workers(device)}")
 
 
 def _version(package: str) -> str | None:

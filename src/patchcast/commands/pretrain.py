@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import errno
 import shlex
+import sys
 import time
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
-from rich.markup import escape
+from rich.prompt import Confirm
 from torch.utils.data import DataLoader
 
 from patchcast.data import Cutter, EvalSet, Journal, StreamSet, TrainSet, finish
 from patchcast.data.images import evenly_spaced
+from patchcast.data.names import escape
+from patchcast.data.packed import pack_images
+from patchcast.data.sampling import Examples
 from patchcast.data.streamed import HeadStore
 from patchcast.honesty import blind_loss
 from patchcast.interop.export_formats import exported_as
@@ -25,12 +30,13 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
 from patchcast.runs.defaults import in_words
+from patchcast.runs.forecast import ASKS_FROM, Forecast, foresee, out_of_memory
 from patchcast.runs.results import after_start, better_average, held_out_images, write_results
 from patchcast.runs.run import Run, open_run, start_run
-from patchcast.runs.run_folder import BAD_IMAGES, claim, save_weights
+from patchcast.runs.run_folder import BAD_IMAGES, claim, holds_run, save_weights
 from patchcast.runs.starting import is_started, keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
-from patchcast.runs.watch import check_loggers, make_loggers, watches
+from patchcast.runs.watch import EVALUATED, check_loggers, make_loggers, watches
 from patchcast.stages import stage
 from patchcast.tokenizers.palette import Palette
 from patchcast.training.engine import Engine, uses_cuda
@@ -47,8 +53,6 @@ BLIND = 64
 """Maximum number of images for the loss of a blind prediction."""
 BLIND_VALUES = 2**24
 """Maximum number of values of these images: large ones would fill the memory."""
-EVALUATED = 2000
-"""Maximum number of images on which the loss is evaluated during a run."""
 
 
 def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
@@ -65,19 +69,23 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     console = Console(quiet=not is_first)
     run = start_run(recipe)
     check_loggers(run.recipe)
+    forecast = None
+    if run.recipe.overwrite or not holds_run(run.folder):
+        with stage("Measuring the speed of a few steps"):
+            run, forecast = foresee(run, recipe)
     with stage("Reading the images that are looked at during the run"):
         looks = watches(run)
+    if forecast is not None:
+        _describe(run, console)
+        _announce(forecast, console)
     resuming = claim(run.recipe) if is_first else ""
     with locked(run.folder) if is_first else nullcontext():
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
-            console.print(_summary(run), highlight=False)
-            if sentence := too_few(run):
-                console.print(sentence, highlight=False)
-            if run.why:
-                console.print(escape(run.why), highlight=False)
-            if run.chosen:
-                console.print(f"Chosen by rule, as nothing else was given:\n{in_words(run.chosen)}", highlight=False)
+            if forecast is not None:
+                forecast.save(run.folder)
+            else:
+                _describe(run, console)
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
                 console.print(escape(str(run.fitted)), highlight=False)
@@ -86,6 +94,47 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
         elif run.recipe.overwrite:
             console.print("Without --overwrite, the same command resumes this run.")
         return _carry_out(run, looks, console, is_first=is_first, says_next=says_next)
+
+
+def dry_run(recipe: Recipe) -> Forecast:
+    """Print what a recipe would take. No folder is made, and nothing is trained.
+
+    Raises:
+        ValueError: as `pretrain` does.
+    """
+    console = Console()
+    run = start_run(recipe)
+    with stage("Measuring the speed of a few steps"):
+        run, forecast = foresee(run, recipe, in_full=True)
+    _describe(run, console)
+    if forecast.choice is not None:
+        console.print(escape(str(forecast.choice)), highlight=False)
+    console.print(escape(forecast.table(run.recipe)), highlight=False)
+    return forecast
+
+
+def _describe(run: Run, console: Console) -> None:
+    console.print(_summary(run), highlight=False)
+    if sentence := too_few(run):
+        console.print(sentence, highlight=False)
+    if run.why:
+        console.print(escape(run.why), highlight=False)
+    if run.chosen:
+        console.print(f"Chosen by rule, as nothing else was given:\n{in_words(run.chosen)}", highlight=False)
+
+
+def _announce(forecast: Forecast, console: Console) -> None:
+    """Say what a run will take; on a terminal, ask before one of more than an hour.
+
+    Raises:
+        KeyboardInterrupt: if the answer is no.
+    """
+    if forecast.choice is not None:
+        console.print(escape(str(forecast.choice)), highlight=False)
+    console.print(f"{forecast}", highlight=False)
+    asks = (forecast.seconds or 0.0) > ASKS_FROM and console.is_terminal and sys.stdin.isatty()
+    if asks and not Confirm.ask("Start?", console=console, default=True):
+        raise KeyboardInterrupt("not started")
 
 
 def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool, says_next: bool) -> Resolved:
@@ -106,6 +155,11 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
             return run.recipe
         state |= better_average(run.folder)
         save_weights(state, run.folder)
+    except (RuntimeError, torch.OutOfMemoryError) as problem:
+        sentence = out_of_memory(problem, run.recipe)
+        if not sentence:
+            raise
+        raise ValueError(sentence) from problem
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
             raise
@@ -169,16 +223,26 @@ def _feed(run: Run, journal: Journal) -> Feed:
         held_out.images.write_down(journal)
         judged = held_out.images.subset(np.array(evenly_spaced(len(held_out.images), EVALUATED))).readable()
     if run.method.codes == "colors":
+        if recipe.packed is not None:
+            raise ValueError(f"{recipe.method} trains on codes, which are cached already: leave out --packed")
         assert isinstance(run.tokenizer, Palette)
         codes = encode(recipe, run.tokenizer, images, judged)
         return on_codes(run.pretrainer), codes.train, codes.held_out, codes
     loader = None if judged is None else DataLoader(EvalSet(judged, run.evaluation), batch_size=recipe.batch_size)
     augment: Any = Cutter(run.augmentation) if uses_cuda(recipe.device) else run.augmentation
     if isinstance(images.store, HeadStore):
+        if recipe.packed is not None:
+            raise ValueError(
+                "a stream is read in order and has no end, so that it cannot be packed: leave out --packed"
+            )
         stream = StreamSet(images.store.stream, images.channels, augment, recipe.seed)
         stream.write_down(journal)
         return run.pretrainer, stream, loader, None
-    return run.pretrainer, TrainSet(images, augment, recipe.seed), loader, None
+    examples: Examples = images
+    if recipe.packed is not None:
+        with stage("Decoding the training images into the cache"):
+            examples = pack_images(images, recipe.packed)
+    return run.pretrainer, TrainSet(examples, augment, recipe.seed), loader, None
 
 
 def _train(

@@ -65,7 +65,7 @@ def resolve(
     recipe = with_codes(recipe, method, images)
     chosen = {} if is_settled else choose_defaults(recipe, method, None if source.is_stream else len(images))
     recipe = filled(recipe, chosen)
-    batch, epochs = recipe.batch_size, recipe.epochs
+    batch, epochs = recipe.given_batch, recipe.epochs
     assert batch is not None and epochs is not None  # noqa: PT018
     pieces = recipe.devices * recipe.nodes * recipe.accumulate
     if batch % pieces:
@@ -88,7 +88,9 @@ def resolve(
         "mean": mean,
         "std": std,
         "steps": steps,
-        "epochs": epochs if source.is_stream else round(steps * batch / len(images), 2),
+        "batch_size": batch,
+        "minutes": None,
+        "epochs": epochs if source.is_stream else passes(steps, batch, len(images)),
         "held_out": source.held_out_share,
     }
     defaults: dict[str, Any] = {
@@ -101,16 +103,26 @@ def resolve(
         "betas": method.betas,
         "weight_decay": method.weight_decay,
         "clip": method.clip or 0.0,
-        "precision": default_precision(),
+        "precision": default_precision(recipe.device),
         "workers": default_workers(recipe.device),
         "eval_every": often,
         "readout": DEFAULT_READOUT,
         "checkpoint_every": often,
     }
-    completed = {name: default if given[name] is None else given[name] for name, default in defaults.items()}
+    completed = {name: default if given[name] in (None, "auto") else given[name] for name, default in defaults.items()}
     whole = Resolved(**{**given, **resolved, **completed})
     whole.check()  # again: the number of steps follows from epochs
     return whole, chosen
+
+
+def passes(steps: int, batch: int, images: int) -> float:
+    """Passes over the images, in hundredths; fewer in two digits.
+
+    >>> passes(100, 64, 1437), passes(2, 1, 1437)
+    (4.45, 0.0014)
+    """
+    exact = steps * batch / images
+    return round(exact, 2) or float(f"{exact:.2g}")
 
 
 def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

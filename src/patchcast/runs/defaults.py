@@ -68,18 +68,18 @@ def in_words(chosen: dict[str, Chosen]) -> str:
 
 
 def _choices(recipe: Recipe, method: Method, images: int | None) -> Iterator[tuple[str, Chosen]]:
-    batch = recipe.batch_size
+    batch = recipe.given_batch
     if batch is None:
         batch, reason = _batch(images, recipe.devices * recipe.nodes * recipe.accumulate)
         yield "batch_size", Chosen(batch, reason)
-    if recipe.steps is None and recipe.epochs is None and images is not None:
+    if (recipe.steps, recipe.epochs, recipe.minutes) == (None, None, None) and images is not None:
         epochs = min(MOST_EPOCHS, max(EPOCHS, math.ceil(FEWEST_STEPS * batch / images)))
         yield (
             "epochs",
             Chosen(float(epochs), f"{EPOCHS}, or more for {FEWEST_STEPS:,} steps, up to {MOST_EPOCHS}"),
         )
     elif recipe.epochs is None:
-        yield "epochs", Chosen(float(EPOCHS), "not used: the steps are given")
+        yield "epochs", Chosen(float(EPOCHS), "not used: steps or minutes are given")
     if recipe.warmup is None:
         yield "warmup", Chosen(WARMUP, "MAE's")
     width, blocks = _size(recipe, method)

@@ -17,6 +17,8 @@ from patchcast.training.log import Logger, TensorBoard, Wandb, check_installed
 from patchcast.training.looks import FeatureWatch, Look, Pictures
 from patchcast.training.probing import OnlineProbe
 
+EVALUATED = 2000
+"""Maximum number of images on which the loss is evaluated during a run."""
 WATCHED = 256
 """Images whose features are looked at during a run."""
 PICTURED = 8

@@ -1,0 +1,216 @@
+"""How fast a run trains, in fp32 and in bf16: a few of its own steps before it starts, on a copy of its network."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from patchcast.backbones.imagegpt_network import ImageGPTBackbone
+from patchcast.data import EpochSampler, TrainSet, loader
+from patchcast.data.streamed import HeadStore
+from patchcast.files import cache_file, write_cache, write_json
+from patchcast.honesty import no_leak, perturbed
+from patchcast.methods import on_codes
+from patchcast.modes import evaluating
+from patchcast.recipe import Precision
+from patchcast.runs.run import Run
+from patchcast.runs.watch import EVALUATED, WATCHED
+from patchcast.training.engine import LossModule, uses_cuda
+from patchcast.training.optimization import Optimization, make_optimizer
+
+LEAST_SECONDS = 1.0
+"""Time for which each precision is measured."""
+STEP_SECONDS = 0.2
+"""A step is measured with more images until it takes this long, up to those of a micro-batch."""
+FEWEST = 2
+"""Images with which measuring begins."""
+WORTHWHILE = 120.0
+"""Expected seconds of a run from which on both precisions are measured: a shorter one would gain little."""
+MARGIN = 1.05
+"""By how much bf16 has to be faster than fp32 to be taken: less could be chance."""
+ALLOWED_DIFFERENCE = 0.05
+"""Largest difference between the losses of the two precisions, relative to that of fp32."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which precision a run trains in, and why.
+
+    Attributes:
+        ratio: the time of a step in fp32 over that in bf16.
+        problem: why bf16 must not be used; empty if it may.
+        processor: on which it was measured.
+    """
+
+    ratio: float
+    problem: str
+    processor: str
+
+    @property
+    def precision(self) -> Precision:
+        return "bf16" if self.ratio >= MARGIN and not self.problem else "fp32"
+
+    def __str__(self) -> str:
+        but = f", but {self.problem}" if self.problem else ""
+        return f"bf16: {self.ratio:.2f} times as fast as fp32 on {self.processor}{but}; training in {self.precision}"
+
+
+class Rehearsal:
+    """Training steps that teach nothing, on a copy of a run's network with images of its data.
+
+    The run's own weights, random state and files are left as they are. The learning rate is 0, so that every step has
+    the initial weights. A copy of the weights, their gradients and the optimizer's state need 16 bytes per parameter.
+    """
+
+    def __init__(self, run: Run) -> None:
+        recipe = run.recipe
+        self.run, self.device = run, torch.device("cuda" if uses_cuda(recipe.device) else "cpu")
+        self.largest = recipe.batch_size // (recipe.devices * recipe.nodes * recipe.accumulate)
+        whole = copy.deepcopy(run.pretrainer).to(self.device).train()
+        self.whole, self.pretrainer = whole, on_codes(whole).train() if run.method.codes == "colors" else whole
+        for parameter in self.pretrainer.idle_parameters():
+            parameter.requires_grad_(False)
+        if recipe.checkpointing:
+            self.pretrainer.backbone.model.set_grad_checkpointing(True)
+        self.optimizer = make_optimizer(self.pretrainer, Optimization(lr=0.0))
+        self.data_seconds = 0.0  # to read and augment an image
+        self.images = self._draw(min(FEWEST, self.largest))
+
+    def seconds(self, precision: Precision, clock: Callable[[], float] = time.perf_counter) -> float:
+        """The time of one step."""
+        self._wait()
+        began = clock()
+        self.step(precision)
+        self._wait()
+        return clock() - began
+
+    def step(self, precision: Precision) -> float:
+        """The loss of one step: the same images, plan and dropout each time."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.run.recipe.seed)
+            self.optimizer.zero_grad()
+            plan = self.pretrainer.draw(self.images, each=self.pretrainer.repeat)
+            loss = LossModule(self.pretrainer, precision)(self.images, plan)
+            loss.backward()
+            self.optimizer.step()
+            self.pretrainer.after_step()
+        return float(loss.detach())
+
+    def grow(self, precision: Precision) -> float:
+        """Take more images per step until one takes `STEP_SECONDS`; returns the time of that step."""
+        self.step(precision)  # the first one makes buffers and chooses kernels
+        while (taken := self.seconds(precision)) < STEP_SECONDS and len(self.images) < self.largest:
+            self.images = self._draw(min(self.largest, 2 * len(self.images)))
+        return taken
+
+    def rate(self, precision: Precision) -> float:
+        """Images per second of one step, without reading them: the median of at least three steps."""
+        taken = [self.seconds(precision) for _ in range(3)]
+        while sum(taken) < LEAST_SECONDS:
+            taken.append(self.seconds(precision))
+        return len(self.images) / statistics.median(taken)
+
+    def evaluation_seconds(self, precision: Precision) -> float:
+        """The time of one evaluation: the loss of held-out images, and features of training images."""
+        source = self.run.source
+        judged = 0 if source.held_out is None else min(EVALUATED, len(source.held_out.images))
+        watched = min(WATCHED, len(source.train))
+        objective = LossModule(self.pretrainer, precision)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), evaluating(self.pretrainer):
+            plan = self.pretrainer.draw(self.images)
+            times = []
+            for run in (lambda: objective(self.images, plan), lambda: self.pretrainer.backbone.pool(self.images)):
+                self._wait()
+                began = time.perf_counter()
+                run()
+                self._wait()
+                times.append((time.perf_counter() - began) / len(self.images))
+        return judged * times[0] + watched * times[1]
+
+    def compare(self) -> Choice:
+        """The checks of bf16, and steps in both precisions by turns.
+
+        Measured in processor time on the CPU, which other work on the machine disturbs least.
+        """
+        problem = self.problem_of_bf16()
+        clock = time.perf_counter if self.device.type == "cuda" else time.process_time
+        taken: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
+        while len(taken["bf16"]) < 3 or sum(map(sum, taken.values())) < 2 * LEAST_SECONDS:
+            for precision, seconds in taken.items():
+                seconds.append(self.seconds(precision, clock))
+        return Choice(min(taken["fp32"]) / min(taken["bf16"]), problem, processor())
+
+    def problem_of_bf16(self) -> str:
+        """Why bf16 must not be used; empty if it may. It leaves noise in the weights of this rehearsal."""
+        exact, rounded = self.step("fp32"), self.step("bf16")
+        gradients = [weight.grad for weight in self.pretrainer.parameters() if weight.grad is not None]
+        if not math.isfinite(rounded):
+            return f"its loss is {rounded}"
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            return "its gradients are not finite"
+        if abs(rounded - exact) > ALLOWED_DIFFERENCE * abs(exact):
+            return f"its loss is {rounded:.4g} where that of fp32 is {exact:.4g}"
+        pretrainer = perturbed(self.whole)
+        height, width = self.run.recipe.image_size
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, self.run.recipe.channels, height, width, generator=generator).to(self.device)
+        plan = pretrainer.draw(images, torch.Generator().manual_seed(1))
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            leak = no_leak(pretrainer, images, plan, limit=2)
+        return f"hidden pixels change its predictions by {leak.worst:.2g}" if leak.worst else ""
+
+    def _draw(self, count: int) -> Tensor:
+        """Images as training gets them, or random ones of a stream or of codes, which have not been read yet."""
+        run, recipe = self.run, self.run.recipe
+        generator = torch.Generator().manual_seed(recipe.seed)
+        backbone = self.pretrainer.backbone
+        if isinstance(backbone, ImageGPTBackbone):
+            codes = torch.randint(backbone.tokenizer.vocabulary, (count, 1, *recipe.image_size), generator=generator)
+            return codes.to(self.device)
+        if isinstance(run.source.train.store, HeadStore):
+            return torch.randn(count, recipe.channels, *recipe.image_size, generator=generator).to(self.device)
+        train_set = TrainSet(run.source.train, run.augmentation, recipe.seed)
+        began = time.perf_counter()
+        [(images, _)] = loader(train_set, EpochSampler(len(train_set), count, seed=recipe.seed, steps=1), workers=0)
+        self.data_seconds = (time.perf_counter() - began) / count
+        return images.to(self.device)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def choose_precision(rehearsal: Rehearsal) -> Choice:
+    """Measure both precisions on this machine, or take what was measured here before for the same model and sizes."""
+    recipe = rehearsal.run.recipe
+    names = ("method", "model", "method_args", "model_args", "image_size", "patch_size", "tile_size", "channels")
+    what = [*(str(getattr(recipe, name)) for name in names), rehearsal.largest, recipe.checkpointing]
+    file = cache_file(["precision", processor(), torch.get_num_threads(), torch.__version__, *what], ".json")
+    with suppress(OSError, ValueError, TypeError):
+        return Choice(**json.loads(file.read_text(encoding="utf-8")))
+    choice = rehearsal.compare()
+    write_cache(file, lambda unfinished: write_json(unfinished, asdict(choice)))
+    return choice
+
+
+def processor() -> str:
+    """The processor's name.
+
+    >>> len(processor()) > 0
+    True
+    """
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine() or "an unknown processor"

@@ -246,7 +246,8 @@ class Recipe:
             raise ValueError(f"start_bands names three different channels; got {list(self.start_bands)}")
         if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale is the smallest and the largest share; got {list(self.crop_scale)}")
-        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+        lengths = {len(values) for values in (self.mean, self.std) if values is not None} - {1}  # one is for all
+        if self.mean is not None and self.std is not None and len(lengths) > 1:
             raise ValueError(f"mean and std have one number per channel; got {len(self.mean)} and {len(self.std)}")
 
     @property

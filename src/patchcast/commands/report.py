@@ -287,7 +287,8 @@ def _accuracy(found: RunNumbers) -> list[Section]:
     rows: list[list[str]] = []
     probe = found.probes.get("probe")
     if not found.probes:
-        alt = "Nothing has been measured with labels yet. Run this command, and then write this page again:"
+        labels = "all labels" if found.demo else "labels"
+        alt = f"Not measured with {labels} yet. Run this command, and then write this page again:"
         typed = f"patchcast probe {shlex.quote(str(found.run.folder))}"
         return [Section("Probes", alt, [commands([typed if _has_labels(found.run) else f"{typed} --data LABELED"])])]
     body: list[Html] = []
@@ -462,7 +463,9 @@ def _pictures(found: RunNumbers, data: str) -> list[Section]:
         images = torch.stack([found.run.evaluation(part.images[place].image) for place in places])
     except (ValueError, OSError) as problem:
         return [*drawn, Section("What it predicts", f"The images cannot be shown: {problem}", [])]
-    return [*_predictions(found, images, part.phrase), *drawn, *_maps(found, images)]
+    is_held_out = found.recipe.reads(data) and found.run.source.held_out is not None
+    phrase = f"Not trained on: {part.phrase}" if is_held_out else part.phrase
+    return [*_predictions(found, images, phrase), *drawn, *_maps(found, images)]
 
 
 def _predictions(found: RunNumbers, images: Tensor, phrase: str) -> list[Section]:

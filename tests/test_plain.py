@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 
 import pytest
+from rich.console import Console
 
-from patchcast.cli import out_of_memory
+from patchcast.cli import lack_of_memory, main
+from patchcast.data.names import escape, printable
 from patchcast.plain import MOST_SKIPPED, Plain
 
 
@@ -33,8 +36,20 @@ def test_our_warnings_are_plain_lines_and_others_are_left_out(
 
 
 def test_a_lack_of_memory_is_one_sentence() -> None:
-    assert out_of_memory(MemoryError()) == "out of memory: no more is left; a smaller batch, image or model needs less"
-    assert out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")).startswith(
+    assert lack_of_memory(MemoryError()) == "out of memory: no more is left; a smaller batch, image or model needs less"
+    assert lack_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")).startswith(
         "out of memory: CUDA"
     )
-    assert out_of_memory(RuntimeError("shapes do not match")) == ""
+    assert lack_of_memory(RuntimeError("shapes do not match")) == ""
+
+
+def test_a_terminal_sees_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b]52;c;x\x07\nb\u202egpj\x9b2J[/red]"
+    assert main(["data", "check", f"/nowhere/{name}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert r"a\x1b]52;c;x\x07\nb\u202egpj\x9b2J[/red] is not there" in line
+    assert printable(name) == r"a\x1b]52;c;x\x07\nb\u202egpj\x9b2J[/red]"
+    console = Console(file=io.StringIO())
+    console.print(f"[bold]{escape(name)}[/]")
+    assert "\x1b" not in console.file.getvalue()
+    assert "[/red]" in console.file.getvalue()

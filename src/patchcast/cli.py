@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patchcast import __version__, options
-from patchcast.plain import speak_plainly
+from patchcast.plain import speak_plainly, visible
 from patchcast.recipe import Recipe
 from patchcast.stages import show_stages, stage
 
@@ -494,7 +494,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (MemoryError, RuntimeError) as problem:
-        sentence = out_of_memory(problem)
+        sentence = lack_of_memory(problem)
         if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(sentence)
@@ -504,8 +504,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from patchcast.files import full_disk
 
         sentence = full_disk(problem)
-        if not sentence and problem.filename is not None:  # a folder in place of a file, a file without permission, ...
-            sentence = f"{os.fsdecode(problem.filename)}: {problem.strerror or type(problem).__name__}"
+        name = problem.filename if problem.filename2 is None else problem.filename2  # of two, the one to write
+        if not sentence and name is not None:  # a folder in place of a file, a file without permission, ...
+            sentence = f"{os.fsdecode(name)}: {problem.strerror or type(problem).__name__}"
+            if isinstance(problem, IsADirectoryError):
+                sentence += "; move that folder away"
+            elif isinstance(problem, (FileExistsError, NotADirectoryError)):
+                sentence += ": a file is where a folder is needed; choose another path"
         if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(sentence)
@@ -515,10 +520,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
 
-def out_of_memory(problem: BaseException) -> str:
+def lack_of_memory(problem: BaseException) -> str:
     """One sentence if an error is a lack of memory; empty if not.
 
-    >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    >>> lack_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
     "out of memory: can't allocate memory: you tried to allocate 9 bytes; a smaller batch, image or model needs less"
     """
     text = " ".join(str(problem).split()).replace("[enforce fail at alloc_cpu.cpp", "").split("Error code")[0]
@@ -644,7 +649,7 @@ def _help(name: str) -> str:
 
 
 def _fail(sentence: str, code: int = 2) -> int:
-    print(f"patchcast: {sentence}", file=sys.stderr)
+    print(f"patchcast: {visible(sentence)}", file=sys.stderr)
     return code
 
 

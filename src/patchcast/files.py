@@ -168,6 +168,20 @@ def full_disk(problem: BaseException | None) -> str:
     return ""
 
 
+def read_json(file: str | Path) -> Any:
+    """What a JSON file of ours holds.
+
+    Raises:
+        ValueError: if it is damaged; says how to get it back.
+    """
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as problem:  # also UnicodeDecodeError
+        raise ValueError(
+            f"{file} is damaged ({problem}); remove it, or run the command that wrote it again"
+        ) from problem
+
+
 def write_text(file: str | Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all: see `write_whole`. Names of files that are not UTF-8 pass."""
     write_whole(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8", errors="surrogateescape"))
@@ -182,6 +196,8 @@ def write_figure(figure: Figure, file: str | Path) -> None:
     """Write a figure of matplotlib, whole or not at all; as PNG if the file has no suffix."""
     file = Path(file)
     kind = file.suffix.removeprefix(".") or "png"
+    for text in [*figure.texts, *(axes.title for axes in figure.axes)]:
+        text.set_parse_math(False)  # "$" in the name of a run's data begins no formula
     write_whole(file.with_suffix(f".{kind}"), lambda unfinished: figure.savefig(unfinished, dpi=120, format=kind))
 
 

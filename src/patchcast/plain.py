@@ -1,9 +1,10 @@
-"""Warnings and log lines as one plain line each, for the terminal. Imports nothing heavy."""
+"""Texts for a terminal: names without control characters, warnings as one plain line. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from types import FrameType
@@ -12,6 +13,22 @@ SKIPPED, MOST_SKIPPED = "skipped ", 5
 """Images that cannot be read are named in warnings that begin so, the first five of them: a run lists all."""
 NOISY = ("timm", "huggingface_hub", "transformers", "datasets", "lightning.fabric")
 """Libraries whose log lines repeat what our errors say, such as each attempt of a download."""
+
+
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that move the cursor, color what follows or turn its direction: names of files may hold them."""
+
+
+def visible(text: str, besides: str = "") -> str:
+    r"""Text with control characters written out, so that it cannot command a terminal or hide a part of itself.
+
+    >>> visible("a\x1b[2Jb"), visible("a\nb"), visible("a\nb", besides="\n")
+    ('a\\x1b[2Jb', 'a\\nb', 'a\nb')
+
+    Args:
+        besides: characters that stay.
+    """
+    return UNSEEN.sub(lambda found: found[0] if found[0] in besides else repr(found[0])[1:-1], text)
 
 
 def speak_plainly() -> None:
@@ -36,7 +53,7 @@ class Plain:
         self.skipped = 0
 
     def __call__(self, message: Warning | str, *_: object, **__: object) -> None:
-        text = " ".join(str(message).split())
+        text = visible(" ".join(str(message).split()))
         if text in self.texts or not _is_ours():
             return
         self.texts.add(text)

@@ -10,7 +10,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, Readout
 from patchcast.files import write_text
@@ -49,7 +50,7 @@ other values of these, and a model card leaves them out."""
 MOST_BLOCKS = 1000
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("image_size", "tile_size", "patch_size", "channels", "steps", "batch_size"), AT_LEAST_1),
-    "max_pixels": AT_LEAST_1,
+    **dict.fromkeys(("max_pixels", "packed"), AT_LEAST_1),
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "devices", "nodes", "accumulate"), AT_LEAST_1),
     **dict.fromkeys(("epochs", "lr", "std", "minutes"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip", "workers"), NOT_NEGATIVE),
@@ -107,6 +108,8 @@ class Recipe:
         image_column: of parquet files and datasets, where it is not called image or by another usual name.
         label_column: likewise, of the labels, which probes need.
         max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
+        packed: decode the training images once, into one file in the cache folder that every epoch reads, each shrunk
+            until its shorter side has at most this number of pixels. Default: files are decoded in every epoch.
         codes: number of codes that beit and imagegpt predict, found in the data's patches or colors. Default: 512.
         tokenizer: a saved palette or codebook to use instead. A copy is saved in the run folder.
         mean: of each channel, where white is 1. Default: measured on the data; the model's if it is pretrained.
@@ -118,7 +121,7 @@ class Recipe:
         flip: mirror half of the images. Not for digits, letters or anything else that has a handedness.
         held_out: share of the images that is held out from training, for the evaluation loss and for pictures, where
             the data has no validation or test split; at most 2,000 images. 0 holds out none. Default: 0.05.
-        epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 5,000 steps take.
+        epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 10,000 steps take.
         steps: optimizer steps.
         minutes: train for about this time instead: the speed of the first steps decides their number, and the schedule
             follows. See docs/costs.md.
@@ -175,6 +178,7 @@ class Recipe:
     image_column: str | None = None
     label_column: str | None = None
     max_pixels: int | None = None
+    packed: int | None = None
     codes: int | None = None
     tokenizer: Path | None = None
     mean: tuple[float, ...] | None = None
@@ -242,7 +246,8 @@ class Recipe:
             raise ValueError(f"start_bands names three different channels; got {list(self.start_bands)}")
         if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale is the smallest and the largest share; got {list(self.crop_scale)}")
-        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+        lengths = {len(values) for values in (self.mean, self.std) if values is not None} - {1}  # one is for all
+        if self.mean is not None and self.std is not None and len(lengths) > 1:
             raise ValueError(f"mean and std have one number per channel; got {len(self.mean)} and {len(self.std)}")
 
     @property
@@ -301,14 +306,15 @@ class Recipe:
         if isinstance(values.get("image_size"), int):
             values["image_size"] = [values["image_size"]] * 2
         for name in ("image_size", "mean", "std", "crop_scale", "betas", "start_bands"):
-            if values.get(name) is not None:
+            if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         for name in ("epochs", "minutes", "lr", "weight_decay", "warmup", "clip", "held_out", "layer_decay", "ema"):
             if values.get(name) is not None:  # people write 5, and YAML reads 1e-3 as text
                 values[name] = _as_float(values[name], name, file)
         for name in ("out", "tokenizer"):
-            if values.get(name) is not None:
+            if isinstance(values.get(name), str):
                 values[name] = Path(values[name])
+        _check_types(values, cls, file)
         return cls(**values)
 
 
@@ -341,6 +347,14 @@ class Resolved(Recipe):
     batch_size: int = EARLIER["batch_size"]
     warmup: float = EARLIER["warmup"]
 
+    @classmethod
+    def load(cls: type[SomeRecipe], file: Path) -> SomeRecipe:
+        """Read a run's config.yaml; errors as of `Recipe.load`."""
+        try:
+            return super().load(file)
+        except ValueError as problem:
+            raise ValueError(f"{problem}; put back the file that the run wrote, or choose another folder") from problem
+
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     import yaml
@@ -355,6 +369,30 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{file} is not a recipe: it has no options")
     return values
+
+
+def _check_types(values: dict[str, Any], recipe: type[Recipe], file: Path) -> None:
+    """Refuse what is no value of an option: of a damaged file, or of somebody else's."""
+    hints = get_type_hints(recipe)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{file}: {name} has another kind of value than a recipe; got {value!r}")
+    for option in ("model_args", "method_args"):
+        _check_numbers(option, values.get(option) or {})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return isinstance(value, str)
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(one, parts[0]) for one in value)
+    if kind in (int, float):
+        is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _check_numbers(option: str, args: dict[str, Any]) -> None:

@@ -383,3 +383,56 @@ def test_folders_in_place_of_files_get_one_sentence(
     (run / "metrics.csv").mkdir()
     assert main(["report", str(run)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_hostile_names_reach_no_terminal_page_or_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Escape codes and marks of direction are written out; markup of rich and formulas of matplotlib are not read."""
+    monkeypatch.chdir(tmp_path)
+    name = "\x1b[31m $a_b$ $^$ \u202e[/x]"
+    write_images(tmp_path / "images", {"a": 6, "b": 6})
+    (tmp_path / "images").rename(name.replace("/", "\u2215"))
+    run = tmp_path / "run [final]"
+    source = name.replace("/", "\u2215")
+    assert main([*MAE, *SHORT, "--data", source, "--out", str(run)]) == 0
+    for command in (["probe", str(run), "--draws", "2", "--per_class", "1"], ["report", str(run)], ["show", str(run)]):
+        assert main(command) == 0
+    assert main(["export", str(run), "--out", "card"]) == 0
+    printed = capsys.readouterr()
+    assert "run [final]" in " ".join(printed.out.split())
+    texts = [printed.out, printed.err, (run / "report.html").read_text(), Path("card/README.md").read_text()]
+    assert not any("\x1b[31m" in text or "\u202e" in text for text in texts)
+
+
+DAMAGED = [
+    ("config.yaml", lambda text: text.replace("steps: 2", "steps: abc"), "steps has another kind of value"),
+    ("config.yaml", lambda text: text.replace("steps: 2", "steps: .nan"), "steps has another kind of value"),
+    ("config.yaml", lambda text: re.sub("^lr: .*", "lr: null", text, flags=re.M), "lr has another kind of value"),
+    ("config.yaml", lambda text: text.replace("depth: 1", "depth: 90000"), "more than 1,000 blocks is not built"),
+    ("config.yaml", lambda text: "", "put back the file that the run wrote, or choose another"),
+    ("metrics.json", lambda text: text[:9], "metrics.json is damaged"),
+    ("probe.json", lambda text: "{", "probe.json is damaged"),
+    ("pretrainer.safetensors", lambda text: "x", "remove it, and the run's own pretrain command writes it again"),
+    ("metrics.csv", lambda text: text.replace("\n2,", "\n2,abc,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,"), ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(DAMAGED)))
+def test_a_damaged_run_is_one_sentence_with_the_way_out(
+    case: int, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, damage, wanted = DAMAGED[case]
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = (run / "config.yaml").read_text().replace(str(finished), str(run))
+    (run / "config.yaml").write_text(config)
+    text = (run / name).read_text(errors="replace") if (run / name).exists() else ""
+    (run / name).write_text(damage(text))
+    resume = [*MAE, *SHORT, "--data", "digits", "--out", str(run)]
+    command = resume if "put back" in wanted or not wanted else ["report", str(run)]
+    if not wanted:
+        (run / "metrics.json").unlink()
+    assert main(command) == (2 if wanted else 0)
+    error = capsys.readouterr().err
+    assert wanted in error
+    assert error.count("\n") == 1 or not wanted

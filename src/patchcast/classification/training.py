@@ -188,7 +188,9 @@ def train_epochs(
             speed.measure(step, pauses=ends)
             line.show(step, read)
             if ends:
-                found = validate()
+                with line.evaluating():
+                    found = validate()
+                line.evaluated({f"validation_{measure}": found[1]})
                 rows.append(
                     {
                         "epoch": step // per_epoch, "loss": total / per_epoch,

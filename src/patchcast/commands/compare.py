@@ -18,6 +18,7 @@ from patchcast.backbones import Backbone
 from patchcast.backbones.capabilities import DEFAULT_READOUT, READ_AS, Readout
 from patchcast.commands.probe import feature_cache, open_against, subject_of
 from patchcast.data.fingerprint import fingerprint_images
+from patchcast.data.names import escape
 from patchcast.data.seals import matches_seal, seal
 from patchcast.evaluation import (
     FinetuneResult,
@@ -123,7 +124,7 @@ def compare(
     for line in lines:
         console.print(line, highlight=False)
     write_rows(rows, protocol.labeled, out)
-    console.print(f"Written to {out}: {len(rows)} rows.")
+    console.print(f"Written to {escape(out)}: {len(rows)} rows.")
     return rows
 
 

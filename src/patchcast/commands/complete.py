@@ -7,6 +7,7 @@ from pathlib import Path
 
 from patchcast.commands.sample import picture_path
 from patchcast.commands.show import chosen_images
+from patchcast.data.names import printable
 from patchcast.drawing.figures import draw_versions
 from patchcast.drawing.generation import parts
 from patchcast.drawing.samples import DrawOptions, write_completions
@@ -51,11 +52,11 @@ def draw_completions(
         given, phrase = chosen_images(opened, images, count=count)
         drawn = completed(pretrainer, given, (recipe.mean, recipe.std), prefix=prefix, seed=seed)
         write_figure(draw_versions(drawn, caption=phrase), out)
-        print(f"Wrote {out}.")
+        print(f"Wrote {printable(str(out))}.")
         return out
     parts(pretrainer)  # an error for other methods
     given, _ = chosen_images(opened, images, count=count)
     draws = DrawOptions(seed, temperature, top_k, top_p, batch_size, progress=True)
     write_completions(pretrainer, given, out, prefix=prefix, copies=copies, draws=draws)
-    print(f"Wrote {out} and {out.with_suffix('.gif')}.")
+    print(f"Wrote {printable(str(out))} and {printable(str(out.with_suffix('.gif')))}.")
     return out

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from patchcast.data import Images, Report
@@ -18,6 +17,7 @@ from patchcast.data import check as check_images
 from patchcast.data.columns import Columns
 from patchcast.data.duplicates import Shared, shared_files
 from patchcast.data.images import find_splits, open_split
+from patchcast.data.names import escape
 from patchcast.files import write_json
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 

@@ -26,6 +26,7 @@ from patchcast.backbones.tiled import Tiled
 from patchcast.commands.parts import IMAGES_PER_PART, claim_parts
 from patchcast.data import Images, open_images
 from patchcast.data.decode import UnreadableImageError
+from patchcast.data.names import escape
 from patchcast.data.tiles import Fitted, FitTiles
 from patchcast.evaluation.features import fingerprint
 from patchcast.files import write_weights, write_whole
@@ -83,7 +84,9 @@ def write_features(
     parts = out.with_name(out.name + ".parts")
     done = claim_parts(parts, out, _plan(method, images, kind), ".safetensors", "features")
     console = Console()
-    console.print(f"{len(images):,} images of {data}: {kind} features of {source}, {method.description}")
+    console.print(
+        f"{len(images):,} images of {escape(data)}: {kind} features of {escape(source)}, {method.description}"
+    )
     if done:
         console.print(f"Resuming after {done} parts of {IMAGES_PER_PART} images.")
     starts = range(done * IMAGES_PER_PART, len(images), IMAGES_PER_PART)
@@ -101,7 +104,7 @@ def write_features(
     write_whole(out, write)
     shutil.rmtree(parts)
     skipped = f"; {len(images) - count} could not be read" if count < len(images) else ""
-    console.print(f"Wrote {out}: {count:,} rows{skipped}.")
+    console.print(f"Wrote {escape(out)}: {count:,} rows{skipped}.")
 
 
 # ---- from images to features ----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from patchcast.classification.classifier_export import export_classifier
 from patchcast.classification.classifier_folder import is_fine_tuned
+from patchcast.data.names import printable
 from patchcast.files import unfinished_folder
 from patchcast.interop.card import write_card
 from patchcast.interop.export_formats import default_format, write_encoder
@@ -24,13 +25,13 @@ def export(run: Path, out: Path, *, to: str | None = None) -> None:
         ValueError: if the folder is not empty, or this format cannot hold the network; nothing is written then.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"{out} is not empty; choose another --out")
+        raise ValueError(f"{out} is {'a file' if out.is_file() else 'not empty'}; choose another --out")
     with unfinished_folder(out) as made:
         if is_fine_tuned(run):
             print(export_classifier(run, made, to=to or "timm"))
         else:
             write_folder(run, made, to=to, where=f"local-dir:{out}")
-    print(f"{out} holds {', '.join(sorted(file.name for file in out.iterdir()))}.")
+    print(f"{printable(str(out))} holds {', '.join(sorted(file.name for file in out.iterdir()))}.")
     print("README.md describes the weights and how to load them. It names no license yet: choose one there.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -30,10 +31,11 @@ from patchcast.classification.training import Settings, best_of, logits_of, trai
 from patchcast.commands.finetune_masks import finetune_segmenter
 from patchcast.data import EvalLoader, EvalSet, Images, open_source
 from patchcast.data.digits import PACKAGED
+from patchcast.data.names import escape
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.intervals import Interval, accuracy_interval
 from patchcast.evaluation.labeled import labels_of, paths_of
-from patchcast.files import write_figure, write_text
+from patchcast.files import read_json, write_figure, write_text
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 from patchcast.runs.network import Network, is_run, open_network, torch_device
 from patchcast.training.engine import default_workers
@@ -125,13 +127,13 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
     console = Console(highlight=False)
     with locked(given.out):
         if not _claim(given, plan, data, network):
-            console.print(f"{given.out} is finished: {_summary(json.loads((given.out / METRICS).read_text()))}")
+            console.print(f"{escape(given.out)} is finished: {_summary(read_json(given.out / METRICS))}")
             return
         console.print(
             f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test images of "
             f"{len(data.names)} classes ({data.phrase})."
         )
-        console.print(f"{network.name}: {plan}.")
+        console.print(f"{escape(network.name)}: {plan}.")
         began = time.process_time()
         chosen = _train(model, network, data, plan, given.out, device)
         seconds = time.process_time() - began
@@ -145,7 +147,8 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
         write_text(given.out / METRICS, json.dumps(metrics, indent=2) + "\n")
         shutil.rmtree(given.out / "checkpoints", ignore_errors=True)
     console.print(_summary(metrics))
-    console.print(f"Written to {given.out}. Next: [bold]patchcast predict {given.out} IMAGES --out predictions.csv[/]")
+    following = f"patchcast predict {shlex.quote(str(given.out))} IMAGES --out predictions.csv"
+    console.print(f"Written to {escape(given.out)}. Next: [bold]{escape(following)}[/]")
 
 
 def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str) -> TrainingPlan:
@@ -219,7 +222,7 @@ def _claim(given: options.FinetuneClassifier, plan: TrainingPlan, data: Classifi
     now = json.loads(json.dumps({"model": network.name, "data": given.data, "plan": plan_now}))
     file = given.out / BEGUN
     if file.exists():
-        before = json.loads(file.read_text())["plan"]
+        before = read_json(file)["plan"]
         differing = [name for name in now["plan"] if now["plan"][name] != before.get(name)]
         if differing:
             raise ValueError(

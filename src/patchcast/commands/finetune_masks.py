@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from dataclasses import asdict
@@ -21,9 +22,10 @@ from patchcast.classification.mistakes import draw_named
 from patchcast.classification.training import WEIGHT_DECAY, Settings, best_of, train_epochs
 from patchcast.data import Augment, Evaluate
 from patchcast.data.masks import IGNORED, MaskedImages
+from patchcast.data.names import escape
 from patchcast.evaluation.dense import Dense, confusion
 from patchcast.evaluation.features import fingerprint
-from patchcast.files import write_figure, write_text
+from patchcast.files import read_json, write_figure, write_text
 from patchcast.runs.network import Network
 from patchcast.segmentation.mask_pictures import overlay
 from patchcast.segmentation.masked_data import CROPS, AugmentedMasks, MaskedData, masked_data
@@ -75,7 +77,7 @@ def finetune_segmenter(given: options.FinetuneClassifier, network: Network, devi
     assert model.layers is not None
     with locked(given.out):
         if not _claim(given, settings, data, network, head):
-            console.print(f"{given.out} is finished: {_said(json.loads((given.out / METRICS_MASKS).read_text()))}")
+            console.print(f"{escape(given.out)} is finished: {_said(read_json(given.out / METRICS_MASKS))}")
             return
         what = f"a {head} head on {'the frozen backbone' if is_frozen else 'the backbone, all weights trained'}"
         console.print(
@@ -119,7 +121,8 @@ def finetune_segmenter(given: options.FinetuneClassifier, network: Network, devi
         write_text(given.out / METRICS_MASKS, json.dumps(metrics, indent=2) + "\n")
         shutil.rmtree(given.out / "checkpoints", ignore_errors=True)
     console.print(_said(metrics))
-    console.print(f"Written to {given.out}. Next: [bold]patchcast predict {given.out} IMAGES --out masks[/]")
+    following = f"patchcast predict {shlex.quote(str(given.out))} IMAGES --out masks"
+    console.print(f"Written to {escape(given.out)}. Next: [bold]{escape(following)}[/]")
 
 
 def judge_segmenter(tuned: FineTunedSegmenter, images: MaskedImages, device: str) -> tuple[float, float, Dense]:
@@ -189,7 +192,7 @@ def _claim(
     now = json.loads(json.dumps({"model": network.name, "data": given.data, "plan": plan}))
     file = given.out / BEGUN_MASKS
     if file.exists():
-        before = json.loads(file.read_text())["plan"]
+        before = read_json(file)["plan"]
         differing = [name for name in now["plan"] if now["plan"][name] != before.get(name)]
         if differing:
             raise ValueError(

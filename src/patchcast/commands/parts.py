@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from patchcast.files import write_text
+from patchcast.files import read_json, write_text
 
 IMAGES_PER_PART = 256
 """Number of images per part, and the maximum number that is lost when the command is stopped."""
@@ -27,7 +27,7 @@ def claim_parts(parts: Path, out: Path, plan: dict[str, Any], suffix: str, what:
     if not config.exists():
         write_text(config, json.dumps(plan))
         return 0
-    before = json.loads(config.read_text())
+    before = read_json(config)
     differing = [name for name in plan if plan[name] != before.get(name)]
     if differing:
         raise ValueError(

@@ -27,10 +27,11 @@ from patchcast.commands.probe import feature_cache
 from patchcast.data import EvalLoader, EvalSet, Evaluate, Images, open_source
 from patchcast.data.images import Unreadable
 from patchcast.data.listed import open_listed
+from patchcast.data.names import escape
 from patchcast.evaluation.features import extract, fingerprint
 from patchcast.evaluation.knn import TEMPERATURE
 from patchcast.evaluation.labeled import paths_of
-from patchcast.files import write_text, write_whole
+from patchcast.files import read_json, write_text, write_whole
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import open_network, torch_device
@@ -85,7 +86,7 @@ def predict(given: options.Predict) -> None:
     count = sum(len(images) for images in sources)
     top = min(given.top, len(predictor.names))
     console = Console(highlight=False)
-    console.print(f"{count:,} images: {predictor.how}")
+    console.print(f"{count:,} images: {escape(predictor.how)}")
     work = [
         (number, start) for number, images in enumerate(sources) for start in range(0, len(images), IMAGES_PER_PART)
     ]
@@ -123,7 +124,7 @@ def predict(given: options.Predict) -> None:
             bad = [[image.path, image.reason] for image in sources[number].unreadable]
             write_text(parts / f"{place:08d}.rows.json", json.dumps({"rows": found, "unreadable": bad}))
     files = sorted(parts.glob("[0-9]*.rows.json"))
-    contents = [json.loads(file.read_text()) for file in files]
+    contents = [read_json(file) for file in files]
     written = sum(len(content["rows"]) for content in contents)
     if not written:
         raise ValueError(f"none of the {count:,} images can be read")
@@ -132,7 +133,7 @@ def predict(given: options.Predict) -> None:
         out, lambda file: PREDICTION_WRITERS[out.suffix]([content["rows"] for content in contents], columns, file)
     )
     shutil.rmtree(parts)
-    console.print(f"Wrote {out}: {written:,} rows.")
+    console.print(f"Wrote {escape(out)}: {written:,} rows.")
     reasons = {path: reason for content in contents for path, reason in content["unreadable"]}
     reasons |= {image.path: image.reason for images in sources for image in images.unreadable}
     _name_unreadable(console, [Unreadable(0, path, reason) for path, reason in reasons.items()])

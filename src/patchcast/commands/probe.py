@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from patchcast import options
+from patchcast.data.names import escape
 from patchcast.evaluation.intervals import paired_accuracy_difference
 from patchcast.evaluation.protocol import OURS, UNTRAINED, Protocol, Request, Subject
 from patchcast.evaluation.protocols import PROTOCOLS
@@ -63,14 +65,16 @@ def probe(given: options.ProbeOptions, protocol: str, chosen: Any, *, typed: str
     if found := verdict(measuring, results):
         console.print(f"[bold]{found}[/]", highlight=False)
     if measuring.cache is not None:
-        console.print(f"Features are cached in {measuring.cache}, which may be deleted at any time.")
+        console.print(f"Features are cached in {escape(measuring.cache)}, which may be deleted at any time.")
     out = given.out or network.own_file(f"{measuring.file}.json")
     if out is not None:
         numbers = measuring.record(results)
         write_json(out, {"command": typed, "network": network.name, "data": measuring.description, **numbers})
         pictures = "".join(f" Pictures: {picture}." for picture in measuring.save_pictures(results, out))
-        following = f" Next: [bold]patchcast report {given.source}[/]" if is_run(given.source) else ""
-        console.print(f"Written to {out}.{pictures}{following}")
+        following = (
+            f" Next: [bold]patchcast report {escape(shlex.quote(given.source))}[/]" if is_run(given.source) else ""
+        )
+        console.print(f"Written to {escape(out)}.{escape(pictures)}{following}")
     return results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,10 +21,11 @@ from patchcast.backbones import Backbone
 from patchcast.backbones.capabilities import READ_AS
 from patchcast.data import denormalize
 from patchcast.data.images import evenly_spaced
+from patchcast.data.names import printable, visible
 from patchcast.drawing.figures import Version
 from patchcast.drawing.versions import BLIND_ROW, completed, completes_pixels, draws_codes, samples, versions
 from patchcast.evaluation.maps import pca_maps
-from patchcast.files import write_text
+from patchcast.files import read_json, write_text
 from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
@@ -71,13 +71,13 @@ class RunNumbers:
     def demo(self) -> dict[str, Any]:
         """What `patchcast demo` has measured; empty for other runs."""
         file = self.run.folder / "demo.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
     @property
     def blind(self) -> float | None:
         """The loss of a prediction that ignores the image; None if it is not known."""
         file = self.run.folder / RESULTS
-        return json.loads(file.read_text()).get("blind_loss") if file.exists() else None
+        return read_json(file).get("blind_loss") if file.exists() else None
 
     def curve(self, column: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column of metrics.csv; empty if there is none."""
@@ -96,21 +96,21 @@ def report(runs: Sequence[Path], *, out: Path | None = None, data: str | None = 
     """
     found = [numbers_of(run) for run in runs]
     with stage("Drawing the page"):
-        text = write(found[0], data or found[0].recipe.data) if len(found) == 1 else write_comparison(found)
+        text = write_page(found[0], data or found[0].recipe.data) if len(found) == 1 else write_comparison(found)
     out = out or (runs[0] / "report.html" if len(found) == 1 else Path("report.html"))
-    write_text(out, text)
-    print(f"Wrote {out}.")
+    write_text(out, visible(text, besides="\n\t"))  # names of data and files stand in it
+    print(f"Wrote {printable(str(out))}.")
     return out
 
 
 def numbers_of(folder: Path) -> RunNumbers:
     """A run, opened, with everything that was measured of it."""
     files = {name: folder / f"{name}.json" for name in ("probe", "layers", "attentive", "finetune", "dense")}
-    probes = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    probes = {name: read_json(file) for name, file in files.items() if file.exists()}
     return RunNumbers(open_run(folder), probes)
 
 
-def write(found: RunNumbers, data: str) -> str:
+def write_page(found: RunNumbers, data: str) -> str:
     """The HTML of the page."""
     sections = [
         _learning(found),
@@ -287,7 +287,8 @@ def _accuracy(found: RunNumbers) -> list[Section]:
     rows: list[list[str]] = []
     probe = found.probes.get("probe")
     if not found.probes:
-        alt = "Nothing has been measured with labels yet. Run this command, and then write this page again:"
+        labels = "all labels" if found.demo else "labels"
+        alt = f"Not measured with {labels} yet. Run this command, and then write this page again:"
         typed = f"patchcast probe {shlex.quote(str(found.run.folder))}"
         return [Section("Probes", alt, [commands([typed if _has_labels(found.run) else f"{typed} --data LABELED"])])]
     body: list[Html] = []
@@ -462,7 +463,9 @@ def _pictures(found: RunNumbers, data: str) -> list[Section]:
         images = torch.stack([found.run.evaluation(part.images[place].image) for place in places])
     except (ValueError, OSError) as problem:
         return [*drawn, Section("What it predicts", f"The images cannot be shown: {problem}", [])]
-    return [*_predictions(found, images, part.phrase), *drawn, *_maps(found, images)]
+    is_held_out = found.recipe.reads(data) and found.run.source.held_out is not None
+    phrase = f"Not trained on: {part.phrase}" if is_held_out else part.phrase
+    return [*_predictions(found, images, phrase), *drawn, *_maps(found, images)]
 
 
 def _predictions(found: RunNumbers, images: Tensor, phrase: str) -> list[Section]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from patchcast.data.names import printable
 from patchcast.drawing.generation import parts
 from patchcast.drawing.samples import DrawOptions, write_samples
 from patchcast.ranges import AT_LEAST_1, check_ranges
@@ -33,7 +34,7 @@ def draw_samples(
     parts(pretrainer)  # an error for other methods
     draws = DrawOptions(seed, temperature, top_k, top_p, batch_size, progress=True)
     write_samples(pretrainer, out, count=count, draws=draws)
-    print(f"Wrote {out} and {out.with_suffix('.gif')}.")
+    print(f"Wrote {printable(str(out))} and {printable(str(out.with_suffix('.gif')))}.")
     return out
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from patchcast.data.decode import UnreadableImageError, decode
+from patchcast.data.names import printable
 from patchcast.drawing.figures import draw_versions
 from patchcast.drawing.versions import caption, versions
 from patchcast.files import write_figure
@@ -31,7 +32,7 @@ def show(run: Path, images: Sequence[Path] = (), *, count: int = 8, seed: int = 
     shown, phrase = chosen_images(opened, images, count=count)
     out = out or run / "show.png"
     write_figure(prediction_figure(opened, shown, phrase, seed=seed), out)
-    print(f"Wrote {out}.")
+    print(f"Wrote {printable(str(out))}.")
     return out
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from patchcast.plain import visible
+
 
 class Names:
     """File names as one array of bytes: ten million lie in a few hundred megabytes, which forked workers share.
@@ -34,9 +36,21 @@ class Names:
 
 
 def printable(name: str) -> str:
-    """A file's name as text that any terminal, file and table takes: bytes that are no UTF-8 are written as `\\xff`.
+    """A file's name as text that any terminal, file and table takes: bytes that are no UTF-8, and control characters,
+    are written as `\\xff`.
 
     >>> printable(os.fsdecode(b"caf\\xe9.png"))
     'caf\\\\xe9.png'
     """
-    return os.fsencode(name).decode(errors="backslashreplace")
+    return visible(os.fsencode(name).decode(errors="backslashreplace"))
+
+
+def escape(text: object) -> str:
+    """Text for rich, without markup of its own.
+
+    >>> escape("run [bold]")
+    'run \\\\[bold]'
+    """
+    from rich import markup
+
+    return markup.escape(printable(str(text)))

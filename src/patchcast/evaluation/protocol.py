@@ -14,6 +14,7 @@ from torch import Tensor
 
 from patchcast.backbones import Backbone
 from patchcast.data import Evaluate
+from patchcast.data.names import escape
 from patchcast.evaluation.intervals import Interval, paired_accuracy_difference
 from patchcast.evaluation.labeled import Labeled, open_labeled
 
@@ -141,7 +142,7 @@ class Protocol(ABC, Generic[Result]):
 
 def new_table(description: str, first: str, *columns: str, title: str = "Accuracy in %") -> Table:
     """A table whose first column names the rows."""
-    table = Table(box=SIMPLE_HEAD, title=f"{title} on {description}", title_justify="left", title_style="bold")
+    table = Table(box=SIMPLE_HEAD, title=f"{title} on {escape(description)}", title_justify="left", title_style="bold")
     table.caption_justify = "left"
     table.add_column(first, overflow="fold")
     for column in columns:

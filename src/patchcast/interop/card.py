@@ -6,7 +6,6 @@ Its text is in `card.md.jinja`, and the code that loads the weights in `loading.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +22,8 @@ from patchcast.arguments import words_of
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.capabilities import READ_AS
 from patchcast.backbones.tiled import Tiled
-from patchcast.files import write_text
+from patchcast.data.names import visible
+from patchcast.files import read_json, write_text
 from patchcast.geometry import to_rows
 from patchcast.interop.export_formats import Exported
 from patchcast.methods import Method
@@ -79,7 +79,7 @@ def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) 
         std=list(recipe.std),
         resizing=RESIZING[recipe.crop_mode],
     )
-    write_text(out / "README.md", str(card))
+    write_text(out / "README.md", visible(str(card), besides="\n\t"))
 
 
 def markdown(text: str) -> str:
@@ -232,7 +232,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def _placeless(value: Any) -> Any:

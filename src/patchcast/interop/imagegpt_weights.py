@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from patchcast.backbones.imagegpt_network import ImageGPT, ImageGPTBackbone
-from patchcast.files import read_weights, write_text, write_weights
+from patchcast.files import read_json, read_weights, write_text, write_weights
 from patchcast.geometry import Grid
 from patchcast.interop.processors import processor_config
 from patchcast.interop.state_dicts import read_folder
@@ -143,7 +143,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"there is no {file}; download a model from the hub first: huggingface_hub.snapshot_download")
-    config = json.loads(file.read_text())
+    config = read_json(file)
     if config.get("model_type") != "imagegpt":
         raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, not 'imagegpt'")
     if config.get("add_cross_attention", False):
@@ -216,7 +216,7 @@ def save_imagegpt_classifier(model: JointClassifier, folder: str | Path, *, squa
     """
     folder = Path(folder)
     save_imagegpt(model.pretrainer, folder, squash=squash)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     classes = len(model.head.weight)
     config |= {
         "architectures": ["ImageGPTForImageClassification"],
@@ -423,7 +423,7 @@ def _option(network: ImageGPT, name: str) -> Any:
 
 def _read_grid(folder: Path, positions: int) -> Grid:
     file, side = folder / "preprocessor_config.json", isqrt(positions)
-    config = json.loads(file.read_text()) if file.exists() else {}
+    config = read_json(file) if file.exists() else {}
     size = config.get("size") if config.get("do_resize", True) else config.get("crop_size")
     if isinstance(size, dict) and size.get("height", 0) * size.get("width", 0) == positions:
         return Grid(size["height"], size["width"])

@@ -18,7 +18,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from patchcast.backbones import Backbone, wrap
-from patchcast.files import read_weights, write_text, write_weights
+from patchcast.files import read_json, read_weights, write_text, write_weights
 from patchcast.interop.processors import processor_config
 from patchcast.interop.state_dicts import (
     check_positions,
@@ -131,7 +131,7 @@ def mae_from_transformers(folder: str | Path) -> Pretrainer:
         FileNotFoundError: if the folder holds no configuration or no weights.
         ValueError: if it holds an encoder only, or does not fit.
     """
-    config = {**UNSAID, **json.loads((Path(folder) / "config.json").read_text())}
+    config = {**UNSAID, **read_json(Path(folder) / "config.json")}
     norm: Any = partial(nn.LayerNorm, eps=config["layer_norm_eps"])
     vit = VisionTransformer(
         img_size=config["image_size"],

@@ -149,6 +149,17 @@ def start_run(recipe: Recipe) -> Run:
     return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted, chosen, why)
 
 
+def _whole_weights(folder: Path, checkpoint: Path | None) -> dict[str, Any]:
+    try:
+        return read_weights(folder / EVERYTHING)
+    except ValueError as problem:
+        if checkpoint is None:
+            raise
+        raise ValueError(
+            f"{problem}; remove it, and the run's own pretrain command writes it again from {checkpoint}"
+        ) from problem
+
+
 def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
     """Open a run from its folder, with random weights.
 
@@ -181,7 +192,7 @@ def open_run(folder: Path, *, source: Source | None = None) -> Run:
     run = untrained_run(folder, source=source)
     checkpoint = latest_checkpoint(folder)
     if (folder / EVERYTHING).is_file():
-        file, state = folder / EVERYTHING, read_weights(folder / EVERYTHING)
+        file, state = folder / EVERYTHING, _whole_weights(folder, checkpoint)
     elif checkpoint is not None:
         file, state = checkpoint, weights_of(checkpoint)
         state = {name.removeprefix("pretrainer."): value for name, value in state.items()}

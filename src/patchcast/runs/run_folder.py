@@ -68,7 +68,7 @@ def claim(recipe: Resolved) -> str:
 
 def is_finished(out: Path) -> bool:
     """Whether a folder holds a run with its weights and results."""
-    return (out / EVERYTHING).exists() and (out / RESULTS).exists()
+    return (out / EVERYTHING).is_file() and (out / RESULTS).is_file()
 
 
 def check_overwriting(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ import timm
 
 from patchcast.backbones.capabilities import is_imagegpt
 from patchcast.data import Images, channel_statistics
-from patchcast.files import write_text
+from patchcast.files import read_json, write_text
 from patchcast.interop.timm_weights import START_ARGUMENTS
 from patchcast.methods import Method
 from patchcast.recipe import Recipe, Resolved
@@ -175,5 +175,5 @@ def check_unchanged(fitted: StartReport, folder: Path) -> None:
     ValueError: if a run's start holds other weights than when the run began.
     """
     file = folder / FILE
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["digest"] != fitted.digest:
+    if file.is_file() and read_json(file)["digest"] != fitted.digest:
         raise ValueError(f"{fitted.words} holds other weights than when the run in {folder} started from it")

@@ -24,4 +24,7 @@ def timm_args(recipe: Resolved) -> dict[str, Any]:
 
 def pretrained_cfg(model: str) -> Any:
     """What timm knows of an architecture without building it."""
-    return timm.get_pretrained_cfg(model)
+    config = timm.get_pretrained_cfg(model)
+    if config is None:
+        raise ValueError(f"timm has no model {model!r}")
+    return config

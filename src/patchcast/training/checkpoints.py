@@ -145,7 +145,7 @@ def load_latest(out: Path) -> Checkpoint | None:
                 return load(file)
             except (OSError, MemoryError):
                 raise
-            except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
+            except (RuntimeError, ValueError, LookupError, AttributeError, TypeError, EOFError, pickle.UnpicklingError):
                 pass  # checksums do not cover the zip archive's own directory
         warnings.warn(f"{file} is damaged and is skipped", stacklevel=2)
     return None

@@ -101,7 +101,16 @@ def _is_extra(name: str) -> bool:
 def read_metrics(file: Path) -> list[dict[str, str]]:
     """The rows of a `metrics.csv`, as text; of a damaged file, the rows that can be read."""
     text = file.read_bytes().replace(b"\0", b"").decode("utf-8", errors="replace")
-    return [row for row in csv.DictReader(text.splitlines()) if (row.get("step") or "").isdecimal()]
+    rows = [row for row in csv.DictReader(text.splitlines()) if (row.get("step") or "").isdecimal()]
+    return [{name: value if _is_number(value) else "" for name, value in row.items() if name} for row in rows]
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def curve(file: Path, metric: str) -> tuple[list[int], list[float]]:

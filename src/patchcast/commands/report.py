@@ -96,7 +96,7 @@ def report(runs: Sequence[Path], *, out: Path | None = None, data: str | None = 
     """
     found = [numbers_of(run) for run in runs]
     with stage("Drawing the page"):
-        text = write(found[0], data or found[0].recipe.data) if len(found) == 1 else write_comparison(found)
+        text = write_page(found[0], data or found[0].recipe.data) if len(found) == 1 else write_comparison(found)
     out = out or (runs[0] / "report.html" if len(found) == 1 else Path("report.html"))
     write_text(out, visible(text, besides="\n\t"))  # names of data and files stand in it
     print(f"Wrote {printable(str(out))}.")
@@ -110,7 +110,7 @@ def numbers_of(folder: Path) -> RunNumbers:
     return RunNumbers(open_run(folder), probes)
 
 
-def write(found: RunNumbers, data: str) -> str:
+def write_page(found: RunNumbers, data: str) -> str:
     """The HTML of the page."""
     sections = [
         _learning(found),

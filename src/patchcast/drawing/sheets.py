@@ -141,5 +141,7 @@ def _columns(count: int, ratio: float) -> int:
     (6, 4, 5)
     """
     wanted = math.sqrt(count * ratio)
-    full = min((n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(math.log(n / wanted)))
+    full = min(
+        (n for n in range(1, count + 1) if count % n == 0), key=lambda n: (round(abs(math.log(n / wanted)), 6), -n)
+    )
     return full if 1 / 1.5 < full / wanted < 1.5 else math.ceil(wanted)

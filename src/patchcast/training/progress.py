@@ -103,7 +103,7 @@ def peak_memory(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Format a time.
 
     >>> duration(0.34), duration(99.9), duration(150), duration(9000), duration(200_000)
@@ -115,7 +115,7 @@ def duration(seconds: float) -> str:
     return f"{_two_digits(seconds / 86_400)} days"
 
 
-def _two_digits(value: float) -> str:
+def _two_digits(value: int | float) -> str:
     return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}".removesuffix(".0")
 
 

@@ -302,6 +302,7 @@ RECIPE_GROUPS = {
         "clip",
         "seed",
         "overwrite",
+        "dry_run",
     ),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
     "hardware": (

@@ -46,7 +46,8 @@ def save_pretrained(
     from is left out: timm's tag and license, and arguments that name a file of weights.
     """
     model_args = {name: value for name, value in model_args.items() if name not in START_ARGUMENTS}
-    state, classes = model.state_dict(), model.num_classes
+    state = model.state_dict()
+    classes: Any = model.num_classes
     if label_names is None and (headless := _without_head(state, architecture, model_args)) is not None:
         state, classes = headless, 0
     cfg: Any = model.pretrained_cfg

@@ -284,6 +284,7 @@ RECIPE_GROUPS = {
         "image_column",
         "label_column",
         "max_pixels",
+        "packed",
     ),
     "method and model": (*("method_args", "model_args", "patch_size", "codes", "tokenizer"),),
     "weights to start from": (
@@ -292,7 +293,18 @@ RECIPE_GROUPS = {
     "training": ("epochs", "steps", "minutes", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
     "hardware": (
-        *("device", "precision", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
+        *(
+            "device",
+            "precision",
+            "attention",
+            "workers",
+            "devices",
+            "nodes",
+            "sharded",
+            "accumulate",
+            "compile",
+            "checkpointing",
+        ),
     ),
 }
 

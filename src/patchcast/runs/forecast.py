@@ -7,8 +7,8 @@ They are decided once, when a run begins, and its config.yaml holds them: the sa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from patchcast.runs.build import passes
 from patchcast.runs.costs import Memory, step_flops, step_memory
 from patchcast.runs.run import Run
 from patchcast.runs.run_folder import FORECAST
-from patchcast.runs.speed import WORTHWHILE, Choice, Rehearsal, choose_precision, processor
+from patchcast.runs.speed import WORTHWHILE, Choice, Rehearsal, choose_precision, processor, use_attention
 from patchcast.training.engine import uses_cuda
+from patchcast.training.optimization import freeze_blocks
 from patchcast.training.progress import duration
 
 EVALUATIONS = 10
@@ -109,6 +110,8 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
     Raises:
         ValueError: if memory is too small for one image at a time, or `minutes` is asked for on several devices.
     """
+    if run.recipe.freeze_blocks:
+        freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
     if asked.batch_size == "auto":
         run = replace(run, recipe=replace(run.recipe, accumulate=fitting_pieces(run)))
     parameters = sum(weight.numel() for weight in trained(run).parameters() if weight.requires_grad)
@@ -125,6 +128,9 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
     if on_cpu and (asked.precision == "auto" or (is_long and asked.precision is None)):
         choice = choose_precision(rehearsal)
         recipe = replace(recipe, precision=choice.precision)
+        if asked.attention is None and recipe.precision == "bf16":
+            recipe = replace(recipe, attention=choice.attention)
+    use_attention(rehearsal.pretrainer, recipe.attention)
     if is_long:
         per_image = 1 / rehearsal.rate(recipe.precision)
     # Workers read while the network trains; without them, reading comes on top.
@@ -140,6 +146,9 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
     run = replace(run, recipe=recipe)
     if asked.minutes is not None and run.method.takes_steps:
         run = replace(run, pretrainer=run.untrained())  # its teacher's schedule has the number of steps
+    use_attention(run.pretrainer, recipe.attention)
+    if asked.batch_size == "auto" and recipe.attention == "explicit":  # it takes more memory
+        run = replace(run, recipe=replace(recipe, accumulate=fitting_pieces(run)))
     where = torch.cuda.get_device_name() if uses_cuda(recipe.device) else processor()
     found = Forecast(recipe.steps, parameters, 1 / per_image, seconds, choice=choice, on=where, minutes=asked.minutes)
     return run, _with_sizes(found, run, in_full, is_long)
@@ -154,7 +163,7 @@ def with_steps(recipe: Resolved, steps: int, asked: Recipe, source: Source) -> R
         raise ValueError(
             f"freeze_first={frozen} freezes the backbone in all {steps} steps of these minutes; give fewer"
         )
-    often = max(1, steps // EVALUATIONS)
+    often = -(-steps // EVALUATIONS)  # rounded up: with few steps, evaluations take the most time
     return replace(
         recipe,
         steps=steps,
@@ -201,6 +210,22 @@ def free_memory(recipe: Resolved) -> int:
     if not free:
         free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
     return max(0, min(free))
+
+
+@contextmanager
+def memory_in_words(recipe: Resolved) -> Iterator[None]:
+    """Errors of used-up memory become one sentence.
+
+    Raises:
+        ValueError: with what to try.
+    """
+    try:
+        yield
+    except (RuntimeError, torch.OutOfMemoryError) as problem:
+        sentence = out_of_memory(problem, recipe)
+        if not sentence:
+            raise
+        raise ValueError(sentence) from problem
 
 
 def out_of_memory(problem: BaseException, recipe: Resolved) -> str:

@@ -306,7 +306,18 @@ RECIPE_GROUPS = {
     ),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
     "hardware": (
-        *("device", "precision", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
+        *(
+            "device",
+            "precision",
+            "attention",
+            "workers",
+            "devices",
+            "nodes",
+            "sharded",
+            "accumulate",
+            "compile",
+            "checkpointing",
+        ),
     ),
 }
 

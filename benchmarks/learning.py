@@ -1,14 +1,14 @@
 """What given seconds teach: the command line at its defaults, and the peers' methods on the same images.
 
-    python benchmarks/learning.py ../shared/data/eurosat --seconds 300 --rows mae simmim "lightly, our rate"
+    python benchmarks/learning.py ../shared/data/eurosat --seconds 300 --rows mae simmim lightly_our
 
 Ours is `patchcast pretrain --method M --model vit_tiny_patch16_224 --model_args.depth 4`, everything else left to its
-defaults, and `patchcast probe`. Two short runs tell the time of a start and of a step, and the number of steps follows;
-seconds are of processor time of the whole command, its start, evaluations and pictures included. The peers' losses
-(`peers.py`) train the same encoder on the same crops in the same order, with our optimizer and schedule, for these
-seconds without any start; "default" has the rate of lightly's own examples. One thread. Probes choose on training
-images only, and every row is read by the default readout. A row that is in the file already is not run again; the table
-has means over seeds, and their standard errors with that of the test images.
+defaults. Two short runs tell the time of a start and of a step, and the number of steps follows; seconds are of
+processor time of the whole command, its start, evaluations and pictures included. The peers' losses (`peers.py`) train
+the same encoder on the same crops in the same order, with our optimizer and schedule, for these seconds without any
+start; `lightly_its` has the rate of lightly's own examples. One thread. Every row is read by the default readout and
+the probes of `patchcast probe`, which choose on training images only. A row that is in the file already is not run
+again; the table has means over seeds, and their standard errors with that of the test images.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from patchcast.evaluation import Features, extract, knn_probe, linear_probe
 from patchcast.evaluation.baselines import BASELINES
 from patchcast.evaluation.features import extract_with
 from patchcast.methods import METHODS
+from patchcast.runs.run import open_run
 from patchcast.schedules import warmup_cosine
 from patchcast.training.optimization import Optimization, make_optimizer
 
@@ -47,9 +48,9 @@ MODEL, DEPTH, SIZE, PATCH = "vit_tiny_patch16_224", 4, (64, 64), 8
 DECODER = peers.DecoderSize(width=128, depth=2, heads=4)
 BATCH, OUR_RATE = 128, 1.7e-3  # what the rule of defaults gives for 5,000 images
 PEERS = {
-    "lightly, its rate": (peers.lightly_mae, 1.5e-4 * BATCH / 256),
-    "lightly, our rate": (peers.lightly_mae, OUR_RATE),
-    "stable-pretraining, our rate": (peers.stable_mae, OUR_RATE),
+    "lightly_its": (peers.lightly_mae, 1.5e-4 * BATCH / 256),
+    "lightly_our": (peers.lightly_mae, OUR_RATE),
+    "stable_our": (peers.stable_mae, OUR_RATE),
 }
 
 
@@ -69,21 +70,14 @@ def ours(method: str, seed: int, seconds: float, data: str, folder: Path, option
     def trained(steps: int) -> float:
         return patchcast(*command, "--steps", str(steps), "--out", str(folder / f"{method}-{seed}-{steps}"))
 
-    few, more = 10, 40
+    few, more = 10, 30
     short, longer = trained(few), trained(more)
     step = (longer - short) / (more - few)
     steps = max(1, round((seconds - short) / step) + few)
     spent = trained(steps)
-    run, out = folder / f"{method}-{seed}-{steps}", folder / "probe.json"
-    patchcast("probe", str(run), "--data", data, "--out", str(out))
-    found = json.loads(out.read_text())["pretrained"]
-    return {
-        "steps": steps,
-        "seconds": round(spent),
-        "linear": found["linear"]["value"],
-        "knn": found["knn"]["value"],
-        "standardized": found["knn"]["standardized"],
-    }
+    run = open_run(folder / f"{method}-{seed}-{steps}")
+    loaders = (DataLoader(EvalSet(open_images(data, split=split), run.evaluation), 256) for split in ("train", "test"))
+    return {"steps": steps, "seconds": round(spent)} | judged(*(extract(run.pretrainer.backbone, x) for x in loaders))
 
 
 def theirs(name: str, seed: int, seconds: float, data: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_probe
 from patchcast.evaluation.linear import linear_probe
 from patchcast.geometry import take
-from patchcast.losses import smooth_l1, squared
+from patchcast.losses import absolute, smooth_l1, squared
 from patchcast.methods import beit
 from patchcast.plans import BlockMask, GridMask, MultiBlock, RandomMask, RasterOrder
 from patchcast.predictors import Decoder, LinearHead, MLPHead, xavier
@@ -57,6 +57,7 @@ DEFAULTS: dict[str, Any] = {
     "test": False,
     "baseline": None,  # "statistics" or "convolutions", instead of a network
     "judged": 2500,  # training images to judge by
+    "tested": ["mean", "mean+std", "blocks"],  # readouts that are tested, if any are
     # the network
     "stem": "patch",  # or "conv": four 3x3 convolutions
     "patch": 8,
@@ -321,7 +322,9 @@ class TopEMA(EMAFeatures):
     """The mean of the top blocks' outputs, each normalized for every channel over the batch and the units.
 
     With `place`, the mean over the batch is taken away at every place by itself: nothing is left that follows from the
-    position alone.
+    position alone. `white` gives all directions the same variance besides: otherwise a few, the color above all, make
+    up most of it. `local` takes away the mean over each image, too. `blank` is `local` with
+    the features of a gray image in the place of the mean over the batch: what it is depends on no other image.
     """
 
     def __init__(self, backbone: Backbone, top: int, how: str) -> None:
@@ -338,11 +341,28 @@ class TopEMA(EMAFeatures):
         elif self.how == "place":
             parts = [x - x.mean(0) for x in outputs]
             parts = [x / (x.square().mean((0, 1)).sqrt() + 1e-4) for x in parts]
+        elif self.how == "local":
+            parts = [x - x.mean(0) for x in outputs]
+            parts = [F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in parts]
+        elif self.how == "blank":
+            gray = blocks(self.teacher, images.new_zeros(1, *images.shape[1:]))[-self.top :]
+            parts = [x - y[:, self.teacher.features_prefix :] for x, y in zip(outputs, gray, strict=True)]
+            parts = [F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in parts]
+        elif self.how == "white":
+            parts = [whitened(x - x.mean(0)) for x in outputs]
         elif self.how == "instance":
             parts = [F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in outputs]
         else:
             parts = [F.layer_norm(x, x.shape[-1:]) for x in outputs]
         return torch.stack(parts).mean(0)
+
+
+def whitened(x: Tensor, floor: float = 0.03) -> Tensor:
+    """The same in directions of equal variance; those of less than `floor` of the mean variance stay below it."""
+    rows = x.flatten(0, 1).double()
+    squares, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
+    scale = (squares.clamp(min=0) + floor * squares.mean()).rsqrt()
+    return (rows @ (axes * scale) @ axes.T).view_as(x).to(x.dtype)
 
 
 # ---- the method ------------------------------------------------------------------------------------------------------
@@ -413,7 +433,7 @@ def method(backbone: Backbone, config: dict[str, Any], sample: Tensor) -> Pretra
         )
     else:
         predictor = LinearHead(backbone.width, target.outputs)
-    loss = {"squared": squared, "smooth_l1": smooth_l1}[config["loss"]]
+    loss = {"squared": squared, "smooth_l1": smooth_l1, "absolute": absolute}[config["loss"]]
     return Pretrainer(backbone, plan=plan, view=view, predictor=predictor, target=target, loss=loss)
 
 
@@ -623,7 +643,7 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     result["read"] = {name: judge(value[:judged], labels[:judged]) for name, value in found.items()}
     if config["test"]:
         tested = readouts(backbone, x_test, normalize)
-        names = [name for name in ("mean", "mean+std", "blocks") if name in found]
+        names = [name for name in config["tested"] if name in found]
         result["test"] = {name: examine(found[name], labels, tested[name], labels_test) for name in names}
     if config.get("save"):
         torch.save((found, labels[:every]), config["save"])

@@ -64,6 +64,16 @@ def test_progress_has_loss_and_time_left_from_the_second_step_on(
     assert evaluated == "mae: after step 3, held-out loss 0.2500, nearest neighbors 50.0%"
 
 
+def test_the_bar_is_followed_by_what_fits_a_terminal() -> None:
+    throughput = Throughput(Batches())
+    throughput.rate, throughput.waiting = 1310.0, 0.14
+    line = ProgressLine("mae", throughput, steps=2000, first=0, blind=1.0)
+    line.loss, line.begun = 0.61345, 0.0
+    state = line._state(1001, 100.0, brief=True)
+    assert state == "loss 0.613 (blind 1.00), 100 s left, 1,310 images/s, data 14%"
+    assert len(f"mae 1001/2000 {state}") < 80
+
+
 def test_a_model_that_cannot_run_a_method_is_refused_with_what_it_can_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot run mae; it can run .*simmim"):
         check_recipe(Recipe("mae", "swin_tiny_patch4_window7_224", "digits", tmp_path / "run"))

@@ -63,6 +63,26 @@ def test_the_teacher_sees_the_whole_image_in_eval_mode() -> None:
     assert not features.requires_grad
 
 
+@pytest.mark.parametrize("layers", [None, 2])
+def test_a_local_target_knows_neither_position_nor_image(layers: int | None) -> None:
+    backbone = small()
+    wake(backbone)
+    target = EMAFeatures(backbone, layers=layers, local=True)
+    images = torch.randn(2, 3, 32, 32)
+    features = target(images)
+    torch.testing.assert_close(features.mean(dim=1), torch.zeros(2, 64), atol=1e-4, rtol=0)
+    assert torch.equal(target(torch.zeros(1, 3, 32, 32)), torch.zeros(1, 16, 64)), "of a gray image nothing is left"
+    torch.testing.assert_close(
+        target(images[:1]), features[:1], atol=1e-4, rtol=1e-4
+    )  # no other image has a part in it
+    if layers is None:
+        own = backbone.eval().units(images) - backbone.units(torch.zeros(1, 3, 32, 32))
+        own = own - own.mean(dim=1, keepdim=True)
+        expected = own / (own.var(dim=1, keepdim=True, correction=0) + 1e-5).sqrt()
+        torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+    assert ijepa(backbone, layers=layers, local=True).target.local
+
+
 def run(pretrainer: Pretrainer, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)

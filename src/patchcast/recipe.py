@@ -50,7 +50,7 @@ other values of these, and a model card leaves them out."""
 MOST_BLOCKS = 1000
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("image_size", "tile_size", "patch_size", "channels", "steps", "batch_size"), AT_LEAST_1),
-    "max_pixels": AT_LEAST_1,
+    **dict.fromkeys(("max_pixels", "packed"), AT_LEAST_1),
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "devices", "nodes", "accumulate"), AT_LEAST_1),
     **dict.fromkeys(("epochs", "lr", "std", "minutes"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip", "workers"), NOT_NEGATIVE),
@@ -108,6 +108,8 @@ class Recipe:
         image_column: of parquet files and datasets, where it is not called image or by another usual name.
         label_column: likewise, of the labels, which probes need.
         max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
+        packed: decode the training images once, into one file in the cache folder that every epoch reads, each shrunk
+            until its shorter side has at most this number of pixels. Default: files are decoded in every epoch.
         codes: number of codes that beit and imagegpt predict, found in the data's patches or colors. Default: 512.
         tokenizer: a saved palette or codebook to use instead. A copy is saved in the run folder.
         mean: of each channel, where white is 1. Default: measured on the data; the model's if it is pretrained.
@@ -176,6 +178,7 @@ class Recipe:
     image_column: str | None = None
     label_column: str | None = None
     max_pixels: int | None = None
+    packed: int | None = None
     codes: int | None = None
     tokenizer: Path | None = None
     mean: tuple[float, ...] | None = None
@@ -243,7 +246,8 @@ class Recipe:
             raise ValueError(f"start_bands names three different channels; got {list(self.start_bands)}")
         if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale is the smallest and the largest share; got {list(self.crop_scale)}")
-        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+        lengths = {len(values) for values in (self.mean, self.std) if values is not None} - {1}  # one is for all
+        if self.mean is not None and self.std is not None and len(lengths) > 1:
             raise ValueError(f"mean and std have one number per channel; got {len(self.mean)} and {len(self.std)}")
 
     @property

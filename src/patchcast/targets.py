@@ -181,11 +181,16 @@ class EMAFeatures(Target):
         backbone: the student. It is copied, and the copy gets no gradients.
         layers: average the last `layers` blocks, each output layer-normed (Baevski et al. 2022, section 3.3), and
             layer-norm the mean; None: use the backbone's own features, after its final norm.
+        local: leave only what is special to a unit of an image. The features of a gray image are taken away, with all
+            that follows from the position; then, in the place of layer norms, the mean over the units of the image, and
+            each channel is divided by its deviation over them. At first these two are nearly all of a feature, so that
+            predicting it teaches little (`benchmarks/NOTES.md`).
         momentum: at the first step.
         steps: optimizer steps until the momentum is 1; None: constant momentum. May be set later, when the number of
             steps is known.
     Raises:
-        CannotError: if fewer blocks have outputs of the backbone's width and grid; see `even_blocks`.
+        CannotError: if fewer blocks have outputs of the backbone's width and grid; see `even_blocks`. In use, if the
+            target is local and the images are not one tensor.
     """
 
     step: Tensor
@@ -193,7 +198,13 @@ class EMAFeatures(Target):
     has_noise_floor = False
 
     def __init__(
-        self, backbone: Backbone, *, momentum: float = 0.996, steps: int | None = None, layers: int | None = None
+        self,
+        backbone: Backbone,
+        *,
+        momentum: float = 0.996,
+        steps: int | None = None,
+        layers: int | None = None,
+        local: bool = False,
     ) -> None:
         super().__init__()
         blocks = 0 if layers is None else even_blocks(backbone)
@@ -202,7 +213,7 @@ class EMAFeatures(Target):
                 f"layers={layers}, but {backbone.name} ends in {blocks} blocks of one width and grid; "
                 "give 1 to that many, or layers=None for its final features"
             )
-        self.layers = layers
+        self.layers, self.local = layers, local
         self.teacher = copy.deepcopy(backbone).requires_grad_(False).eval()
         self.start, self.steps, self.outputs = momentum, steps, backbone.width
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -226,13 +237,24 @@ class EMAFeatures(Target):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch) -> Float[Tensor, "B N D"]:
+        features = self._features(images)
+        if self.local:
+            if not isinstance(images, Tensor):
+                raise CannotError("a local target needs images of one size, as one tensor")
+            gray = self._features(images.new_zeros(1, *images.shape[1:]))  # normalized: the mean color
+            own = [(x - y).transpose(1, 2) for x, y in zip(features, gray, strict=True)]
+            return torch.stack([F.instance_norm(x) for x in own]).mean(dim=0).transpose(1, 2)
+        if self.layers is not None:
+            features = [F.layer_norm(x, x.shape[-1:]) for x in features]
+        mean = torch.stack(features).mean(dim=0)
+        return F.layer_norm(mean, mean.shape[-1:])
+
+    def _features(self, images: ImageBatch) -> list[Float[Tensor, "_ N D"]]:
+        """The teacher's features of every unit: its own, or those of the last blocks."""
         if self.layers is None:
-            features = self.teacher.units(images).float()
-        else:
-            maps = self.teacher.block_outputs(images, self.layers)
-            rows = [map_.float().flatten(2).transpose(1, 2) for map_ in maps]
-            features = torch.stack([F.layer_norm(row, row.shape[-1:]) for row in rows]).mean(dim=0)
-        return F.layer_norm(features, features.shape[-1:])
+            return [self.teacher.units(images).float()]
+        maps = self.teacher.block_outputs(images, self.layers)
+        return [map_.float().flatten(2).transpose(1, 2) for map_ in maps]
 
     @torch.no_grad()
     def update(self, backbone: Backbone) -> None:

@@ -139,6 +139,10 @@ def test_the_demo_says_what_came_of_it(
     for name in ("neighbors.png", "reconstructions.png", "progress.png", "progress.gif"):
         with Image.open(tmp_path / "run" / name) as picture:
             assert min(picture.size) > 60, name
+    demos.demo(tmp_path / "run")
+    again = capsys.readouterr().out
+    assert "holds a finished run" in again
+    assert f"raw pixels {100 * five:.1f}" in " ".join(again.split())
     assert cli.main(["report", str(tmp_path / "run")]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert html.escape(found["summary"]) in page

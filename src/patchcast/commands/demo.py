@@ -25,6 +25,7 @@ from patchcast.evaluation.protocol import OURS, UNTRAINED, new_table, points
 from patchcast.files import write_figure, write_json
 from patchcast.recipe import Recipe
 from patchcast.runs.run import Run, open_run
+from patchcast.runs.run_folder import EVERYTHING
 from patchcast.stages import stage
 
 PER_CLASS, DRAWS = (1, 2, 5, 10), 20
@@ -66,10 +67,15 @@ def demo(out: Path, *, table: bool = False) -> None:
         table: print every number, and not only a summary.
     """
     console = Console(highlight=False)
-    console.print("Pretraining on 4,000 handwritten digits without their labels: one or two minutes on two cores.\n")
-    recipe = pretrain(demo_recipe(out), says_next=False)
-    run = open_run(recipe.out)
-    labeled = open_labeled(run.source, channels=recipe.channels)
+    if (out / EVERYTHING).is_file():
+        console.print(f"{out} holds a finished run; its features are compared again.")
+    else:
+        console.print("Pretraining on 4,000 handwritten digits without their labels: about two minutes.\n")
+        pretrain(demo_recipe(out), says_next=False)
+    run = open_run(out)
+    if run.recipe.data != demo_recipe(out).data:
+        raise ValueError(f"{out} holds another run, on {run.recipe.data}; choose another --out")
+    labeled = open_labeled(run.source, channels=run.recipe.channels)
     rows = few_label_rows(run, labeled)
     few = {name: few_labels(*pair, per_class=PER_CLASS, draws=DRAWS) for name, pair in rows.items()}
     write_json(out / "demo.json", _record(few))

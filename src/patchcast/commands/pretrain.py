@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader
 from patchcast.data import Cutter, EvalSet, Journal, StreamSet, TrainSet, finish
 from patchcast.data.images import evenly_spaced
 from patchcast.data.names import escape
+from patchcast.data.packed import pack_images
+from patchcast.data.sampling import Examples
 from patchcast.data.streamed import HeadStore
 from patchcast.honesty import blind_loss
 from patchcast.interop.export_formats import exported_as
@@ -221,16 +223,26 @@ def _feed(run: Run, journal: Journal) -> Feed:
         held_out.images.write_down(journal)
         judged = held_out.images.subset(np.array(evenly_spaced(len(held_out.images), EVALUATED))).readable()
     if run.method.codes == "colors":
+        if recipe.packed is not None:
+            raise ValueError(f"{recipe.method} trains on codes, which are cached already: leave out --packed")
         assert isinstance(run.tokenizer, Palette)
         codes = encode(recipe, run.tokenizer, images, judged)
         return on_codes(run.pretrainer), codes.train, codes.held_out, codes
     loader = None if judged is None else DataLoader(EvalSet(judged, run.evaluation), batch_size=recipe.batch_size)
     augment: Any = Cutter(run.augmentation) if uses_cuda(recipe.device) else run.augmentation
     if isinstance(images.store, HeadStore):
+        if recipe.packed is not None:
+            raise ValueError(
+                "a stream is read in order and has no end, so that it cannot be packed: leave out --packed"
+            )
         stream = StreamSet(images.store.stream, images.channels, augment, recipe.seed)
         stream.write_down(journal)
         return run.pretrainer, stream, loader, None
-    return run.pretrainer, TrainSet(images, augment, recipe.seed), loader, None
+    examples: Examples = images
+    if recipe.packed is not None:
+        with stage("Decoding the training images into the cache"):
+            examples = pack_images(images, recipe.packed)
+    return run.pretrainer, TrainSet(examples, augment, recipe.seed), loader, None
 
 
 def _train(

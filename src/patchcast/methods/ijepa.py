@@ -24,6 +24,8 @@ def ijepa(
     predictor_heads: int | None = None,
     momentum: float = 0.996,
     steps: int | None = None,
+    layers: int | None = None,
+    local: bool = False,
 ) -> Pretrainer:
     """Predict, from one large block, a teacher's features of several smaller blocks.
 
@@ -42,6 +44,9 @@ def ijepa(
         predictor_heads: attention heads in each, 32 channels wide if None (the paper: as many as in the encoder).
         momentum: of the teacher at the first step.
         steps: optimizer steps over which the momentum rises to 1; None: constant momentum.
+        layers: number of the teacher's last blocks whose features are averaged; None: the paper's, its final features.
+        local: take away from the target what follows from the position, and the mean over the image (`EMAFeatures`);
+            not in the paper. In short runs on few images it is the better target.
     """
     backbone = wrap(backbone)
     width = predictor_width or usable_width(min(384, backbone.width // 2))
@@ -58,6 +63,6 @@ def ijepa(
         plan=MultiBlock(),
         view=Drop() if "drop" in backbone.can else replace_or_paint(backbone),
         predictor=predictor.apply(small_normal),
-        target=EMAFeatures(backbone, momentum=momentum, steps=steps),
+        target=EMAFeatures(backbone, momentum=momentum, steps=steps, layers=layers, local=local),
         loss=smooth_l1,
     )

@@ -106,13 +106,17 @@ def peak_memory(device: torch.device) -> float:
 def duration(seconds: float) -> str:
     """Format a time.
 
-    >>> duration(0.34), duration(42), duration(150), duration(9000), duration(200_000)
-    ('0.3 s', '42 s', '2.5 min', '2.5 h', '2.3 days')
+    >>> duration(0.34), duration(99.9), duration(150), duration(9000), duration(200_000)
+    ('0.3 s', '100 s', '2.5 min', '2.5 h', '2.3 days')
     """
     for unit, size, until in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
         if seconds < until:
-            return f"{seconds / size:.2g} {unit}" if seconds >= size else f"{seconds:.1f} {unit}"
-    return f"{seconds / 86_400:.2g} days"
+            return f"{_two_digits(seconds / size)} {unit}"
+    return f"{_two_digits(seconds / 86_400)} days"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}".removesuffix(".0")
 
 
 class ProgressLine:
@@ -190,9 +194,8 @@ class ProgressLine:
     def evaluating(self) -> Iterator[None]:
         """Inside, the line says that the run is being evaluated."""
         with stage(f"{self.title}: evaluating") if self.bar.disable and self.is_shown else nullcontext():
-            self.bar.update(self.task, description=f"{self.title}, evaluating")
+            self.bar.update(self.task, state="evaluating")
             yield
-            self.bar.update(self.task, description=self.title)
 
     def evaluated(self, found: Mapping[str, object]) -> None:
         """Print what an evaluation has measured."""
@@ -205,11 +208,16 @@ class ProgressLine:
     def _state(self, step: int, now: float, *, brief: bool = False) -> str:
         blind = "" if self.blind is None else f" (blind {self.blind:.2f})"
         loss = [] if self.loss is None else [f"loss {self.loss:.4f}{blind}"]
-        speed = [str(self.throughput)] if self.throughput.rate else []
+        rate, waiting = self.throughput.rate, self.throughput.waiting
+        speed = [str(self.throughput)] if rate else []
         done = step - self.first - 1  # since the first
         left = []
         if step >= self.steps:
             left = [] if brief else ["done"]
         elif self.begun is not None and done > 0:
             left = [f"{duration((now - self.begun) / done * (self.steps - step))} left"]
+        if brief:  # beside a bar; what does not fit into the terminal is cut off at the end
+            loss = [] if self.loss is None else [f"loss {self.loss:.3f}{blind}"]
+            waits = [f"data {waiting:.0%}"] if waiting >= VISIBLE else []
+            return ", ".join([*loss, *left, *([f"{rate:,.0f} images/s"] if rate else []), *waits])
         return ", ".join([*loss, *speed, *left])

@@ -121,7 +121,7 @@ class Recipe:
         flip: mirror half of the images. Not for digits, letters or anything else that has a handedness.
         held_out: share of the images that is held out from training, for the evaluation loss and for pictures, where
             the data has no validation or test split; at most 2,000 images. 0 holds out none. Default: 0.05.
-        epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 5,000 steps take.
+        epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 10,000 steps take.
         steps: optimizer steps.
         minutes: train for about this time instead: the speed of the first steps decides their number, and the schedule
             follows. See docs/costs.md.

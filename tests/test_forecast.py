@@ -110,7 +110,10 @@ def test_minutes_decide_steps_and_what_follows(tmp_path: Path, monkeypatch: pyte
     assert run.recipe.epochs == round(750 * 16 / 1437, 2)
     assert run.pretrainer.target.steps == 750
     monkeypatch.setattr(Rehearsal, "evaluation_seconds", lambda *_: 100.0)  # ten would leave nothing
-    assert foresee(start_run(asked), asked)[0].recipe.steps == 375
+    few, forecast = foresee(start_run(asked), asked)
+    assert few.recipe.steps == 375
+    assert few.recipe.eval_every == 38  # ten evaluations, not eleven
+    assert forecast.seconds == pytest.approx(60 + 10 * 100)
 
 
 def test_one_way_to_say_how_long(tmp_path: Path) -> None:

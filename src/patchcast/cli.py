@@ -284,6 +284,7 @@ RECIPE_GROUPS = {
         "image_column",
         "label_column",
         "max_pixels",
+        "packed",
     ),
     "method and model": (*("method_args", "model_args", "patch_size", "codes", "tokenizer"),),
     "weights to start from": (
@@ -506,9 +507,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sentence = full_disk(problem)
         name = problem.filename if problem.filename2 is None else problem.filename2  # of two, the one to write
         if not sentence and name is not None:  # a folder in place of a file, a file without permission, ...
-            blocks = {IsADirectoryError: "; move that folder away", FileExistsError: "; move that file away"}
-            advice = blocks.get(type(problem), "")
-            sentence = f"{os.fsdecode(name)}: {problem.strerror or type(problem).__name__}{advice}"
+            sentence = f"{os.fsdecode(name)}: {problem.strerror or type(problem).__name__}"
+            if isinstance(problem, IsADirectoryError):
+                sentence += "; move that folder away"
+            elif isinstance(problem, (FileExistsError, NotADirectoryError)):
+                sentence += ": a file is where a folder is needed; choose another path"
         if not sentence or os.environ.get("PATCHCAST_TRACEBACK"):
             raise
         return _fail(sentence)

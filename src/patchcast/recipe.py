@@ -121,7 +121,7 @@ class Recipe:
         flip: mirror half of the images. Not for digits, letters or anything else that has a handedness.
         held_out: share of the images that is held out from training, for the evaluation loss and for pictures, where
             the data has no validation or test split; at most 2,000 images. 0 holds out none. Default: 0.05.
-        epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 5,000 steps take.
+        epochs: passes over the data; ignored if steps is given. Default: 100, or as many as 10,000 steps take.
         steps: optimizer steps.
         minutes: train for about this time instead: the speed of the first steps decides their number, and the schedule
             follows. See docs/costs.md.
@@ -246,7 +246,8 @@ class Recipe:
             raise ValueError(f"start_bands names three different channels; got {list(self.start_bands)}")
         if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale is the smallest and the largest share; got {list(self.crop_scale)}")
-        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+        lengths = {len(values) for values in (self.mean, self.std) if values is not None} - {1}  # one is for all
+        if self.mean is not None and self.std is not None and len(lengths) > 1:
             raise ValueError(f"mean and std have one number per channel; got {len(self.mean)} and {len(self.std)}")
 
     @property

@@ -111,7 +111,7 @@ def test_a_run_without_labels_or_images(folder: Path, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
     assert main(["report", str(bare), "--data", gone, "--out", str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Nothing has been measured with labels yet" in text
+    assert "Not measured with labels yet" in text
     assert "The images cannot be shown" in text
     assert not images_in(Checked(text))
 

@@ -150,3 +150,9 @@ def test_a_network_that_cannot_be_is_one_sentence(tmp_path: Path, option: str, v
     with pytest.raises(ValueError, match=wanted):
         start_run(Recipe("mae", "test_vit", "digits", tmp_path / "run", **{option: value}))
     assert not (tmp_path / "run").exists()
+
+
+def test_one_mean_is_for_all_channels(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    resolved = start_run(Recipe("mae", "test_vit", str(tmp_path), tmp_path / "run", mean=(0.5,), std=(0.1, 0.2, 0.3)))
+    assert (resolved.recipe.mean, resolved.recipe.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))

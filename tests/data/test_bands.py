@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -160,3 +162,18 @@ def test_a_folder_of_masks_is_no_class(tmp_path):
     with pytest.warns(UserWarning, match="3 in 'masks'"):
         images = open_images(str(tmp_path / "a"))
     assert (values(images), images.labels) == ([0, 1, 2], None)
+
+
+def test_16_bit_colors_in_png_are_read_with_8_and_said(tmp_path):
+    colors = np.full((2, 3, 3), 0x8001, dtype=">u2")
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in colors))
+    header = struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n"
+    (tmp_path / "a.png").write_bytes(start + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    with pytest.warns(UserWarning, match="16-bit colors are read with 8 bits"):
+        images = open_images(str(tmp_path))
+    assert (images[0].image.dtype, set(images[0].image.flatten().tolist())) == (torch.uint8, {0x80})

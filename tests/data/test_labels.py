@@ -235,3 +235,19 @@ def test_the_command_line_names_columns(tmp_path, capsys):
     assert " a " in out
     assert "80 images read" in out
     assert main(["embed", run, "--data", data, *columns, "--out", str(tmp_path / "f.parquet")]) == 0
+
+
+def test_a_split_of_nulls_does_not_hide_the_labels_of_another(tmp_path):
+    write(tmp_path / "test.parquet", label=pa.nulls(3))
+    write(tmp_path / "train.parquet", label=[1, 0, 1])
+    write(tmp_path / "val.parquet", label=["0", "1", None])
+    splits = {split: open_images(str(tmp_path), split=split).labels.tolist() for split in ("train", "val", "test")}
+    assert splits == {"train": [1, 0, 1], "val": [0, 1, -1], "test": [-1, -1, -1]}
+
+
+def test_a_probe_counts_test_images_of_classes_that_it_cannot_know(tmp_path):
+    write(tmp_path / "train.parquet", rows=4, label=[0, 1, 0, 1])
+    write(tmp_path / "test.parquet", rows=4, start=4, label=[0, 2, 3, 1])
+    assert "; 2 of the 4 test images are of classes without" in open_source(str(tmp_path)).labeled().phrase
+    with pytest.raises(ValueError, match=r"fitted on split train of .*; judge on another of test$"):
+        open_source(str(tmp_path)).labeled(split="train")

@@ -180,3 +180,19 @@ def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
         fit_palette([(torch.zeros(3, 2, 2), 0)], 4)
     with pytest.raises(ValueError, match=r"saved as \.npy or \.safetensors; got palette\.txt"):
         grays().save("palette.txt")
+
+
+def test_a_damaged_table_in_the_cache_is_made_again(tmp_path, monkeypatch):
+    """A flipped bit would be another code for some colors, without an error."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(palette_module, "build_table", lambda colors: torch.arange(4000, dtype=torch.int16))
+    colors = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    wanted = palette_module._cached_table(colors)
+    (file,) = (tmp_path / "patchcast").glob("palette-*.npy")
+    whole = file.read_bytes()
+    for damaged in (whole[:-4], b"", b"junk", whole[:4000] + bytes([whole[4000] ^ 1]) + whole[4001:]):
+        file.write_bytes(damaged)
+        assert torch.equal(palette_module._cached_table(colors), wanted)
+        assert file.read_bytes() == whole
+    monkeypatch.setattr(palette_module, "build_table", None)
+    assert torch.equal(palette_module._cached_table(colors), wanted), "read, not built"

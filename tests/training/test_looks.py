@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 from patchcast.backbones.capabilities import DEFAULT_READOUT
 from patchcast.cli import main
 from patchcast.data import EvalSet, Evaluate, open_images
+from patchcast.drawing.sheets import label_width
+from patchcast.drawing.versions import NEW
 from patchcast.evaluation import extract, knn_accuracy, ridge_accuracy
 from patchcast.evaluation.labeled import open_labeled
 from patchcast.recipe import Recipe
@@ -100,6 +102,10 @@ MODELS = {
 }
 
 
+ROWS = {"mae": ["image", "seen", "blind", "predicted"], "imagegpt": ["image", "given", "drawn", "again", NEW]}
+"""The rows of a picture during a run."""
+
+
 @pytest.mark.parametrize("method", MODELS)
 def test_from_the_command_line(method: str, tmp_path: Path) -> None:
     """The last row has the accuracies of the weights that are saved, and these are those of a run unwatched."""
@@ -121,8 +127,8 @@ def test_from_the_command_line(method: str, tmp_path: Path) -> None:
     assert float(rows[-1]["linear_accuracy"]) == pytest.approx(ridge_accuracy(fitted, judged), abs=0.01)
 
     with Image.open(watched / "images" / "step=6.png") as last, Image.open(watched / "images" / "step=3.png") as first:
-        rows_of_images = 5 if method == "imagegpt" else 3  # the last of drawings from nothing
-        assert last.size == (8 * 65 - 1, rows_of_images * 65 - 1)
+        names = ROWS[method]
+        assert last.size == (label_width(names) + 8 * 65 - 1, len(names) * 65 - 1)
         later, earlier = np.asarray(last), np.asarray(first)
     assert (later != earlier).any(), "the same images by other weights"
     assert (later[:64] == earlier[:64]).all(), "the same images"

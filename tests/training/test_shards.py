@@ -48,7 +48,7 @@ def saved(alone: None, tmp_path: Path) -> tuple[LossModule, torch.optim.Optimize
     moments = checkpoints.optimizer_state(optimizer, objective)
     average = Average(objective, 0.9).state_dict()
     state = Checkpoint(3, objective.state_dict(), moments, {"step": 3}, {"Look": {"warned": True}}, average=average)
-    shards.save(state, tmp_path / "checkpoints", None)
+    shards.save_shards(state, tmp_path / "checkpoints", None)
     return objective, optimizer, tmp_path
 
 
@@ -103,7 +103,7 @@ def test_two_are_left(saved: tuple[LossModule, torch.optim.Optimizer, Path]) -> 
     for step in (4, 5):
         checkpoints.save(Checkpoint(step, {}, {}, {}, {}), out / "checkpoints")
     assert sorted(file.name for file in (out / "checkpoints").iterdir()) == ["step=4.ckpt", "step=5.ckpt"]
-    shards.save(Checkpoint(5, objective.state_dict(), {}, {}, {}), out / "checkpoints", None)
+    shards.save_shards(Checkpoint(5, objective.state_dict(), {}, {}, {}), out / "checkpoints", None)
     assert [file.is_dir() for file in checkpoints.checkpoints(out / "checkpoints")] == [False, True]
 
 

@@ -25,7 +25,7 @@ def export(run: Path, out: Path, *, to: str | None = None) -> None:
         ValueError: if the folder is not empty, or this format cannot hold the network; nothing is written then.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"{out} is not empty; choose another --out")
+        raise ValueError(f"{out} is {'a file' if out.is_file() else 'not empty'}; choose another --out")
     with unfinished_folder(out) as made:
         if is_fine_tuned(run):
             print(export_classifier(run, made, to=to or "timm"))

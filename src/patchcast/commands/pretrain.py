@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.prompt import Confirm
@@ -30,7 +29,7 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import augmentation
 from patchcast.runs.defaults import in_words
-from patchcast.runs.forecast import ASKS_FROM, Forecast, foresee, out_of_memory
+from patchcast.runs.forecast import ASKS_FROM, Forecast, foresee, memory_in_words
 from patchcast.runs.results import after_start, better_average, held_out_images, write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, holds_run, save_weights
@@ -76,7 +75,7 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
             raise ValueError("a stream is read in order, so that it cannot be packed: leave out --packed")
     forecast = None
     if run.recipe.overwrite or not holds_run(run.folder):
-        with stage("Measuring the speed of a few steps"):
+        with stage("Measuring the speed of a few steps"), memory_in_words(run.recipe):
             run, forecast = foresee(run, recipe)
     with stage("Reading the images that are looked at during the run"):
         looks = watches(run)
@@ -154,17 +153,13 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
     try:
         if run.recipe.freeze_blocks:
             freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
-        _train(run.recipe, trained, train_set, judged, looks, blind)
+        with memory_in_words(run.recipe):
+            _train(run.recipe, trained, train_set, judged, looks, blind)
         state = whole_state(run.pretrainer)
         if not is_first:
             return run.recipe
         state |= better_average(run.folder)
         save_weights(state, run.folder)
-    except (RuntimeError, torch.OutOfMemoryError) as problem:
-        sentence = out_of_memory(problem, run.recipe)
-        if not sentence:
-            raise
-        raise ValueError(sentence) from problem
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
             raise
@@ -176,8 +171,10 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
         run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
         loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable, blind=blind)]))
     if unreadable:
-        count = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
-        console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
+        is_one = len(unreadable) == 1
+        count = "1 image" if is_one else f"{len(unreadable):,} images"
+        replaced = "was replaced by another" if is_one else "were replaced by others"
+        console.print(f"\n{count} could not be read and {replaced}: {escape(journal.file)} lists them.")
     console.print(
         f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
         f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "

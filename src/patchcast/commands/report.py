@@ -96,7 +96,7 @@ def report(runs: Sequence[Path], *, out: Path | None = None, data: str | None = 
     """
     found = [numbers_of(run) for run in runs]
     with stage("Drawing the page"):
-        text = write(found[0], data or found[0].recipe.data) if len(found) == 1 else write_comparison(found)
+        text = write_page(found[0], data or found[0].recipe.data) if len(found) == 1 else write_comparison(found)
     out = out or (runs[0] / "report.html" if len(found) == 1 else Path("report.html"))
     write_text(out, visible(text, besides="\n\t"))  # names of data and files stand in it
     print(f"Wrote {printable(str(out))}.")
@@ -110,7 +110,7 @@ def numbers_of(folder: Path) -> RunNumbers:
     return RunNumbers(open_run(folder), probes)
 
 
-def write(found: RunNumbers, data: str) -> str:
+def write_page(found: RunNumbers, data: str) -> str:
     """The HTML of the page."""
     sections = [
         _learning(found),
@@ -287,7 +287,8 @@ def _accuracy(found: RunNumbers) -> list[Section]:
     rows: list[list[str]] = []
     probe = found.probes.get("probe")
     if not found.probes:
-        alt = "Nothing has been measured with labels yet. Run this command, and then write this page again:"
+        labels = "all labels" if found.demo else "labels"
+        alt = f"Not measured with {labels} yet. Run this command, and then write this page again:"
         typed = f"patchcast probe {shlex.quote(str(found.run.folder))}"
         return [Section("Probes", alt, [commands([typed if _has_labels(found.run) else f"{typed} --data LABELED"])])]
     body: list[Html] = []
@@ -462,7 +463,9 @@ def _pictures(found: RunNumbers, data: str) -> list[Section]:
         images = torch.stack([found.run.evaluation(part.images[place].image) for place in places])
     except (ValueError, OSError) as problem:
         return [*drawn, Section("What it predicts", f"The images cannot be shown: {problem}", [])]
-    return [*_predictions(found, images, part.phrase), *drawn, *_maps(found, images)]
+    is_held_out = found.recipe.reads(data) and found.run.source.held_out is not None
+    phrase = f"Not trained on: {part.phrase}" if is_held_out else part.phrase
+    return [*_predictions(found, images, phrase), *drawn, *_maps(found, images)]
 
 
 def _predictions(found: RunNumbers, images: Tensor, phrase: str) -> list[Section]:

@@ -17,7 +17,7 @@ from patchcast.data.transforms import Augment, Cut, ImagePixels, resize
 
 LARGEST_CROP = 16
 """Times the area of what comes out up to which crops are handed on: larger ones would take more memory than time."""
-CHUNK = 32
+CUTS_AT_ONCE = 32
 """Images that are resized at once."""
 
 
@@ -73,7 +73,7 @@ def collate(examples: list[tuple[Any, ...]]) -> Any:
 
 def finish(augment: Augment, cuts: Cuts) -> Float32[Tensor, "B C h w"]:
     """Resize, flip and normalize, on the device of the crops."""
-    chunks = zip(*(part.split(CHUNK) for part in cuts), strict=True)
+    chunks = zip(*(part.split(CUTS_AT_ONCE) for part in cuts), strict=True)
     return torch.cat([augment.normalize.batch(_resize(Cuts(*chunk), augment.size)) for chunk in chunks])
 
 

@@ -81,12 +81,23 @@ def read_header(file: ImageFile) -> Header:
         if deep is not None:
             return _header_of(deep)
         with open_image(file) as image:
+            _warn_of_lost_bits(image)
             width, height = image.size[::-1] if _is_sideways(image) else image.size
             if image.mode in DEEP_MODES:
                 return _header_of(from_pillow(image))._replace(size=(height, width))
             return Header((height, width), image.mode in GRAYS, image.has_transparency_data)
     except Exception as problem:  # a hostile file can raise nearly anything: struct.error, SyntaxError, KeyError ...
         raise UnreadableImageError(_reason(problem, file)) from problem
+
+
+def _warn_of_lost_bits(image: Image.Image) -> None:
+    """Pillow reads colors of 16 bits in PNG files as 8 bits."""
+    tile = image.tile if image.format == "PNG" else []  # type: ignore[attr-defined]
+    raw = tile[0][3] if tile else ""
+    if "16B" in str(raw) and image.mode not in DEEP_MODES:
+        warnings.warn(
+            "PNG files of 16-bit colors are read with 8 bits per color; TIFF and .npy files keep all bits", stacklevel=2
+        )
 
 
 def _is_sideways(image: Image.Image) -> bool:

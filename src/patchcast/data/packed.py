@@ -24,7 +24,7 @@ from patchcast.data.transforms import resize
 from patchcast.files import cache_folder
 
 ROW = np.dtype([("height", "<i4"), ("width", "<i4"), ("label", "<i8")])
-BATCH = 256
+ROWS_AT_ONCE = 256
 """Images that are written at a time: what a killed process loses."""
 
 
@@ -117,9 +117,9 @@ def _write(images: Images, side: int, file: Path, index: Path, progress: bool) -
     with pixels.open("ab") as out, rows.open("ab") as counted:
         out.truncate(begun)
         counted.truncate(len(done) * ROW.itemsize)
-        starts = range(len(done), len(images), BATCH)
+        starts = range(len(done), len(images), ROWS_AT_ONCE)
         for start in track(starts, "decoding", disable=not progress):
-            batch = [_packed(images, number, side) for number in range(start, min(start + BATCH, len(images)))]
+            batch = [_packed(images, number, side) for number in range(start, min(start + ROWS_AT_ONCE, len(images)))]
             if start == len(done):
                 mean = sum(image.numel() for image, _ in batch) / len(batch)
                 if shutil.disk_usage(file.parent).free < mean * (len(images) - start):

@@ -198,7 +198,8 @@ def _read_labels(
 
     schemas = {name: _open_parquet(group[0]).schema_arrow for name, group in groups.items()}
     fields = {field.name: field for schema in reversed(schemas.values()) for field in schema}
-    candidates = [name for name, field in fields.items() if is_label_type(field.type)]
+    of_labels = {field.name for schema in schemas.values() for field in schema if is_label_type(field.type)}
+    candidates = [name for name in fields if name in of_labels]  # all null in one split, perhaps
     first = next(iter(groups.values()))[0]
     label = choose_label(list(fields), candidates, asked, first.name)
     if label is None:

@@ -175,9 +175,8 @@ class Source:
             raise ValueError(f"{self.data} has no split {asked!r}; it has {', '.join(self._splits)}")
         test = self._open(split)
         if test.split == self._all.split:
-            raise ValueError(
-                f"the probe is fitted on split {split} of {self.data}; judge on another of {', '.join(self._splits)}"
-            )
+            others = ", ".join(name for name in self._splits if name != split) or "a source with several"
+            raise ValueError(f"the probe is fitted on split {split} of {self.data}; judge on another of {others}")
         if not _has_labels(test):
             raise ValueError(f"the split {split} of {self.data} has no labels, which a probe needs")
         return self._all, test, f"{self.data}, judged on its {split} split"
@@ -276,7 +275,15 @@ def _remarks(train: Images, test: Images) -> str:
     remarks = f"; {left_out:,} unreadable image{'s' * (left_out != 1)} left out" if left_out else ""
     shared = len(shared_files(test, train)) if len(train) + len(test) <= COMPARED_UP_TO else 0
     remarks += f"; {shared:,} of the {len(test):,} test images are training images too" if shared else ""
-    return remarks + _imbalance(test)
+    return remarks + _unknown_classes(train, test) + _imbalance(test)
+
+
+def _unknown_classes(train: Images, test: Images) -> str:
+    """How many test images no classifier can get right, because no training image has their class."""
+    assert train.labels is not None
+    assert test.labels is not None
+    count = int((~np.isin(test.labels, train.labels)).sum())
+    return f"; {count:,} of the {len(test):,} test images are of classes without training images" if count else ""
 
 
 def _imbalance(test: Images) -> str:

@@ -123,9 +123,9 @@ def check_out_indices(out_indices: Sequence[int] | None, num_layers: int) -> lis
     >>> check_out_indices([0, 2], 2)
     [0, 2]
     """
-    found = list(out_indices or ())
-    if len(found) > num_layers:
-        raise ValueError(f"len(out_indices) must be <= num_layers; got {found} and {num_layers}")
-    if any(not 0 <= index <= num_layers for index in found):
-        raise ValueError(f"out_indices must be in 0..{num_layers}; got {found}")
-    return found
+    indices = list(out_indices or ())
+    if len(indices) > num_layers:
+        raise ValueError(f"len(out_indices) must be <= num_layers; got {indices} and {num_layers}")
+    if any(not 0 <= index <= num_layers for index in indices):
+        raise ValueError(f"out_indices must be in 0..{num_layers}; got {indices}")
+    return indices

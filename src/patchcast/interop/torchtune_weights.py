@@ -124,11 +124,11 @@ class TorchtuneViT(nn.Module):
         Args:
             aspect_ratio: rows and columns of tiles of each image; optional if images have one tile.
         """
-        found = self.backbone.forward_tiles(images, aspect_ratio, depths=self.depths)
-        hidden = [layer.rows(class_last=self.class_last) for layer in found.hidden]
+        output = self.backbone.forward_tiles(images, aspect_ratio, depths=self.depths)
+        hidden = [layer.rows(class_last=self.class_last) for layer in output.hidden]
         if self.cls_projection is not None:
-            return self.cls_projection(found)[..., None, :], hidden
-        return found.rows(class_last=self.class_last), hidden
+            return self.cls_projection(output)[..., None, :], hidden
+        return output.rows(class_last=self.class_last), hidden
 
 
 def to_torchtune(model: TorchtuneViT) -> dict[str, Tensor]:
@@ -260,5 +260,5 @@ def resample(table: Float[Tensor, "rows cols D"], size: tuple[int, int]) -> Floa
     >>> resample(torch.tensor([[[0.0], [2.0]]]), (1, 3))[0, :, 0].tolist()
     [0.0, 1.0, 2.0]
     """
-    found = F.interpolate(table.permute(2, 0, 1)[None].float(), size=size, mode="bilinear", align_corners=True)
-    return found[0].permute(1, 2, 0).to(table.dtype)
+    resized = F.interpolate(table.permute(2, 0, 1)[None].float(), size=size, mode="bilinear", align_corners=True)
+    return resized[0].permute(1, 2, 0).to(table.dtype)

@@ -178,8 +178,9 @@ class DynamicCache:
         if layer == len(self.layers):
             self.layers.append(Layer(keys, values))
         else:
-            found = self.layers[layer]
-            found.keys, found.values = torch.cat([found.keys, keys], dim=2), torch.cat([found.values, values], dim=2)
+            stored = self.layers[layer]
+            stored.keys = torch.cat([stored.keys, keys], dim=2)
+            stored.values = torch.cat([stored.values, values], dim=2)
         return self.layers[layer].keys, self.layers[layer].values
 
     def get_seq_length(self) -> int:
@@ -251,10 +252,10 @@ class ImageGPTPreTrainedModel(nn.Module):
             ValueError: if the weights do not fit.
         """
         if config is None:
-            found = read_config(Path(folder))
+            saved = read_config(Path(folder))
             if "num_labels" in values:
-                found.pop("id2label", None)
-            config = ImageGPTConfig(**{**found, **values})
+                saved.pop("id2label", None)
+            config = ImageGPTConfig(**{**saved, **values})
         elif values:
             raise ValueError(f"give either a config or {', '.join(values)}")
         weights = from_transformers(read_folder(Path(folder)))
@@ -275,15 +276,15 @@ class ImageGPTPreTrainedModel(nn.Module):
         # Biases that are all zero have been left out.
         absent = {name: torch.zeros_like(own) for name, own in network.state_dict().items() if name.endswith("bias")}
         load_exactly(network, {**absent, **weights.network}, source=source)
-        head, found = self.head_of(weights)
+        head, saved_head = self.head_of(weights)
         if head is None:
             return
-        fits = found is not None and found.shape == head.weight.shape
-        if found is None or (ignore_mismatched_sizes and not fits):
+        fits = saved_head is not None and saved_head.shape == head.weight.shape
+        if saved_head is None or (ignore_mismatched_sizes and not fits):
             message = f"{source} has no head for {type(self).__name__}: it is newly initialized"
             warnings.warn(message, NoHeadWarning, stacklevel=4)
         else:
-            load_exactly(head, {"weight": found}, source=f"the head of {source}")
+            load_exactly(head, {"weight": saved_head}, source=f"the head of {source}")
 
     def head_of(self, weights: Weights) -> tuple[nn.Linear | None, Tensor | None]:
         """The head of this class, if it has one, and its weights among those given."""
@@ -465,13 +466,13 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel):
         """As `ImageGPTModel`, and with `labels` the loss. As in transformers, it shifts them, so that the first label
         is never predicted."""
         return_dict = options.pop("return_dict", None)
-        found = self.transformer(input_ids, *args, **options, return_dict=True)
-        x = found.last_hidden_state
+        base = self.transformer(input_ids, *args, **options, return_dict=True)
+        x = base.last_hidden_state
         logits = F.linear(x, self.transformer.table) if self.lm_head is None else self.lm_head(x)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[..., :-1, :].flatten(0, -2), labels[..., 1:].flatten())
-        return _with_head(self.config, found, loss, logits, return_dict)
+        return _with_head(self.config, base, loss, logits, return_dict)
 
     @torch.no_grad()
     def generate(
@@ -539,10 +540,10 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
         binary cross-entropy of several labels, or the mean squared error. If the config has none, it is inferred from
         the labels and stored."""
         return_dict = options.pop("return_dict", None)
-        found = self.transformer(input_ids, *args, **options, return_dict=True)
-        logits = self.score(found.last_hidden_state.mean(dim=1))
+        base = self.transformer(input_ids, *args, **options, return_dict=True)
+        logits = self.score(base.last_hidden_state.mean(dim=1))
         loss = None if labels is None else self.loss(logits, labels.to(logits.device))
-        return _with_head(self.config, found, loss, logits, return_dict)
+        return _with_head(self.config, base, loss, logits, return_dict)
 
     def loss(self, logits: Float[Tensor, "B K"], labels: Tensor) -> Float[Tensor, ""]:
         config = self.config
@@ -574,9 +575,9 @@ def _run(
 
 
 def _with_head(
-    config: ImageGPTConfig, found: ModelOutput, loss: Tensor | None, logits: Tensor, return_dict: bool | None
+    config: ImageGPTConfig, base: ModelOutput, loss: Tensor | None, logits: Tensor, return_dict: bool | None
 ) -> Any:
-    output = HeadOutput(loss, logits, found.past_key_values, found.hidden_states, found.attentions)
+    output = HeadOutput(loss, logits, base.past_key_values, base.hidden_states, base.attentions)
     return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 

@@ -137,6 +137,7 @@ def _normalization(recipe: Recipe, images: Images, start: Start | None) -> tuple
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, images.channels):
             raise ValueError(f"{name} has {len(values)} numbers, and the images have {images.channels} channels")
+    mean, std = (values * images.channels if len(values) == 1 else values for values in (mean, std))
     # Four significant digits: 12 bits in a 16-bit file have deviations of a few thousandths of white.
     return tuple(float(f"{value:.4g}") for value in mean), tuple(float(f"{value:.4g}") for value in std)
 

@@ -25,7 +25,7 @@ from patchcast.targets import even_blocks
 WARMUP = 0.05
 """Share of the steps: MAE's 40 of 800 epochs."""
 SMALLEST_BATCH, STREAM_BATCH, LARGEST_BATCH = 32, 256, 2048
-FEWEST_STEPS, EPOCHS, MOST_EPOCHS = 5000, 100, 800
+FEWEST_STEPS, EPOCHS, MOST_EPOCHS = 10_000, 100, 800
 
 
 class Chosen(NamedTuple):

@@ -7,8 +7,8 @@ They are decided once, when a run begins, and its config.yaml holds them: the sa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from patchcast.runs.run import Run
 from patchcast.runs.run_folder import FORECAST
 from patchcast.runs.speed import WORTHWHILE, Choice, Rehearsal, choose_precision, processor
 from patchcast.training.engine import uses_cuda
+from patchcast.training.optimization import freeze_blocks
 from patchcast.training.progress import duration
 
 EVALUATIONS = 10
@@ -109,6 +110,8 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
     Raises:
         ValueError: if memory is too small for one image at a time, or `minutes` is asked for on several devices.
     """
+    if run.recipe.freeze_blocks:
+        freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
     if asked.batch_size == "auto":
         run = replace(run, recipe=replace(run.recipe, accumulate=fitting_pieces(run)))
     parameters = sum(weight.numel() for weight in trained(run).parameters() if weight.requires_grad)
@@ -154,7 +157,7 @@ def with_steps(recipe: Resolved, steps: int, asked: Recipe, source: Source) -> R
         raise ValueError(
             f"freeze_first={frozen} freezes the backbone in all {steps} steps of these minutes; give fewer"
         )
-    often = max(1, steps // EVALUATIONS)
+    often = -(-steps // EVALUATIONS)  # rounded up: with few steps, evaluations take the most time
     return replace(
         recipe,
         steps=steps,
@@ -201,6 +204,22 @@ def free_memory(recipe: Resolved) -> int:
     if not free:
         free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
     return max(0, min(free))
+
+
+@contextmanager
+def memory_in_words(recipe: Resolved) -> Iterator[None]:
+    """Errors of used-up memory become one sentence.
+
+    Raises:
+        ValueError: with what to try.
+    """
+    try:
+        yield
+    except (RuntimeError, torch.OutOfMemoryError) as problem:
+        sentence = out_of_memory(problem, recipe)
+        if not sentence:
+            raise
+        raise ValueError(sentence) from problem
 
 
 def out_of_memory(problem: BaseException, recipe: Resolved) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Int16, Int64, Real, UInt8
 from torch import Tensor, nn
 
+from patchcast.data.seals import matches_seal, seal
 from patchcast.files import cache_folder, read_weights, write_cache, write_weights, write_whole
 from patchcast.geometry import Grid
 
@@ -238,10 +240,15 @@ def _cached_table(colors: Float32[Tensor, "K C"]) -> Int16[Tensor, " all"]:
         return build_table(colors)
     name = hashlib.blake2b(colors.numpy().tobytes(), digest_size=16).hexdigest()
     file = cache_folder() / f"palette-{name}.npy"
-    if file.exists():
-        return torch.from_numpy(np.load(file))
+    if matches_seal(file):
+        return torch.from_numpy(np.load(file, allow_pickle=False))
     table = build_table(colors)
+    with suppress(OSError):  # so that a damaged file is not sealed where the disk is full
+        file.unlink(missing_ok=True)
     write_cache(file, lambda unfinished: np.save(unfinished, table.numpy()))
+    if file.is_file():
+        with suppress(OSError):
+            seal(file)
     return table
 
 

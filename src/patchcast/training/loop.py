@@ -92,7 +92,7 @@ def train(
         if first:
             log.write()
         if engine.sharded:
-            shards.save(checkpoint, out / "checkpoints", group)
+            shards.save_shards(checkpoint, out / "checkpoints", group)
         elif first:
             checkpoints.save(checkpoint, out / "checkpoints")
 

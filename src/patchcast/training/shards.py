@@ -26,7 +26,7 @@ from patchcast.training import checkpoints
 from patchcast.training.checkpoints import FILES, REST, Checkpoint
 
 
-def save(checkpoint: Checkpoint, folder: Path, group: dist.ProcessGroup | None) -> None:
+def save_shards(checkpoint: Checkpoint, folder: Path, group: dist.ProcessGroup | None) -> None:
     """Write `step=N.ckpt`, a folder, and remove all but the latest two. Every rank must call this.
 
     Args:

@@ -166,8 +166,10 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
         run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
         loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable, blind=blind)]))
     if unreadable:
-        count = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
-        console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
+        is_one = len(unreadable) == 1
+        count = "1 image" if is_one else f"{len(unreadable):,} images"
+        replaced = "was replaced by another" if is_one else "were replaced by others"
+        console.print(f"\n{count} could not be read and {replaced}: {escape(journal.file)} lists them.")
     console.print(
         f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
         f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "

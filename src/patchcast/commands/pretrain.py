@@ -33,6 +33,7 @@ from patchcast.runs.forecast import ASKS_FROM, Forecast, foresee, memory_in_word
 from patchcast.runs.results import after_start, better_average, held_out_images, write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, holds_run, save_weights
+from patchcast.runs.speed import use_attention
 from patchcast.runs.starting import is_started, keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import EVALUATED, check_loggers, make_loggers, watches
@@ -146,6 +147,7 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
         console.print(f"A blind prediction, which ignores the image, has a loss of {blind:.2f}.", highlight=False)
     begun = time.perf_counter()
     try:
+        use_attention(run.pretrainer, run.recipe.attention)
         if run.recipe.freeze_blocks:
             freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
         with memory_in_words(run.recipe):

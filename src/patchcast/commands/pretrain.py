@@ -114,7 +114,7 @@ def dry_run(recipe: Recipe) -> Forecast:
     _describe(run, console)
     if forecast.choice is not None:
         console.print(escape(str(forecast.choice)), highlight=False)
-    console.print(escape(forecast.table(run.recipe)), highlight=False)
+    console.print(forecast.table(run.recipe), highlight=False, markup=False)
     return forecast
 
 

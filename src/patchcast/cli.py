@@ -284,6 +284,7 @@ RECIPE_GROUPS = {
         "image_column",
         "label_column",
         "max_pixels",
+        "packed",
     ),
     "method and model": (*("method_args", "model_args", "patch_size", "codes", "tokenizer"),),
     "weights to start from": (

@@ -117,7 +117,9 @@ def test_mistakes_get_one_sentence(finished: Path, tmp_path: Path, capsys: pytes
     )
     (tmp_path / "empty").mkdir()
     assert "no images under" in pretrain("--method", "mae", "--model", "test_vit", "--data", str(tmp_path / "empty"))
-    assert "choose another --out" in fails(capsys, "pretrain", *SMALL_MAE, *TINY, "--out", str(finished))
+    finished_already = fails(capsys, "pretrain", *SMALL_MAE, *TINY, "--out", str(finished))
+    assert "holds this run already, finished after 4 steps" in finished_already
+    assert "another --out" in finished_already
     different = fails(capsys, "pretrain", *SMALL_MAE, *TINY, "--out", str(finished), "--lr", "0.5")
     assert "lr is" in different
     assert "0.5 here" in different
@@ -183,7 +185,16 @@ def test_the_help_groups_every_option_and_shows_its_default(capsys: pytest.Captu
     assert main(["pretrain", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     run, *_ = told.partition("run: ")[2].partition("images: ")
-    assert re.findall(r" --(\w+)", f" {run}") == ["method", "model", "data", "out"]
+    assert re.findall(r" --(\w+)", f" {run}") == [
+        "method",
+        "model",
+        "data",
+        "out",
+        "overwrite",
+        "no_overwrite",
+        "dry_run",
+        "no_dry_run",
+    ]
     assert "--seed N of everything random. Default: 0." in told
 
 

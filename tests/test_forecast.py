@@ -21,7 +21,7 @@ from patchcast.runs.run import start_run
 from patchcast.runs.speed import Choice, Rehearsal
 from patchcast.training import loop
 
-FASTER = Choice(1.39, "", "a processor")
+FASTER = Choice(1.39, "", "a processor", "explicit")
 
 
 def recipe(out: Path, method: str = "mae", **options: Any) -> Recipe:
@@ -62,7 +62,7 @@ def test_a_long_run_is_compared_once_on_a_machine(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(Rehearsal, "compare", lambda _: FASTER)
         decided, forecast = foresee(run, asked)
-    assert (decided.recipe.precision, forecast.choice) == ("bf16", FASTER)
+    assert (decided.recipe.precision, decided.recipe.attention, forecast.choice) == ("bf16", "explicit", FASTER)
     assert str(forecast).startswith("1,000 steps, about 67 min, ")
     assert str(forecast).endswith(" GB of memory; --minutes 10 makes it shorter")
     monkeypatch.setattr(Rehearsal, "compare", lambda _: pytest.fail("compared again"))
@@ -85,6 +85,7 @@ def test_a_run_keeps_what_was_decided_when_it_began(tmp_path: Path, monkeypatch:
     resolved = pretrain(asked)
     assert (resolved.steps, resolved.batch_size, resolved.accumulate, resolved.precision) == (3, 32, 1, "bf16")
     assert Resolved.load(asked.out / "config.yaml") == resolved
+    assert resolved.attention == "explicit"
 
     stopped, ending = replace(asked, out=tmp_path / "stopped"), loop.Ending.agreed
     monkeypatch.setattr(loop.Ending, "agreed", lambda self: True)

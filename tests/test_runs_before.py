@@ -59,5 +59,6 @@ def test_a_finished_run_opens_and_is_exported(method: str, tmp_path: Path) -> No
     assert main(["export", str(run), "--out", str(tmp_path / "exported")]) == 0
     exported = load_file(tmp_path / "exported" / "model.safetensors")
     before = load_file(BEFORE / method / "model.safetensors")
-    assert exported.keys() == before.keys()
-    assert all(torch.equal(exported[name], weight) for name, weight in before.items())
+    # An untrained head of 1,000 classes is no longer written.
+    assert exported.keys() == before.keys() - {"head.weight", "head.bias"}
+    assert all(torch.equal(weight, before[name]) for name, weight in exported.items())

@@ -293,7 +293,18 @@ RECIPE_GROUPS = {
     "training": ("epochs", "steps", "minutes", "batch_size", "lr", "betas", "weight_decay", "warmup", "clip", "seed"),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
     "hardware": (
-        *("device", "precision", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
+        *(
+            "device",
+            "precision",
+            "attention",
+            "workers",
+            "devices",
+            "nodes",
+            "sharded",
+            "accumulate",
+            "compile",
+            "checkpointing",
+        ),
     ),
 }
 

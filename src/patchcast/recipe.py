@@ -20,6 +20,7 @@ from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_S
 Precision = Literal["fp32", "bf16"]
 AskedPrecision = Literal["auto", "fp32", "bf16"]
 AskedBatch = int | Literal["auto"]
+AttentionKernel = Literal["fused", "explicit"]
 Device = Literal["auto", "cpu", "gpu"]
 CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
@@ -30,6 +31,7 @@ EARLIER: dict[str, Any] = {
     "held_out": 0.0,
     "crop_mode": "center",
     "readout": "mean",
+    "attention": "fused",
     "epochs": 100.0,
     "batch_size": 256,
     "warmup": 0.05,
@@ -42,6 +44,7 @@ NOT_LEARNED = frozenset(
     {
         *("out", "device", "workers", "devices", "nodes", "sharded", "accumulate", "compile", "checkpointing"),
         *("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
+        "attention",
         "overwrite",
     }
 )
@@ -135,6 +138,8 @@ class Recipe:
         clip: maximum norm of the gradient; 0 turns clipping off. Default: the method's.
         precision: fp32, bf16 or auto: bf16 on a GPU that has it; on the CPU both are measured at the start of a run of
             two minutes or more, and the faster one is taken. Default: auto.
+        attention: in training: fused (torch's kernel) or explicit (plain products, more memory). Default: fused, or
+            explicit where precision is measured and it is faster in bf16.
         device: auto, cpu or gpu.
         workers: processes that read and augment images. Default: none on the CPU, which training needs itself; on a
             GPU one per core, up to 8.
@@ -197,6 +202,7 @@ class Recipe:
     warmup: float | None = None
     clip: float | None = None
     precision: AskedPrecision | None = None
+    attention: AttentionKernel | None = None
     device: Device = "auto"
     workers: int | None = None
     seed: int = 0
@@ -343,6 +349,7 @@ class Resolved(Recipe):
     checkpoint_every: int
     held_out: float = EARLIER["held_out"]
     readout: Readout = EARLIER["readout"]
+    attention: AttentionKernel = EARLIER["attention"]
     epochs: float = EARLIER["epochs"]
     batch_size: int = EARLIER["batch_size"]
     warmup: float = EARLIER["warmup"]

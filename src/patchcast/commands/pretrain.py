@@ -33,6 +33,7 @@ from patchcast.runs.forecast import ASKS_FROM, Forecast, foresee, memory_in_word
 from patchcast.runs.results import after_start, better_average, held_out_images, write_results
 from patchcast.runs.run import Run, open_run, start_run
 from patchcast.runs.run_folder import BAD_IMAGES, claim, holds_run, save_weights
+from patchcast.runs.speed import use_attention
 from patchcast.runs.starting import is_started, keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import EVALUATED, check_loggers, make_loggers, watches
@@ -146,6 +147,7 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
         console.print(f"A blind prediction, which ignores the image, has a loss of {blind:.2f}.", highlight=False)
     begun = time.perf_counter()
     try:
+        use_attention(run.pretrainer, run.recipe.attention)
         if run.recipe.freeze_blocks:
             freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
         with memory_in_words(run.recipe):
@@ -166,8 +168,10 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
         run = open_run(run.folder, source=run.source)  # on the CPU, as every later command opens it
         loss = " ".join(filter(None, [*after_start(run), write_results(run, codes, unreadable, blind=blind)]))
     if unreadable:
-        count = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
-        console.print(f"\n{count} could not be read and were replaced by others: {journal.file} lists them.")
+        is_one = len(unreadable) == 1
+        count = "1 image" if is_one else f"{len(unreadable):,} images"
+        replaced = "was replaced by another" if is_one else "were replaced by others"
+        console.print(f"\n{count} could not be read and {replaced}: {escape(journal.file)} lists them.")
     console.print(
         f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
         f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "

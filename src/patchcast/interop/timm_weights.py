@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from timm.models import VisionTransformer
 from timm.models._hub import save_config_for_hf
 from torch import nn
@@ -28,8 +31,8 @@ def save_pretrained(
 ) -> None:
     """Write `model.safetensors` and `config.json`, which timm loads.
 
-    The keys are those of `timm.create_model(architecture, **model_args)`, all of them: `load_state_dict` with
-    `strict=True` takes them. The classifier head, if there is one, was never trained, unless `label_names` are given,
+    The keys are those of `timm.create_model(architecture, **model_args, num_classes=0)`, all of them: `load_state_dict`
+    with `strict=True` takes them. A classifier head was never trained, and is left out, unless `label_names` are given,
     one for each of its classes. Or:
 
         timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=10)
@@ -43,6 +46,10 @@ def save_pretrained(
     from is left out: timm's tag and license, and arguments that name a file of weights.
     """
     model_args = {name: value for name, value in model_args.items() if name not in START_ARGUMENTS}
+    state = model.state_dict()
+    classes: Any = model.num_classes
+    if label_names is None and (headless := _without_head(state, architecture, model_args)) is not None:
+        state, classes = headless, 0
     cfg: Any = model.pretrained_cfg
     size = tuple(image_size or model_args.get("img_size") or cfg["input_size"][1:])
     config = {
@@ -54,7 +61,7 @@ def save_pretrained(
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "crop_mode": crop_mode,
-        "num_classes": model.num_classes,
+        "num_classes": classes,
     }
     labels = {} if label_names is None else {"label_names": list(label_names)}
     arguments: dict[str, Any] = {"model_args": model_args, "model_config": {"pretrained_cfg": config, **labels}}
@@ -65,13 +72,25 @@ def save_pretrained(
         written = json.loads(unfinished.read_text())
         for name in SOURCE:
             written["pretrained_cfg"].pop(name, None)
+        written["num_classes"] = written["pretrained_cfg"]["num_classes"] = classes
+        if classes != model.num_classes:
+            written["model_args"] |= {"num_classes": classes}
         if type(model) is VisionTransformer and model.global_pool == "token":
             written["global_pool"] = "avg"
             written["model_args"] |= {"global_pool": "avg", "fc_norm": False}
         unfinished.write_text(json.dumps(written, indent=2) + "\n")
 
-    write_weights(model.state_dict(), out / "model.safetensors")
+    write_weights(state, out / "model.safetensors")
     write_whole(out / "config.json", write_config)
+
+
+def _without_head(state: dict[str, Any], architecture: str, model_args: dict[str, Any]) -> dict[str, Any] | None:
+    """The weights of the same network without classes; None if it is another network in more than its head."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bare = timm.create_model(architecture, **{**model_args, "num_classes": 0}).state_dict()
+    is_part = all(name in state and state[name].shape == weight.shape for name, weight in bare.items())
+    return {name: state[name] for name in bare} if is_part else None
 
 
 SOURCE = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "tag", "license", "origin_url"}

@@ -107,6 +107,7 @@ def resolve(
         "workers": default_workers(recipe.device),
         "eval_every": often,
         "readout": DEFAULT_READOUT,
+        "attention": "fused",
         "checkpoint_every": often,
     }
     completed = {name: default if given[name] in (None, "auto") else given[name] for name, default in defaults.items()}

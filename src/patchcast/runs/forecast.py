@@ -23,7 +23,7 @@ from patchcast.runs.build import passes
 from patchcast.runs.costs import Memory, step_flops, step_memory
 from patchcast.runs.run import Run
 from patchcast.runs.run_folder import FORECAST
-from patchcast.runs.speed import WORTHWHILE, Choice, Rehearsal, choose_precision, processor
+from patchcast.runs.speed import WORTHWHILE, Choice, Rehearsal, choose_precision, processor, use_attention
 from patchcast.training.engine import uses_cuda
 from patchcast.training.optimization import freeze_blocks
 from patchcast.training.progress import duration
@@ -128,6 +128,9 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
     if on_cpu and (asked.precision == "auto" or (is_long and asked.precision is None)):
         choice = choose_precision(rehearsal)
         recipe = replace(recipe, precision=choice.precision)
+        if asked.attention is None and recipe.precision == "bf16":
+            recipe = replace(recipe, attention=choice.attention)
+    use_attention(rehearsal.pretrainer, recipe.attention)
     if is_long:
         per_image = 1 / rehearsal.rate(recipe.precision)
     # Workers read while the network trains; without them, reading comes on top.
@@ -143,6 +146,9 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
     run = replace(run, recipe=recipe)
     if asked.minutes is not None and run.method.takes_steps:
         run = replace(run, pretrainer=run.untrained())  # its teacher's schedule has the number of steps
+    use_attention(run.pretrainer, recipe.attention)
+    if asked.batch_size == "auto" and recipe.attention == "explicit":  # it takes more memory
+        run = replace(run, recipe=replace(recipe, accumulate=fitting_pieces(run)))
     where = torch.cuda.get_device_name() if uses_cuda(recipe.device) else processor()
     found = Forecast(recipe.steps, parameters, 1 / per_image, seconds, choice=choice, on=where, minutes=asked.minutes)
     return run, _with_sizes(found, run, in_full, is_long)

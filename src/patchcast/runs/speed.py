@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchcast.backbones.imagegpt_network import ImageGPTBackbone
 from patchcast.data import EpochSampler, TrainSet, loader
@@ -23,12 +23,14 @@ from patchcast.files import cache_file, write_cache, write_json
 from patchcast.honesty import no_leak, perturbed
 from patchcast.methods import on_codes
 from patchcast.modes import evaluating
-from patchcast.recipe import Precision
+from patchcast.recipe import AttentionKernel, Precision
 from patchcast.runs.run import Run
 from patchcast.runs.watch import EVALUATED, WATCHED
 from patchcast.training.engine import LossModule, uses_cuda
 from patchcast.training.optimization import Optimization, make_optimizer
 
+FUSED: AttentionKernel = "fused"
+EXPLICIT: AttentionKernel = "explicit"
 LEAST_SECONDS = 1.0
 """Time for which each precision is measured."""
 STEP_SECONDS = 0.2
@@ -51,11 +53,13 @@ class Choice:
         ratio: the time of a step in fp32 over that in bf16.
         problem: why bf16 must not be used; empty if it may.
         processor: on which it was measured.
+        attention: the faster way in bf16.
     """
 
     ratio: float
     problem: str
     processor: str
+    attention: AttentionKernel = "fused"
 
     @property
     def precision(self) -> Precision:
@@ -63,7 +67,10 @@ class Choice:
 
     def __str__(self) -> str:
         but = f", but {self.problem}" if self.problem else ""
-        return f"bf16: {self.ratio:.2f} times as fast as fp32 on {self.processor}{but}; training in {self.precision}"
+        how = " with explicit attention" if self.attention == "explicit" else ""
+        return (
+            f"bf16{how}: {self.ratio:.2f} times as fast as fp32 on {self.processor}{but}; training in {self.precision}"
+        )
 
 
 class Rehearsal:
@@ -144,12 +151,23 @@ class Rehearsal:
         Measured in processor time on the CPU, which other work on the machine disturbs least.
         """
         problem = self.problem_of_bf16()
+        fused = self._by_turns(["fp32", "bf16"])
+        seconds, attention = fused["bf16"], FUSED
+        if not problem and use_attention(self.pretrainer, EXPLICIT):
+            explicit = self._by_turns(["bf16"])["bf16"]
+            if seconds >= MARGIN * explicit and not self.problem_of_bf16():
+                seconds, attention = explicit, EXPLICIT
+            use_attention(self.pretrainer, attention)
+        return Choice(fused["fp32"] / seconds, problem, processor(), attention)
+
+    def _by_turns(self, precisions: list[Precision]) -> dict[Precision, float]:
+        """The shortest time of a step in each."""
         clock = time.perf_counter if self.device.type == "cuda" else time.process_time
-        taken: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
-        while len(taken["bf16"]) < 3 or sum(map(sum, taken.values())) < 2 * LEAST_SECONDS:
+        taken: dict[Precision, list[float]] = {precision: [] for precision in precisions}
+        while len(taken["bf16"]) < 3 or sum(map(sum, taken.values())) < len(precisions) * LEAST_SECONDS:
             for precision, seconds in taken.items():
                 seconds.append(self.seconds(precision, clock))
-        return Choice(min(taken["fp32"]) / min(taken["bf16"]), problem, processor())
+        return {precision: min(seconds) for precision, seconds in taken.items()}
 
     def problem_of_bf16(self) -> str:
         """Why bf16 must not be used; empty if it may. It leaves noise in the weights of this rehearsal."""
@@ -191,12 +209,27 @@ class Rehearsal:
             torch.cuda.synchronize(self.device)
 
 
+def use_attention(network: nn.Module, kernel: AttentionKernel) -> int:
+    """Have timm's attention layers use torch's fused kernel or explicit products; returns how many have the choice.
+
+    >>> import timm
+    >>> use_attention(timm.create_model("test_vit"), "explicit")
+    6
+    """
+    layers = [layer for layer in network.modules() if isinstance(getattr(layer, "fused_attn", None), bool)]
+    for layer in layers:
+        layer.fused_attn = kernel == FUSED  # type: ignore[assignment]
+    return len(layers)
+
+
 def choose_precision(rehearsal: Rehearsal) -> Choice:
     """Measure both precisions on this machine, or take what was measured here before for the same model and sizes."""
     recipe = rehearsal.run.recipe
     names = ("method", "model", "method_args", "model_args", "image_size", "patch_size", "tile_size", "channels")
     what = [*(str(getattr(recipe, name)) for name in names), rehearsal.largest, recipe.checkpointing]
-    file = cache_file(["precision", processor(), torch.get_num_threads(), torch.__version__, *what], ".json")
+    file = cache_file(
+        ["precision and attention", processor(), torch.get_num_threads(), torch.__version__, *what], ".json"
+    )
     with suppress(OSError, ValueError, TypeError):
         return Choice(**json.loads(file.read_text(encoding="utf-8")))
     choice = rehearsal.compare()

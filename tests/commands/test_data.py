@@ -72,6 +72,6 @@ def test_many_classes_and_many_bad_files_are_summed_up(tmp_path: Path, capsys: p
 
 def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", "nowhere"]) == 2
-    assert capsys.readouterr().err.startswith("patchcast: nowhere is not there: ")
+    assert capsys.readouterr().err.startswith("patchcast: nowhere is not there; --data takes a folder")
     assert main(["data", "check", "digits", "--split", "val"]) == 2
     assert "digits has no split 'val'" in capsys.readouterr().err

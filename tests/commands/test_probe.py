@@ -119,7 +119,7 @@ def test_by_finetuning(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert decays == [0.65, 1.0], "the untrained network has nothing to keep"
     assert 0 <= found["pretrained"]["accuracy"]["low"] < found["pretrained"]["accuracy"]["high"] <= 1
     assert "points" in capsys.readouterr().out
-    assert "at least 1 epoch; got 0" in said(capsys, "probe", str(finished), "--finetune", "0")
+    assert "--finetune must be at least 1; got 0" in said(capsys, "probe", str(finished), "--finetune", "0")
     assert "at least 2 views of each image" in said(capsys, "probe", str(finished), "--lidar", "1")
 
 

@@ -18,6 +18,7 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Codes, EMAFeatures, FrozenFeatures, Pixels
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.tokenizers.patches import PatchCodebook, PerUnit
+from tests.backbones import zoo
 from tests.contracts import check_no_leak
 from tests.peers import wake
 
@@ -294,3 +295,18 @@ def test_a_frozen_teacher_stays_frozen_and_goes_through_a_file() -> None:
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(again.target(images), pretrainer.target(images))
     check_no_leak(pretrainer)
+
+
+@pytest.mark.parametrize("name", ["levit_256d", "tiny_vit_5m_224"])
+def test_a_teacher_forgets_what_it_made_of_earlier_weights(name: str) -> None:
+    """These attentions cache their biases in eval mode, which a teacher is always in."""
+    student = copy.deepcopy(zoo.small(name))
+    target, images = EMAFeatures(student, momentum=0.0), zoo.images_for(student)
+    before = target(images)
+    with torch.no_grad():
+        for key, parameter in student.named_parameters():
+            if "attention_biases" in key:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    target.update(student)
+    assert torch.equal(target(images), EMAFeatures(student)(images))
+    assert not torch.equal(target(images), before)

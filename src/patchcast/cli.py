@@ -592,8 +592,9 @@ def read_pretrain(words: Sequence[str]) -> PretrainCommand:
     Raises:
         UsageError: if an option is unknown, missing or wrong.
     """
-    kept = [word for word in words if word not in ("--dry_run", "--dry-run")]
-    return PretrainCommand(recipe=_read("pretrain", kept), dry_run=len(kept) < len(words))
+    yes, no = {"--dry_run", "--dry-run"}, {"--no_dry_run", "--no-dry-run"}
+    kept = [word for word in words if word not in yes | no]
+    return PretrainCommand(recipe=_read("pretrain", kept), dry_run=bool(yes & {*words}))
 
 
 READERS: dict[str, Callable[[Sequence[str]], Any]] = {"probe": read_probe, "pretrain": read_pretrain}

@@ -215,6 +215,8 @@ class EMAFeatures(Target):
             )
         self.layers, self.local = layers, local
         self.teacher = copy.deepcopy(backbone).requires_grad_(False).eval()
+        # Some of timm's attention caches what it makes of its weights in eval mode, and drops that in train mode.
+        self._caching = [module for module in self.teacher.modules() if type(module).train is not nn.Module.train]
         self.start, self.steps, self.outputs = momentum, steps, backbone.width
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self._done = 0  # the same, where reading it makes no GPU wait
@@ -262,6 +264,9 @@ class EMAFeatures(Target):
         average(list(self.teacher.parameters()), [parameter.detach() for parameter in backbone.parameters()], self.step)
         for mine, theirs in zip(self.teacher.buffers(), backbone.buffers(), strict=True):
             mine.copy_(theirs)
+        for module in self._caching:
+            module.train()
+            module.eval()
         self.step += 1
         self._done += 1
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from patchcast.cli import main
 from patchcast.data import Augment, TrainSet, open_images
 from patchcast.data import packed as module
 from patchcast.data.packed import pack_images
 from patchcast.data.transforms import resize
+from patchcast.training.log import curve
 
 
 @pytest.fixture
@@ -87,3 +89,23 @@ def test_damage_and_other_content_are_noticed(photos: Path, tmp_path: Path) -> N
 def test_what_cannot_be_packed_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1 pixel; got 0"):
         pack_images(open_images(str(photos)), 0, folder=tmp_path)
+
+
+def test_a_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    small = ["--model", "test_vit", "--model_args", '{"depth": 1, "embed_dim": 32, "num_heads": 2}', "--device", "cpu"]
+    short = ["--data", "digits", "--steps", "2", "--batch_size", "8", "--log_every", "1", "--pictures", "false"]
+    command = ["pretrain", "--method", "mae", *small, *short]
+    assert main([*command, "--out", str(tmp_path / "plain")]) == 0
+    assert main([*command, "--out", str(tmp_path / "packed"), "--packed", "8"]) == 0
+    plain, packed = (curve(tmp_path / name / "metrics.csv", "loss") for name in ("plain", "packed"))
+    assert plain == packed
+    assert len(list((tmp_path / "cache").rglob("packed-*.bin"))) == 2
+
+
+def test_codes_are_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "run"), "--packed", "8"]
+    model = ["--model", "imagegpt", "--model_args", '{"depth": 1, "width": 32, "heads": 2}', "--codes", "8"]
+    assert main(["pretrain", "--method", "imagegpt", *model, "--data", "digits", *out]) == 2
+    assert not (tmp_path / "run").exists()
+    assert "imagegpt trains on codes, which are cached already: leave out --packed" in capsys.readouterr().err

@@ -69,6 +69,11 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     console = Console(quiet=not is_first)
     run = start_run(recipe)
     check_loggers(run.recipe)
+    if run.recipe.packed is not None:
+        if run.method.codes == "colors":
+            raise ValueError(f"{run.recipe.method} trains on codes, which are cached already: leave out --packed")
+        if run.source.is_stream:
+            raise ValueError("a stream is read in order, so that it cannot be packed: leave out --packed")
     forecast = None
     if run.recipe.overwrite or not holds_run(run.folder):
         with stage("Measuring the speed of a few steps"), memory_in_words(run.recipe):
@@ -109,7 +114,7 @@ def dry_run(recipe: Recipe) -> Forecast:
     _describe(run, console)
     if forecast.choice is not None:
         console.print(escape(str(forecast.choice)), highlight=False)
-    console.print(escape(forecast.table(run.recipe)), highlight=False)
+    console.print(forecast.table(run.recipe), highlight=False, markup=False)
     return forecast
 
 
@@ -222,18 +227,12 @@ def _feed(run: Run, journal: Journal) -> Feed:
         held_out.images.write_down(journal)
         judged = held_out.images.subset(np.array(evenly_spaced(len(held_out.images), EVALUATED))).readable()
     if run.method.codes == "colors":
-        if recipe.packed is not None:
-            raise ValueError(f"{recipe.method} trains on codes, which are cached already: leave out --packed")
         assert isinstance(run.tokenizer, Palette)
         codes = encode(recipe, run.tokenizer, images, judged)
         return on_codes(run.pretrainer), codes.train, codes.held_out, codes
     loader = None if judged is None else DataLoader(EvalSet(judged, run.evaluation), batch_size=recipe.batch_size)
     augment: Any = Cutter(run.augmentation) if uses_cuda(recipe.device) else run.augmentation
     if isinstance(images.store, HeadStore):
-        if recipe.packed is not None:
-            raise ValueError(
-                "a stream is read in order and has no end, so that it cannot be packed: leave out --packed"
-            )
         stream = StreamSet(images.store.stream, images.channels, augment, recipe.seed)
         stream.write_down(journal)
         return run.pretrainer, stream, loader, None

@@ -430,7 +430,7 @@ def _place(field: Field) -> str:
 
 def _default(field: Field) -> str:
     if field.is_required:
-        return "" if field.metavar else " Required."
+        return "" if field.metavar or "may be left out" in field.help else " Required."
     says_nothing = field.default is None or field.default is False or field.default in ({}, [])
     if says_nothing or "Default:" in field.help or field.metavar:
         return ""

@@ -301,8 +301,6 @@ RECIPE_GROUPS = {
         "warmup",
         "clip",
         "seed",
-        "overwrite",
-        "dry_run",
     ),
     "log": ("log_every", "eval_every", "checkpoint_every", "probe_data", "readout", "pictures", "tensorboard", "wandb"),
     "hardware": (

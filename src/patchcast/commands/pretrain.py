@@ -93,7 +93,7 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
                 _describe(run, console)
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
-                console.print(escape(str(run.fitted)), highlight=False)
+                console.print("\n".join(map(escape, str(run.fitted).splitlines())), highlight=False)
         if resuming:
             console.print(escape(resuming), highlight=False)
         elif run.recipe.overwrite:

@@ -53,6 +53,9 @@ def filled(recipe: Recipe, chosen: dict[str, Chosen]) -> Recipe:
     return dataclasses.replace(recipe, **values)
 
 
+UNUSED = "not used: steps or minutes are given"
+
+
 def in_words(chosen: dict[str, Chosen]) -> str:
     """What was chosen and why, a line each.
 
@@ -62,6 +65,8 @@ def in_words(chosen: dict[str, Chosen]) -> str:
     """
     lines = []
     for name, (value, reason) in chosen.items():
+        if reason == UNUSED:
+            continue
         shown = value if isinstance(value, dict) else {name: value}
         lines.append(f"  {', '.join(f'{option} {one}' for option, one in shown.items())}: {reason}")
     return "\n".join(lines)
@@ -79,7 +84,7 @@ def _choices(recipe: Recipe, method: Method, images: int | None) -> Iterator[tup
             Chosen(float(epochs), f"{EPOCHS}, or more for {FEWEST_STEPS:,} steps, up to {MOST_EPOCHS}"),
         )
     elif recipe.epochs is None:
-        yield "epochs", Chosen(float(EPOCHS), "not used: steps or minutes are given")
+        yield "epochs", Chosen(float(EPOCHS), UNUSED)
     if recipe.warmup is None:
         yield "warmup", Chosen(WARMUP, "MAE's")
     width, blocks = _size(recipe, method)

@@ -17,6 +17,7 @@ from patchcast.recipe import Resolved
 from patchcast.runs.run import open_run, start_run
 from patchcast.starts import load_start
 from patchcast.training.average import Average
+from patchcast.training.engine import whole
 from patchcast.training.optimization import Optimization, freeze_blocks, layer_numbers, make_optimizer
 from patchcast.training.probing import BelowStartWarning, fallen
 from tests.starts.test_started_runs import ARGS, pretrain, recipe, weights
@@ -122,21 +123,22 @@ def test_a_sharded_average_is_the_same(tmp_path: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    whole = torch.nn.Linear(3, 5)
+    plain = torch.nn.Linear(3, 5)
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         sharded = torch.nn.Linear(3, 5)
-        sharded.load_state_dict(whole.state_dict())
+        sharded.load_state_dict(plain.state_dict())
         fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
-        averages = [Average(module, 0.9) for module in (whole, sharded)]
+        averages = [Average(module, 0.9) for module in (plain, sharded)]
         for step in range(1, 4):
-            for module, average in zip((whole, sharded), averages, strict=True):
+            for module, average in zip((plain, sharded), averages, strict=True):
                 with torch.no_grad():
                     for parameter in module.parameters():
                         parameter.mul_(1.5)
                 average.update(step)
         first, second = (average.state_dict() for average in averages)
-        assert all(torch.equal(value, second[name]) for name, value in first.items())
+        assert first.keys() == second.keys()
+        assert all(torch.equal(value, whole(second[name])) for name, value in first.items())
         averages[1].load_state_dict(second)
         with averages[1].applied():
             assert torch.equal(sharded.weight.full_tensor(), first["weight"])  # type: ignore[operator]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from patchcast.files import write_text
 from patchcast.interop.card import HUB_LIBRARIES, IMAGE_MODES, fenced
 
 TRANSFORMERS = """\
@@ -63,4 +64,4 @@ def write_serving_card(readme: Path, out: Path, *, to: str, channels: int) -> No
     block = fenced(code, "python")
     text = re.sub(r"```python\n.*?```", lambda _: block, text, count=1, flags=re.DOTALL)
     text = text.replace("library_name: timm", f"library_name: {HUB_LIBRARIES[to]}", 1)
-    (out / "README.md").write_text(text, encoding="utf-8")
+    write_text(out / "README.md", text)

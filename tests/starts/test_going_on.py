@@ -17,9 +17,9 @@ from patchcast.recipe import Resolved
 from patchcast.runs.run import open_run, start_run
 from patchcast.starts import load_start
 from patchcast.training.average import Average
-from patchcast.training.engine import whole
 from patchcast.training.optimization import Optimization, freeze_blocks, layer_numbers, make_optimizer
 from patchcast.training.probing import BelowStartWarning, fallen
+from patchcast.training.sharding import whole
 from tests.starts.test_started_runs import ARGS, pretrain, recipe, weights
 
 

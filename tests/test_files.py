@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 import patchcast
 from patchcast import cli
 from patchcast.files import (
+    check_writable,
     full_disk,
     read_weights,
     unfinished_folder,
@@ -181,3 +182,19 @@ def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
 
     with pytest.raises(PermissionError, match=r"Permission denied: '.*/probe.json'"):
         write_whole(tmp_path / "probe.json", fail)
+
+
+def test_where_results_go_is_checked_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for bad, sentence in {
+        tmp_path: "is a folder; --out names a file",
+        tmp_path / "file" / "report.html": "is a file, so",
+    }.items():
+        with pytest.raises(ValueError, match=sentence):
+            check_writable(bad)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    if os.access(closed, os.W_OK):
+        pytest.skip("root may write everywhere")
+    with pytest.raises(ValueError, match="cannot be written to; give --out FILE in another one"):
+        check_writable(closed / "show.png")

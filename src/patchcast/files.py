@@ -124,6 +124,29 @@ def write_whole(file: str | Path, write: Callable[[Path], object], *, sync: bool
         unfinished.unlink(missing_ok=True)
 
 
+def check_writable(file: Path) -> Path:
+    """The file, if it can be written; checked before the work whose result goes there.
+
+    >>> import tempfile
+    >>> check_writable(Path(tempfile.gettempdir()) / "new" / "report.html").name
+    'report.html'
+    >>> check_writable(Path(tempfile.gettempdir()))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: ... is a folder; --out names a file
+
+    Raises:
+        ValueError: if it is a folder, or its folder cannot be written to.
+    """
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; --out names a file")
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, so {file} cannot be written; give another --out")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"the folder {folder} cannot be written to; give --out FILE in another one")
+    return file
+
+
 @contextmanager
 def unfinished_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder inside `folder`, whose files move into `folder` if the block ends without an error.

@@ -62,7 +62,7 @@ def test_it_is_decoded_once_and_resumed(photos: Path, tmp_path: Path, monkeypatc
         decoded.append(number)
         return plain(images, number, side)
 
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)
     monkeypatch.setattr(module, "_packed", killed)
     with pytest.raises(KeyboardInterrupt):
         pack_images(images, 64, folder=tmp_path / "killed")

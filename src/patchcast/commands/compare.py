@@ -34,7 +34,7 @@ from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.finetune_protocol import PRECISION
 from patchcast.evaluation.labeled import Labeled, labels_of
 from patchcast.evaluation.protocol import Request, new_table, percent
-from patchcast.files import cache_folder, write_weights, write_whole
+from patchcast.files import cache_folder, check_writable, write_weights, write_whole
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
 from patchcast.stages import stage
@@ -96,6 +96,7 @@ def compare(
     """
     if out.suffix != ".parquet":
         raise ValueError(f"--out must end in .parquet; got {out}")
+    check_writable(out)
     against = [*map(str, (words for words in runs if not is_run(words))), *against]
     runs = [run for run in runs if is_run(run)]
     if not runs:

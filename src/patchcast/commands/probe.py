@@ -14,7 +14,7 @@ from patchcast.data.names import escape
 from patchcast.evaluation.intervals import paired_accuracy_difference
 from patchcast.evaluation.protocol import OURS, UNTRAINED, Protocol, Request, Subject
 from patchcast.evaluation.protocols import PROTOCOLS
-from patchcast.files import cache_folder, write_json
+from patchcast.files import cache_folder, check_writable, write_json
 from patchcast.recipe import Resolved
 from patchcast.runs.network import Network, is_run, open_network, torch_device
 from patchcast.runs.run import reading
@@ -50,6 +50,9 @@ def probe(given: options.ProbeOptions, protocol: str, chosen: Any, *, typed: str
     )
     subject = subject_of(network)
     measuring = PROTOCOLS[protocol](chosen, request, subject)
+    out = given.out or network.own_file(f"{measuring.file}.json")
+    if out is not None:
+        check_writable(out)
     console, results = Console(), dict[str, Any]()
     for name, row in rows_of(network, given.against).items():
         with stage(f"Measuring the {name} row"):
@@ -66,7 +69,6 @@ def probe(given: options.ProbeOptions, protocol: str, chosen: Any, *, typed: str
         console.print(f"[bold]{found}[/]", highlight=False)
     if measuring.cache is not None:
         console.print(f"Features are cached in {escape(measuring.cache)}, which may be deleted at any time.")
-    out = given.out or network.own_file(f"{measuring.file}.json")
     if out is not None:
         numbers = measuring.record(results)
         write_json(out, {"command": typed, "network": network.name, "data": measuring.description, **numbers})

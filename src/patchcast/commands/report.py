@@ -25,7 +25,7 @@ from patchcast.data.names import printable, visible
 from patchcast.drawing.figures import Version
 from patchcast.drawing.versions import BLIND_ROW, completed, completes_pixels, draws_codes, samples, versions
 from patchcast.evaluation.maps import pca_maps
-from patchcast.files import read_json, write_text
+from patchcast.files import check_writable, read_json, write_text
 from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
@@ -95,9 +95,9 @@ def report(runs: Sequence[Path], *, out: Path | None = None, data: str | None = 
         ValueError: if a folder holds no run, or one that has no weights yet.
     """
     found = [numbers_of(run) for run in runs]
+    out = check_writable(out or (runs[0] / "report.html" if len(found) == 1 else Path("report.html")))
     with stage("Drawing the page"):
         text = write_page(found[0], data or found[0].recipe.data) if len(found) == 1 else write_comparison(found)
-    out = out or (runs[0] / "report.html" if len(found) == 1 else Path("report.html"))
     write_text(out, visible(text, besides="\n\t"))  # names of data and files stand in it
     print(f"Wrote {printable(str(out))}.")
     return out

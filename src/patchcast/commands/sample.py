@@ -7,6 +7,7 @@ from pathlib import Path
 from patchcast.data.names import printable
 from patchcast.drawing.generation import parts
 from patchcast.drawing.samples import DrawOptions, write_samples
+from patchcast.files import check_writable
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.run import open_run
 
@@ -46,4 +47,4 @@ def picture_path(out: Path) -> Path:
     """
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out names a PNG, next to which a GIF is written; got {out}")
-    return out
+    return check_writable(out)

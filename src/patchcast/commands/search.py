@@ -17,7 +17,7 @@ from patchcast.commands.probe import feature_cache
 from patchcast.data import EvalLoader, EvalSet
 from patchcast.data.listed import open_listed
 from patchcast.evaluation.features import extract
-from patchcast.files import write_figure, write_text
+from patchcast.files import check_writable, write_figure, write_text
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import open_network, torch_device
@@ -35,6 +35,7 @@ def search(given: options.Search) -> None:
     check_ranges({"count": given.count}, {"count": AT_LEAST_1}, prefix="--")
     if given.out.suffix != ".png":
         raise ValueError(f"--out must end in .png; got {given.out}")
+    check_writable(given.out)
     network = open_network(given.model)
     backbone, device = network.backbone, torch_device(given.device)
     [query] = open_listed([str(given.image)], channels=backbone.channels)

@@ -13,7 +13,7 @@ from patchcast.data.decode import UnreadableImageError, decode
 from patchcast.data.names import printable
 from patchcast.drawing.figures import draw_versions
 from patchcast.drawing.versions import caption, versions
-from patchcast.files import write_figure
+from patchcast.files import check_writable, write_figure
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.results import held_out_images
 from patchcast.runs.run import Run, open_run
@@ -27,10 +27,10 @@ def show(run: Path, images: Sequence[Path] = (), *, count: int = 8, seed: int = 
     """
     check_ranges({"count": count}, {"count": AT_LEAST_1}, prefix="--")
     opened = open_run(run)
+    out = check_writable(out or run / "show.png")
     if not opened.pretrainer.target.is_drawn:
         raise ValueError(f"{opened.recipe.method} does not predict pixels, so nothing can be drawn; probe it instead")
     shown, phrase = chosen_images(opened, images, count=count)
-    out = out or run / "show.png"
     write_figure(prediction_figure(opened, shown, phrase, seed=seed), out)
     print(f"Wrote {printable(str(out))}.")
     return out

@@ -24,7 +24,7 @@ def test_extract_is_pool_in_eval_mode(backbone, batches):
 
 def test_features_can_be_trained_on(backbone, batches):
     features = extract(backbone, batches)
-    head = nn.Linear(64, 3)
+    head = nn.Linear(features.x.shape[1], 3)
     head(features.x).sum().backward()  # an inference tensor would be refused here
     assert head.weight.grad is not None
 

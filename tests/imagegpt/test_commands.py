@@ -240,7 +240,8 @@ def test_sample_and_complete(runs: Path, tmp_path: Path) -> None:
 
     # Rows of six: what is given, four completions, the image itself; each image is 64 pixels wide, and a gap.
     drawn = pixels("complete", "halves", "--count", "2")
-    assert drawn.shape == (2 * 65 - 1, 6 * 65 - 1)
+    assert drawn.shape == (18 + 2 * 65 - 1, 6 * 65 - 1, 3), "titles above the columns"
+    drawn = drawn[18:, :, 0]
     given, original = drawn[:64, :64], drawn[:64, -64:]
     assert np.array_equal(given[:32], original[:32])
     assert (given[32:] == 128).all()
@@ -248,8 +249,8 @@ def test_sample_and_complete(runs: Path, tmp_path: Path) -> None:
     assert not np.array_equal(drawn[:64, 65:129], original)
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "black.png")
     own = pixels("complete", "own", str(tmp_path / "black.png"), "--prefix", "60", "--copies", "2", "--top_p", "0.9")
-    assert own.shape == (64, 4 * 65 - 1)
-    assert (own[:48, :64] == 0).all()
+    assert own.shape == (18 + 64, 4 * 65 - 1, 3)
+    assert (own[18 : 18 + 48, :64] == 0).all()
 
 
 def test_a_drawing_of_completions_begins_with_what_is_given(runs: Path, tmp_path: Path) -> None:
@@ -258,7 +259,7 @@ def test_a_drawing_of_completions_begins_with_what_is_given(runs: Path, tmp_path
     with Image.open(out.with_suffix(".gif")) as drawing, Image.open(out) as picture:
         assert 25 <= drawing.n_frames <= 33, "frames that are alike become one"
         begin, row = np.asarray(drawing.convert("L")), np.asarray(picture.convert("L"))
-    assert np.abs(begin.astype(int) - row[:, :64].astype(int)).max() < 3
+    assert np.abs(begin.astype(int) - row[18:, :64].astype(int)).max() < 3
 
 
 def test_mistakes_get_one_sentence(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,7 +175,7 @@ def test_layers_are_the_papers_features_and_can_be_probed(
         for layer, block in enumerate(backbone.model.blocks):
             torch.testing.assert_close(test[layer].x, block.norm1(h).mean(1), rtol=0, atol=1e-5)
             h = block(h, is_causal=True)
-        torch.testing.assert_close(test[2].x, backbone.pool(images), rtol=0, atol=1e-5)
+        torch.testing.assert_close(test[2].x, backbone.pool(images, "mean"), rtol=0, atol=1e-5)
     results = probe_layers(train, test)
     assert results[1].accuracy == linear_probe(train[1], test[1]).accuracy
     assert results[0].accuracy > 0.3

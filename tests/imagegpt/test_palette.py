@@ -102,7 +102,7 @@ def test_the_table_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert Palette(colors).encode(image).item() == 259 % 5
     monkeypatch.setattr(palette_module, "build_table", None)
     assert Palette(colors).encode(image).item() == 259 % 5
-    assert [file.suffix for file in (tmp_path / "patchcast").glob("palette*")] == [".npy"]
+    assert {file.suffix for file in (tmp_path / "patchcast").glob("palette*")} == {".npy", ".seal"}
     monkeypatch.setattr(palette_module, "build_table", lambda colors: table)
     (tmp_path / "patchcast").joinpath("file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "patchcast" / "file"))  # cannot be written to

@@ -170,6 +170,6 @@ def test_configs_without_a_crop_mode_are_of_runs_that_cut_the_center(tmp_path: P
     given = dataclasses.replace(Recipe.load(now.out / "config.yaml"), out=tmp_path / "new")  # as `--config` gives it
     assert start_run(given).recipe.crop_mode == "center"
     resumed = start_run(recipe).recipe  # by the command that began it, in its folder
-    assert claim(resumed) is False
+    assert claim(resumed) == "", "there is no checkpoint to resume from"
     with pytest.raises(ValueError, match="crop_mode is center there and squash here"):
         claim(now)

@@ -217,7 +217,7 @@ def test_a_run_is_continued_with_more_steps(tmp_path: Path, capsys: pytest.Captu
     assert [row["step"] for row in rows(tmp_path / "whole") if row["eval_loss"]] == ["2", "4", "6", "8"]
     config = Resolved.load(tmp_path / "whole" / "config.yaml")
     assert (config.steps, config.freeze_first) == (8, 0)
-    assert main(["pretrain", "--out", str(tmp_path / "whole"), "--epochs", "0.5"]) == 0
+    assert main(["pretrain", "--out", str(tmp_path / "whole"), "--epochs", "0.12"]) == 0
     assert Resolved.load(tmp_path / "whole" / "config.yaml").steps > 8
     for words, sentence in {
         ("--steps", "3"): "give more with --steps to continue it (got 3)",

@@ -89,7 +89,8 @@ class Forecast:
             done = "" if self.flops is None else f", {self.flops / recipe.batch_size * self.rate / 1e9:,.0f} GFLOP/s"
             lines.append(f"speed       {self.rate:,.3g} images/s in {recipe.precision} on {self.on}{done}")
             lines.append(f"time        about {duration(self.seconds)}")
-        lines.append(f"steps       {self.steps:,}, {recipe.epochs:g} epochs, in {recipe.accumulate} micro-batches each")
+        pieces = f", in {recipe.accumulate} micro-batches each" if recipe.accumulate > 1 else ""
+        lines.append(f"steps       {self.steps:,}, {recipe.epochs:g} epochs{pieces}")
         return "\n".join(lines)
 
     def save(self, folder: Path) -> None:

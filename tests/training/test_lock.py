@@ -13,6 +13,7 @@ from patchcast.training.lock import LOCK, locked
 HOLD = """
 import sys
 from pathlib import Path
+from patchcast.runs.run_folder import holds_run
 from patchcast.training.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
@@ -46,3 +47,13 @@ def test_a_dead_holder_holds_nothing(tmp_path: Path) -> None:
     assert (tmp_path / LOCK).exists()
     with locked(tmp_path):
         pass
+
+
+def test_a_folder_in_which_another_process_writes_its_config_is_new(tmp_path: Path) -> None:
+    """Four processes of one run look into its folder while the first creates it."""
+    (tmp_path / ".config.0123456789ab.yaml").touch()
+    (tmp_path / ".lock").touch()
+    assert not holds_run(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        holds_run(tmp_path)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from patchcast.backbones.capabilities import AUTO
-from patchcast.files import write_weights
+from patchcast.files import UNFINISHED, write_weights
 from patchcast.recipe import EARLIER, NOT_LEARNED, Recipe, Resolved
 from patchcast.schedules import warmup_cosine
 from patchcast.training.checkpoints import latest_checkpoint, step_of
@@ -132,7 +132,13 @@ def holds_run(out: Path) -> bool:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).exists():
+    # Another process of the same run may be about to write its config.
+    others = (
+        [path for path in out.iterdir() if path.name != LOCK and not UNFINISHED.match(path.name)]
+        if out.is_dir()
+        else []
+    )
+    if others and not (out / CONFIG).exists():
         raise ValueError(f"{out} is not empty and holds no run of patchcast; choose another --out")
     return (out / CONFIG).exists()
 

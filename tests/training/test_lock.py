@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from patchcast.runs.run_folder import holds_run
 from patchcast.training.lock import LOCK, locked
 
 HOLD = """

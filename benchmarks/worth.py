@@ -324,7 +324,7 @@ class TopEMA(EMAFeatures):
     With `place`, the mean over the batch is taken away at every place by itself: nothing is left that follows from the
     position alone. `white` gives all directions the same variance besides: otherwise a few, the color above all, make
     up most of it. `local` takes away the mean over each image, too. `blank` is `local` with
-    the features of a gray image in the place of the mean over the batch: what it is depends on no other image.
+    the features of a gray image instead of the mean over the batch, so that no other image of the batch matters.
     """
 
     def __init__(self, backbone: Backbone, top: int, how: str) -> None:

@@ -46,7 +46,7 @@ def speak_plainly() -> None:
 
 
 class Plain:
-    """In the place of `warnings.showwarning`."""
+    """Replaces `warnings.showwarning`: one line on stderr for each different text."""
 
     def __init__(self) -> None:
         self.texts: set[str] = set()

@@ -182,7 +182,7 @@ class EMAFeatures(Target):
         layers: average the last `layers` blocks, each output layer-normed (Baevski et al. 2022, section 3.3), and
             layer-norm the mean; None: use the backbone's own features, after its final norm.
         local: leave only what is special to a unit of an image. The features of a gray image are taken away, with all
-            that follows from the position; then, in the place of layer norms, the mean over the units of the image, and
+            that follows from the position; then, instead of layer norms, the mean over the units of the image, and
             each channel is divided by its deviation over them. At first these two are nearly all of a feature, so that
             predicting it teaches little (`benchmarks/NOTES.md`).
         momentum: at the first step.

@@ -42,7 +42,7 @@ METHOD_NAMES = (*sorted({*NEEDS, *OWN_NETWORKS}),)
 """The names in `METHODS`, to check a name without importing torch. A test keeps the two equal."""
 
 AUTO = "auto"
-"""In the place of a method's name: the one that `patchcast.runs.auto` chooses."""
+"""Given as the method's name, it lets `patchcast.runs.auto` choose the method."""
 
 Readout = Literal["mean", "mean_std", "blocks", "class"]
 """Names of `patchcast.backbones.readout.READOUTS`: how the units of an image become one feature."""

@@ -29,6 +29,7 @@ from patchcast.classification.mistakes import draw_confusion, draw_named
 from patchcast.classification.model import classifier, freeze
 from patchcast.classification.training import Settings, best_of, logits_of, train_classifier
 from patchcast.commands.finetune_masks import finetune_segmenter
+from patchcast.commands.parts import note_plan
 from patchcast.data import EvalLoader, EvalSet, Images, open_source
 from patchcast.data.digits import PACKAGED
 from patchcast.data.names import escape
@@ -220,18 +221,7 @@ def _claim(given: options.FinetuneClassifier, plan: TrainingPlan, data: Classifi
         "classes": data.names,
     }
     now = json.loads(json.dumps({"model": network.name, "data": given.data, "plan": plan_now}))
-    file = given.out / BEGUN
-    if file.exists():
-        before = read_json(file)["plan"]
-        differing = [name for name in now["plan"] if now["plan"][name] != before.get(name)]
-        if differing:
-            raise ValueError(
-                f"{given.out} holds another classifier ({', '.join(differing)} differ); choose another --out, or "
-                "delete it"
-            )
-        return not (given.out / METRICS).exists()
-    write_text(file, json.dumps(now, indent=2) + "\n")
-    return True
+    return note_plan(now, given.out / BEGUN, given.out / METRICS, kind="classifier")
 
 
 def _listed(images: Images) -> list[tuple[str, int]]:

@@ -20,6 +20,7 @@ from torch import nn
 from patchcast import options
 from patchcast.classification.mistakes import draw_named
 from patchcast.classification.training import WEIGHT_DECAY, Settings, best_of, train_epochs
+from patchcast.commands.parts import note_plan
 from patchcast.data import Augment, Evaluate
 from patchcast.data.masks import IGNORED, MaskedImages
 from patchcast.data.names import escape
@@ -190,17 +191,7 @@ def _claim(
         "classes": data.names,
     }
     now = json.loads(json.dumps({"model": network.name, "data": given.data, "plan": plan}))
-    file = given.out / BEGUN_MASKS
-    if file.exists():
-        before = read_json(file)["plan"]
-        differing = [name for name in now["plan"] if now["plan"][name] != before.get(name)]
-        if differing:
-            raise ValueError(
-                f"{given.out} holds another model ({', '.join(differing)} differ); choose another --out, or delete it"
-            )
-        return not (given.out / METRICS_MASKS).exists()
-    write_text(file, json.dumps(now, indent=2) + "\n")
-    return True
+    return note_plan(now, given.out / BEGUN_MASKS, given.out / METRICS_MASKS, kind="model")
 
 
 def _of_classes(dense: Dense, names: list[str]) -> dict[str, float]:

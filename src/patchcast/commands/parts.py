@@ -35,3 +35,27 @@ def claim_parts(parts: Path, out: Path, plan: dict[str, Any], suffix: str, what:
             f"delete it, or choose another --out than {out}"
         )
     return len(list(parts.glob(f"[0-9]*{suffix}")))
+
+
+def note_plan(now: dict[str, Any], begun: Path, finished: Path, *, kind: str) -> bool:
+    """Write down what a training in a folder depends on; False if the same training is finished there.
+
+    Args:
+        now: its "plan" must equal that of the training that the folder holds, if there is one.
+        begun: the file for it.
+        finished: the file that a finished training has.
+        kind: what is trained, for the sentence that refuses another plan.
+    Raises:
+        ValueError: if the folder holds a training of another plan.
+    """
+    if begun.exists():
+        before = read_json(begun)["plan"]
+        differing = [name for name in now["plan"] if now["plan"][name] != before.get(name)]
+        if differing:
+            raise ValueError(
+                f"{begun.parent} holds another {kind} ({', '.join(differing)} differ); choose another --out, or "
+                "delete it"
+            )
+        return not finished.exists()
+    write_text(begun, json.dumps(now, indent=2) + "\n")
+    return True

@@ -13,7 +13,7 @@ from patchcast.runs.sizes import nominal_backbone
 
 
 def with_method(recipe: Recipe) -> tuple[Recipe, str]:
-    """The recipe with a method in the place of "auto", and a sentence of reasons; any other recipe as it is.
+    """Replace the method "auto" of a recipe by a method, and say why; other recipes are returned unchanged.
 
     >>> from pathlib import Path
     >>> with_method(Recipe("auto", "test_vit", "digits", Path("out")))[0].method

@@ -76,7 +76,7 @@ def check_overwriting(recipe: Recipe) -> None:
     ValueError: if there is no run to throw away, or the recipe needs a file of it.
     """
     out = recipe.out
-    if not (out / CONFIG).is_file() and out.is_dir() and any(out.iterdir()):
+    if _is_used(out) and not (out / CONFIG).is_file():
         raise ValueError(
             f"{out} holds no run of patchcast, and --overwrite throws away runs only; choose another --out"
         )
@@ -132,15 +132,14 @@ def holds_run(out: Path) -> bool:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
-    # Another process of the same run may be about to write its config.
-    others = (
-        [path for path in out.iterdir() if path.name != LOCK and not UNFINISHED.match(path.name)]
-        if out.is_dir()
-        else []
-    )
-    if others and not (out / CONFIG).exists():
+    if _is_used(out) and not (out / CONFIG).exists():
         raise ValueError(f"{out} is not empty and holds no run of patchcast; choose another --out")
     return (out / CONFIG).exists()
+
+
+def _is_used(out: Path) -> bool:
+    """Whether a folder holds anything. What another process of the same run is just writing does not count."""
+    return out.is_dir() and any(path.name != LOCK and not UNFINISHED.match(path.name) for path in out.iterdir())
 
 
 def as_begun(recipe: Recipe) -> tuple[Recipe, bool]:

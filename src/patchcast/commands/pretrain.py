@@ -39,7 +39,7 @@ from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import EVALUATED, check_loggers, make_loggers, watches
 from patchcast.stages import stage
 from patchcast.tokenizers.palette import Palette
-from patchcast.training.engine import Engine, uses_cuda
+from patchcast.training.engine import Engine, reads_ahead, uses_cuda
 from patchcast.training.lock import locked
 from patchcast.training.log import closing
 from patchcast.training.looks import Look
@@ -156,7 +156,7 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
         if run.recipe.freeze_blocks:
             freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
         with memory_in_words(run.recipe):
-            _train(run.recipe, trained, train_set, judged, looks, blind)
+            waited = _train(run.recipe, trained, train_set, judged, looks, blind)
         state = whole_state(run.pretrainer)
         if not is_first:
             return run.recipe
@@ -178,7 +178,7 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
         replaced = "was replaced by another" if is_one else "were replaced by others"
         console.print(f"\n{count} could not be read and {replaced}: {escape(journal.file)} lists them.")
     console.print(
-        f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
+        f"\nDone in {duration(time.perf_counter() - begun)}, {waited:.1%} of training waiting for images. {loss}\n"
         f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "
         "which runs this again.",
         highlight=False,
@@ -250,7 +250,7 @@ def _train(
     judged: DataLoader[Any] | None,
     looks: list[Look],
     blind: float | None,
-) -> None:
+) -> float:
     stream = Stream(
         train_set,
         batch_size=recipe.batch_size,
@@ -258,9 +258,10 @@ def _train(
         seed=recipe.seed,
         workers=recipe.workers,
         accumulate=recipe.accumulate,
+        ahead=reads_ahead(recipe.device, recipe.workers),
     )
     with closing(make_loggers(recipe)) as loggers:
-        train(
+        return train(
             pretrainer,
             stream,
             judged,

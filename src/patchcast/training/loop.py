@@ -22,6 +22,7 @@ from patchcast.plans.earlier import as_before
 from patchcast.pretrainer import Pretrainer
 from patchcast.schedules import warmup_cosine
 from patchcast.training import checkpoints, shards
+from patchcast.training.ahead import InPlace, SideStream
 from patchcast.training.average import Average
 from patchcast.training.checkpoints import Checkpoint
 from patchcast.training.ending import Ending
@@ -47,7 +48,7 @@ def train(
     looks: Sequence[Look] = (),
     finish: Callable[[Cuts], Tensor] | None = None,
     blind: float | None = None,
-) -> None:
+) -> float:
     """Train in place until the last step of the stream; resumes from the last checkpoint under `out` if there is one.
 
     Random numbers in a step are seeded by (seed, step, piece). A resumed run therefore draws the same numbers as an
@@ -60,6 +61,9 @@ def train(
         looks: called at every evaluation and at the end of the run.
         finish: turns crops into images on the device, if the stream gives crops (`patchcast.data.Cutter`).
         blind: the loss of a prediction that ignores the image, shown next to the loss.
+
+    Returns:
+        the share of the time of training in which this process waited for images; 0 if no step was left.
 
     Raises:
         InterruptedError: on SIGTERM, after a checkpoint has been saved; KeyboardInterrupt on Ctrl-C.
@@ -123,7 +127,7 @@ def train(
     line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first, blind=blind)
     with one_voice(fabric), ending.listening(), line:
         line.evaluated(log.rows.get(0, {}) if resumed is None else {})
-        batches = iter(stream)
+        batches = stream.batches(SideStream(device) if device.type == "cuda" else InPlace(device))
         pretrainer.train()
         while step < steps or not is_seen:
             saves = False
@@ -135,7 +139,8 @@ def train(
                 loss = torch.zeros((), device=device)
                 losses: dict[str, Any] = {}  # by objective, if there are several
                 for index in range(pieces):
-                    images = fabric.to_device(next(batches)[0])
+                    speed.resume(step)
+                    images = next(batches)[0]
                     speed.begin(step)
                     if finish is not None and isinstance(images, Cuts):
                         images = finish(images)
@@ -178,6 +183,7 @@ def train(
 
             if not is_seen and not ending.agreed():
                 guard.check(step, objective.named_parameters())
+                stream.settle()
                 try:
                     with line.evaluating():
                         is_seen = _see(
@@ -194,6 +200,7 @@ def train(
             if asked and (step < steps or not is_seen):
                 ending.raise_at(step)
     log.write()
+    return speed.waited_share
 
 
 def _see(

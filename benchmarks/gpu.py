@@ -244,7 +244,9 @@ class Bench:
         """The first case fed by the loader, from JPEG files that are decoded, cut, and augmented on the device."""
         from PIL import Image
 
-        from patchcast.data import Augment, Cuts, Cutter, EpochSampler, TrainSet, finish, loader, open_images
+        from patchcast.data import Augment, Cutter, TrainSet, finish, open_images
+        from patchcast.training.ahead import InPlace, SideStream
+        from patchcast.training.stream import Stream
 
         make, batch = self.cases[name]
         pretrainer = make().to(self.device)
@@ -258,18 +260,26 @@ class Bench:
                 picture = Image.fromarray(pixels).resize((size[1] * 3 // 2, size[0] * 5 // 4), Image.Resampling.BICUBIC)
                 picture.save(Path(folder) / f"{index}.jpg", quality=90)
             train_set = TrainSet(open_images(folder), Cutter(augment), seed=0)
-            batches = iter(loader(train_set, EpochSampler(count, batch, seed=0, steps=turns + 3), workers))
+            stream = Stream(
+                train_set, batch_size=batch, steps=turns + 3, seed=0, workers=workers, ahead=self.device == "cuda"
+            )
+            device = torch.device(self.device)
+            batches = stream.batches(SideStream(device) if self.device == "cuda" else InPlace(device))
             model, loss = ours(pretrainer)
 
             def of_batch() -> Tensor:
-                cuts = Cuts(*(part.to(self.device) for part in next(batches)[0]))
-                return loss(finish(augment, cuts))
+                return loss(finish(augment, next(batches)[0]))
 
             step = training_step(model, of_batch, bf16=True, device=self.device)
             for _ in range(3):
                 step()
-            taken = seconds_of(lambda: [step() for _ in range(turns)], self.device) / turns
-        return {"images_per_second": batch / taken, "workers": workers}
+            before = stream.waited
+            taken = seconds_of(lambda: [step() for _ in range(turns)], self.device)
+        return {
+            "images_per_second": turns * batch / taken,
+            "waiting": (stream.waited - before) / taken,
+            "workers": workers,
+        }
 
     def drawing(self) -> dict[str, float]:
         from patchcast.drawing.generation import sample

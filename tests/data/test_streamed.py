@@ -107,6 +107,36 @@ def test_pixels_do_not_depend_on_workers_or_a_stop(source):
         assert torch.equal(mine[1], theirs[1])
 
 
+@pytest.mark.filterwarnings("ignore:skipped")
+@pytest.mark.parametrize("switch", [4, 5])
+def test_a_second_set_goes_on_where_the_first_one_ends(source, switch):
+    """Inside a window and between two; a run that stops next to the switch resumes as well."""
+    rows = open_images(source).store.stream
+
+    def stream(*later: int) -> Stream:
+        sets = [StreamSet(rows, 1, lambda image, seed: image, seed=3) for _ in range(2)]
+        return Stream(
+            sets[0],
+            batch_size=BATCH,
+            steps=12,
+            seed=3,
+            workers=0,
+            later=[(step, sets[1]) for step in later],
+            ahead=True,
+        )
+
+    whole = list(stream())
+    assert len(whole) == 12
+    for stop in (0, switch - 1, switch, switch + 1):
+        first = stream(switch)
+        batches = iter(first)
+        before = [next(batches) for _ in range(stop)]
+        second = stream(switch)
+        second.load_state_dict(first.state_dict())
+        for mine, theirs in zip([*before, *second], whole, strict=True):
+            assert torch.equal(mine[0], theirs[0])
+
+
 def test_bad_rows_are_named(source):
     train_set = StreamSet(open_images(source).store.stream, 1, lambda image, seed: image, seed=0)
     bad = [streamed.StreamRow(0, 7, b"words", 0), streamed.StreamRow(0, 9, None, 0)]

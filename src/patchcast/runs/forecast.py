@@ -186,7 +186,9 @@ def fitting_pieces(run: Run, memory: Callable[[], int] | None = None) -> int:
     share = recipe.batch_size // (recipe.devices * recipe.nodes)
     pieces = recipe.accumulate
     while True:
-        needed = step_memory(trained(run), share // pieces, precision=recipe.precision, pieces=pieces)
+        needed = step_memory(
+            trained(run), share // pieces, precision=recipe.precision, pieces=pieces, averaged=bool(recipe.ema)
+        )
         if needed.peak <= free:
             return pieces
         if share % (2 * pieces):
@@ -256,7 +258,13 @@ def _with_sizes(found: Forecast, run: Run, *wanted: bool) -> Forecast:
     if recipe.checkpointing:
         pretrainer.backbone.model.set_grad_checkpointing(True)
     pieces = recipe.devices * recipe.nodes * recipe.accumulate
-    memory = step_memory(pretrainer, recipe.batch_size // pieces, precision=recipe.precision, pieces=recipe.accumulate)
+    memory = step_memory(
+        pretrainer,
+        recipe.batch_size // pieces,
+        precision=recipe.precision,
+        pieces=recipe.accumulate,
+        averaged=bool(recipe.ema),
+    )
     flops = step_flops(pretrainer, 2) * recipe.batch_size // 2 if wanted[0] else None
     return replace(
         found, memory=memory, flops=flops, process=0 if uses_cuda(recipe.device) else _held() - memory.weights

@@ -10,11 +10,20 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning.fabric.utilities.apply_func import apply_to_collection, move_data_to_device
 from torch import Tensor
+from torch.utils._pytree import tree_iter, tree_map_only
 
 END = object()
 """What is read after the last batch."""
+
+
+Move = Callable[[Any, torch.device], Any]
+"""From a batch as the loader gives it to one on a device."""
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The batch with all its tensors on a device; copies of pinned memory make nobody wait."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
 @runtime_checkable
@@ -32,12 +41,16 @@ class InPlace:
 
     >>> InPlace(torch.device("cpu")).begin([torch.zeros(2)])
     [tensor([0., 0.])]
+
+    Args:
+        move: of a batch to a device; `moved`, or what also decodes (`patchcast.data.jpeg_batches`).
     """
 
     device: torch.device
+    move: Move = moved
 
     def begin(self, batch: Any) -> Any:
-        return move_data_to_device(batch, self.device)
+        return self.move(batch, self.device)
 
     def arrived(self, batch: Any) -> Any:
         return batch
@@ -51,28 +64,25 @@ class SideStream:
 
     Args:
         device: a CUDA device.
+        move: as of `InPlace`.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
+    def __init__(self, device: torch.device, move: Move = moved) -> None:
+        self.device, self.stream, self.move = device, torch.cuda.Stream(device), move
 
     def begin(self, batch: Any) -> Any:
         with torch.cuda.stream(self.stream):
-            moved = move_data_to_device(batch, self.device)
-            return moved, self.stream.record_event()
+            batch = self.move(batch, self.device)
+            return batch, self.stream.record_event()
 
     def arrived(self, batch: Any) -> Any:
-        moved, copied = batch
+        batch, copied = batch
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(copied)
-        apply_to_collection(moved, Tensor, partial(_used_on, stream=stream))
-        return moved
-
-
-def _used_on(tensor: Tensor, stream: Any) -> Tensor:
-    if tensor.is_cuda:
-        tensor.record_stream(stream)
-    return tensor
+        for tensor in tree_iter(batch):
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(stream)
+        return batch
 
 
 class ReadAhead:

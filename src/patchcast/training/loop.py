@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from patchcast.data import Cuts
 from patchcast.data.seeds import mix_seed
 from patchcast.modes import evaluating
+from patchcast.plans import Plan
 from patchcast.plans.earlier import as_before
 from patchcast.pretrainer import Pretrainer
 from patchcast.schedules import warmup_cosine
@@ -127,7 +128,8 @@ def train(
     line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first, blind=blind)
     with one_voice(fabric), ending.listening(), line:
         line.evaluated(log.rows.get(0, {}) if resumed is None else {})
-        batches = stream.batches(SideStream(device) if device.type == "cuda" else InPlace(device))
+        transfer = SideStream if device.type == "cuda" else InPlace
+        batches = stream.batches(transfer(device, stream.move))
         pretrainer.train()
         while step < steps or not is_seen:
             saves = False
@@ -186,9 +188,7 @@ def train(
                 stream.settle()
                 try:
                     with line.evaluating():
-                        is_seen = _see(
-                            step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log, average
-                        )
+                        is_seen = _see(step, pretrainer, network, held_out, looks, stream, fabric, ending, log, average)
                     line.evaluated(log.rows.get(step, {}))
                 except NotFinite as problem:
                     guard.fail(f"after step {step}, {problem}")
@@ -203,13 +203,26 @@ def train(
     return speed.waited_share
 
 
+def _pieces(images: int, pieces: int) -> list[slice]:
+    """Images in that many pieces, or fewer."""
+    size = -(-images // pieces)
+    return [slice(start, start + size) for start in range(0, images, size)]
+
+
+def _counts(part: Plan, whole: Plan) -> float | Tensor:
+    """For how many images of a batch a part of its plan counts: predictions may differ in weight."""
+    if part.weight is None or whole.weight is None:
+        return float(len(part.predict))
+    return len(whole.predict) * part.weight.sum() / whole.weight.sum()
+
+
 def _see(
     step: int,
     pretrainer: Pretrainer,
     network: Any,
     held_out: DataLoader[Any] | None,
     looks: Sequence[Look],
-    seed: int,
+    stream: Stream,
     fabric: Fabric,
     ending: Ending,
     log: Log,
@@ -226,8 +239,11 @@ def _see(
         with evaluating(pretrainer), weights():
             for index, (images, *_) in enumerate(held_out):
                 images = fabric.to_device(images)
-                plan = pretrainer.draw(images, torch.Generator().manual_seed(mix_seed(seed, index)))
-                total, counted = total + network(images, plan) * len(plan.predict), counted + len(plan.predict)
+                plan = pretrainer.draw(images, torch.Generator().manual_seed(mix_seed(stream.seed, index)))
+                for rows in _pieces(len(images), stream.accumulate * fabric.world_size):  # as many as in a step
+                    part = plan.rows(rows)
+                    total = total + network(images[rows], part) * _counts(part, plan)
+                counted += len(plan.predict)
                 if ending.agreed():
                     return False
         loss = float(total / counted)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import Dataset
 
-from patchcast.data import EpochSampler, StreamSet, TrainSet, loader
+from patchcast.data import EpochSampler, StreamSet, loader
+from patchcast.data.sampling import Sampled
 from patchcast.data.streamed import WindowSampler
-from patchcast.training.ahead import InPlace, ReadAhead, Transfer
+from patchcast.training.ahead import InPlace, Move, ReadAhead, Transfer, moved
 
 
 class Stream:
@@ -25,7 +27,9 @@ class Stream:
         batch_size: images per optimizer step, over all devices.
         accumulate: pieces into which a rank's share is split.
         later: further sets, each from a step on, in order: the same images, augmented to another size.
-        ahead: whether a thread reads a batch while the one before it is used, and moves it to the device.
+        ahead: whether a thread reads a batch while the one before it is used, and moves it to the device; never of a
+            source that is read in order.
+        move: how the images of a batch come to a device.
 
     Attributes:
         waited: seconds spent waiting for batches in this process.
@@ -33,17 +37,20 @@ class Stream:
 
     def __init__(
         self,
-        train_set: TrainSet | StreamSet,
+        train_set: Sampled,
         *,
         batch_size: int,
         steps: int,
         seed: int,
         workers: int,
         accumulate: int = 1,
-        later: Sequence[tuple[int, TrainSet | StreamSet]] = (),
+        later: Sequence[tuple[int, Sampled]] = (),
         ahead: bool = False,
+        move: Move = moved,
     ) -> None:
-        self.phases, self.workers, self.is_ahead = [(0, train_set), *later], workers, ahead
+        self.phases, self.workers, self.move = [(0, train_set), *later], workers, move
+        # The datasets library's streams cannot be copied in another thread: fsspec caches a file system per thread.
+        self.is_ahead = ahead and not isinstance(train_set, StreamSet)
         self.batch_size, self.steps, self.seed, self.accumulate = batch_size, steps, seed, accumulate
         self.start, self.given, self.waited = 0, 0, 0.0
         self.place: dict[str, Any] | None = None
@@ -57,7 +64,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[Any]:
         """Batches (images, labels)."""
-        return self.batches(InPlace(torch.device("cpu")))
+        return self.batches(InPlace(torch.device("cpu"), self.move))
 
     def batches(self, transfer: Transfer) -> Iterator[Any]:
         """The batches on a device."""
@@ -106,7 +113,7 @@ class Stream:
                 accumulate=self.accumulate,
             )
             self.samplers.append((start, sampler))
-            yield from loader(train_set, sampler, self.workers)
+            yield from loader(cast("Dataset[Any]", train_set), sampler, self.workers)
 
     def _place(self, step: int) -> dict[str, Any] | None:
         """Where a source that is read in order is at a step."""

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from patchcast.cli import main
-from patchcast.commands.probe import feature_cache
 from patchcast.evaluation import FinetuneResult, finetune
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.labeled import labels_of, open_labeled
 from patchcast.runs.network import open_network, torch_device
+from patchcast.runs.subjects import feature_cache
 
 FEW = ["--draws", "2", "--per_class", "2", "--limit", "200"]
 
@@ -127,7 +127,7 @@ def test_limits_and_splits_are_drawn_alike_every_time() -> None:
     first, again = (open_labeled("digits", channels=1, limit=50) for _ in range(2))
     assert first.train.positions.tolist() == again.train.positions.tolist()
     assert len(first.train) == 50
-    assert len(first.test) == 360
+    assert len(first.test) == 72
     assert first.classes == 10
     assert first.train[3].label == labels_of(first.train)[3]
 

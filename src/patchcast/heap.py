@@ -7,7 +7,7 @@ import os
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Names of the parameters in glibc's malloc.h."""
-LARGEST = 2**30
+KEPT_UP_TO = 2**30
 SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
 
 
@@ -25,4 +25,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another system, or another library of C
         return False
-    return all(mallopt(*pair) for pair in ((MMAP_THRESHOLD, LARGEST), (TRIM_THRESHOLD, LARGEST), (ARENA_MAX, 1)))
+    return all(mallopt(*pair) for pair in ((MMAP_THRESHOLD, KEPT_UP_TO), (TRIM_THRESHOLD, KEPT_UP_TO), (ARENA_MAX, 1)))

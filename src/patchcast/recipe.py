@@ -23,7 +23,7 @@ AskedPrecision = Literal["auto", "fp32", "bf16"]
 AskedBatch = int | Literal["auto"]
 AttentionKernel = Literal["fused", "explicit"]
 Device = Literal["auto", "cpu", "gpu"]
-Decoder = Literal["cpu", "gpu"]
+DecodingDevice = Literal["cpu", "gpu"]
 CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 
@@ -191,7 +191,7 @@ class Recipe:
     label_column: str | None = None
     max_pixels: int | None = None
     packed: int | None = None
-    decode: Decoder = "cpu"
+    decode: DecodingDevice = "cpu"
     codes: int | None = None
     tokenizer: Path | None = None
     mean: tuple[float, ...] | None = None

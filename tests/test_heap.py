@@ -16,8 +16,7 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(16, 2**20).add_(1)  # 64 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
+print(min(faults() for _ in range(6)))
 """
 PAGES = 2**26 // 4096
 """Of 64 MiB, which the system clears one at a time, or 512 at once."""

@@ -181,7 +181,7 @@ def test_what_is_no_schedule_of_sizes(words: list[str], sentence: str) -> None:
 
 
 def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It says what comes before, holds the argument in its config, and opens again with its trained weights."""
+    """It says what comes before, and opens again with its trained weights."""
     out = tmp_path / "run"
     command = ["pretrain", "--method", "mae", *SMALL, *SHORT, "--out", str(out)]
     assert main([*command, "--sizes", "4@0", "8@0.5"]) == 0
@@ -191,7 +191,6 @@ def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["sizes"] == ["4@0", "8@0.5"]
     assert config["image_size"] == [8, 8]
-    assert config["model_args"]["dynamic_img_size"] is True
     assert main([*command, "--sizes", "4@0", "8@0.5"]) == 0, "it is finished, and the same recipe"
 
 

@@ -287,6 +287,7 @@ RECIPE_GROUPS = {
         "packed",
     ),
     "method and model": (*("method_args", "model_args", "patch_size", "codes", "tokenizer"),),
+    "teacher": ("teacher", "teacher_blocks", "teacher_size"),
     "weights to start from": (
         *("pretrained", "start", "start_bands", "freeze_first", "freeze_blocks", "layer_decay", "ema"),
     ),

@@ -87,6 +87,8 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     with locked(run.folder) if is_first else nullcontext():
         if is_first:
             save_tokenizer(run.tokenizer, run.folder)
+            if run.teacher is not None:
+                run.teacher.save(run.folder)
             if forecast is not None:
                 forecast.save(run.folder)
             else:

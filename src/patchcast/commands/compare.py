@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from torch import Tensor
 from patchcast import options
 from patchcast.backbones import Backbone
 from patchcast.backbones.capabilities import DEFAULT_READOUT, READ_AS, Readout
+from patchcast.classification.classifier_folder import is_fine_tuned, open_classifier
+from patchcast.classification.training import logits_of
 from patchcast.commands.probe import feature_cache, open_against, subject_of
+from patchcast.data import EvalLoader, EvalSet
 from patchcast.data.fingerprint import fingerprint_images
 from patchcast.data.names import escape
 from patchcast.data.seals import matches_seal, seal
@@ -32,8 +35,8 @@ from patchcast.evaluation.baselines import BASELINES
 from patchcast.evaluation.feature_protocol import FeatureProtocol, Scores, versus
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.finetune_protocol import PRECISION
-from patchcast.evaluation.labeled import Labeled, labels_of
-from patchcast.evaluation.protocol import Request, new_table, percent
+from patchcast.evaluation.labeled import LOADER_BATCH, Labeled, labels_of
+from patchcast.evaluation.protocol import Request, new_table, percent, points
 from patchcast.files import cache_folder, check_writable, write_weights, write_whole
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.network import OURS, UNTRAINED, Network, is_run, open_network, torch_device
@@ -55,7 +58,8 @@ class Row:
         kind: pretrained, untrained, supervised, other network, or the name of a baseline.
         label: name in the table.
         gained: difference of its linear probe and that of the untrained network, on the same test images.
-        own: accuracy of a supervised network's own classifier.
+        own: accuracy of the own classifier of a supervised network or a fine-tuned model.
+        own_correct: the test images that it classifies correctly.
         rate: the chosen learning rate of a supervised run.
     """
 
@@ -67,6 +71,7 @@ class Row:
     gained: Interval | None
     own: Interval | None = None
     rate: float | None = None
+    own_correct: Tensor | None = None
 
 
 def compare(
@@ -85,10 +90,12 @@ def compare(
 ) -> list[Row]:
     """Probe every run, its untrained network, a supervised run of the same budget and baselines; write a table.
 
-    Rows that several runs share (the same untrained network or supervised run) are measured and shown once.
+    Rows that several runs share (the same untrained network or supervised run) are measured and shown once. A model of
+    `patchcast finetune` is probed as other weights are, and its own classifier is measured on the same test images.
 
     Args:
-        runs: run folders; other words of `--start` among them are compared as those of `against` are.
+        runs: run folders; other words of `--start` among them are compared as those of `against` are. Without a run,
+            the first of them takes its place.
         against: further networks, by the words of `--start`.
         readout: how units become one feature, in every row.
     Raises:
@@ -97,30 +104,29 @@ def compare(
     if out.suffix != ".parquet":
         raise ValueError(f"--out must end in .parquet; got {out}")
     check_writable(out)
-    against = [*map(str, (words for words in runs if not is_run(words))), *against]
-    runs = [run for run in runs if is_run(run)]
-    if not runs:
-        raise ValueError(
-            f"{against[0]} holds no run of patchcast: it has no config.yaml, and compare takes at least one run; other "
-            f"weights are compared by patchcast probe {against[0]} --data LABELED --against OTHER"
-        )
+    firsts = [run for run in runs if is_run(run)] or list(runs[:1])
+    against = [*map(str, (words for words in runs if words not in firsts)), *against]
+    if data is None and not is_run(firsts[0]):
+        raise ValueError(f"{firsts[0]} is no run, which has data of its own: give --data LABELED")
     chosen = options.FeatureOptions(per_class=list(per_class), draws=draws, readout=readout, cache=cache)
     console, rows, lines, shared = Console(), list[Row](), list[str](), dict[str, Row]()
-    for run in runs:
+    for run in firsts:
         network = open_network(run)
-        assert network.recipe is not None
+        source = data or network.recipe.data if network.recipe is not None else data
+        assert source is not None
         request = Request(
-            data or network.recipe.data,
+            source,
             network.backbone.channels,
             limit=limit,
             device=torch_device(device),
             cache=feature_cache(),
-            held_out_share=network.held_out_share(data or network.recipe.data),
+            held_out_share=network.held_out_share(source),
         )
         protocol = FeatureProtocol(chosen, request, subject_of(network))
-        ours, others = _rows(Measure(network, network.recipe, protocol, console), shared, supervised, against)
+        ours, others = _rows(Measure(network, protocol, console), shared, supervised, against)
         lines += [f"{ours.label} vs {other.label}: {versus(ours.scores, other.scores)}" for other in others]
         rows += [ours, *(other for other in others if other not in rows)]
+    lines += _lines_of_classifiers(rows)
     console.print(results_table(rows, f"{protocol.description}; a network's feature is {READ_AS[readout]}"))
     for line in lines:
         console.print(line, highlight=False)
@@ -134,7 +140,6 @@ class Measure:
     """How a run and its baselines are measured."""
 
     network: Network
-    recipe: Resolved
     protocol: FeatureProtocol
     console: Console
 
@@ -147,12 +152,12 @@ class Measure:
 
 def _rows(measure: Measure, shared: dict[str, Row], supervised: bool, against: Sequence[str]) -> tuple[Row, list[Row]]:
     """The rows of a run and its baselines; rows shared with an earlier run are not measured again."""
-    network, recipe, run = measure.network, measure.recipe, Path(measure.network.name)
+    network, recipe, run = measure.network, measure.network.recipe, Path(measure.network.name)
     before = network.before()
-    seen_as = f"{network.size} {recipe.mean} {recipe.std} {recipe.channels} {measure.protocol.description}"
+    seen_as = f"{network.size} {network.mean} {network.std} {network.backbone.channels} {measure.protocol.description}"
     start = f"{fingerprint(before)} {seen_as}"
     if start not in shared:
-        label = f"{UNTRAINED} {recipe.model}"
+        label = f"{UNTRAINED} {network.architecture if recipe is None else recipe.model}"
         shared[start] = Row(run, recipe, UNTRAINED, label, measure(before, UNTRAINED), None)
     others, origin = [shared[start]], shared[start].scores
 
@@ -160,31 +165,81 @@ def _rows(measure: Measure, shared: dict[str, Row], supervised: bool, against: S
         gained = paired_accuracy_difference(scores.correct, origin.correct)
         return Row(run, recipe, kind, label, scores, gained, **known)
 
+    if recipe is None:
+        own = _own_classifier(network.name, measure.protocol)
+        ours = row(OTHER, network.name, measure(network.backbone, network.name), **own)
+        return ours, [
+            *others,
+            *_other_rows(measure, shared, against, row),
+            *_baseline_rows(measure, shared, seen_as, row),
+        ]
     ours = row(OURS, f"{run.name} ({recipe.method})", measure(network.backbone, OURS))
     budget = f"{SUPERVISED} {start} {recipe.steps} {recipe.batch_size} {recipe.seed} {recipe.crop_scale} {recipe.flip}"
     if supervised and budget not in shared:
         label = f"{SUPERVISED}, {recipe.steps:,} steps"
         with stage(f"{run}: {label} of {recipe.batch_size} images"):
             backbone, correct, rate = train_supervised(before, measure, budget)
-        own = accuracy_interval(correct)
-        shared[budget] = row(SUPERVISED, label, measure(backbone, SUPERVISED), own=own, rate=rate)
+        accuracy = accuracy_interval(correct)
+        shared[budget] = row(SUPERVISED, label, measure(backbone, SUPERVISED), own=accuracy, rate=rate)
     if supervised:
         others.append(shared[budget])
+    others += [*_other_rows(measure, shared, against, row), *_baseline_rows(measure, shared, seen_as, row)]
+    return ours, others
+
+
+MakeRow = Callable[..., Row]
+
+
+def _other_rows(measure: Measure, shared: dict[str, Row], against: Sequence[str], row: MakeRow) -> Iterator[Row]:
+    """Rows of further networks."""
     for name in against:
         key = f"{OTHER} {name} {measure.protocol.description}"
         if key not in shared:
-            other = open_against(name, network)
+            other = open_against(name, measure.network)
             with stage(name):
                 scores = measure.protocol.measure(subject_of(other))
-            shared[key] = row(OTHER, name, scores, other.recipe)
-        others.append(shared[key])
-    for name, measure_baseline in measure.protocol.baselines(subject_of(network)):
+            shared[key] = row(OTHER, name, scores, other.recipe, **_own_classifier(name, measure.protocol))
+        yield shared[key]
+
+
+def _baseline_rows(measure: Measure, shared: dict[str, Row], seen_as: str, row: MakeRow) -> Iterator[Row]:
+    """Rows without a network."""
+    for name, measure_baseline in measure.protocol.baselines(subject_of(measure.network)):
         key = f"{name} {seen_as}"
         if key not in shared:
-            with stage(f"{run}: {name}"):
+            with stage(f"{measure.network.name}: {name}"):
                 shared[key] = row(name, name, measure_baseline())
-        others.append(shared[key])
-    return ours, others
+        yield shared[key]
+
+
+def _own_classifier(words: str, protocol: FeatureProtocol) -> dict[str, Any]:
+    """`own` and `own_correct` of a classifier of `patchcast finetune`; empty for other weights and other classes."""
+    folder = words.removeprefix("local-dir:")
+    if not is_fine_tuned(folder):
+        return {}
+    tuned, test, device = open_classifier(folder), protocol.labeled.test, protocol.request.device
+    names = test.class_names or [str(number) for number in range(protocol.labeled.classes)]
+    if tuned.is_multi_label or not {*names} <= {*tuned.names}:
+        return {}
+    number = torch.tensor([tuned.names.index(name) for name in names])
+    with stage(f"{words}: its own classifier"):
+        logits, labels = logits_of(
+            tuned.model.to(device), EvalLoader(EvalSet(test, tuned.evaluate), LOADER_BATCH), device
+        )
+    correct = logits.argmax(dim=1) == number[labels]
+    return {"own": accuracy_interval(correct), "own_correct": correct}
+
+
+def _lines_of_classifiers(rows: Sequence[Row]) -> list[str]:
+    """The own classifiers of fine-tuned models, compared with a linear classifier on the other networks."""
+    lines = []
+    for row in rows:
+        if row.own_correct is not None and row.kind == OTHER:
+            for other in rows:
+                if other is not row and other.kind in (OURS, OTHER, UNTRAINED):
+                    gained = paired_accuracy_difference(row.own_correct, other.scores.correct)
+                    lines.append(f"own classifier of {row.label} vs a linear one on {other.label}: {points(gained)}")
+    return lines
 
 
 def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Backbone, Tensor, float]:
@@ -196,7 +251,8 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
     Returns:
         the backbone, True for test images that its own classifier predicts correctly, and the learning rate.
     """
-    recipe, labeled = measure.recipe, measure.protocol.labeled
+    recipe, labeled = measure.network.recipe, measure.protocol.labeled
+    assert recipe is not None
     which = [budget, *(fingerprint_images(images).hex() for images in (labeled.train, labeled.test))]
     file = cache_folder() / SUPERVISED / f"{fingerprint(which)}.safetensors"
     if matches_seal(file):
@@ -252,9 +308,9 @@ def results_table(rows: Sequence[Row], description: str) -> Table:
     for row in rows:
         rank = "" if row.scores.rankme is None else f"{row.scores.rankme:.1f}"
         shown.add_row(row.label, f"{100 * row.scores.knn.accuracy:.1f}", percent(row.scores.accuracy), rank)
-    own = [row.own for row in rows if row.own is not None]
-    classifiers = f" The supervised network's own classifier: {', '.join(map(percent, own))}." if own else ""
-    shown.caption = (
+    own = [f"{row.label} {percent(row.own)}" for row in rows if row.own is not None]
+    classifiers = f" Own classifiers: {'; '.join(own)}." if own else ""
+    shown.caption = escape(
         "Linear classifier on all labels. 95 % intervals over the test images; differences on the same test images and "
         f"on the same draws of labels. They do not cover the seed.{classifiers}"
     )

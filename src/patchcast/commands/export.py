@@ -1,4 +1,4 @@
-"""`patchcast export`: a run's encoder for timm, transformers, ONNX or torch.export, with a model card."""
+"""`patchcast export`: an encoder, a classifier or a segmenter for other libraries, with a model card."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from patchcast.interop.card import write_card
 from patchcast.interop.export_formats import default_format, write_encoder
 from patchcast.runs.results import encoder_of
 from patchcast.runs.run import open_run
+from patchcast.segmentation.segmenter_export import export_segmenter
+from patchcast.segmentation.segmenter_folder import is_segmenter
 
 
 def export(run: Path, out: Path, *, to: str | None = None) -> None:
-    """Write a run's encoder, or a fine-tuned classifier, to a new folder with a README.md that says how to load it.
+    """Write a run's encoder, or a fine-tuned model, to a new folder with a README.md that says how to load it.
 
     Args:
-        run: the folder of a run, or of a classifier.
+        run: the folder of a run, a classifier or a segmenter.
         to: one of `patchcast.interop.export_formats.EXPORT_FORMATS`; None: the library that the network comes from
-            (transformers for an ImageGPT, else timm).
+            (transformers for an ImageGPT, torch for a segmenter, else timm).
     Raises:
         ValueError: if the folder is not empty, or this format cannot hold the network; nothing is written then.
     """
@@ -29,6 +31,8 @@ def export(run: Path, out: Path, *, to: str | None = None) -> None:
     with unfinished_folder(out) as made:
         if is_fine_tuned(run):
             print(export_classifier(run, made, to=to or "timm"))
+        elif is_segmenter(run):
+            print(export_segmenter(run, made, to=to or "torch"))
         else:
             write_folder(run, made, to=to, where=f"local-dir:{out}")
     print(f"{printable(str(out))} holds {', '.join(sorted(file.name for file in out.iterdir()))}.")

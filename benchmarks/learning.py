@@ -2,13 +2,19 @@
 
     python benchmarks/learning.py ../shared/data/eurosat --seconds 300 --rows mae simmim lightly_our
 
-Ours is `patchcast pretrain --method M --model vit_tiny_patch16_224 --model_args.depth 4`, everything else left to its
-defaults. Two short runs tell the time of a start and of a step, and the number of steps follows; seconds are of
-processor time of the whole command, its start, evaluations and pictures included. The peers' losses (`peers.py`) train
-the same encoder on the same crops in the same order, with our optimizer and schedule, for these seconds without any
-start; `lightly_its` has the rate of lightly's own examples. One thread. Every row is read by the default readout and
-the probes of `patchcast probe`, which choose on training images only. A row that is in the file already is not run
-again; the table has means over seeds, and their standard errors with that of the test images.
+Ours is `patchcast pretrain --method M --model vit_tiny_patch16_224 --model_args.depth 4 --minutes T`, everything else
+left to its defaults; T is what a command of one step leaves of the seconds. `--minutes` measures the speed and chooses
+the number of steps; the seconds of a row are the processor time that the whole command took, its start, evaluations
+and pictures included. Other work on the same core makes it choose fewer steps and take fewer seconds, so give it a core
+of its own (`taskset -c 0`).
+
+The peers' losses (`peers.py`) train the same encoder on the same crops in the same order, with our optimizer and
+schedule, for these seconds without any start: `_its` at the rate of the MAE paper (lightly's and birder's examples
+scale it with the batch, stable-pretraining's does not), `_our` at ours, `_bf16` at ours in bfloat16. A peer that cannot
+be imported is left out, with the reason. One thread. Every row is read by the default readout and the probes of
+`patchcast probe`, which choose on training images only. A seed of a row that is in the file already is not run again.
+The table has means over seeds with two standard errors: that of the seeds alone, by which rows are compared (all have
+the same test images), and in brackets that of seeds and test images together.
 """
 
 from __future__ import annotations
@@ -24,9 +30,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -47,10 +53,28 @@ from patchcast.training.optimization import Optimization, make_optimizer
 MODEL, DEPTH, SIZE, PATCH = "vit_tiny_patch16_224", 4, (64, 64), 8
 DECODER = peers.DecoderSize(width=128, depth=2, heads=4)
 BATCH, OUR_RATE = 128, 1.7e-3  # what the rule of defaults gives for 5,000 images
+TIMES = ("seconds", "steps")
+MAE_EXAMPLES: dict[str, tuple[Callable[..., Any], float]] = {  # and the rates of the packages' own examples
+    "lightly": (peers.lightly_mae, 1.5e-4 * BATCH / 256),
+    "stable": (peers.stable_mae, 1.5e-4),
+    "birder": (peers.birder_mae, 1.5e-4 * BATCH / 256),
+}
+
+
+class Peer(NamedTuple):
+    make: Callable[..., Any]
+    rate: float
+    bf16: bool = False
+
+
 PEERS = {
-    "lightly_its": (peers.lightly_mae, 1.5e-4 * BATCH / 256),
-    "lightly_our": (peers.lightly_mae, OUR_RATE),
-    "stable_our": (peers.stable_mae, OUR_RATE),
+    f"{library}_{kind}": peer
+    for library, (make, its) in MAE_EXAMPLES.items()
+    for kind, peer in {
+        "its": Peer(make, its),
+        "our": Peer(make, OUR_RATE),
+        "bf16": Peer(make, OUR_RATE, bf16=True),
+    }.items()
 }
 
 
@@ -66,23 +90,19 @@ def patchcast(*words: str) -> float:
 def ours(method: str, seed: int, seconds: float, data: str, folder: Path, options: list[str]) -> dict[str, Any]:
     command = ["pretrain", "--method", method, "--model", MODEL, "--model_args.depth", str(DEPTH), "--data", data]
     command += ["--seed", str(seed), *options]
-
-    def trained(steps: int) -> float:
-        return patchcast(*command, "--steps", str(steps), "--out", str(folder / f"{method}-{seed}-{steps}"))
-
-    few, more = 10, 30
-    short, longer = trained(few), trained(more)
-    step = (longer - short) / (more - few)
-    steps = max(1, round((seconds - short) / step) + few)
-    spent = trained(steps)
-    run = open_run(folder / f"{method}-{seed}-{steps}")
+    start = patchcast(*command, "--steps", "1", "--out", str(folder / "start"))
+    if seconds <= start:
+        raise SystemExit(f"the start of {method} alone takes {start:.0f} s; give more than --seconds {seconds:g}")
+    spent = patchcast(*command, "--minutes", f"{(seconds - start) / 60:.4f}", "--out", str(folder / "run"))
+    run = open_run(folder / "run")
     loaders = (DataLoader(EvalSet(open_images(data, split=split), run.evaluation), 256) for split in ("train", "test"))
-    return {"steps": steps, "seconds": round(spent)} | judged(*(extract(run.pretrainer.backbone, x) for x in loaders))
+    what = {"steps": run.recipe.steps, "seconds": round(spent), "precision": run.recipe.precision}
+    return what | judged(*(extract(run.pretrainer.backbone, each) for each in loaders))
 
 
 def theirs(name: str, seed: int, seconds: float, data: str) -> dict[str, Any]:
     """The peer's loss on our crops, by the clock of this process; the rate follows the time."""
-    make, rate = PEERS[name]
+    make, rate, bf16 = PEERS[name]
     images = open_images(data)
     mean, std = channel_statistics(images)
     augment, evaluate = Augment(SIZE, (0.2, 1.0), True, mean, std), Evaluate(SIZE, mean, std)
@@ -99,14 +119,17 @@ def theirs(name: str, seed: int, seconds: float, data: str) -> dict[str, Any]:
             break
         for group in optimizer.param_groups:
             group["lr"] = rate * warmup_cosine(int(10_000 * done), steps=10_000, warmup=0.05)
-        loss_of(batch).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = loss_of(batch)
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         steps += 1
     spent = time.process_time() - start
     loaders = (DataLoader(EvalSet(open_images(data, split=split), evaluate), 256) for split in ("train", "test"))
-    return {"steps": steps, "seconds": round(spent)} | judged(*(extract(backbone.eval(), each) for each in loaders))
+    what = {"steps": steps, "seconds": round(spent), "precision": "bf16" if bf16 else "fp32"}
+    return what | judged(*(extract(backbone.eval(), each) for each in loaders))
 
 
 def judged(train: Features, test: Features) -> dict[str, Any]:
@@ -136,19 +159,25 @@ def baseline(name: str, data: str) -> dict[str, Any]:
 
 
 def table(found: dict[str, list[dict[str, Any]]], test_images: int) -> Iterator[str]:
-    """Rows in Markdown: the mean over seeds, and its standard error, over seeds and over test images."""
-    yield "| | seconds | runs | linear | kNN |"
-    yield "|---|---|---|---|---|"
+    """Rows in Markdown: means over seeds, with the standard error of the seeds, and of seeds and test images."""
+    yield "| | seconds | steps | seeds | linear | kNN |"
+    yield "|---|---|---|---|---|---|"
     for name, runs in found.items():
         cells = []
         for what in ("linear", "knn"):
             values = [100 * run[what] for run in runs]
             mean = statistics.mean(values)
             of_images = mean * (100 - mean) / test_images
-            of_seeds = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
-            cells.append(f"{mean:.1f} ± {math.sqrt(of_images + of_seeds):.1f}")
-        seconds = runs[0].get("seconds", 0)
-        yield f"| {name} | {seconds or 'none'} | {len(runs)} | {' | '.join(cells)} |"
+            of_seeds = statistics.variance(values) / len(values) if len(values) > 1 else math.nan
+            alone = "" if math.isnan(of_seeds) else f"± {math.sqrt(of_seeds):.1f} "
+            both = math.sqrt(of_images + (0.0 if math.isnan(of_seeds) else of_seeds))
+            cells.append(f"{mean:.1f} {alone}(± {both:.1f})")
+        means = [round(statistics.mean(run[what] for run in runs)) if what in runs[0] else "" for what in TIMES]
+        yield f"| {name} | {means[0] or 'none'} | {means[1]} | {len(runs)} | {' | '.join(cells)} |"
+
+
+def read(file: Path) -> dict[str, list[dict[str, Any]]]:
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def main() -> None:
@@ -164,25 +193,29 @@ def main() -> None:
         parser.error(f"no row is called {unknown[0]}")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    found: dict[str, list[dict[str, Any]]] = json.loads(args.out.read_text()) if args.out.exists() else {}
 
     for row in args.rows:
         is_trained = row in METHODS or row in PEERS
         name = " ".join([row, f"{args.seconds:g} s", *args.options]) if is_trained else row
         for seed in args.seeds if row not in BASELINES else [0]:
-            if any(run["seed"] == seed for run in found.get(name, [])):
+            if any(run["seed"] == seed for run in read(args.out).get(name, [])):
                 continue
             if row in METHODS:
                 with tempfile.TemporaryDirectory() as folder:
                     result = ours(row, seed, args.seconds, args.data, Path(folder), args.options)
             elif row in PEERS:
-                result = theirs(row, seed, args.seconds, args.data)
+                try:
+                    result = theirs(row, seed, args.seconds, args.data)
+                except ImportError as problem:
+                    print(f"{row}: not measured: {problem}", flush=True)
+                    break
             else:
                 result = untrained(seed, args.data) if row == "untrained" else baseline(row, args.data)
+            found = read(args.out)  # again: another row may have been run meanwhile
             found.setdefault(name, []).append({"seed": seed, **result})
             args.out.write_text(json.dumps(found, indent=1) + "\n")
             print(name, seed, result, flush=True)
-    print("\n".join(table(found, len(open_images(args.data, split="test")))))
+    print("\n".join(table(read(args.out), len(open_images(args.data, split="test")))))
 
 
 if __name__ == "__main__":

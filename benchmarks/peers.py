@@ -57,6 +57,38 @@ def stable_mae(encoder: Any, patch: int, decoder: DecoderSize) -> tuple[nn.Modul
     return model, lambda images: model(images).loss
 
 
+def birder_mae(encoder: Any, patch: int, decoder: DecoderSize) -> tuple[nn.Module, Loss]:
+    """birder's MAE: its masks, decoder and loss, on timm's encoder instead of its own."""
+    from birder.net.base import MaskedTokenOmissionMixin
+    from birder.net.mim.mae_vit import MAE_ViT
+    from birder.net.vit import EncoderBlock
+
+    class Encoder(nn.Module, MaskedTokenOmissionMixin):
+        num_special_tokens, input_channels = encoder.num_prefix_tokens, 3
+        stem_stride = max_stride = patch
+        feature_dim = encoder.embed_dim
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.timm = encoder
+
+        def decoder_block(self, width: int) -> nn.Module:
+            return EncoderBlock(
+                decoder.heads, width, mlp_dim=None, dropout=0.0, attention_dropout=0.0, projection_dropout=0.0,
+                drop_path=0.0, activation_layer=nn.GELU,
+            )  # fmt: skip
+
+        def masked_encoding_omission(self, images: Tensor, keep: Tensor) -> dict[str, Tensor]:
+            tokens = self.timm._pos_embed(self.timm.patch_embed(images))
+            prefix, units = tokens[:, : self.num_special_tokens], tokens[:, self.num_special_tokens :]
+            units = units.gather(1, keep[..., None].expand(-1, -1, units.shape[2]))
+            return {"tokens": self.timm.norm(self.timm.blocks(torch.cat([prefix, units], dim=1)))}
+
+    config = {"decoder_depth": decoder.depth, "decoder_embed_dim": decoder.width, "norm_pix_loss": True}
+    model = MAE_ViT(Encoder(), config=config, size=encoder.patch_embed.img_size)
+    return model, lambda images: model(images)["loss"]
+
+
 def transformers_mae(encoder: Any, patch: int, decoder: DecoderSize) -> tuple[nn.Module, Loss]:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from patchcast.backbones import Backbone, Grid, wrap
 from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tiled import Tiled
-from patchcast.commands.embed import units_apart
 from patchcast.data import Augment, Evaluate, channel_statistics, open_images
 from patchcast.evaluation import Features, accuracy_interval, evaluating, linear_probe, paired_accuracy_difference
+from patchcast.extraction.extraction import units_apart
 from patchcast.methods import mae
 
 TILE, TILES, FOLDS, BATCH, LR = (128, 128), Grid(3, 4), 5, 16, 1e-3

@@ -45,6 +45,7 @@ LAYERS: list[list[str]] = [
     ["report", "runs", "starts"],
     ["classification"],
     ["segmentation"],
+    ["extraction", "comparison"],
     ["commands"],
     ["cli", "__main__"],
 ]

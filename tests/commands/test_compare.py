@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchcast.cli import main
-from patchcast.commands.compare import RATES, SUPERVISED, compare
+from patchcast.commands.compare import compare
+from patchcast.comparison.supervised import RATES, SUPERVISED
 from patchcast.evaluation.baselines import CONVOLUTIONS, PIXELS, STATISTICS
 from patchcast.runs.network import OURS, UNTRAINED
 
@@ -60,7 +61,7 @@ def test_one_table_in_which_what_is_shared_stands_once(
     def trains(*_: object, **__: object) -> None:
         raise AssertionError("the supervised run was kept, and is not to be trained again")
 
-    monkeypatch.setattr("patchcast.commands.compare.finetune", trains)
+    monkeypatch.setattr("patchcast.comparison.supervised.finetune", trains)
     again = compare(runs[:1], **options)
     assert [row.scores.accuracy for row in again] == [row.scores.accuracy for row in rows[:6]]
     assert (again[2].own, again[2].rate) == (rows[2].own, rows[2].rate)

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from patchcast.cli import main
-from patchcast.commands.probe import feature_cache
 from patchcast.evaluation import FinetuneResult, finetune
 from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.labeled import labels_of, open_labeled
 from patchcast.runs.network import open_network, torch_device
+from patchcast.runs.subjects import feature_cache
 
 FEW = ["--draws", "2", "--per_class", "2", "--limit", "200"]
 

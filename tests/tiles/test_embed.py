@@ -107,7 +107,7 @@ def test_it_goes_on_where_it_was_stopped(
     monkeypatch.setattr(command, "IMAGES_PER_PART", 2)
     arguments = ["embed", str(run), "--data", str(photographs)]
     assert main([*arguments, "--out", str(tmp_path / "whole.safetensors")]) == 0
-    write, written = command._write_part, []
+    write, written = command.write_part, []
 
     def stopped(parts: Path, start: int, *rest: object) -> None:
         if len(written) == 2:
@@ -115,7 +115,7 @@ def test_it_goes_on_where_it_was_stopped(
         written.append(start)
         write(parts, start, *rest)
 
-    monkeypatch.setattr(command, "_write_part", stopped)
+    monkeypatch.setattr(command, "write_part", stopped)
     assert main([*arguments, "--out", str(tmp_path / "f.safetensors")]) == 130
     assert "the same command resumes" in capsys.readouterr().err
     assert main([*arguments, "--features", "maps", "--out", str(tmp_path / "f.safetensors")]) == 2
@@ -125,7 +125,7 @@ def test_it_goes_on_where_it_was_stopped(
     (tmp_path / "f.safetensors.parts" / "0000000004.unfinished").write_bytes(b"half of a part")  # as if it was killed
     assert main([*arguments, "--out", str(tmp_path / "f.safetensors")]) == 130
     assert written == [-1, 4], "the parts that are there are not computed again"
-    monkeypatch.setattr(command, "_write_part", write)
+    monkeypatch.setattr(command, "write_part", write)
     assert main([*arguments, "--out", str(tmp_path / "f.safetensors")]) == 0
     assert (tmp_path / "f.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
@@ -162,13 +162,13 @@ def test_it_resumes_where_it_was_killed(photographs: Path, tmp_path: Path, monke
     assert half.startswith(".0000000002.")
     assert left == ["0000000000.safetensors", "plan.json"]
     monkeypatch.setattr(command, "IMAGES_PER_PART", 2)
-    write, written = command._write_part, []
+    write, written = command.write_part, []
     monkeypatch.setattr(
-        command, "_write_part", lambda parts, start, *rest: (written.append(start), write(parts, start, *rest))
+        command, "write_part", lambda parts, start, *rest: (written.append(start), write(parts, start, *rest))
     )
     assert main([*arguments, str(out)]) == 0
     assert written == [2, 4, 6]
-    monkeypatch.setattr(command, "_write_part", write)
+    monkeypatch.setattr(command, "write_part", write)
     assert main([*arguments, str(whole)]) == 0
     assert out.read_bytes() == whole.read_bytes()
 

@@ -22,7 +22,6 @@ from patchcast import options
 from patchcast.classification.classifier_folder import is_fine_tuned, open_classifier
 from patchcast.commands.parts import IMAGES_PER_PART, claim_parts
 from patchcast.commands.predict_masks import predict_masks
-from patchcast.commands.probe import feature_cache
 from patchcast.data import EvalLoader, EvalSet, Evaluate, Images, open_source
 from patchcast.data.columns import SEPARATOR
 from patchcast.data.images import Unreadable
@@ -35,6 +34,7 @@ from patchcast.files import read_json, write_text, write_whole
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import open_network, torch_device
+from patchcast.runs.subjects import feature_cache
 from patchcast.segmentation.segmenter_folder import is_segmenter
 
 SHOWN = 50

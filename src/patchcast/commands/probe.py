@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,12 +11,13 @@ from rich.console import Console
 from patchcast import options
 from patchcast.data.names import escape
 from patchcast.evaluation.intervals import paired_accuracy_difference
-from patchcast.evaluation.protocol import OURS, UNTRAINED, Protocol, Request, Subject
+from patchcast.evaluation.protocol import OURS, Protocol, Request
 from patchcast.evaluation.protocols import PROTOCOLS
-from patchcast.files import cache_folder, check_writable, write_json
+from patchcast.files import check_writable, write_json
 from patchcast.recipe import Resolved
-from patchcast.runs.network import Network, is_run, open_network, torch_device
+from patchcast.runs.network import is_run, open_network, torch_device
 from patchcast.runs.run import reading
+from patchcast.runs.subjects import feature_cache, rows_of, subject_of
 from patchcast.stages import stage
 
 
@@ -102,35 +102,3 @@ def _reading(given: options.ProbeOptions, recipe: Resolved | None) -> dict[str, 
     own = {} if recipe is None else reading(recipe)
     asked = {name: getattr(given, name) for name in ("image_column", "label_column", "max_pixels")}
     return {name: own.get(name) if value is None else value for name, value in asked.items()}
-
-
-def rows_of(network: Network, against: list[str]) -> dict[str, Subject]:
-    """The rows to measure: the network, the same network before training, and others by name."""
-    rows = {name: subject_of(network, backbone, name) for name, backbone in network.with_untrained().items()}
-    return rows | {name: subject_of(open_against(name, network)) for name in against}
-
-
-def open_against(name: str, network: Network) -> Network:
-    """Another network for the same images: a run by its folder, or a timm model by its name.
-
-    Raises:
-        ValueError: if it takes another number of channels.
-    """
-    other = open_network(name)
-    if other.backbone.channels != network.backbone.channels:
-        raise ValueError(
-            f"--against {name} takes images of {other.backbone.channels} channels, and {network.name} takes "
-            f"{network.backbone.channels}: they cannot see the same images"
-        )
-    return other
-
-
-def subject_of(network: Network, backbone: Any = None, name: str = OURS) -> Subject:
-    """A network in the form that protocols take, optionally with another backbone."""
-    is_trained = network.is_trained and name != UNTRAINED
-    return Subject(backbone or network.backbone, network.evaluate, network.augment, network.size, is_trained)
-
-
-def feature_cache() -> Path:
-    """The feature cache: a folder for each network and kind of features, named by a hash of the weights."""
-    return cache_folder() / "features"

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from patchcast import options
 from patchcast.classification.mistakes import draw_named
-from patchcast.commands.probe import feature_cache
 from patchcast.data import EvalLoader, EvalSet
 from patchcast.data.listed import open_listed
 from patchcast.evaluation.features import extract
@@ -21,6 +20,7 @@ from patchcast.files import check_writable, write_figure, write_text
 from patchcast.modes import evaluating
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import open_network, torch_device
+from patchcast.runs.subjects import feature_cache
 from patchcast.stages import stage
 
 BATCH = 256

@@ -438,7 +438,7 @@ class Export:
     """Write a run's encoder, a classifier or a segmenter for other libraries.
 
     Args:
-        run: the folder of a run, or of patchcast finetune.
+        run: the folder of a run or of patchcast finetune, or other weights by the words of pretrain's --start.
         out: a new folder for the weights and their README.md.
         to: the format; transformers takes MAE, ImageGPT and classifiers of plain vision transformers only; segmenters
             are for onnx and torch. Default: timm; transformers for an ImageGPT, torch for a segmenter.

@@ -172,8 +172,7 @@ def test_mistakes(shapes: Path, segmenter: Path, tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "z").exists()
 
 
-@pytest.mark.parametrize("to", ["onnx", "torch"])
-@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize(("to", "tiled"), [("onnx", False), ("torch", True)])
 def test_the_code_of_a_card_gives_the_masks_of_predict(
     to: str,
     tiled: bool,

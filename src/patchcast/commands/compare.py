@@ -54,7 +54,10 @@ def compare(
     firsts = [run for run in runs if is_run(run)] or list(runs[:1])
     against = [*map(str, (words for words in runs if words not in firsts)), *against]
     if data is None and not is_run(firsts[0]):
-        raise ValueError(f"{firsts[0]} is no run, which has data of its own: give --data LABELED")
+        raise ValueError(
+            f"{firsts[0]} holds no run of patchcast: it has no config.yaml, and other weights have no data of "
+            "their own; give --data LABELED"
+        )
     chosen = options.FeatureOptions(per_class=list(per_class), draws=draws, readout=readout, cache=cache)
     console, rows, lines, shared = Console(), list[Row](), list[str](), dict[str, Row]()
     for run in firsts:

@@ -85,13 +85,15 @@ def check_reported(path: Path) -> None:
 
 def check_exported(folder: Path) -> None:
     """Raises:
-    ValueError: if a folder holds neither a run nor a fine-tuned model.
+    ValueError: if this is neither a run, nor a fine-tuned model, nor the words of other weights.
     """
     if (folder / CLASSES).exists() or (folder / SEGMENTER).exists():
         return
     if (folder / BEGUN).exists():
         raise ValueError(f"fine-tuning has not finished in {folder}; the same command resumes it")
-    check_run(folder)
+    if folder.is_dir() and not any((folder / name).exists() for name in (CONFIG, "config.json")):
+        raise ValueError(f"{folder} holds no run of patchcast ({CONFIG}), no fine-tuned model and no other weights")
+    check_network(str(folder))
 
 
 def check_network(name: str) -> None:

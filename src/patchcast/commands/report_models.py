@@ -86,7 +86,7 @@ def write_model_page(found: ModelNumbers) -> str:
     """The HTML of a page about a fine-tuned model."""
     metrics = found.metrics
     subtitle = f"{metrics['data']}. Folder: {found.folder}"
-    sections = [*_learned(found), *_classes(found), *_matrix(found), *_mistakes(found), _use(found)]
+    sections = [*_classes(found), *_matrix(found), *_mistakes(found), *_learned(found), _use(found)]
     title = f"{Path(found.start).name} fine-tuned on {Path(found.data).name}"
     return page(title, subtitle, _tiles(found), sections, page_footer(), answers=_model_answers(found))
 
@@ -94,9 +94,10 @@ def write_model_page(found: ModelNumbers) -> str:
 def _model_answers(found: ModelNumbers) -> Html:
     metrics, measure = found.metrics, found.measure
     main = metrics[measure]
+    value, low, high = (100 * main[name] for name in ("value", "low", "high"))
     good = (
-        f"{MAIN[measure][0].upper()}{MAIN[measure][1:]} {interval_of(main)} % on {metrics['test_images']:,} test "
-        "images, with its 95 % interval over them."
+        f"{MAIN[measure][0].upper()}{MAIN[measure][1:]} {value:.1f} % on {metrics['test_images']:,} test images (95 % "
+        f"interval {low:.1f} to {high:.1f})."
     )
     if measure == "accuracy":
         good += f" Naming the largest class every time would give {100 * metrics['largest_class_share']:.1f} %."
@@ -141,12 +142,18 @@ def _learned(found: ModelNumbers) -> list[Section]:
     chosen, column = found.metrics["chosen"], f"validation_{found.measure}"
     named = f"validation {MAIN[found.measure]}"
     if strengths := chosen.get("strengths"):
-        rows = [[f"{row['strength']:g}", f"{100 * row[column]:.1f}"] for row in strengths]
+        rows = [[f"{row['strength']:.3g}", f"{100 * row[column]:.1f}"] for row in strengths]
         best = next(place for place, row in enumerate(strengths) if row["strength"] == chosen["strength"])
         alt = (
             "The head was fitted to its optimum, without epochs; its L2 strength is the best one on validation images."
         )
-        return [Section("How the head was chosen", alt, [html_table(["C", f"{named}, %"], rows, strong=best)])]
+        return [
+            Section(
+                "How the head was chosen",
+                alt,
+                [html_table(["C (a larger one is weaker)", f"{named}, %"], rows, strong=best)],
+            )
+        ]
     epochs = chosen.get("epochs")
     if not epochs:
         return []

@@ -8,7 +8,7 @@ from patchcast.classification.classifier_export import export_classifier
 from patchcast.classification.classifier_folder import is_fine_tuned
 from patchcast.data.names import printable
 from patchcast.files import unfinished_folder
-from patchcast.interop.card import Prepared, write_card, write_weights_card
+from patchcast.interop.card import Preparation, write_card, write_weights_card
 from patchcast.interop.export_formats import default_format, images_of_noise, write_encoder
 from patchcast.interop.graph import save_onnx, save_torch
 from patchcast.interop.timm_weights import save_pretrained
@@ -52,7 +52,7 @@ def write_other_weights(words: str, out: Path, *, to: str, where: str) -> None:
     """
     network = open_network(words)
     backbone = network.backbone
-    prepared = Prepared(network.size, backbone.channels, network.mean, network.std, network.squash)
+    prepared = Preparation(network.size, backbone.channels, network.mean, network.std, network.squash)
     if to == "timm":
         save_pretrained(
             backbone.model,

@@ -48,7 +48,7 @@ from patchcast.training.progress import duration
 from patchcast.views import Attend
 
 PICTURES, SAMPLES = 6, 24
-TABLE = ".parquet"
+COMPARED = ".parquet"
 """What `patchcast compare` writes."""
 LINE = 110  # maximum number of letters of a command on one line
 NETWORK_ROWS = {OURS: "this run"}
@@ -102,9 +102,9 @@ def report(runs: Sequence[Path], *, out: Path | None = None, data: str | None = 
     Raises:
         ValueError: if a folder holds no run, or one that has no weights yet, or a table is none of `compare`'s.
     """
-    tables = [file for file in runs if file.suffix == TABLE]
-    models = [read_model(folder) for folder in runs if folder.suffix != TABLE and is_model(folder)]
-    found = [numbers_of(run) for run in runs if run.suffix != TABLE and not is_model(run)]
+    tables = [file for file in runs if file.suffix == COMPARED]
+    models = [read_model(folder) for folder in runs if folder.suffix != COMPARED and is_model(folder)]
+    found = [numbers_of(run) for run in runs if run.suffix != COMPARED and not is_model(run)]
     alone = [one.folder for one in models] + [one.run.folder for one in found]
     is_alone = len(runs) == 1 and bool(alone)
     out = check_writable(out or (alone[0] / "report.html" if is_alone else Path("report.html")))

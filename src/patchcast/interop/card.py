@@ -83,7 +83,7 @@ def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) 
     write_text(out / "README.md", visible(str(card), besides="\n\t"))
 
 
-def write_weights_card(name: str, backbone: Backbone, prepared: Prepared, out: Path, *, to: str, where: str) -> None:
+def write_weights_card(name: str, backbone: Backbone, prepared: Preparation, out: Path, *, to: str, where: str) -> None:
     """Write README.md for weights that were not trained here: what they are and how to load them.
 
     Args:
@@ -152,7 +152,7 @@ def command(recipe: Recipe) -> str:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Preparation:
     """How an image becomes what an exported network sees."""
 
     size: tuple[int, int]
@@ -165,7 +165,7 @@ class Prepared:
 def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, where: str) -> str:
     """Python that loads the exported weights and computes the embedding of an image file, `photo.jpg`."""
     squash = recipe.crop_mode == "squash"
-    prepared = Prepared(_image_size(recipe, to), recipe.channels, recipe.mean, recipe.std, squash)
+    prepared = Preparation(_image_size(recipe, to), recipe.channels, recipe.mean, recipe.std, squash)
     return loading_of(backbone, prepared, to="imagegpt" if _is_palette(to, method) else to, where=where)
 
 
@@ -173,7 +173,7 @@ def _is_palette(to: str, method: Method) -> bool:
     return to == "transformers" and method.codes == "colors"
 
 
-def loading_of(backbone: Backbone, prepared: Prepared, *, to: str, where: str) -> str:
+def loading_of(backbone: Backbone, prepared: Preparation, *, to: str, where: str) -> str:
     """As `loading`, of any network."""
     place, name = where.split(":", 1)
     is_download = place == "hf-hub" and to in FILES

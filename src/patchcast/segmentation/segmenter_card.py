@@ -25,7 +25,7 @@ segmenter = open_segmenter("FOLDER")
 image = pil_to_tensor(Image.open("photo.jpg").convert(MODE))
 mask = segmenter.probabilities(image).argmax(dim=0)
 print({name: round(float((mask == place).double().mean()), 3) for place, name in enumerate(segmenter.names)})"""
-HEAD = """\
+CODE_HEAD = """\
 import json
 
 import numpy as np
@@ -43,14 +43,14 @@ def normalized(image):
     return ((pixels - about["mean"]) / about["std"]).transpose(2, 0, 1)[None].astype(np.float32)
 
 """
-WHOLE = """
+PREDICT_WHOLE = """
 def predict(image):
     small = run(normalized(image.resize((width, height), Image.Resampling.BICUBIC)))[0]
     maps = [Image.fromarray(one).resize(image.size, Image.Resampling.BILINEAR) for one in small]
     return np.stack([np.asarray(one) for one in maps])
 
 """
-TILED = """
+PREDICT_TILED = """
 def starts(whole, one):
     return sorted({*range(0, whole - one, max(1, one // 2)), whole - one})
 
@@ -66,7 +66,7 @@ def predict(image):
     return (total / total.sum(axis=0))[:, : image.height, : image.width]
 
 """
-TAIL = """
+CODE_TAIL = """
 image = Image.open("photo.jpg").convert(MODE)
 mask = predict(image).argmax(axis=0)
 Image.fromarray(mask.astype(np.uint8)).save("mask.png")
@@ -95,7 +95,11 @@ def segmenter_code(to: str, *, tiled: bool) -> str:
     True
     """
     library, model = RUNNERS[to]
-    return HEAD.replace("LIBRARY", library).replace("MODEL", model) + (TILED if tiled else WHOLE) + TAIL
+    return (
+        CODE_HEAD.replace("LIBRARY", library).replace("MODEL", model)
+        + (PREDICT_TILED if tiled else PREDICT_WHOLE)
+        + CODE_TAIL
+    )
 
 
 def write_segmenter_card(

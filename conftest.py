@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ torch.set_num_threads(1)  # the suite runs in two processes; threads that wait f
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def few_digits() -> Iterator[None]:
+    """For modules of small runs: `pytestmark = pytest.mark.usefixtures("few_digits")`."""
+    from tests import few
+
+    with few.few_digits():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ def test_without_a_gpu_it_says_so() -> None:
     assert bench().strip() == "bench-gpu measures on a GPU, and torch sees none here: nothing was measured."
 
 
+@pytest.mark.slow  # it compiles four networks
 def test_the_whole_path(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     said = bench("--device", "cpu", "--quick", "--out", str(out))

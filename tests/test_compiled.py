@@ -14,8 +14,8 @@ import pytest
 from tests.backbones.zoo import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
-FEW = ["vit_tiny_patch16_dinov3_qkvb", "hiera_tiny_224"]
-"""A transformer with rotary positions, and one that drops its units in groups."""
+FEW = ["hiera_tiny_224"]
+"""It drops its units in groups; AIM is over a plain transformer."""
 
 
 def compile_all(checks: list[str]) -> None:
@@ -27,9 +27,9 @@ def compile_all(checks: list[str]) -> None:
 
 def test_compile() -> None:
     backbones = [f"backbone:{name}" for name in FEW if name in NAMES]
-    compile_all([*backbones, "tiles:plain", "pretrainer:aim", "pretrainer:simmim"])
+    compile_all([*backbones, "pretrainer:aim"])
 
 
 @pytest.mark.slow
 def test_compile_every_class() -> None:
-    compile_all([*(f"backbone:{name}" for name in NAMES), "tiles:plain", "tiles:rotary"])
+    compile_all([*(f"backbone:{name}" for name in NAMES), "tiles:plain", "tiles:rotary", "pretrainer:simmim"])

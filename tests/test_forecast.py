@@ -21,6 +21,8 @@ from patchcast.runs.run import start_run
 from patchcast.runs.speed import Choice, Rehearsal
 from patchcast.training import loop
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 FASTER = Choice(1.39, "", "a processor", "explicit")
 
 
@@ -108,7 +110,7 @@ def test_minutes_decide_steps_and_what_follows(tmp_path: Path, monkeypatch: pyte
     run, forecast = foresee(start_run(asked), asked)
     assert run.recipe.steps == forecast.steps == 750  # 120 s / 0.16 s
     assert (run.recipe.eval_every, run.recipe.checkpoint_every) == (75, 75)
-    assert run.recipe.epochs == round(750 * 16 / 1437, 2)
+    assert run.recipe.epochs == round(750 * 16 / 288, 2)
     assert run.pretrainer.target.steps == 750
     monkeypatch.setattr(Rehearsal, "evaluation_seconds", lambda *_: 100.0)  # ten would leave nothing
     few, forecast = foresee(start_run(asked), asked)

@@ -16,6 +16,8 @@ from patchcast.runs import speed
 from patchcast.runs.run import Run, start_run
 from patchcast.runs.speed import Choice, Rehearsal
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 FASTER = Choice(1.39, "", "a processor")
 
 

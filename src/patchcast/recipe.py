@@ -165,7 +165,7 @@ class Recipe:
         accumulate: number of micro-batches in which each device computes its part of a batch.
         compile: compile the model with torch.compile, which takes a minute at the start.
         checkpointing: recompute the activations of blocks instead of storing them: slower, with less memory.
-        overwrite: throw away the run that is in out. Without it, the same command resumes that run.
+        overwrite: throw away the run that is in out. The same command resumes what it began until that is finished.
     """
 
     method: str = field(metadata={"names": (*METHOD_NAMES, AUTO)})

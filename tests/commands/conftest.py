@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from patchcast.cli import main
+from tests.few import few_digits
 
-# Evaluated once, at the end: that takes longer than the steps; and normalized by what would be measured.
+# Evaluated and saved once, at the end: that takes longer than the steps; and normalized by what would be measured.
 TINY = [
     *("--model", "test_vit", "--data", "digits", "--workers", "0"),
-    *("--steps", "4", "--batch_size", "16", "--eval_every", "4", "--mean", "0.3", "--std", "0.4"),
+    *("--steps", "4", "--batch_size", "16", "--eval_every", "4", "--checkpoint_every", "4"),
+    *("--mean", "0.3", "--std", "0.4"),
 ]
 SMALL_MAE = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
 
@@ -18,10 +20,15 @@ SMALL_MAE = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small run, made once; what commands add to it is in the way of none."""
     out = tmp_path_factory.mktemp("runs") / "mae"
-    with pytest.MonkeyPatch.context() as patch:
+    with few_digits(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         assert main(["pretrain", *SMALL_MAE, *TINY, "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_runs(few_digits: None) -> None:
+    """On few digits, in every module of this folder."""
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from safetensors.torch import load_file
 from patchcast.arguments import fields_of
 from patchcast.backbones.capabilities import METHOD_NAMES
 from patchcast.cli import COMMANDS, main
-from patchcast.honesty import examine
+from patchcast.honesty import _ways, examine
 from patchcast.methods import METHODS
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.run import open_run, start_run
@@ -168,7 +170,7 @@ def test_sizes_follow_the_model_and_the_data(
 ) -> None:
     for i in range(3):
         Image.fromarray(np.full((*data_size, 3), i, dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    recipe = Recipe(method="mae", model=model, data=str(tmp_path), out=tmp_path / "run")
+    recipe = Recipe(method="mae", model=model, data=str(tmp_path), out=tmp_path / "run", model_args={"depth": 1})
     resolved = start_run(recipe).recipe
     assert (resolved.image_size, resolved.patch_size) == (image_size, patch_size)
 
@@ -260,6 +262,8 @@ def test_check_says_that_a_recipe_is_honest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("patchcast.commands.check.examine", partial(examine, limit=4, seconds=1.0))  # not 20
+    # Compiling with the shape checks of the tests takes ten times as long as all the rest; test_honesty.py does it.
+    monkeypatch.setattr("patchcast.honesty._ways", lambda pretrainer: islice(_ways(pretrainer), 3))
     recipe = Recipe(
         method="aim", model="test_vit", data="digits", out=tmp_path / "run", image_size=(16, 16), patch_size=4,
         model_args={"depth": 1}, method_args={"head_depth": 0, "normalize": False},
@@ -272,16 +276,16 @@ def test_check_says_that_a_recipe_is_honest(
 
 
 def test_aim_on_raw_pixels_completes_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["pretrain", "--method", "aim", *TINY, "--no_pictures"]
-    for name, options in (("raw", '{"head_depth": 1, "normalize": false}'), ("normalized", '{"head_depth": 1}')):
-        assert main([*small, "--method_args", options, "--out", str(tmp_path / name)]) == 0
+    raw, normalized = tmp_path / "raw", tmp_path / "normalized"
+    options = ["--method_args", '{"head_depth": 1, "normalize": false}', "--no_pictures"]
+    assert main(["pretrain", "--method", "aim", *TINY, *options, "--out", str(raw)]) == 0
+    config = (shutil.copytree(raw, normalized) / "config.yaml").read_text()
+    (normalized / "config.yaml").write_text(config.replace("normalize: false", "normalize: true"))
     out = tmp_path / "completed.png"
-    assert main(["complete", str(tmp_path / "raw"), "--count", "2", "--prefix", "4", "--out", str(out)]) == 0
+    assert main(["complete", str(raw), "--count", "2", "--prefix", "4", "--out", str(out)]) == 0
     with Image.open(out) as picture:
         assert len(set(np.asarray(picture.convert("L")).ravel().tolist())) > 20, "the picture is blank"
     capsys.readouterr()
-    assert "normalize=False" in fails(capsys, "complete", str(tmp_path / "normalized"))
-    assert "takes no temperature" in fails(capsys, "complete", str(tmp_path / "raw"), "--top_k", "3")
-    assert "needs a prefix of 1 to 16 units; got 17" in fails(
-        capsys, "complete", str(tmp_path / "raw"), "--prefix", "17"
-    )
+    assert "normalize=False" in fails(capsys, "complete", str(normalized))
+    assert "takes no temperature" in fails(capsys, "complete", str(raw), "--top_k", "3")
+    assert "needs a prefix of 1 to 16 units; got 17" in fails(capsys, "complete", str(raw), "--prefix", "17")

@@ -19,7 +19,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two methods from one start, and one of them with another seed."""
     folder = tmp_path_factory.mktemp("runs")
     tiny = ["--model", "test_vit", "--data", "digits", "--steps", "2", "--batch_size", "16", "--workers", "0"]
-    tiny += ["--eval_every", "2", "--no_pictures", "--mean", "0.3", "--std", "0.4", "--model_args.depth", "2"]
+    tiny += ["--eval_every", "2", "--checkpoint_every", "2", "--no_pictures", "--mean", "0.3", "--std", "0.4"]
+    tiny += ["--model_args", '{"depth": 2, "embed_dim": 32, "num_heads": 2}']
     mae = ["--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}']
     assert main(["pretrain", *mae, *tiny, "--out", str(folder / "mae")]) == 0
     assert (
@@ -33,7 +34,9 @@ def test_one_table_in_which_what_is_shared_stands_once(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "table.parquet"
-    options = {"data": None, "out": out, "per_class": [2], "draws": 2, "limit": 60}
+    rates = RATES[::2]
+    monkeypatch.setattr("patchcast.commands.compare.RATES", rates)
+    options = {"data": None, "out": out, "per_class": [2], "draws": 2, "limit": 100}
     rows = compare(runs, **options)
     kinds = [(row.run.name, row.kind) for row in rows]
     assert kinds == [
@@ -51,12 +54,12 @@ def test_one_table_in_which_what_is_shared_stands_once(
     assert found[6]["over_untrained"] == pytest.approx(found[6]["linear"] - untrained["linear"])
     assert untrained["over_untrained"] is None
     assert supervised["steps"] == 2
-    assert supervised["lr"] in RATES
+    assert supervised["lr"] in rates
     assert 0 <= supervised["own_classifier"] <= 1
     assert pixels["rankme"] is None
     assert pixels["few_2"] > 0.2, "ten classes"
-    assert ours["train_images"] == 60
-    assert ours["test_images"] == 360
+    assert ours["train_images"] == 100
+    assert ours["test_images"] == 72
 
     def trains(*_: object, **__: object) -> None:
         raise AssertionError("the supervised run was kept, and is not to be trained again")

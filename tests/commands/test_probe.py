@@ -127,7 +127,7 @@ def test_limits_and_splits_are_drawn_alike_every_time() -> None:
     first, again = (open_labeled("digits", channels=1, limit=50) for _ in range(2))
     assert first.train.positions.tolist() == again.train.positions.tolist()
     assert len(first.train) == 50
-    assert len(first.test) == 360
+    assert len(first.test) == 72
     assert first.classes == 10
     assert first.train[3].label == labels_of(first.train)[3]
 

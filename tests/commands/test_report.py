@@ -19,7 +19,7 @@ from patchcast.report import Curve, Section, Tile, definitions, html_table, line
 from patchcast.report.charts import ticks
 
 TINY = ["--model", "test_vit", "--data", "digits", "--steps", "4", "--batch_size", "16", "--workers", "0"]
-TINY += ["--eval_every", "2", "--mean", "0.3", "--std", "0.4"]
+TINY += ["--eval_every", "2", "--checkpoint_every", "4", "--mean", "0.3", "--std", "0.4"]
 NEVER_CLOSED = {"meta", "img", "line", "br"}
 
 
@@ -124,6 +124,7 @@ def test_samples_and_completions(method: str, tmp_path: Path) -> None:
     }
     run = tmp_path / method
     base = ["pretrain", "--method", method, "--data", "digits", "--steps", "2", "--batch_size", "16", "--workers", "0"]
+    base += ["--eval_every", "2", "--checkpoint_every", "2"]
     assert main([*base, *options[method], "--out", str(run)]) == 0
     assert main(["report", str(run)]) == 0
     text = (run / "report.html").read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ from patchcast.runs.run_folder import located_data
 
 MODEL = ["--model", "test_vit", "--model_args", '{"depth": 1, "embed_dim": 32, "num_heads": 2}']
 MAE = ["pretrain", "--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}', *MODEL]
-SHORT = ["--steps", "2", "--batch_size", "8", "--workers", "0", "--eval_every", "2"]
+SHORT = ["--steps", "2", "--batch_size", "8", "--workers", "0", "--eval_every", "2", "--checkpoint_every", "2"]
 
 
 def write_images(folder: Path, counts: dict[str, int]) -> Path:
@@ -332,7 +332,12 @@ WRITTEN_LAST = ("pretrainer.safetensors", "model.safetensors", "config.json", "r
 """In their order; metrics.json follows."""
 
 
-@pytest.mark.parametrize("left", range(len(WRITTEN_LAST) + 1))
+ENDS = (0, 3, len(WRITTEN_LAST))
+
+
+@pytest.mark.parametrize(
+    "left", [pytest.param(n, marks=[] if n in ENDS else pytest.mark.slow) for n in range(len(WRITTEN_LAST) + 1)]
+)
 def test_a_run_killed_while_it_finishes_is_finished_by_the_same_command(
     left: int, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +19,12 @@ from patchcast.methods import mae
 from patchcast.recipe import Resolved
 from patchcast.runs.run import open_run, start_run
 from patchcast.starts import load_start
+from patchcast.training import loop
 from patchcast.training.average import Average
 from patchcast.training.optimization import Optimization, freeze_blocks, layer_numbers, make_optimizer
 from patchcast.training.probing import BelowStartWarning, fallen
 from patchcast.training.sharding import whole
-from tests.starts.test_started_runs import ARGS, pretrain, recipe, weights
-
-
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+from tests.starts.test_started_runs import ARGS, AT_THE_END, OPTIONS, pretrain, recipe, weights
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -33,15 +32,14 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_started_run_has_defaults_of_its_own(tmp_path: Path) -> None:
+def test_a_started_run_has_defaults_of_its_own(first: Path, tmp_path: Path) -> None:
     file, _ = weights(tmp_path / "theirs")
     fresh = start_run(recipe(tmp_path / "fresh", steps=20)).recipe
     assert (fresh.layer_decay, fresh.freeze_first, fresh.ema) == (1.0, 0, 0.0)
     started = start_run(recipe(tmp_path / "started", start=str(file), steps=20)).recipe
     assert started.lr == fresh.lr / 4
     assert (started.layer_decay, started.freeze_first, started.ema) == (0.75, 2, 0.999)
-    assert pretrain(tmp_path / "first") == 0
-    same = start_run(recipe(tmp_path / "same", start=str(tmp_path / "first"), model_args={}, steps=20)).recipe
+    same = start_run(recipe(tmp_path / "same", start=str(first), model_args={}, steps=20)).recipe
     assert same.freeze_first == 0, "its decoder came along"
     with pytest.raises(ValueError, match="freeze_first=20 freezes the backbone in all 20 steps"):
         start_run(recipe(tmp_path / "never", start=str(file), steps=20, freeze_first=20))
@@ -83,6 +81,7 @@ def test_layers_of_tiles_and_of_imagegpt_are_known() -> None:
 def test_the_backbone_waits_and_frozen_blocks_stay(tmp_path: Path) -> None:
     file, _ = weights(tmp_path / "theirs", depth=2)
     words = ("--start", str(file), "--model", "test_vit", "--model_args", '{"depth": 2}', "--ema", "0")
+    words = (*words, "--probe_data", "none")
     before = start_run(recipe(tmp_path / "run", start=str(file), model_args={"depth": 2})).pretrainer.state_dict()
     assert pretrain(tmp_path / "a", *words, "--freeze_first", "2", "--checkpoint_every", "1", steps=3) == 0
     waited = torch.load(tmp_path / "a" / "checkpoints" / "step=2.ckpt", weights_only=True)["state_dict"]
@@ -195,7 +194,7 @@ def test_what_may_be_chance_is_not_warned_of() -> None:
 
 def test_a_run_is_continued_with_more_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, _ = weights(tmp_path / "theirs")
-    every = ("--checkpoint_every", "2", "--eval_every", "2", "--start", str(file))
+    every = ("--checkpoint_every", "2", "--eval_every", "2", "--start", str(file), "--probe_data", "none")
     for name in ("whole", "stopped"):
         assert pretrain(tmp_path / name, *every, steps=4) == 0
         finished = load_file(tmp_path / name / "pretrainer.safetensors")
@@ -217,7 +216,7 @@ def test_a_run_is_continued_with_more_steps(tmp_path: Path, capsys: pytest.Captu
     assert [row["step"] for row in rows(tmp_path / "whole") if row["eval_loss"]] == ["2", "4", "6", "8"]
     config = Resolved.load(tmp_path / "whole" / "config.yaml")
     assert (config.steps, config.freeze_first) == (8, 0)
-    assert main(["pretrain", "--out", str(tmp_path / "whole"), "--epochs", "0.12"]) == 0
+    assert main(["pretrain", "--out", str(tmp_path / "whole"), "--epochs", "0.6"]) == 0
     assert Resolved.load(tmp_path / "whole" / "config.yaml").steps > 8
     for words, sentence in {
         ("--steps", "3"): "give more with --steps to continue it (got 3)",
@@ -245,28 +244,46 @@ def test_resume_start_and_overwrite_are_three_things(tmp_path: Path, capsys: pyt
     assert pretrain(run, "--overwrite", "--model", "test_vit", "--method_args", '{"mask_ratio": 1.5}') == 2
     assert (run / "pretrainer.safetensors").read_bytes() == before, "a refused command leaves the run"
     assert pretrain(run, "--overwrite", "--seed", "3") == 0
-    assert "Without --overwrite, the same command resumes this run." in " ".join(capsys.readouterr().out.split())
     assert not (run / "notes.txt").exists()
     config = Resolved.load(run / "config.yaml")
     assert (config.seed, config.overwrite) == (3, False)
     assert pretrain(tmp_path / "new", "--overwrite") == 0, "nothing to throw away"
 
 
-def test_the_model_follows_from_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert pretrain(tmp_path / "first") == 0
-    words = [
-        "pretrain",
-        "--method",
-        "simmim",
-        "--data",
-        "digits",
-        "--steps",
-        "2",
-        "--batch_size",
-        "16",
-        "--no_pictures",
-    ]
-    assert main([*words, "--workers", "0", "--start", str(tmp_path / "first"), "--out", str(tmp_path / "run")]) == 0
+def test_overwrite_typed_again_resumes_what_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    every = ("--checkpoint_every", "2", "--overwrite")
+    assert pretrain(run, "--seed", "3") == 0
+    shape = loop.warmup_cosine
+
+    def stopping(step: int, **how: Any) -> float:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return shape(step, **how)
+
+    monkeypatch.setattr(loop, "warmup_cosine", stopping)
+    assert pretrain(run, *every, steps=6) == 143
+    assert "the same command resumes there" in capsys.readouterr().err
+    monkeypatch.undo()
+    (run / "notes.txt").write_text("mine")
+    assert pretrain(run, *every, steps=6) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "was begun by this command and has not finished: nothing is thrown away" in shown
+    assert "Resuming the run in" in shown
+    assert (run / "notes.txt").exists()
+    assert pretrain(run, *every, steps=6) == 0, "it is finished, and thrown away"
+    assert not (run / "notes.txt").exists()
+    (run / "metrics.json").unlink()
+    (run / "notes.txt").write_text("mine")
+    assert pretrain(run, *every, "--seed", "4", steps=6) == 0, "another command"
+    assert not (run / "notes.txt").exists()
+
+
+def test_the_model_follows_from_the_weights(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pretrain", "--method", "simmim", *OPTIONS, *AT_THE_END, "--steps", "2"]
+    assert main([*words, "--start", str(first), "--out", str(tmp_path / "run")]) == 0
     config = Resolved.load(tmp_path / "run" / "config.yaml")
     assert (config.model, config.model_args) == ("test_vit", ARGS)
     torch.save({"weight": torch.zeros(3)}, tmp_path / "strange.pth")

@@ -23,17 +23,14 @@ from tests.peers import wake
 
 ARGS = {"depth": 1}
 OPTIONS = ("--data", "digits", "--batch_size", "16", "--no_pictures", "--workers", "0")
-
-
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+AT_THE_END = ("--eval_every", "1000", "--checkpoint_every", "1000")
+"""Evaluated and saved once."""
 
 
 def weights(folder: Path, **changes: Any) -> tuple[Path, Any]:
     """A file of an RGB vision transformer with patches of 4 pixels, all of its weights unlike initial ones."""
     torch.manual_seed(1)
-    vit = wake(timm.create_model("test_vit", **{"img_size": 32, "patch_size": 4, **ARGS, **changes})).eval()
+    vit = wake(timm.create_model("test_vit", **{"img_size": 16, "patch_size": 4, **ARGS, **changes})).eval()
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"model": vit.state_dict()}, folder / "weights.pth")
     return folder / "weights.pth", vit
@@ -41,7 +38,19 @@ def weights(folder: Path, **changes: Any) -> tuple[Path, Any]:
 
 def pretrain(out: Path, *options: str, method: str = "mae", steps: int = 2) -> int:
     model = [] if "--model" in options else ["--model", "test_vit", "--model_args", json.dumps(ARGS)]
-    words = ["pretrain", "--method", method, *model, *OPTIONS, "--out", str(out), "--steps", str(steps), *options]
+    words = [
+        "pretrain",
+        "--method",
+        method,
+        *model,
+        *OPTIONS,
+        *AT_THE_END,
+        "--out",
+        str(out),
+        "--steps",
+        str(steps),
+        *options,
+    ]
     return main(words)
 
 
@@ -50,7 +59,7 @@ def recipe(out: Path, **options: Any) -> Recipe:
 
 
 def test_a_run_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, vit = weights(tmp_path / "theirs")
+    file, vit = weights(tmp_path / "theirs", img_size=32)
     run = start_run(recipe(tmp_path / "run", start=str(file)))
     assert run.recipe.patch_size == 4, "weights keep their patch"
     assert run.recipe.image_size == (32, 32), "and their image size: digits are enlarged"
@@ -58,7 +67,7 @@ def test_a_run_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     own, theirs = run.pretrainer.backbone.model.state_dict(), vit.state_dict()
     assert torch.equal(own["blocks.0.attn.qkv.weight"], theirs["blocks.0.attn.qkv.weight"])
     torch.testing.assert_close(own["patch_embed.proj.weight"], theirs["patch_embed.proj.weight"].sum(1, keepdim=True))
-    assert pretrain(tmp_path / "run", "--start", str(file), "--image_size", "28") == 0
+    assert pretrain(tmp_path / "run", "--start", str(file), "--image_size", "28", "--probe_data", "none") == 0
     shown = capsys.readouterr().out
     assert "resampled  pos_embed (1, 65, 64) to (1, 50, 64)" in shown
     assert "left out   head (2 tensors)" in shown
@@ -70,7 +79,7 @@ def test_a_run_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_trained_run_opens_without_its_start(tmp_path: Path) -> None:
     file, _ = weights(tmp_path / "theirs")
-    assert pretrain(tmp_path / "run", "--start", str(file)) == 0
+    assert pretrain(tmp_path / "run", "--start", str(file), "--probe_data", "none") == 0
     before = open_run(tmp_path / "run").untrained().state_dict()
     again = start_run(recipe(tmp_path / "other", start=str(file))).pretrainer.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in before.items())
@@ -88,7 +97,7 @@ def test_a_trained_run_opens_without_its_start(tmp_path: Path) -> None:
 def test_a_run_resumes_without_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, _ = weights(tmp_path / "theirs")
     monkeypatch.chdir(tmp_path)
-    words = ("--start", "theirs/weights.pth", "--checkpoint_every", "2")
+    words = ("--start", "theirs/weights.pth", "--checkpoint_every", "2", "--probe_data", "none")
     assert pretrain(tmp_path / "whole", *words, steps=4) == 0
     assert pretrain(tmp_path / "run", *words, steps=4) == 0
     whole = load_file(tmp_path / "run" / "pretrainer.safetensors")
@@ -101,16 +110,15 @@ def test_a_run_resumes_without_its_start(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-def test_a_run_from_a_run_takes_encoder_and_decoder(tmp_path: Path) -> None:
-    assert pretrain(tmp_path / "first") == 0
-    first = open_run(tmp_path / "first").pretrainer.state_dict()
-    run = start_run(recipe(tmp_path / "second", start=str(tmp_path / "first"), model_args={}, seed=5))
+def test_a_run_from_a_run_takes_encoder_and_decoder(first: Path, tmp_path: Path) -> None:
+    theirs = open_run(first).pretrainer.state_dict()
+    run = start_run(recipe(tmp_path / "second", start=str(first), model_args={}, seed=5))
     assert run.recipe.model_args == ARGS, "the start's"
-    differing = [name for name, value in run.pretrainer.state_dict().items() if not torch.equal(value, first[name])]
+    differing = [name for name, value in run.pretrainer.state_dict().items() if not torch.equal(value, theirs[name])]
     assert differing == ["backbone.model.head.weight"]
     assert run.fitted is not None
     assert run.fitted.new == []
-    other = start_run(recipe(tmp_path / "third", start=str(tmp_path / "first"), method_args={"decoder_depth": 2}))
+    other = start_run(recipe(tmp_path / "third", start=str(first), method_args={"decoder_depth": 2}))
     assert other.fitted is not None
     assert all(name.startswith("predictor.") for name in other.fitted.new)
 
@@ -128,27 +136,28 @@ def test_ijepas_teacher_is_loaded_and_counts_from_zero(tmp_path: Path) -> None:
     assert state["target.step"] == 0
 
 
-def test_an_imagegpt_run_from_a_run_keeps_its_palette(tmp_path: Path) -> None:
-    network = {"depth": 1, "width": 16, "heads": 2}
-    words = ("--model", "imagegpt", "--model_args", json.dumps(network), "--codes", "8")
-    assert pretrain(tmp_path / "first", *words, method="imagegpt") == 0
-    first = open_run(tmp_path / "first")
-    run = start_run(
-        Recipe("imagegpt", "imagegpt", "digits", tmp_path / "b", start=str(tmp_path / "first"), steps=2, seed=3)
-    )
+@pytest.fixture(scope="module")
+def imagegpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run of ImageGPT."""
+    out = tmp_path_factory.mktemp("first") / "imagegpt"
+    words = ("--model", "imagegpt", "--model_args", '{"depth": 1, "width": 16, "heads": 2}', "--codes", "8")
+    assert pretrain(out, *words, method="imagegpt") == 0
+    return out
+
+
+def test_an_imagegpt_run_from_a_run_keeps_its_palette(imagegpt: Path, tmp_path: Path) -> None:
+    first = open_run(imagegpt)
+    run = start_run(Recipe("imagegpt", "imagegpt", "digits", tmp_path / "b", start=str(imagegpt), steps=2, seed=3))
     assert torch.equal(run.tokenizer.colors, first.tokenizer.colors)  # type: ignore[union-attr]
     theirs = first.pretrainer.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in run.pretrainer.state_dict().items())
 
 
-def test_transformers_imagegpt_is_a_start(tmp_path: Path) -> None:
-    words = ("--model", "imagegpt", "--model_args", '{"depth": 1, "width": 16, "heads": 2}', "--codes", "8")
-    assert pretrain(tmp_path / "first", *words, method="imagegpt") == 0
-    assert main(["export", str(tmp_path / "first"), "--out", str(tmp_path / "folder"), "--to", "transformers"]) == 0
-    run = start_run(
-        Recipe("imagegpt", "imagegpt", "digits", tmp_path / "b", start=str(tmp_path / "folder"), steps=2, seed=3)
-    )
-    theirs = open_run(tmp_path / "first").pretrainer.state_dict()
+def test_transformers_imagegpt_is_a_start(imagegpt: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    assert main(["export", str(imagegpt), "--out", str(folder), "--to", "transformers"]) == 0
+    run = start_run(Recipe("imagegpt", "imagegpt", "digits", tmp_path / "b", start=str(folder), steps=2, seed=3))
+    theirs = open_run(imagegpt).pretrainer.state_dict()
     for name, value in run.pretrainer.state_dict().items():
         torch.testing.assert_close(value, theirs[name], msg=name)
 

@@ -57,10 +57,10 @@ def ranks(arguments: list[str], world: int, out: Path) -> None:
 
 
 def processes(arguments: list[str]) -> None:
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     told = subprocess.run(
-        [sys.executable, "-m", "patchcast", *arguments], env=environment, capture_output=True, text=True, timeout=1800
+        [sys.executable, "-m", "tests.few", *arguments], env=environment, capture_output=True, text=True, timeout=1800
     )
     assert told.returncode == 0, told.stderr[-3000:]
     assert told.stdout.count("Done in ") == 1, "one process of them tells how it went"
@@ -102,7 +102,7 @@ def test_two_processes(method: str, how: str, tmp_path: Path) -> None:
     for metric in ("knn_accuracy", "linear_accuracy"):
         (steps, mine), (theirs_steps, theirs) = (curve(out / "metrics.csv", metric) for out in (alone, together))
         assert steps == theirs_steps == [3, 6]
-        assert mine == pytest.approx(theirs, abs=0.02), "a few images of 360 may lie on the border"
+        assert mine == pytest.approx(theirs, abs=0.03), "two images of 72 may lie on the border"
     pictures = [sorted(each.name for each in out.glob("images/*")) for out in (alone, together)]
     assert pictures[0] == pictures[1] == ([] if method == "ijepa" else ["step=3.png", "step=6.png"])
 

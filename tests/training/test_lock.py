@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from patchcast.runs.run_folder import holds_run
 from patchcast.training.lock import LOCK, locked
-
-HOLD = """
-import sys
-from pathlib import Path
-from patchcast.runs.run_folder import holds_run
-from patchcast.training.lock import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+from tests.forked import Forked, fork
 
 
-def hold(out: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+def hold(run: Path, letting_go: Path) -> Forked:
+    """A process that holds the lock of a run until there is another file."""
+
+    def work() -> None:
+        with locked(run):
+            print("held")
+            while not letting_go.exists():
+                time.sleep(0.01)
+
+    process = fork(work, run.with_suffix(".txt"))
+    process.until(lambda: process.printed.exists() and process.printed.read_text())
     return process
 
 
-def test_the_second_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
-    process = hold(tmp_path)
-    with pytest.raises(ValueError, match=rf"^process {process.pid} on .* is training the run in "), locked(tmp_path):
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def test_the_second_is_refused_until_the_first_has_ended(run: Path, tmp_path: Path) -> None:
+    process = hold(run, tmp_path / "go")
+    with pytest.raises(ValueError, match=rf"^process {process.pid} on .* is training the run in "), locked(run):
         pass
-    process.communicate()
-    assert not (tmp_path / LOCK).exists()
-    with locked(tmp_path):
+    (tmp_path / "go").touch()
+    assert process.wait() == (0, "held\n")
+    assert not (run / LOCK).exists()
+    with locked(run):
         pass
 
 
-def test_a_dead_holder_holds_nothing(tmp_path: Path) -> None:
-    process = hold(tmp_path)
+def test_a_dead_holder_holds_nothing(run: Path, tmp_path: Path) -> None:
+    process = hold(run, tmp_path / "go")
     process.kill()
-    process.communicate()
-    assert (tmp_path / LOCK).exists()
-    with locked(tmp_path):
+    process.wait()
+    assert (run / LOCK).exists()
+    with locked(run):
         pass
 
 

@@ -31,7 +31,7 @@ from tests.forked import fork
 from tests.training.test_run import before_updates, killed_at, run, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 150
+STEPS = 80
 MEASURED = ["--mean", "0.3", "--std", "0.4"]
 """Of the digits, which each run would measure again."""
 

@@ -37,7 +37,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_run_on_a_stream_is_killed_and_goes_on(source: str, tmp_path: Path) -> None:
     """Over the end of a window of 2,048 images, which holds the stream many times over."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    often = ["--steps", "150", "--batch_size", "16", "--checkpoint_every", "9", "--eval_every", "50"]
+    often = ["--steps", "75", "--batch_size", "32", "--checkpoint_every", "9", "--eval_every", "50"]
     command = [
         "pretrain",
         "--method",

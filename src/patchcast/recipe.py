@@ -55,7 +55,7 @@ other values of these, and a model card leaves them out."""
 MOST_BLOCKS = 1000
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("image_size", "tile_size", "patch_size", "channels", "steps", "batch_size"), AT_LEAST_1),
-    **dict.fromkeys(("max_pixels", "packed"), AT_LEAST_1),
+    **dict.fromkeys(("max_pixels", "packed", "teacher_size"), AT_LEAST_1),
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "devices", "nodes", "accumulate"), AT_LEAST_1),
     **dict.fromkeys(("epochs", "lr", "std", "minutes"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip", "workers"), NOT_NEGATIVE),
@@ -64,7 +64,7 @@ RANGES: dict[str, Range] = {
     "layer_decay": POSITIVE_SHARE,
     "codes": Range(2),
     "mean": ANY,
-    "start_bands": NOT_NEGATIVE,
+    **dict.fromkeys(("start_bands", "teacher_blocks"), NOT_NEGATIVE),
     "crop_scale": POSITIVE_SHARE,
     "seed": SEED,
 }
@@ -96,6 +96,11 @@ class Recipe:
         start_bands: which three of the images' channels, counted from 0, are red, green and blue, if the images have
             more channels than the start. Default: of 4 channels the first three; of others none, and the first layer
             starts from random weights.
+        teacher: a trained network whose features are predicted, by the same words as start: by distill instead of
+            pixels, by mae together with them. It is read from there again when the run is resumed. See docs/teacher.md.
+        teacher_blocks: whose outputs are predicted, counted from 0: stages, of a convolutional network. Default: the
+            teacher's final features.
+        teacher_size: height and width in pixels at which the teacher sees the images. Default: its own.
         freeze_first: optimizer steps in which the backbone is frozen and only the rest (decoder, predictor) is trained.
             Default: a tenth of the steps, if the run starts from weights without a decoder or predictor; else 0.
         freeze_blocks: number of blocks, from the first one, that are not trained, with the layers before them.
@@ -166,7 +171,7 @@ class Recipe:
         accumulate: number of micro-batches in which each device computes its part of a batch.
         compile: compile the model with torch.compile, which takes a minute at the start.
         checkpointing: recompute the activations of blocks instead of storing them: slower, with less memory.
-        overwrite: throw away the run that is in out. Without it, the same command resumes that run.
+        overwrite: throw away the run that is in out. The same command resumes what it began until that is finished.
     """
 
     method: str = field(metadata={"names": (*METHOD_NAMES, AUTO)})
@@ -178,6 +183,9 @@ class Recipe:
     pretrained: bool = False
     start: str | None = None
     start_bands: tuple[int, int, int] | None = None
+    teacher: str | None = None
+    teacher_blocks: tuple[int, ...] | None = None
+    teacher_size: int | None = None
     freeze_first: int | None = None
     freeze_blocks: int = 0
     layer_decay: float | None = None
@@ -333,7 +341,7 @@ class Recipe:
             raise ValueError(f"{file} is not a complete recipe: it has no {', '.join(missing)}")
         if isinstance(values.get("image_size"), int):
             values["image_size"] = [values["image_size"]] * 2
-        for name in ("image_size", "sizes", "mean", "std", "crop_scale", "betas", "start_bands"):
+        for name in ("image_size", "sizes", "mean", "std", "crop_scale", "betas", "start_bands", "teacher_blocks"):
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         for name in ("epochs", "minutes", "lr", "weight_decay", "warmup", "clip", "held_out", "layer_decay", "ema"):

@@ -35,7 +35,14 @@ from patchcast.runs.defaults import in_words
 from patchcast.runs.forecast import ASKS_FROM, Forecast, foresee, memory_in_words
 from patchcast.runs.results import after_start, better_average, held_out_images, write_results
 from patchcast.runs.run import Run, open_run, start_run
-from patchcast.runs.run_folder import BAD_IMAGES, claim, holds_run, save_weights
+from patchcast.runs.run_folder import (
+    BAD_IMAGES,
+    claim,
+    holds_run,
+    note_overwriting,
+    save_weights,
+    without_second_overwriting,
+)
 from patchcast.runs.speed import use_attention
 from patchcast.runs.starting import is_started, keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
@@ -73,6 +80,7 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     # In the first process; those of other devices only train.
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     console = Console(quiet=not is_first)
+    given, recipe = recipe, without_second_overwriting(recipe)
     run = start_run(recipe)
     check_loggers(run.recipe)
     if run.recipe.packed is not None:
@@ -94,7 +102,11 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     resuming = claim(run.recipe) if is_first else ""
     with locked(run.folder) if is_first else nullcontext():
         if is_first:
+            if recipe.overwrite:
+                note_overwriting(given)
             save_tokenizer(run.tokenizer, run.folder)
+            if run.teacher is not None:
+                run.teacher.save(run.folder)
             if forecast is not None:
                 forecast.save(run.folder)
             else:
@@ -102,10 +114,13 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
                 console.print("\n".join(map(escape, str(run.fitted).splitlines())), highlight=False)
+        if given.overwrite and not recipe.overwrite:
+            console.print(
+                f"The run in {escape(run.folder)} was begun by this command and has not finished: nothing is thrown "
+                "away. To begin again, delete the folder."
+            )
         if resuming:
             console.print(escape(resuming), highlight=False)
-        elif run.recipe.overwrite:
-            console.print("Without --overwrite, the same command resumes this run.")
         return _carry_out(run, looks, console, is_first=is_first, says_next=says_next)
 
 

@@ -28,6 +28,7 @@ from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.stages import stage
 from patchcast.starts import Start, StartReport, fit, fit_parts
+from patchcast.targets import Target
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
 
@@ -158,19 +159,26 @@ def _check_stream(recipe: Recipe, method: Method) -> None:
         raise ValueError(f"{recipe.method} encodes all images before training, which a stream does not allow: use hf:")
 
 
-def build(recipe: Resolved, method: Method, tokenizer: Tokenizer | None = None) -> Pretrainer:
+def build(
+    recipe: Resolved, method: Method, tokenizer: Tokenizer | None = None, teacher: Target | None = None
+) -> Pretrainer:
     """The method over its backbone, with random weights of a resolved recipe's seed.
 
     Args:
         tokenizer: of methods that predict codes; see `patchcast.runs.tokenizer`.
+        teacher: of methods that predict another network's features; see `patchcast.runs.teachers`.
     Raises:
         ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
     """
-    return build_started(recipe, method, tokenizer, None)[0]
+    return build_started(recipe, method, tokenizer, None, teacher)[0]
 
 
 def build_started(
-    recipe: Resolved, method: Method, tokenizer: Tokenizer | None, start: Start | None
+    recipe: Resolved,
+    method: Method,
+    tokenizer: Tokenizer | None,
+    start: Start | None,
+    teacher: Target | None = None,
 ) -> tuple[Pretrainer, StartReport | None]:
     """The method over its backbone, with the weights of a start where there is one, and what became of them.
 
@@ -200,6 +208,8 @@ def build_started(
     if method.codes == "patches":
         assert tokenizer is not None
         given["tokenizer"] = of_units(tokenizer, backbone)
+    if teacher is not None:
+        given["teacher"] = teacher
     with building(f"{recipe.method} with these method_args"):
         pretrainer = method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
     if start is not None and fitted is not None:
@@ -255,7 +265,7 @@ def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
     defaults = {
         each: parameter.default
         for each, parameter in inspect.signature(method.build).parameters.items()
-        if each not in ("backbone", "tokenizer")
+        if each not in ("backbone", "tokenizer", "teacher")
     }
     for option, value in options.items():
         if option not in defaults:

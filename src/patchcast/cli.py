@@ -273,6 +273,7 @@ def _completion(given: options.Completion) -> None:
 RECIPE_GROUPS = {
     "images": (
         "image_size",
+        "sizes",
         "crop_mode",
         "channels",
         "mean",
@@ -285,6 +286,7 @@ RECIPE_GROUPS = {
         "label_column",
         "max_pixels",
         "packed",
+        "decode",
     ),
     "method and model": (*("method_args", "model_args", "patch_size", "codes", "tokenizer"),),
     "teacher": ("teacher", "teacher_blocks", "teacher_size"),

@@ -17,12 +17,13 @@ from patchcast.backbones.tiled import Tiled
 from patchcast.data import Augment, Evaluate, Images, Source, channel_statistics
 from patchcast.data.digits import PACKAGED
 from patchcast.methods import METHODS, Method
+from patchcast.positions import Positions
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs import starting
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.runs.defaults import Chosen, choose_defaults, filled
-from patchcast.runs.sizes import building, check_units, patch_for_tile, size_and_patch
+from patchcast.runs.sizes import building, check_units, for_several_sizes, patch_for_tile, size_and_patch
 from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.stages import stage
@@ -75,6 +76,8 @@ def resolve(
             f"nodes={recipe.nodes} in accumulate={recipe.accumulate} pieces each; give a multiple of their product"
         )
     size, patch = _size_and_patch(recipe, method, images)
+    if recipe.sizes is not None:
+        recipe = for_several_sizes(recipe, patch)
     mean, std = _normalization(recipe, images, start)
     steps = recipe.steps
     if steps is None:
@@ -211,12 +214,27 @@ def build_started(
         pretrainer = method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
     if start is not None and fitted is not None:
         fit_parts(pretrainer, start, recipe.method, fitted)
+    if recipe.sizes is not None:
+        _prepare(pretrainer, recipe)
     return pretrainer, fitted
 
 
-def augmentation(recipe: Resolved) -> Augment:
-    """The augmentation of training."""
-    return Augment(recipe.image_size, recipe.crop_scale, bool(recipe.flip), recipe.mean, recipe.std)
+def _prepare(pretrainer: Pretrainer, recipe: Resolved) -> None:
+    """Check that plans can be drawn for the smaller sizes, and cache positions for them."""
+    for _, size in recipe.phases():
+        grid = pretrainer.backbone.grid(size)
+        try:
+            pretrainer.plan(grid, 1, torch.Generator())
+        except ValueError as problem:
+            raise ValueError(f"images of {size[0]}x{size[1]}, one of sizes, are too small: {problem}") from problem
+        for module in pretrainer.modules():
+            if isinstance(module, Positions):
+                module.add(grid)
+
+
+def augmentation(recipe: Resolved, size: tuple[int, int] | None = None) -> Augment:
+    """The augmentation of training, at the network's size or another one."""
+    return Augment(size or recipe.image_size, recipe.crop_scale, bool(recipe.flip), recipe.mean, recipe.std)
 
 
 def evaluation(recipe: Resolved) -> Evaluate:

@@ -273,6 +273,7 @@ def _completion(given: options.Completion) -> None:
 RECIPE_GROUPS = {
     "images": (
         "image_size",
+        "sizes",
         "crop_mode",
         "channels",
         "mean",
@@ -285,8 +286,10 @@ RECIPE_GROUPS = {
         "label_column",
         "max_pixels",
         "packed",
+        "decode",
     ),
     "method and model": (*("method_args", "model_args", "patch_size", "codes", "tokenizer"),),
+    "teacher": ("teacher", "teacher_blocks", "teacher_size"),
     "weights to start from": (
         *("pretrained", "start", "start_bands", "freeze_first", "freeze_blocks", "layer_decay", "ema"),
     ),

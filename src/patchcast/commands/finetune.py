@@ -37,6 +37,7 @@ from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.intervals import Interval, accuracy_interval
 from patchcast.evaluation.labeled import labels_of, paths_of
 from patchcast.files import read_json, write_figure, write_text
+from patchcast.heap import keep_freed_memory
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 from patchcast.runs.network import Network, is_run, open_network, torch_device
 from patchcast.training.engine import default_workers
@@ -109,6 +110,8 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
     if given.out.is_dir() and any(given.out.iterdir()) and not (given.out / BEGUN).exists():
         raise ValueError(f"{given.out} is not empty and holds no classifier of this command; choose another --out")
     device = torch_device(given.device)
+    if device == "cpu":
+        keep_freed_memory()
     network = _network(given)
     if given.task == "segmentation":
         finetune_segmenter(given, network, device, words=_command(given))

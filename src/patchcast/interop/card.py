@@ -144,7 +144,7 @@ def command(recipe: Recipe) -> str:
     for name, typed in words_of(recipe):
         if name == "out":
             words += ["--out", "RUN"]
-        elif name in ("data", "tokenizer", "start"):
+        elif name in ("data", "tokenizer", "start", "teacher"):
             words += [typed[0], without_place(typed[1])]
         elif name not in NOT_LEARNED and name != "epochs":  # the number of steps is given
             words += typed

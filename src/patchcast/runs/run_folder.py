@@ -83,7 +83,7 @@ def check_overwriting(recipe: Recipe) -> None:
         raise ValueError(
             f"{out} holds no run of patchcast, and --overwrite throws away runs only; choose another --out"
         )
-    named = {"start": recipe.start, "data": recipe.data, "tokenizer": recipe.tokenizer}
+    named = {"start": recipe.start, "data": recipe.data, "tokenizer": recipe.tokenizer, "teacher": recipe.teacher}
     for name, value in named.items():
         path = Path(str(value).rpartition("=")[2].removeprefix("local-dir:")).expanduser()
         if value is not None and path.exists() and out.resolve() in (path.resolve(), *path.resolve().parents):

@@ -120,6 +120,7 @@ class Bench:
         self.part("correct", self.correct)
         self.part("peers", self.peers)
         self.part("with loader", partial(self.loaded, first))
+        self.part("with loader, decoded on the device", partial(self.loaded, first, decodes=True))
         self.part("drawing", self.drawing)
         for name in self.cases:
             self.part(f"{name}, compiled", partial(self.step, name, compiled=True))
@@ -240,11 +241,18 @@ class Bench:
             found[name]["passes"] = found[name]["apart"] <= 1e-3 and not found[name].get("leak")
         return found
 
-    def loaded(self, name: str) -> dict[str, Any]:
-        """The first case fed by the loader, from JPEG files that are decoded, cut, and augmented on the device."""
+    def loaded(self, name: str, *, decodes: bool = False) -> dict[str, Any]:
+        """The first case fed by the loader, from JPEG files that are decoded, cut, and augmented on the device.
+
+        Args:
+            decodes: whether the device decodes as well (`--decode gpu`); then also how far its pixels are from those of
+                the CPU.
+        """
         from PIL import Image
 
-        from patchcast.data import Augment, Cuts, Cutter, EpochSampler, TrainSet, finish, loader, open_images
+        from patchcast.data import Augment, Cutter, TrainSet, finish, open_images
+        from patchcast.training.ahead import InPlace, SideStream, moved
+        from patchcast.training.stream import Stream
 
         make, batch = self.cases[name]
         pretrainer = make().to(self.device)
@@ -257,19 +265,51 @@ class Bench:
                 pixels = torch.rand(8, 8, 3).mul(255).byte().numpy()
                 picture = Image.fromarray(pixels).resize((size[1] * 3 // 2, size[0] * 5 // 4), Image.Resampling.BICUBIC)
                 picture.save(Path(folder) / f"{index}.jpg", quality=90)
-            train_set = TrainSet(open_images(folder), Cutter(augment), seed=0)
-            batches = iter(loader(train_set, EpochSampler(count, batch, seed=0, steps=turns + 3), workers))
+            images, apart = open_images(folder), {}
+            train_set: Any = TrainSet(images, Cutter(augment), seed=0)
+            move = moved
+            if decodes:
+                from torchvision.io import ImageReadMode, decode_jpeg
+
+                from patchcast.data.jpeg_batches import JPEGSet
+
+                train_set = JPEGSet(images, Cutter(augment), seed=0)
+                move = train_set.move
+                files = [torch.frombuffer(images.encoded(index)[0], dtype=torch.uint8) for index in range(8)]
+                there = decode_jpeg(files, ImageReadMode.RGB, torch.device(self.device))
+                here = decode_jpeg(files, ImageReadMode.RGB)
+                levels = [(one.cpu().float() - other.float()).abs() for one, other in zip(there, here, strict=True)]
+                apart = {
+                    "mean_levels_apart": float(torch.stack([one.mean() for one in levels]).mean()),
+                    "most_levels_apart": max(float(one.max()) for one in levels),
+                }
+            stream = Stream(
+                train_set,
+                batch_size=batch,
+                steps=turns + 3,
+                seed=0,
+                workers=workers,
+                ahead=self.device == "cuda",
+                move=move,
+            )
+            transfer = SideStream if self.device == "cuda" else InPlace
+            batches = stream.batches(transfer(torch.device(self.device), move))
             model, loss = ours(pretrainer)
 
             def of_batch() -> Tensor:
-                cuts = Cuts(*(part.to(self.device) for part in next(batches)[0]))
-                return loss(finish(augment, cuts))
+                return loss(finish(augment, next(batches)[0]))
 
             step = training_step(model, of_batch, bf16=True, device=self.device)
             for _ in range(3):
                 step()
-            taken = seconds_of(lambda: [step() for _ in range(turns)], self.device) / turns
-        return {"images_per_second": batch / taken, "workers": workers}
+            before = stream.waited
+            taken = seconds_of(lambda: [step() for _ in range(turns)], self.device)
+        return {
+            "images_per_second": turns * batch / taken,
+            "waiting": (stream.waited - before) / taken,
+            "workers": workers,
+            **apart,
+        }
 
     def drawing(self) -> dict[str, float]:
         from patchcast.drawing.generation import sample

@@ -2,11 +2,10 @@
 
     python benchmarks/learning.py ../shared/data/eurosat --seconds 300 --rows mae simmim lightly_our
 
-Ours is `patchcast pretrain --method M --model vit_tiny_patch16_224 --model_args.depth 4 --minutes T`, everything else
-left to its defaults; T is what a command of one step leaves of the seconds. `--minutes` measures the speed and chooses
-the number of steps; the seconds of a row are the processor time that the whole command took, its start, evaluations
-and pictures included. Other work on the same core makes it choose fewer steps and take fewer seconds, so give it a core
-of its own (`taskset -c 0`).
+Ours is `patchcast pretrain --method M --model vit_tiny_patch16_224 --model_args.depth 4 --steps N`, everything else
+left to its defaults. Two runs that differ by forty steps tell what a step costs, and N follows, all in processor time:
+unlike `--minutes`, it does not depend on what else the machine does. The seconds of a row are those that its command
+took, its start, evaluations and pictures included; the precision is measured before.
 
 The peers' losses (`peers.py`) train the same encoder on the same crops in the same order, with our optimizer and
 schedule, for these seconds without any start: `_its` at the rate of the MAE paper (lightly's and birder's examples
@@ -46,7 +45,9 @@ from patchcast.evaluation import Features, extract, knn_probe, linear_probe
 from patchcast.evaluation.baselines import BASELINES
 from patchcast.evaluation.features import extract_with
 from patchcast.methods import METHODS
+from patchcast.recipe import Resolved
 from patchcast.runs.run import open_run
+from patchcast.runs.run_folder import CONFIG
 from patchcast.schedules import warmup_cosine
 from patchcast.training.optimization import Optimization, make_optimizer
 
@@ -87,16 +88,37 @@ def patchcast(*words: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def ours(method: str, seed: int, seconds: float, data: str, folder: Path, options: list[str]) -> dict[str, Any]:
-    command = ["pretrain", "--method", method, "--model", MODEL, "--model_args.depth", str(DEPTH), "--data", data]
-    command += ["--seed", str(seed), *options]
-    start = patchcast(*command, "--steps", "1", "--out", str(folder / "start"))
-    if seconds <= start:
-        raise SystemExit(f"the start of {method} alone takes {start:.0f} s; give more than --seconds {seconds:g}")
-    spent = patchcast(*command, "--minutes", f"{(seconds - start) / 60:.4f}", "--out", str(folder / "run"))
-    run = open_run(folder / "run")
+class Cost(NamedTuple):
+    """What a command takes: seconds of processor time for `FEW` steps and for each further one."""
+
+    start: float
+    step: float
+    options: list[str]
+
+
+FEW, MORE = 10, 50
+
+
+def command(method: str, seed: int, data: str, steps: int, out: Path, options: list[str]) -> float:
+    words = ["--method", method, "--model", MODEL, "--model_args.depth", str(DEPTH), "--data", data]
+    return patchcast("pretrain", *words, "--seed", str(seed), "--steps", str(steps), "--out", str(out), *options)
+
+
+def cost(method: str, data: str, options: list[str], folder: Path) -> Cost:
+    """Settle the precision, as a run of two minutes or more does by itself, and measure what steps take in it."""
+    command(method, 0, data, FEW, folder / "precision", ["--precision", "auto", *options])
+    recipe = Resolved.load(folder / "precision" / CONFIG)
+    settled = ["--precision", recipe.precision, "--attention", recipe.attention, *options]
+    short, longer = (command(method, 0, data, steps, folder / str(steps), settled) for steps in (FEW, MORE))
+    return Cost(short, (longer - short) / (MORE - FEW), settled)
+
+
+def ours(method: str, seed: int, seconds: float, data: str, folder: Path, cost: Cost) -> dict[str, Any]:
+    steps = max(1, FEW + round((seconds - cost.start) / cost.step))
+    spent = command(method, seed, data, steps, folder / f"run-{seed}", cost.options)
+    run = open_run(folder / f"run-{seed}")
     loaders = (DataLoader(EvalSet(open_images(data, split=split), run.evaluation), 256) for split in ("train", "test"))
-    what = {"steps": run.recipe.steps, "seconds": round(spent), "precision": run.recipe.precision}
+    what = {"steps": steps, "seconds": round(spent), "precision": run.recipe.precision}
     return what | judged(*(extract(run.pretrainer.backbone, each) for each in loaders))
 
 
@@ -197,12 +219,14 @@ def main() -> None:
     for row in args.rows:
         is_trained = row in METHODS or row in PEERS
         name = " ".join([row, f"{args.seconds:g} s", *args.options]) if is_trained else row
+        measured: Cost | None = None
         for seed in args.seeds if row not in BASELINES else [0]:
             if any(run["seed"] == seed for run in read(args.out).get(name, [])):
                 continue
             if row in METHODS:
                 with tempfile.TemporaryDirectory() as folder:
-                    result = ours(row, seed, args.seconds, args.data, Path(folder), args.options)
+                    measured = measured or cost(row, args.data, args.options, Path(folder))
+                    result = ours(row, seed, args.seconds, args.data, Path(folder), measured)
             elif row in PEERS:
                 try:
                     result = theirs(row, seed, args.seconds, args.data)

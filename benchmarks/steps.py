@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
@@ -29,6 +29,8 @@ from patchcast.geometry import Grid
 from patchcast.methods import aim, ijepa, mae, simmim
 from patchcast.plans import MaskPlan, MultiBlock
 from patchcast.pretrainer import Pretrainer
+from patchcast.recipe import AttentionKernel
+from patchcast.runs.speed import use_attention
 from peers import DecoderSize, Loss
 
 Contenders = Mapping[str, Callable[[], tuple[nn.Module, Loss]]]
@@ -128,7 +130,11 @@ def measure(name: str, args: argparse.Namespace) -> tuple[list[Measured], int]:
         model, loss = contender()
         steps[told] = step_of(model, loss, images, args)
     if args.ours_bf16:
-        steps["ours, bf16"] = step_of(*make()["ours"](), images, args, bf16=True)
+        for attention in args.attention:
+            model, loss = make()["ours"]()
+            if not use_attention(model, attention):
+                raise SystemExit(f"{name}: no layer has a choice of attention; leave out --attention")
+            steps[f"ours, bf16, {attention}"] = step_of(model, loss, images, args, bf16=True)
     if args.compile:
         model, loss = make()["ours"]()
         model.compile()
@@ -147,7 +153,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--batch", type=int, help="default: by case")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for everybody")
-    parser.add_argument("--ours_bf16", action="store_true", help="one more row: ours in bf16, beside everybody in fp32")
+    parser.add_argument("--ours_bf16", action="store_true", help="one more row: ours in bf16, everybody in fp32")
+    parser.add_argument(
+        "--attention", nargs="+", choices=get_args(AttentionKernel), default=["fused"], metavar="KERNEL",
+        help="of the rows of --ours_bf16, one for each: fused, explicit; --precision auto takes the faster one",
+    )  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="one more row: ours under torch.compile")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="JSON")

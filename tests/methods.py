@@ -39,8 +39,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "aim_features": {"head_width": 32, "head_depth": 2},
     "beit": {},
     "data2vec": {"masks": 2, "decoder_depth": 2},
+    "distill": {"decoder_width": 32, "decoder_depth": 1},
     "ijepa": {"predictor_depth": 2},
     "mae": {"decoder_width": 32, "decoder_depth": 2},
+    "maskfeat": {},
+    "nepa": {},
     "simmim": {},
 }
 """What makes a method small, on any backbone. test_contracts.py asserts that no method is missing."""
@@ -51,8 +54,10 @@ ON_ANY_BACKBONE = [name for name in methods.METHODS if name not in OWN_NETWORKS]
 
 def small(method: str, backbone: Backbone, **options: Any) -> Pretrainer:
     """The method over the backbone, with a small predictor."""
-    codes = [Signs(backbone.stride)] if method in OF_CODES else []
-    return getattr(methods, method)(backbone, *codes, **{**SMALL[method], **options})
+    second: list[Any] = [Signs(backbone.stride)] if method in OF_CODES else []
+    if method == "distill":
+        second = [FrozenFeatures(copy.deepcopy(backbone), backbone.stride)]
+    return getattr(methods, method)(backbone, *second, **{**SMALL[method], **options})
 
 
 def painted(backbone: Backbone) -> Pretrainer:
@@ -111,12 +116,22 @@ def data2vec_by_replacement(backbone: Backbone) -> Pretrainer:
     return built
 
 
+def distill_by_replacement(backbone: Backbone) -> Pretrainer:
+    built = small("distill", backbone)
+    built.view = Replace(backbone.embed_width)
+    return built
+
+
 VARIANTS: dict[str, Callable[[Backbone], Pretrainer]] = {
     "simmim, painted": painted,
     "mae, painted": mae_painted,
     "mae, visible too": lambda backbone: small("mae", backbone, visible_weight=0.1),
     "mae of a teacher": mae_of_a_teacher,
     "mae and a teacher": mae_and_a_teacher,
+    "mae with a teacher": lambda backbone: small(
+        "mae", backbone, teacher=FrozenFeatures(copy.deepcopy(backbone), backbone.stride), teacher_weight=0.5
+    ),
+    "distill by replacement": distill_by_replacement,
     "simmim of codes": simmim_of_codes,
     "ijepa by replacement": ijepa_by_replacement,
     "data2vec by replacement": data2vec_by_replacement,

@@ -18,6 +18,7 @@ LAYERS: list[list[str]] = [
     [
         "geometry",
         "files",
+        "heap",
         "modes",
         "schedules",
         "ranges",

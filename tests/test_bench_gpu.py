@@ -33,7 +33,8 @@ def test_the_whole_path(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     said = bench("--device", "cpu", "--quick", "--out", str(out))
     results = json.loads(out.read_text())
-    parts = ["MAE", "AIM", "I-JEPA", "ImageGPT", "MAE, compiled", "AIM, compiled", "with loader", "drawing", "profile"]
+    parts = ["MAE", "AIM", "I-JEPA", "ImageGPT", "MAE, compiled", "AIM, compiled", "drawing", "profile"]
+    parts += ["with loader", "with loader, decoded on the device"]
     failed = {name: results[name] for name in parts if "failed" in results[name]}
     assert not failed
     assert results["skipped"] == []

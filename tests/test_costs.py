@@ -17,6 +17,7 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.runs.costs import LiveBytes, step_flops, step_memory
 from patchcast.tokenizers.encoded import Encoded
 from patchcast.tokenizers.patches import PatchCodebook
+from patchcast.training.average import Average
 from patchcast.training.engine import LossModule
 from patchcast.training.optimization import Optimization, make_optimizer
 
@@ -93,6 +94,16 @@ def test_later_pieces_hold_the_gradients_of_earlier_ones() -> None:
     gradients = half.moments // 2
     alone = step_memory(METHODS["mae"](), 32)
     assert alone.step < half.step <= alone.step + gradients < whole.step
+
+
+def test_an_average_is_another_copy_of_what_is_trained() -> None:
+    """As `Average` holds it; a teacher, which is not trained, is not averaged."""
+    pretrainer = METHODS["ijepa"]()
+    alone, averaged = (step_memory(pretrainer, 2, averaged=is_averaged) for is_averaged in (False, True))
+    held = sum(value.nbytes for value in Average(LossModule(pretrainer, "fp32"), 0.9).values.values())
+    assert averaged.weights - alone.weights == held
+    assert held < alone.weights / 1.5
+    assert (averaged.moments, averaged.step) == (alone.moments, alone.step)
 
 
 def test_checkpointing_takes_less() -> None:

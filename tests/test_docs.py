@@ -93,8 +93,10 @@ def built(name: str) -> Any:
         palette = patchcast.Palette(torch.linspace(-1, 1, 16)[:, None])
         network = patchcast.ImageGPT(patchcast.Grid(4, 4), 16, depth=1, width=16, heads=2, causal=method.causal)
         return method.build(patchcast.ImageGPTBackbone(network, palette, channels=1))
-    codebook = [patchcast.PatchCodebook(torch.randn(8, 768), (16, 16))] if method.codes == "patches" else []
-    return method.build(patchcast.wrap("test_vit"), *codebook)
+    second: list[Any] = [patchcast.PatchCodebook(torch.randn(8, 768), (16, 16))] if method.codes == "patches" else []
+    if method.teacher == "required":
+        second = [patchcast.FrozenFeatures(patchcast.wrap("test_resnet"), (16, 16))]
+    return method.build(patchcast.wrap("test_vit"), *second)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])

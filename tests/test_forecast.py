@@ -190,3 +190,12 @@ def test_dry_run_in_python(tmp_path: Path) -> None:
     assert forecast.steps == 5
     assert forecast.flops > 0
     assert forecast.memory.peak > 0
+
+
+def test_images_that_grow_take_their_own_time_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the steps on 4 pixels, the rest on 8, where an image takes four times as long."""
+    fixed_speed(monkeypatch, 1.0)
+    monkeypatch.setattr(Rehearsal, "rate", lambda self, _: 16 / self.images.shape[-1] ** 2)
+    asked = recipe(tmp_path, steps=400, precision="fp32", patch_size=2, sizes=("4@0", "8@0.25"))
+    _, forecast = foresee(start_run(asked), asked)
+    assert forecast.rate == pytest.approx(1 / (0.25 * 1 + 0.75 * 4))

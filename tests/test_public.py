@@ -81,8 +81,12 @@ def test_the_page_of_stable_names_lists_every_name() -> None:
 
 
 def over(model: nn.Module | str, method: str) -> patchcast.Pretrainer:
-    codes = [patchcast.PatchCodebook(torch.randn(8, 768), (16, 16))] if method in methods.OF_CODES else []
-    return getattr(patchcast, method)(model, *codes, **methods.SMALL[method])
+    second: list[object] = (
+        [patchcast.PatchCodebook(torch.randn(8, 768), (16, 16))] if method in methods.OF_CODES else []
+    )
+    if method == "distill":
+        second = [patchcast.FrozenFeatures(patchcast.wrap("test_resnet"), (16, 16))]
+    return getattr(patchcast, method)(model, *second, **methods.SMALL[method])
 
 
 @pytest.mark.parametrize("method", methods.SMALL)

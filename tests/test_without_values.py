@@ -24,7 +24,7 @@ from tests.backbones import zoo
 from tests.contracts import images_for
 from tests.imagegpt import parts
 from tests.tiles.parts import canvas_of, tiled
-from tests.without_values import forward_on_fake_cuda, step_on_meta
+from tests.without_values import Waits, forward_on_fake_cuda, step_on_meta
 
 OTHERS: dict[str, Callable[[], Backbone]] = {
     "tiles": lambda: tiled("rotary"),
@@ -78,6 +78,18 @@ def test_every_method_on_every_backbone(name: str) -> None:
         step_on_meta(pretrainer, images)
         passed.append(method)
     assert "simmim" in passed
+
+
+@pytest.mark.parametrize("name", ["convit_tiny", "edgenext_xx_small"])
+def test_tables_of_positions_are_not_copied_in_a_step(name: str) -> None:
+    """timm makes them on the CPU."""
+    pretrainer, waits = methods.build("simmim", backbone_of(name)), Waits()
+    images = images_for(pretrainer)
+    plan = pretrainer.draw(images).to("meta")
+    pretrainer.to("meta").train()
+    with waits:
+        pretrainer(images.to("meta", non_blocking=True), plan).loss.backward()
+    assert waits.noted == []
 
 
 @pytest.mark.parametrize("way", [step_on_meta, forward_on_fake_cuda])

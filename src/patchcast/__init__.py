@@ -97,7 +97,7 @@ if TYPE_CHECKING:
     from patchcast.interop.torchtune_modules import TorchtuneVisionTransformer
     from patchcast.interop.torchtune_weights import TorchtuneViT, load_torchtune, to_torchtune
     from patchcast.joint import JointClassifier
-    from patchcast.losses import absolute, cross_entropy, smooth_l1, squared
+    from patchcast.losses import absolute, cosine, cross_entropy, smooth_l1, squared
     from patchcast.methods import (
         METHODS,
         ORDERS,
@@ -107,10 +107,13 @@ if TYPE_CHECKING:
         aim_features,
         beit,
         data2vec,
+        distill,
         ijepa,
         imagegpt,
         imagegpt_masked,
         mae,
+        maskfeat,
+        nepa,
         on_codes,
         simmim,
     )
@@ -138,10 +141,20 @@ if TYPE_CHECKING:
         raster,
         snake,
     )
-    from patchcast.predictors import ConvDecoder, Decoder, LinearHead, MLPHead, Predictor, TargetQuery
+    from patchcast.predictors import ConvDecoder, Decoder, LinearHead, MLPHead, NoHead, Predictor, TargetQuery
     from patchcast.pretrainer import Output, Pretrainer
     from patchcast.starts import Started, load_start, read_start
-    from patchcast.targets import Codes, EMAFeatures, FrozenFeatures, Pixels, Target, patchify, unpatchify
+    from patchcast.targets import (
+        HOG,
+        Codes,
+        EMAFeatures,
+        Embeddings,
+        FrozenFeatures,
+        Pixels,
+        Target,
+        patchify,
+        unpatchify,
+    )
     from patchcast.tokenizers.base import Tokenizer
     from patchcast.tokenizers.encoded import AsItIs, Unchanged, encode_images
     from patchcast.tokenizers.palette import Palette, fit_palette
@@ -218,7 +231,7 @@ _HOMES = {
     "interop.torchtune_modules": ("TorchtuneVisionTransformer",),
     "interop.torchtune_weights": ("TorchtuneViT", "load_torchtune", "to_torchtune"),
     "joint": ("JointClassifier",),
-    "losses": ("absolute", "cross_entropy", "smooth_l1", "squared"),
+    "losses": ("absolute", "cosine", "cross_entropy", "smooth_l1", "squared"),
     "methods": (
         "METHODS",
         "ORDERS",
@@ -228,10 +241,13 @@ _HOMES = {
         "aim_features",
         "beit",
         "data2vec",
+        "distill",
         "ijepa",
         "imagegpt",
         "imagegpt_masked",
         "mae",
+        "maskfeat",
+        "nepa",
         "on_codes",
         "simmim",
     ),
@@ -259,10 +275,20 @@ _HOMES = {
         "raster",
         "snake",
     ),
-    "predictors": ("ConvDecoder", "Decoder", "LinearHead", "MLPHead", "Predictor", "TargetQuery"),
+    "predictors": ("ConvDecoder", "Decoder", "LinearHead", "MLPHead", "NoHead", "Predictor", "TargetQuery"),
     "pretrainer": ("Output", "Pretrainer"),
     "starts": ("Started", "load_start", "read_start"),
-    "targets": ("Codes", "EMAFeatures", "FrozenFeatures", "Pixels", "Target", "patchify", "unpatchify"),
+    "targets": (
+        "HOG",
+        "Codes",
+        "EMAFeatures",
+        "Embeddings",
+        "FrozenFeatures",
+        "Pixels",
+        "Target",
+        "patchify",
+        "unpatchify",
+    ),
     "tokenizers.base": ("Tokenizer",),
     "tokenizers.encoded": ("AsItIs", "Unchanged", "encode_images"),
     "tokenizers.palette": ("Palette", "fit_palette"),

@@ -98,10 +98,10 @@ def _compare(given: options.Compare) -> None:
 
 
 def _report(given: options.ReportOptions) -> None:
-    from patchcast.commands.early_checks import check_run
+    from patchcast.commands.early_checks import check_reported
 
     for run in given.runs:
-        check_run(run)
+        check_reported(run)
 
     with stage(STARTING):
         from patchcast.commands.report import report
@@ -273,6 +273,7 @@ def _completion(given: options.Completion) -> None:
 RECIPE_GROUPS = {
     "images": (
         "image_size",
+        "sizes",
         "crop_mode",
         "channels",
         "mean",
@@ -285,8 +286,10 @@ RECIPE_GROUPS = {
         "label_column",
         "max_pixels",
         "packed",
+        "decode",
     ),
     "method and model": (*("method_args", "model_args", "patch_size", "codes", "tokenizer"),),
+    "teacher": ("teacher", "teacher_blocks", "teacher_size"),
     "weights to start from": (
         *("pretrained", "start", "start_bands", "freeze_first", "freeze_blocks", "layer_decay", "ema"),
     ),
@@ -349,7 +352,11 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         options.ReportOptions,
         _report,
-        examples=("patchcast report runs/first", "patchcast report runs/* --out compared.html"),
+        examples=(
+            "patchcast report runs/first",
+            "patchcast report models/first",
+            "patchcast report runs/* models/* compared.parquet --out compared.html",
+        ),
     ),
     "show": Command(
         options.Show,

@@ -38,6 +38,16 @@ def smooth_l1(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P
     return F.smooth_l1_loss(prediction, target, reduction="none").mean(dim=-1)
 
 
+def cosine(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P T"]) -> Float[Tensor, "B G P"]:
+    """One minus the cosine of the angle between them: 0 for the same direction, 2 for opposite ones (Xu et al. 2025).
+
+    >>> import torch
+    >>> cosine(torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])).item()
+    1.0
+    """
+    return 1 - F.cosine_similarity(prediction, target, dim=-1)
+
+
 def cross_entropy(prediction: Float[Tensor, "B G P V"], target: Int[Tensor, "B G P 1"]) -> Float[Tensor, "B G P"]:
     """Cross-entropy in nats, of codes predicted by their logits (Bao et al. 2022, equation 1; Chen et al. 2020).
 

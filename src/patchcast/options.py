@@ -159,10 +159,10 @@ class PretrainOptions:
 
 @dataclass(kw_only=True)
 class Compare:
-    """Compare runs with one another and with baselines, with labels.
+    """Compare runs, fine-tuned models and other weights with one another and with baselines, with labels.
 
     Args:
-        runs: run folders, and perhaps other weights, by the words of pretrain's --start.
+        runs: run folders, folders of patchcast finetune, and other weights by the words of pretrain's --start.
         data: labeled images. Default: each run's own data.
         out: a file.parquet for all results.
         per_class: labels per class for the few-label probe.
@@ -190,12 +190,12 @@ class Compare:
 
 @dataclass(kw_only=True)
 class ReportOptions:
-    """Write one HTML page about a run, or one that compares several.
+    """Write one HTML page about a run or a fine-tuned model, or one that compares several.
 
     Args:
-        runs: run folders.
-        data: images to show. Default: the run's own data.
-        out: the file. Default: report.html in the run folder, or here if there are several runs.
+        runs: run folders, folders of patchcast finetune, and tables of patchcast compare.
+        data: images to show on the page of one run. Default: the run's own data.
+        out: the file. Default: report.html in the folder, or here if there are several.
     """
 
     runs: list[Path] = field(metadata=place("RUN"))
@@ -267,7 +267,7 @@ class FinetuneClassifier:
         out: a folder for the model. The same command resumes one that was stopped.
         task: segmentation gives each pixel a class; masks are PNG with the class of each pixel as its number.
         freeze: train the head only. Default: with fewer than 20 training images per class.
-        multi_label: an image has any number of labels: its label is text such as cat;dog, and ; alone for none.
+        multi_label: an image has any number of labels: a list in a table, or text such as cat;dog (; alone: none).
         head: linear; attentive (timm's attention pooling, for plain vision transformers); or for segmentation conv,
             convolutions over four layers.
         tiles: for segmentation, cut images into tiles of the network's size and do not resize them; for large images.
@@ -435,13 +435,13 @@ class Complete(Drawing):
 
 @dataclass(kw_only=True)
 class Export:
-    """Write a run's encoder or a classifier for other libraries.
+    """Write a run's encoder, a classifier or a segmenter for other libraries.
 
     Args:
-        run: the folder of a run, or of patchcast finetune.
+        run: the folder of a run or of patchcast finetune, or other weights by the words of pretrain's --start.
         out: a new folder for the weights and their README.md.
-        to: the format; transformers takes MAE, ImageGPT and classifiers of plain vision transformers only. Default:
-            timm; transformers for an ImageGPT.
+        to: the format; transformers takes MAE, ImageGPT and classifiers of plain vision transformers only; segmenters
+            are for onnx and torch. Default: timm; transformers for an ImageGPT, torch for a segmenter.
     """
 
     run: Path = field(metadata=place("RUN_OR_MODEL"))

@@ -39,5 +39,15 @@ class Positions(nn.Module):
         self.grid, self.width = grid, width
         self.register_buffer("table", sincos_positions(grid, width), persistent=False)
 
+    def add(self, grid: Grid) -> None:
+        """Cache those of another grid too: they would else be computed, and copied to the device, at every call."""
+        if grid != self.grid:
+            self.register_buffer(_name(grid), sincos_positions(grid, self.width).to(self.table), persistent=False)
+
     def forward(self, grid: Grid) -> Float[Tensor, "N D"]:
-        return self.table if grid == self.grid else sincos_positions(grid, self.width).to(self.table)
+        table = self.table if grid == self.grid else self._buffers.get(_name(grid))
+        return sincos_positions(grid, self.width).to(self.table) if table is None else table
+
+
+def _name(grid: Grid) -> str:
+    return f"table_{grid.rows}x{grid.cols}"

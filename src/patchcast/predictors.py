@@ -55,6 +55,21 @@ class LinearHead(Predictor):
         return self.project(read(context, plan.source))
 
 
+class NoHead(Predictor):
+    """The features are the predictions, for a target as wide as they are (NEPA).
+
+    >>> from patchcast.plans import RasterOrder
+    >>> plan, units = RasterOrder(random_prefix=False)(Grid(1, 3), 2), torch.randn(2, 3, 8)
+    >>> torch.equal(NoHead()(Context(plan.grid, units[:, :0], units), plan)[:, 0], units[:, :-1])
+    True
+    """
+
+    reads_hidden = True
+
+    def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
+        return read(context, plan.source)
+
+
 class MLPHead(Predictor):
     """AIM's head: residual MLP blocks on each feature separately (El-Nouby et al. 2024, section 3.2).
 

@@ -13,15 +13,17 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, Readout
+from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, Readout, is_imagegpt
 from patchcast.files import write_text
 from patchcast.ranges import ANY, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SEED, SHARE, Range, check_ranges
+from patchcast.schedules import image_sizes
 
 Precision = Literal["fp32", "bf16"]
 AskedPrecision = Literal["auto", "fp32", "bf16"]
 AskedBatch = int | Literal["auto"]
 AttentionKernel = Literal["fused", "explicit"]
 Device = Literal["auto", "cpu", "gpu"]
+DecodingDevice = Literal["cpu", "gpu"]
 CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
 
@@ -53,7 +55,7 @@ other values of these, and a model card leaves them out."""
 MOST_BLOCKS = 1000
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("image_size", "tile_size", "patch_size", "channels", "steps", "batch_size"), AT_LEAST_1),
-    **dict.fromkeys(("max_pixels", "packed"), AT_LEAST_1),
+    **dict.fromkeys(("max_pixels", "packed", "teacher_size"), AT_LEAST_1),
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "devices", "nodes", "accumulate"), AT_LEAST_1),
     **dict.fromkeys(("epochs", "lr", "std", "minutes"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip", "workers"), NOT_NEGATIVE),
@@ -62,7 +64,7 @@ RANGES: dict[str, Range] = {
     "layer_decay": POSITIVE_SHARE,
     "codes": Range(2),
     "mean": ANY,
-    "start_bands": NOT_NEGATIVE,
+    **dict.fromkeys(("start_bands", "teacher_blocks"), NOT_NEGATIVE),
     "crop_scale": POSITIVE_SHARE,
     "seed": SEED,
 }
@@ -94,6 +96,11 @@ class Recipe:
         start_bands: which three of the images' channels, counted from 0, are red, green and blue, if the images have
             more channels than the start. Default: of 4 channels the first three; of others none, and the first layer
             starts from random weights.
+        teacher: a trained network whose features are predicted, by the same words as start: by distill instead of
+            pixels, by mae together with them. It is read from there again when the run is resumed. See docs/teacher.md.
+        teacher_blocks: whose outputs are predicted, counted from 0: stages, of a convolutional network. Default: the
+            teacher's final features.
+        teacher_size: height and width in pixels at which the teacher sees the images. Default: its own.
         freeze_first: optimizer steps in which the backbone is frozen and only the rest (decoder, predictor) is trained.
             Default: a tenth of the steps, if the run starts from weights without a decoder or predictor; else 0.
         freeze_blocks: number of blocks, from the first one, that are not trained, with the layers before them.
@@ -103,6 +110,8 @@ class Recipe:
             the end, it is what the run saves. Default: 0.999 if the run starts from weights; else 0.
         image_size: height and width in pixels. Default: the model's; if the images are smaller, the size nearest to
             theirs that gives about as many patches as the model has on its own size. See docs/training.md.
+        sizes: sizes of images during the run, each with the share of the steps from which on it is used, such as 32@0
+            64@0.5; the last one is image_size. Positions are resampled. Default: image_size throughout.
         tile_size: pixels per side of a tile. Images are cut into tiles of this size, and the model, built for one
             tile, runs over all tiles together. Default: images are not cut.
         patch_size: pixels per side of a patch. Default: the model's; if images are smaller than the model's, the
@@ -113,6 +122,8 @@ class Recipe:
         max_pixels: maximum number of pixels of an image; larger ones are skipped. Default: 178,956,970.
         packed: decode the training images once, into one file in the cache folder that every epoch reads, each shrunk
             until its shorter side has at most this number of pixels. Default: files are decoded in every epoch.
+        decode: gpu decodes ordinary JPEGs on the GPU, by torchvision's nvJPEG. Pixels differ by some levels. See
+            docs/data-order.md. Default: cpu.
         codes: number of codes that beit and imagegpt predict, found in the data's patches or colors. Default: 512.
         tokenizer: a saved palette or codebook to use instead. A copy is saved in the run folder.
         mean: of each channel, where white is 1. Default: measured on the data; the model's if it is pretrained.
@@ -160,7 +171,7 @@ class Recipe:
         accumulate: number of micro-batches in which each device computes its part of a batch.
         compile: compile the model with torch.compile, which takes a minute at the start.
         checkpointing: recompute the activations of blocks instead of storing them: slower, with less memory.
-        overwrite: throw away the run that is in out. Without it, the same command resumes that run.
+        overwrite: throw away the run that is in out. The same command resumes what it began until that is finished.
     """
 
     method: str = field(metadata={"names": (*METHOD_NAMES, AUTO)})
@@ -172,11 +183,15 @@ class Recipe:
     pretrained: bool = False
     start: str | None = None
     start_bands: tuple[int, int, int] | None = None
+    teacher: str | None = None
+    teacher_blocks: tuple[int, ...] | None = None
+    teacher_size: int | None = None
     freeze_first: int | None = None
     freeze_blocks: int = 0
     layer_decay: float | None = None
     ema: float | None = None
     image_size: tuple[int, int] | None = None
+    sizes: tuple[str, ...] | None = None
     tile_size: int | None = None
     patch_size: int | None = None
     channels: int | None = None
@@ -184,6 +199,7 @@ class Recipe:
     label_column: str | None = None
     max_pixels: int | None = None
     packed: int | None = None
+    decode: DecodingDevice = "cpu"
     codes: int | None = None
     tokenizer: Path | None = None
     mean: tuple[float, ...] | None = None
@@ -240,6 +256,8 @@ class Recipe:
             raise ValueError(f"minutes={self.minutes:g} and {others[0]} both say how long to train; leave one out")
         for option in ("model_args", "method_args"):
             _check_numbers(option, getattr(self, option))
+        if self.sizes is not None:
+            self._check_sizes(image_sizes(self.sizes)[-1][1])
         if "pretrained" in self.model_args:
             raise ValueError("model_args gives 'pretrained'; leave it out and give --pretrained")
         if self.pretrained and self.start is not None:
@@ -255,6 +273,18 @@ class Recipe:
         lengths = {len(values) for values in (self.mean, self.std) if values is not None} - {1}  # one is for all
         if self.mean is not None and self.std is not None and len(lengths) > 1:
             raise ValueError(f"mean and std have one number per channel; got {len(self.mean)} and {len(self.std)}")
+
+    def _check_sizes(self, last: tuple[int, int]) -> None:
+        check_ranges({"image_size": last}, {"image_size": AT_LEAST_1})
+        if self.image_size not in (None, last):
+            raise ValueError(
+                f"the last of sizes is that of the network, {last[0]}x{last[1]}, and image_size is "
+                f"{self.image_size[0]}x{self.image_size[1]}; leave out image_size"
+            )
+        if self.tile_size is not None:
+            raise ValueError("tiles have one size: leave out sizes or tile_size")
+        if is_imagegpt(self.model):
+            raise ValueError("codes of images are cached at one size: leave out sizes")
 
     @property
     def given_batch(self) -> int | None:
@@ -311,7 +341,7 @@ class Recipe:
             raise ValueError(f"{file} is not a complete recipe: it has no {', '.join(missing)}")
         if isinstance(values.get("image_size"), int):
             values["image_size"] = [values["image_size"]] * 2
-        for name in ("image_size", "mean", "std", "crop_scale", "betas", "start_bands"):
+        for name in ("image_size", "sizes", "mean", "std", "crop_scale", "betas", "start_bands", "teacher_blocks"):
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         for name in ("epochs", "minutes", "lr", "weight_decay", "warmup", "clip", "held_out", "layer_decay", "ema"):
@@ -353,6 +383,12 @@ class Resolved(Recipe):
     epochs: float = EARLIER["epochs"]
     batch_size: int = EARLIER["batch_size"]
     warmup: float = EARLIER["warmup"]
+
+    def phases(self) -> list[tuple[int, tuple[int, int]]]:
+        """The sizes of images during the run, each with the step from which on it is used."""
+        if self.sizes is None:
+            return [(0, self.image_size)]
+        return [(round(share * self.steps), size) for share, size in image_sizes(self.sizes)]
 
     @classmethod
     def load(cls: type[SomeRecipe], file: Path) -> SomeRecipe:

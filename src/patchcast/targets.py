@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, pixels_of
-from patchcast.geometry import Grid
+from patchcast.geometry import Grid, to_rows
 from patchcast.modes import evaluating
 from patchcast.tokenizers.base import DrawingTokenizer, Tokenizer
 
@@ -107,6 +109,54 @@ class Pixels(Target):
             variance, mean = _spread(patchify(images, self.stride))
             predictions = predictions * (variance + 1e-6).sqrt() + mean
         return unpatchify(predictions, Grid(height // down, width // right), self.stride)
+
+
+class HOG(Target):
+    """Histograms of oriented gradients of each unit (Wei et al. 2022, "Masked Feature Prediction for Self-Supervised
+    Visual Pre-Training"; Dalal and Triggs 2005).
+
+    Gradients are central differences, 0 across the border of the image. Every pixel adds the length of its gradient to
+    the bin of its direction, which is one of `bins` between 0 and 180 degrees. The histogram of each cell and channel
+    has length one. These are the numbers of scikit-image's `hog` with blocks of one cell and `block_norm="L2"`.
+
+    >>> ramp = torch.arange(8.0).expand(1, 1, 8, 8)  # brighter to the right: all gradients in the first bin
+    >>> HOG((8, 8), channels=1, bins=4)(ramp).tolist()
+    [[[1.0, 0.0, 0.0, 0.0]]]
+
+    Args:
+        stride: pixels per side of a unit, (rows, cols).
+        bins: directions of gradients.
+        cell: pixels per side of a cell. None: the paper's 8, or the largest divisor of the unit's sides below it.
+    Raises:
+        ValueError: if a unit is not made of whole cells, or there are no bins.
+    """
+
+    has_noise_floor = False  # gradients at the border of a hidden unit are in part those of pixels that are seen
+
+    def __init__(self, stride: tuple[int, int], *, channels: int, bins: int = 9, cell: int | None = None) -> None:
+        super().__init__()
+        if bins < 1:
+            raise ValueError(f"a histogram has one bin or more; got {bins}")
+        both = math.gcd(*stride)
+        cell = cell or next(side for side in range(min(8, both), 0, -1) if both % side == 0)
+        if both % cell:
+            raise ValueError(f"units of {stride[0]}x{stride[1]} pixels are not made of whole cells of {cell} pixels")
+        self.cells = (stride[0] // cell, stride[1] // cell)
+        self.bins, self.cell, self.channels = bins, cell, channels
+        self.outputs = channels * bins * self.cells[0] * self.cells[1]
+
+    def forward(self, images: ImageBatch) -> Float[Tensor, "B N T"]:
+        pixels = pixels_of(images).float()
+        down, right = torch.zeros_like(pixels), torch.zeros_like(pixels)
+        down[:, :, 1:-1] = pixels[:, :, 2:] - pixels[:, :, :-2]
+        right[..., 1:-1] = pixels[..., 2:] - pixels[..., :-2]
+        turn = torch.atan2(down, right) / math.pi % 1
+        place = (turn * self.bins).long().clamp(max=self.bins - 1)  # `%` may round up to 1
+        lengths = pixels.new_zeros(*pixels.shape[:2], self.bins, *pixels.shape[2:])
+        lengths.scatter_(2, place[:, :, None], torch.hypot(down, right)[:, :, None])
+        histograms = F.avg_pool2d(lengths.flatten(1, 2), self.cell).unflatten(1, (-1, self.bins))
+        histograms = histograms / (histograms.square().sum(dim=2, keepdim=True) + 1e-10).sqrt()
+        return patchify(histograms.flatten(1, 2), self.cells)
 
 
 class Codes(Target):
@@ -298,6 +348,30 @@ def _count_again(target: EMAFeatures, _: object) -> None:
     target._done = int(target.step)
 
 
+class Embeddings(Target):
+    """The backbone's own embedding of each unit: its patch, before positions are added, without gradients (NEPA).
+
+    >>> from patchcast.backbones import wrap
+    >>> Embeddings(wrap("test_vit", img_size=32))(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 4, 64])
+
+    Args:
+        backbone: the network in training. It is no part of the target, whose state stays empty.
+    """
+
+    has_noise_floor = False  # embeddings can become the same for all patches
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self._backbone = (backbone,)  # in a tuple, or its weights would be the target's as well
+        self.outputs = backbone.embed_width
+
+    @torch.no_grad()
+    def forward(self, images: ImageBatch) -> Float[Tensor, "B N E"]:
+        patches = self._backbone[0].to_patches(images)
+        return to_rows(patches.x, patches.layout).float()
+
+
 class FrozenFeatures(Target):
     """Features of a teacher that stays as it is, for every unit: those of some blocks, resampled to the grid of units.
 
@@ -319,6 +393,7 @@ class FrozenFeatures(Target):
         size: (height, width) at which the teacher sees the images; None: as they are.
         statistics: (mean, deviation) of each channel by which the images were standardized, and those by which the
             teacher wants them; None: it takes them as they come.
+        saved: whether the state has the teacher's weights. If not, whoever builds the target again has to find them.
     Raises:
         ValueError: if the statistics are not of as many channels as the teacher takes.
     """
@@ -338,8 +413,12 @@ class FrozenFeatures(Target):
         blocks: Sequence[int] | None = None,
         size: tuple[int, int] | None = None,
         statistics: tuple[Statistics, Statistics] | None = None,
+        saved: bool = True,
     ) -> None:
         super().__init__()
+        if not saved:
+            self.register_state_dict_post_hook(_without_teacher)
+            self.register_load_state_dict_pre_hook(_with_own_teacher)
         self.teacher = teacher.requires_grad_(False).eval()
         self.stride, self.size, self.blocks = stride, size, None if blocks is None else list(blocks)
         flat = ([0.0] * teacher.channels, [1.0] * teacher.channels)
@@ -393,6 +472,15 @@ class FrozenFeatures(Target):
         else:
             maps = self.teacher.block_outputs(pixels, self.blocks)
         return torch.cat([_resample(map_.float(), grid) for map_ in maps], dim=1).flatten(2).transpose(1, 2)
+
+
+def _without_teacher(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}teacher.")]:
+        del state[name]
+
+
+def _with_own_teacher(target: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    state.update(target.get_submodule("teacher").state_dict(prefix=f"{prefix}teacher."))
 
 
 def _resample(maps: Float[Tensor, "B D h w"], grid: Grid) -> Float[Tensor, "B D rows cols"]:

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -72,6 +73,45 @@ def test_a_backbone_for_detection(served: Path, monkeypatch: pytest.MonkeyPatch)
     assert "loss_classifier" in said.getvalue()
 
 
+def test_a_backbone_for_torchvisions_segmenters(
+    served: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(served)
+    [code] = re.findall(r"## A backbone for torchvision's segmenters\n.*?```py\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(code, "segmenter", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out == "(2, 5, 16, 16)\n"
+
+
+@pytest.mark.parametrize("to", ["timm", "onnx", "torch"])
+def test_other_weights_are_exported(
+    to: str, run: Path, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the words of --start; the card's code gives the embedding of the network that was opened."""
+    pytest.importorskip("onnxruntime" if to == "onnx" else "torch")
+    words, out = f"local-dir:{run}", tmp_path / "out"
+    assert main(["export", words, "--out", str(out), "--to", to]) == 0
+    shutil.copy(photos.new / "red-0.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    card = (out / "README.md").read_text()
+    assert "not trained by it" in card
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {"__name__": "card"}
+    exec(compile(code, "card", "exec"), names)
+    network = open_network(words)
+    with torch.no_grad():
+        expected = network.backbone.eval().pool(torch.from_numpy(names["images"]), "mean_std")
+    torch.testing.assert_close(torch.as_tensor(names["embedding"]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_that_are_not_exported(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["export", "vit_tini", *out]) == 2
+    assert "timm has no model 'vit_tini'" in capsys.readouterr().err
+    assert main(["export", str(photos.new), *out]) == 2
+    assert "no other weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_timms_folder_has_its_classes_and_no_tag(tuned: Path, tmp_path: Path) -> None:
     assert main(["export", str(tuned), "--out", str(tmp_path / "timm")]) == 0
     config = json.loads((tmp_path / "timm" / "config.json").read_text())
@@ -92,8 +132,6 @@ def test_what_transformers_has_no_class_for_is_refused(
     assert main(["export", str(tmp_path / "x"), "--out", str(out), "--to", "transformers"]) == 2
     assert "transformers has no class for this model (its head is attentive" in capsys.readouterr().err
     assert not out.exists()
-    assert main(["export", str(photos.new), "--out", str(out)]) == 2
-    assert "holds no run" in capsys.readouterr().err
 
 
 def test_another_model_is_not_kept(tuned: Path) -> None:

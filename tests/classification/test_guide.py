@@ -22,9 +22,10 @@ def test_the_guide_from_beginning_to_end(photos: Photos, tmp_path: Path, monkeyp
     (tmp_path / "photo.jpg").write_bytes((photos.new / "red-0.png").read_bytes())
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
-    assert [line.split()[1] for line in lines] == ["pretrain", "finetune", "predict", "predict", "search"]
+    assert [line.split()[1] for line in lines] == ["pretrain", "finetune", "predict", "report", "predict", "search"]
     for line in lines:
         words = shlex.split(line)[1:]
         assert main([*words, *(SMALLER if words[0] == "pretrain" else [])]) == 0, line
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 6
     assert (tmp_path / "nearest.png").exists()
+    assert (tmp_path / "models" / "first" / "report.html").exists()

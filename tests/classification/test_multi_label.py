@@ -12,9 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from patchcast.classification.classifier_data import classifier_data
 from patchcast.classification.classifier_folder import open_classifier
-from patchcast.classification.labeling import average_precisions, label_sets
+from patchcast.classification.labeling import LabelSets, average_precisions, label_sets
 from patchcast.cli import main
+from patchcast.data import open_source
+from patchcast.data.columns import as_sets
+from patchcast.evaluation.labeled import labels_of
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,57 @@ def test_it_is_exported(model: Path, to: str, tmp_path: Path, capsys: pytest.Cap
     if to == "transformers":
         config = json.loads((tmp_path / to / "config.json").read_text())
         assert config["problem_type"] == "multi_label_classification"
+
+
+@pytest.mark.parametrize("kind", ["names", "ids", "numbers"])
+@pytest.mark.parametrize("source", ["parquet", "datasets"])
+def test_lists_of_labels_are_sets(
+    kind: str, source: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A column of lists gives the sets that text gives; without --multi_label one sentence says what takes it."""
+    pytest.importorskip("datasets")
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+
+    own = {
+        "names": {"left": "left", "right": "right"},
+        "ids": {"left": 1, "right": 0},
+        "numbers": {"left": 7, "right": 30},
+    }
+    feature = {"names": Value("string"), "ids": ClassLabel(names=["right", "left"]), "numbers": Value("int64")}[kind]
+    parts, texts = {}, {}
+    for split in ("train", "test"):
+        table = pq.read_table(scenes / f"{split}.parquet").to_pylist()
+        texts[split] = [row["label"] for row in table]
+        rows = [
+            {"image": row["image"], "labels": [own[kind][name] for name in row["label"].split(";") if name]}
+            for row in table
+        ]
+        parts[split] = Dataset.from_list(rows, Features(image=Image(decode=False), labels=List(feature)))
+    data = tmp_path / "lists"
+    if source == "datasets":
+        DatasetDict(parts).save_to_disk(data)
+    else:
+        data.mkdir()
+        for split, part in parts.items():
+            part.to_parquet(data / f"{split}.parquet")
+    found = classifier_data(open_source(str(data), several_labels=True), multi_label=True)
+    assert found.names == (["30", "7"] if kind == "numbers" else ["left", "right"])
+    assert isinstance(found.labeling, LabelSets)
+    order = [1, 0] if kind == "numbers" else [0, 1]
+    targets = found.labeling.targets(torch.from_numpy(labels_of(found.test)))[:, order]
+    expected = [[float(name in text.split(";")) for name in ("left", "right")] for text in texts["test"]]
+    assert targets.tolist() == expected
+    assert main(["finetune", "test_vit", "--untrained", "--data", str(data), "--out", str(tmp_path / "x")]) == 2
+    assert "holds lists of several labels" in (said := capsys.readouterr().err)
+    assert "finetune --multi_label takes several" in said
+
+
+def test_lists_that_name_no_sets() -> None:
+    lists = pa.chunked_array([[["cat;dog"], ["cat"]]])
+    with pytest.raises(ValueError, match="'cat;dog' has a ';' in its name"):
+        as_sets(lists, None)
+    with pytest.raises(ValueError, match="holds class 2, and there are 2 class names"):
+        as_sets(pa.chunked_array([[[0, 2]]]), ["cat", "dog"])
 
 
 def test_mistakes(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -243,7 +243,7 @@ def test_models_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "its own networks: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
     assert set(METHOD_NAMES) == set(METHODS), "patchcast.backbones.capabilities and patchcast.methods differ"
     assert "did you mean mae?" in fails(capsys, "models", "--method", "mea")
-    assert "that aim can use; beit, data2vec, ijepa, mae, simmim can" in fails(
+    assert "that aim can use; beit, data2vec, distill, ijepa, mae, maskfeat, simmim can" in fails(
         capsys, "models", "vit_tiny_r_s16_p8_224", "--method", "aim"
     )
     assert "no model matches 'hierra'; there are hiera" in fails(capsys, "models", "hierra")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from patchcast.data.masks import open_masked, read_mask
 from patchcast.data.transforms import Evaluate
 from patchcast.segmentation.masked_data import AugmentedMasks, places_of_tiles
 from patchcast.segmentation.segmenter import Segmenter
+from patchcast.segmentation.segmenter_card import segmenter_code
 from patchcast.segmentation.segmenter_folder import FineTunedSegmenter, open_segmenter
 
 COLORS = ((20, 20, 20), (220, 30, 30), (30, 30, 220))
@@ -61,6 +64,14 @@ def segmenter(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def whole_segmenter(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that resizes images, with a linear head on a frozen vision transformer."""
+    out = tmp_path_factory.mktemp("models") / "whole"
+    assert finetune(shapes, out, "--freeze", "--epochs", "2") == 0
+    return out
+
+
 def test_shapes_are_found(segmenter: Path, shapes: Path, tmp_path: Path) -> None:
     metrics = json.loads((segmenter / "metrics.json").read_text())
     alone = metrics["pixel_accuracy"]["value"]
@@ -88,16 +99,17 @@ def test_shapes_are_found(segmenter: Path, shapes: Path, tmp_path: Path) -> None
     assert torch.equal(read_mask(out / rows[0]["mask"]), mask)
 
 
-def test_a_linear_head_on_a_frozen_network(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert finetune(shapes, tmp_path / "x", "--freeze", "--epochs", "2") == 0
-    tuned = open_segmenter(tmp_path / "x")
+def test_a_linear_head_on_a_frozen_network(
+    shapes: Path, whole_segmenter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = open_segmenter(whole_segmenter)
     assert not tuned.tiled
     assert tuned.probabilities(torch.zeros(3, 20, 50, dtype=torch.uint8)).shape == (3, 20, 50)
     theirs = wrap("test_vit", img_size=32).model.state_dict()
     assert tuned.model.model.state_dict().keys() == theirs.keys()  # type: ignore[union-attr]
-    assert finetune(shapes, tmp_path / "x", "--freeze", "--epochs", "2") == 0
+    assert finetune(shapes, whole_segmenter, "--freeze", "--epochs", "2") == 0
     assert "is finished: Mean IoU" in " ".join(capsys.readouterr().out.split())
-    assert finetune(shapes, tmp_path / "x", "--freeze", "--epochs", "3") == 2
+    assert finetune(shapes, whole_segmenter, "--freeze", "--epochs", "3") == 2
     assert "holds another model (epochs differ)" in capsys.readouterr().err
 
 
@@ -156,5 +168,53 @@ def test_mistakes(shapes: Path, segmenter: Path, tmp_path: Path, capsys: pytest.
     assert "are for --task segmentation" in capsys.readouterr().err
     assert main(["predict", str(segmenter), str(shapes / "large.png")]) == 2
     assert "--out names a folder for its masks" in capsys.readouterr().err
-    assert main(["export", str(segmenter), "--out", str(tmp_path / "z")]) == 2
-    assert "holds a segmenter, and export takes runs and classifiers" in capsys.readouterr().err
+    for to in ("timm", "transformers"):
+        assert main(["export", str(segmenter), "--out", str(tmp_path / "z"), "--to", to]) == 2
+        assert f"{to} has no class for a conv head over the layers of a timm model" in capsys.readouterr().err
+    assert not (tmp_path / "z").exists()
+
+
+@pytest.mark.parametrize(("to", "tiled"), [("onnx", False), ("torch", True)])
+def test_the_code_of_a_card_gives_the_masks_of_predict(
+    to: str,
+    tiled: bool,
+    segmenter: Path,
+    whole_segmenter: Path,
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("onnxruntime" if to == "onnx" else "torch")
+    folder, out = segmenter if tiled else whole_segmenter, tmp_path / "served"
+    assert main(["export", str(folder), "--out", str(out), "--to", to]) == 0
+    assert "Compared with the segmenter on 8 images" in " ".join(capsys.readouterr().out.split())
+    assert main(["predict", str(folder), str(shapes / "large.png"), "--out", str(tmp_path / "masks")]) == 0
+    expected = read_mask(tmp_path / "masks" / "00000-large.png")
+    (tmp_path / "photo.jpg").write_bytes((shapes / "large.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for place in (folder, out):
+        [code] = re.findall(r"```python\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
+        names: dict[str, Any] = {"__name__": "card"}
+        exec(compile(code.replace("FOLDER", str(place)), "card", "exec"), names)
+        found = torch.as_tensor(np.asarray(names["mask"]))
+        assert float((found == expected).double().mean()) > 0.99, "up to the way in which pixels are resized"
+    text = (out / "README.md").read_text()
+    assert "Mean IoU" in text or "mean IoU" in text
+    assert str(tmp_path) not in text
+
+
+def test_the_page_has_the_code_of_the_cards() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "serve.md").read_text()
+    code = segmenter_code("onnx", tiled=False).replace("FOLDER", "served/shapes").replace("MODE", '"RGB"')
+    assert f"```py\n{code}\n```" in page
+
+
+def test_a_page_about_a_segmenter(segmenter: Path, whole_segmenter: Path, tmp_path: Path) -> None:
+    assert main(["report", str(segmenter), "--out", str(tmp_path / "one.html")]) == 0
+    text = (tmp_path / "one.html").read_text()
+    for part in ("mean IoU", "Classes, weakest first", "share of the pixels, %", "Worst mistakes", "Learning curve"):
+        assert part in text
+    assert text.count("<polyline") == 3, "losses of training and validation, and the measure"
+    assert main(["report", str(segmenter), str(whole_segmenter), "--out", str(tmp_path / "two.html")]) == 0
+    assert "Class by class" in (tmp_path / "two.html").read_text()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from patchcast.methods import mae
 from patchcast.recipe import Resolved
 from patchcast.runs.run import open_run, start_run
 from patchcast.starts import load_start
+from patchcast.training import loop
 from patchcast.training.average import Average
 from patchcast.training.optimization import Optimization, freeze_blocks, layer_numbers, make_optimizer
 from patchcast.training.probing import BelowStartWarning, fallen
@@ -255,11 +259,41 @@ def test_resume_start_and_overwrite_are_three_things(tmp_path: Path, capsys: pyt
     assert pretrain(run, "--overwrite", "--model", "test_vit", "--method_args", '{"mask_ratio": 1.5}') == 2
     assert (run / "pretrainer.safetensors").read_bytes() == before, "a refused command leaves the run"
     assert pretrain(run, "--overwrite", "--seed", "3") == 0
-    assert "Without --overwrite, the same command resumes this run." in " ".join(capsys.readouterr().out.split())
     assert not (run / "notes.txt").exists()
     config = Resolved.load(run / "config.yaml")
     assert (config.seed, config.overwrite) == (3, False)
     assert pretrain(tmp_path / "new", "--overwrite") == 0, "nothing to throw away"
+
+
+def test_overwrite_typed_again_resumes_what_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    every = ("--checkpoint_every", "2", "--overwrite")
+    assert pretrain(run, "--seed", "3") == 0
+    shape = loop.warmup_cosine
+
+    def stopping(step: int, **how: Any) -> float:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return shape(step, **how)
+
+    monkeypatch.setattr(loop, "warmup_cosine", stopping)
+    assert pretrain(run, *every, steps=6) == 143
+    assert "the same command resumes there" in capsys.readouterr().err
+    monkeypatch.undo()
+    (run / "notes.txt").write_text("mine")
+    assert pretrain(run, *every, steps=6) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "was begun by this command and has not finished: nothing is thrown away" in shown
+    assert "Resuming the run in" in shown
+    assert (run / "notes.txt").exists()
+    assert pretrain(run, *every, steps=6) == 0, "it is finished, and thrown away"
+    assert not (run / "notes.txt").exists()
+    (run / "metrics.json").unlink()
+    (run / "notes.txt").write_text("mine")
+    assert pretrain(run, *every, "--seed", "4", steps=6) == 0, "another command"
+    assert not (run / "notes.txt").exists()
 
 
 def test_the_model_follows_from_the_weights(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

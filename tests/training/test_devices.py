@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from patchcast.cli import main
 from patchcast.methods import METHODS
@@ -36,7 +37,17 @@ def command(method: str, out: Path, *flags: str) -> list[str]:
     often = ["--steps", "6", "--batch_size", "16", "--log_every", "1", "--eval_every", "3", "--lr", "3e-3"]
     what = ["--method", method, "--model", *model, "--data", "digits", "--out", str(out), "--device", "cpu"]
     what += [] if method.startswith("imagegpt") else ["--mean", "0.3", "--std", "0.4"]
+    what += ["--teacher", teacher(out.parent), "--teacher_size", "32"] if METHODS[method].teacher == "required" else []
     return ["pretrain", *what, *often, *flags]
+
+
+def teacher(folder: Path) -> str:
+    """A file of a convolutional network, the same weights in every folder."""
+    file = folder / "teacher.safetensors"
+    if not file.exists():
+        torch.manual_seed(0)
+        save_file(timm.create_model("test_resnet").state_dict(), file)
+    return f"test_resnet={file}"
 
 
 def ranks(arguments: list[str], world: int, out: Path) -> None:

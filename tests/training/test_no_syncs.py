@@ -19,7 +19,7 @@ from lightning.fabric.strategies import SingleDeviceStrategy
 from patchcast.backbones import wrap
 from patchcast.data import Augment, Cutter, TrainSet, finish, open_images
 from patchcast.geometry import Grid
-from patchcast.methods import aim, beit, data2vec, ijepa, mae, simmim
+from patchcast.methods import aim, beit, data2vec, ijepa, mae, maskfeat, nepa, simmim
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.patches import PatchCodebook
 from patchcast.training import loop
@@ -48,6 +48,8 @@ METHODS = {
     "ijepa": partial(ijepa, predictor_width=32, predictor_depth=1),
     "data2vec": partial(data2vec, masks=2, decoder_depth=1),
     "aim": partial(aim, head_depth=1),
+    "maskfeat": maskfeat,
+    "nepa": nepa,
     "imagegpt": lambda _: parts.causal(Grid(8, 8)),
 }
 

@@ -173,3 +173,18 @@ def test_norms_biases_positions_and_tokens_are_not_decayed() -> None:
     for spare in ("cls_token", "reg_token", "pos_embed", "blocks.0.ls1.gamma", "blocks.0.norm1.weight"):
         assert f"backbone.model.{spare}" not in decayed_names
     assert "predictor.mask_token" not in decayed_names
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_held_out_images_are_evaluated_in_micro_batches(method: str, tmp_path: Path) -> None:
+    """With the same plans and weights, so that the loss is that of whole batches; 96 images in 64 + 32, by pieces."""
+    losses, largest = [], []
+    for accumulate in (1, 8):
+        pretrainer, seen = tiny(method), list[int]()
+        pretrainer.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(len(args[0])))
+        torch.manual_seed(0)
+        run(pretrainer, tmp_path / str(accumulate), steps=1, accumulate=accumulate, optimization=Optimization(lr=0.0))
+        losses.append(curve(tmp_path / str(accumulate) / "metrics.csv", "eval_loss")[1][-1])
+        largest.append(max(seen))
+    assert largest == [64, 8]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -31,7 +31,7 @@ from patchcast.backbones.projected import Projected
 from patchcast.backbones.relative import Beit, RelPos
 from patchcast.backbones.sam import SAM
 from patchcast.backbones.sequence import RoPE, ViT
-from patchcast.backbones.staged import ROWS, Byob, Levit, Nest, Staged, Swin
+from patchcast.backbones.staged import ROWS, Byob, EdgeNeXt, Levit, Nest, Staged, Swin
 from patchcast.backbones.tnt import TNT
 from patchcast.backbones.torchvision import TorchvisionSwin, TorchvisionViT
 from patchcast.backbones.twins import Twins
@@ -48,6 +48,7 @@ TIMM: dict[str, type[Backbone]] = {
     "CrossVit": CrossViT,
     "DeepseekVitClassifier": Projected,
     "DeepseekVitEncoder": Projected,
+    "EdgeNeXt": EdgeNeXt,
     "Eva": RoPE,
     "Gemma4VitClassifier": Gemma4,
     "Gemma4VitEncoder": Gemma4,

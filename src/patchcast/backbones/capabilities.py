@@ -19,8 +19,11 @@ NEEDS: dict[str, tuple[Capability, ...]] = {
     "aim_features": ("attend",),
     "beit": ("replace", "paint"),
     "data2vec": ("drop", "replace", "paint"),
+    "distill": ("drop", "replace", "paint"),
     "ijepa": ("drop", "replace", "paint"),
     "mae": ("drop",),
+    "maskfeat": ("replace", "paint"),
+    "nepa": ("attend",),
     "simmim": ("replace", "paint"),
 }
 """What each method of `patchcast.methods.METHODS` needs of a timm backbone: the first of these that it has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from timm.models.convit import ConVit
+from timm.models.convit import GPSA, ConVit
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import ImageBatch, Tokens
@@ -20,6 +20,9 @@ class ConViT(TimmBackbone):
 
     def __init__(self, model: ConVit, image_size: tuple[int, int] | None = None) -> None:
         super().__init__(model, image_size, reduction=model.patch_embed.patch_size[0])
+        for module in self.model.modules():
+            if isinstance(module, GPSA):  # timm makes its table in the first step, on the CPU
+                module.rel_indices = module.get_rel_indices(self.model.patch_embed.num_patches)
         # The class token enters before this block; a shallower model has none.
         self.features_prefix = int(model.local_up_to_layer < len(model.blocks))
 

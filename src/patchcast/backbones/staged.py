@@ -131,6 +131,19 @@ class Levit(Staged):
         return patches if self.model.use_conv else patches.with_(x=patches.x.flatten(2).transpose(1, 2), layout="NLC")
 
 
+class EdgeNeXt(Staged):
+    """timm's `EdgeNeXt`, which makes a mask for its positions in every step, on the default device.
+
+    A copy from the CPU would make a GPU wait.
+    """
+
+    def run_stages(self, tokens: Tokens) -> Float[Tensor, "B D H W"]:
+        if tokens.x.device.type == "cpu":
+            return super().run_stages(tokens)
+        with tokens.x.device:
+            return super().run_stages(tokens)
+
+
 class Nest(Staged):
     """timm's `Nest`, whose final norm takes channels last."""
 

@@ -226,7 +226,7 @@ def asked_by(capability: Capability) -> str:
     """The methods that need a capability, as text: first those that prefer it, then those that fall back on it.
 
     >>> asked_by("replace")
-    '`beit`, `simmim`; `data2vec`, `ijepa` where it cannot drop'
+    '`beit`, `maskfeat`, `simmim`; `data2vec`, `distill`, `ijepa` where it cannot drop'
     """
     wanted, instead = [], dict[str, list[str]]()
     for method, needs in NEEDS.items():

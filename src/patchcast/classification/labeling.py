@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-SEPARATOR = ";"
-"""Between the classes of an image, in its label."""
+from patchcast.data.columns import SEPARATOR
 
 
 @runtime_checkable

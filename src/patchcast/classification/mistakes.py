@@ -55,5 +55,5 @@ def draw_named(images: Sequence[Tensor], captions: Sequence[str], *, columns: in
     for axis, image, caption in zip(axes, images, captions, strict=False):
         axis.imshow(shown_pixels(image), interpolation="nearest")
         lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, 26) or [""]]
-        axis.set_title("\n".join(lines[:5]), fontsize=7, y=-0.02, va="top", parse_math=False)
+        axis.set_title("\n".join(lines[:5]), fontsize=7, y=-0.03, pad=0, va="top", parse_math=False)
     return figure

@@ -35,7 +35,7 @@ def run_check(source: Path, *, out: Path | None = None) -> bool:
     recipe, full = run.recipe, run.pretrainer
     out = out or (source / "check.png" if source.is_dir() else Path("check.png"))
     console, began = Console(highlight=False), time.perf_counter()
-    small = build(_small(recipe, full), run.method, run.tokenizer)
+    small = build(_small(recipe, full), run.method, run.tokenizer, None if run.teacher is None else run.teacher.target)
     with stage("Changing pixels and training on noise"):
         verdict = examine(small)
         leaks_at_full_size = _at_full_size(full)

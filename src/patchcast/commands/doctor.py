@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -47,11 +46,11 @@ def doctor() -> bool:
 def _print_devices() -> None:
     import torch
 
-    from patchcast.training.engine import default_precision, default_workers
+    from patchcast.training.engine import default_precision, default_workers, usable_cores
 
     device: Device = "gpu" if torch.cuda.is_available() else "cpu"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"processor    {cores} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"processor    {usable_cores()} cores, {torch.get_num_threads()} threads, {capability}")
     if not torch.cuda.is_available():
         print("GPU          none that torch can use")
     for index in range(torch.cuda.device_count()):

@@ -65,19 +65,35 @@ def check_run(run: Path) -> None:
         raise ValueError(f"{run} holds no run of patchcast: it has no {CONFIG}")
 
 
+def check_reported(path: Path) -> None:
+    """Check that there is something to report on: a run, a fine-tuned model, or a table of compare.
+
+    Raises:
+        ValueError: if there is not.
+    """
+    if path.suffix == ".parquet" and path.is_file():
+        return
+    if (path / BEGUN).exists() and not (path / CONFIG).exists():
+        return
+    if not path.exists() or (path.is_dir() and not (path / CONFIG).exists()) or path.is_file():
+        raise ValueError(
+            f"{path} is neither a run, nor a folder of patchcast finetune, nor a table of patchcast compare; other "
+            f"weights have no results of their own: patchcast compare {path} --data LABELED --out compared.parquet "
+            "measures them"
+        )
+
+
 def check_exported(folder: Path) -> None:
     """Raises:
-    ValueError: if a folder holds neither a run nor a fine-tuned classifier.
+    ValueError: if this is neither a run, nor a fine-tuned model, nor the words of other weights.
     """
-    if (folder / CLASSES).exists():
+    if (folder / CLASSES).exists() or (folder / SEGMENTER).exists():
         return
-    if (folder / SEGMENTER).exists():
-        raise ValueError(
-            f"{folder} holds a segmenter, and export takes runs and classifiers; docs/finetune.md opens it"
-        )
     if (folder / BEGUN).exists():
         raise ValueError(f"fine-tuning has not finished in {folder}; the same command resumes it")
-    check_run(folder)
+    if folder.is_dir() and not any((folder / name).exists() for name in (CONFIG, "config.json")):
+        raise ValueError(f"{folder} holds no run of patchcast ({CONFIG}), no fine-tuned model and no other weights")
+    check_network(str(folder))
 
 
 def check_network(name: str) -> None:

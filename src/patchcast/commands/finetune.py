@@ -28,7 +28,7 @@ from patchcast.classification.labeling import LabelSets, average_precisions
 from patchcast.classification.mistakes import draw_confusion, draw_named
 from patchcast.classification.model import classifier, freeze
 from patchcast.classification.training import Settings, best_of, logits_of, train_classifier
-from patchcast.commands.finetune_masks import finetune_segmenter
+from patchcast.commands.finetune_masks import finetune_segmenter, next_commands
 from patchcast.commands.parts import note_plan
 from patchcast.data import EvalLoader, EvalSet, Images, open_source
 from patchcast.data.digits import PACKAGED
@@ -37,6 +37,7 @@ from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.intervals import Interval, accuracy_interval
 from patchcast.evaluation.labeled import labels_of, paths_of
 from patchcast.files import read_json, write_figure, write_text
+from patchcast.heap import keep_freed_memory
 from patchcast.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range, check_ranges
 from patchcast.runs.network import Network, is_run, open_network, torch_device
 from patchcast.training.engine import default_workers
@@ -52,6 +53,8 @@ LR, FROZEN_LR = 1e-3, 3e-3
 SMOOTHING = 0.1
 WORST = 24
 BOOTSTRAPS = 200
+MOST_CONFUSED = 100
+"""Classes up to which metrics.json holds the confusion matrix."""
 FINETUNE_RANGES: dict[str, Range] = {
     "epochs": AT_LEAST_1, "lr": POSITIVE, "batch_size": AT_LEAST_1, "mixup": NOT_NEGATIVE, "cutmix": NOT_NEGATIVE,
     "layer_decay": POSITIVE_SHARE, "smoothing": SHARE, "limit_per_class": AT_LEAST_1,
@@ -107,9 +110,11 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
     if given.out.is_dir() and any(given.out.iterdir()) and not (given.out / BEGUN).exists():
         raise ValueError(f"{given.out} is not empty and holds no classifier of this command; choose another --out")
     device = torch_device(given.device)
+    if device == "cpu":
+        keep_freed_memory()
     network = _network(given)
     if given.task == "segmentation":
-        finetune_segmenter(given, network, device)
+        finetune_segmenter(given, network, device, words=_command(given))
         return
     if given.head == "conv" or given.tiles:
         raise ValueError("--head conv and --tiles are for --task segmentation")
@@ -118,6 +123,7 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
         given.data,
         channels=network.backbone.channels,
         held_out_share=network.held_out_share(given.data),
+        several_labels=given.multi_label,
         **reading,
     )
     data = classifier_data(source, per_class=given.limit_per_class, seed=given.seed, multi_label=given.multi_label)
@@ -141,6 +147,7 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
         save_classifier(model, network, data.names, given.out, is_multi_label=given.multi_label)
         metrics = _judge(model.to(device), network, data, given.out, device)
         metrics |= {"processor_seconds": round(seconds, 1), "chosen": chosen, "data": data.phrase, "how": str(plan)}
+        metrics["command"] = shlex.join(_command(given))
         channels = network.backbone.channels
         write_classifier_card(
             given.out, network.name, given.data, data.names, metrics, _command(given), channels=channels
@@ -148,8 +155,7 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
         write_text(given.out / METRICS, json.dumps(metrics, indent=2) + "\n")
         shutil.rmtree(given.out / "checkpoints", ignore_errors=True)
     console.print(_summary(metrics))
-    following = f"patchcast predict {shlex.quote(str(given.out))} IMAGES --out predictions.csv"
-    console.print(f"Written to {escape(given.out)}. Next: [bold]{escape(following)}[/]")
+    console.print(f"Written to {escape(given.out)}. {next_commands(given.out, '--out predictions.csv')}")
 
 
 def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str) -> TrainingPlan:
@@ -242,7 +248,11 @@ def _train(
             model, head_inputs(model, training, device), head_inputs(model, validation, device), class_weights=weights
         )
         best = max(path, key=lambda strength: (path[strength], -strength))
-        return {"strength": best, "validation_accuracy": path[best]}
+        return {
+            "strength": best,
+            "validation_accuracy": path[best],
+            "strengths": [{"strength": strength, "validation_accuracy": found} for strength, found in path.items()],
+        }
     augment = classifier_augmentation(plan.augment, evaluate, flip=plan.flip, mean=network.mean, std=network.std)
     rows = train_classifier(
         model,
@@ -279,6 +289,7 @@ def _judge(model: nn.Module, network: Network, data: ClassifierData, out: Path, 
         "balanced_accuracy": float(recall.mean()),
         "largest_class_share": float(counts.sum(axis=1).max() / counts.sum()),
         "recall": {name: float(value) for name, value in zip(np.array(data.names)[present], recall, strict=True)},
+        **({"confusion": counts.tolist()} if classes <= MOST_CONFUSED else {}),
         **_counts(data, len(labels)),
     }
 
@@ -297,6 +308,7 @@ def _judge_sets(logits: Tensor, labels: Tensor, data: ClassifierData, labeling: 
             name: float(value) for name, value in zip(data.names, precision, strict=True) if not np.isnan(value)
         },
         "f1": dict(zip(data.names, map(float, f1), strict=True)),
+        "images_with": dict(zip(data.names, targets.sum(dim=0).tolist(), strict=True)),
         **_counts(data, len(labels)),
     }
 

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from patchcast.runs.network import Network
 from patchcast.segmentation.mask_pictures import overlay
 from patchcast.segmentation.masked_data import CROPS, AugmentedMasks, MaskedData, masked_data
 from patchcast.segmentation.segmenter import Segmenter, SegmentHead
+from patchcast.segmentation.segmenter_card import write_segmenter_card
 from patchcast.segmentation.segmenter_folder import FineTunedSegmenter, save_segmenter
 from patchcast.training.engine import default_workers
 from patchcast.training.lock import locked
@@ -43,9 +45,13 @@ USELESS = ("multi_label", "mixup", "cutmix", "smoothing", "class_weights", "limi
            "label_column", "max_pixels")  # fmt: skip
 
 
-def finetune_segmenter(given: options.FinetuneClassifier, network: Network, device: str) -> None:
+def finetune_segmenter(
+    given: options.FinetuneClassifier, network: Network, device: str, *, words: Sequence[str]
+) -> None:
     """Train the segmenter, or resume it, and write its folder.
 
+    Args:
+        words: of the command, for the card.
     Raises:
         ValueError: for anything that the user can put right, in one sentence.
         InterruptedError, KeyboardInterrupt: for SIGTERM and Ctrl-C, after a checkpoint.
@@ -80,13 +86,16 @@ def finetune_segmenter(given: options.FinetuneClassifier, network: Network, devi
         if not _claim(given, settings, data, network, head):
             console.print(f"{escape(given.out)} is finished: {_said(read_json(given.out / METRICS_MASKS))}")
             return
-        what = f"a {head} head on {'the frozen backbone' if is_frozen else 'the backbone, all weights trained'}"
+        scale = None if given.augment == "none" else CROPS
+        what = (
+            f"a {head} head on {'the frozen backbone' if is_frozen else 'the backbone, all weights trained'}, "
+            f"{settings.epochs} epochs in batches of {settings.batch_size} at {settings.lr:g}"
+            f"{', tiles' * given.tiles}, augmentation {'none' if scale is None else 'light'}"
+        )
         console.print(
             f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test masks of "
-            f"{len(data.names)} classes.\n{network.name}: {what}, {settings.epochs} epochs in batches of "
-            f"{settings.batch_size} at {settings.lr:g}{', tiles' * given.tiles}."
+            f"{len(data.names)} classes.\n{network.name}: {what}."
         )
-        scale = None if given.augment == "none" else CROPS
         flip = given.flip is not False and given.augment != "none"
         augment = Augment(network.size, scale, flip, network.mean, network.std)
         began = time.process_time()
@@ -110,6 +119,7 @@ def finetune_segmenter(given: options.FinetuneClassifier, network: Network, devi
             "mean_iou": dense.mean_iou._asdict(),
             "pixel_accuracy": dense.pixel_accuracy._asdict(),
             "iou": _of_classes(dense, data.names),
+            "confusion": dense.confusions.sum(dim=0).tolist(),
             "test_images": len(data.test),
             "training_images": len(data.train),
             "validation_images": len(data.validation),
@@ -117,13 +127,24 @@ def finetune_segmenter(given: options.FinetuneClassifier, network: Network, devi
             "chosen": {**best_of(rows, "mean_iou"), "epochs": rows},
             "data": data.phrase,
             "how": what,
+            "command": shlex.join(words),
         }
         _draw_worst(tuned, data.test, dense, given.out / "worst-mistakes.png", device)
+        write_segmenter_card(
+            given.out, network.name, given.data, data.names, metrics, words,
+            channels=tuned.channels, size=tuned.size, tiled=tuned.tiled,
+        )  # fmt: skip
         write_text(given.out / METRICS_MASKS, json.dumps(metrics, indent=2) + "\n")
         shutil.rmtree(given.out / "checkpoints", ignore_errors=True)
     console.print(_said(metrics))
-    following = f"patchcast predict {shlex.quote(str(given.out))} IMAGES --out masks"
-    console.print(f"Written to {escape(given.out)}. Next: [bold]{escape(following)}[/]")
+    console.print(f"Written to {escape(given.out)}. {next_commands(given.out, '--out masks')}")
+
+
+def next_commands(out: Path, options: str) -> str:
+    """What follows after fine-tuning, as markup."""
+    folder = shlex.quote(str(out))
+    predict, page = f"patchcast predict {folder} IMAGES {options}", f"patchcast report {folder}"
+    return f"Next: [bold]{escape(predict)}[/], or [bold]{escape(page)}[/] for one page about it"
 
 
 def judge_segmenter(tuned: FineTunedSegmenter, images: MaskedImages, device: str) -> tuple[float, float, Dense]:

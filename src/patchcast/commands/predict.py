@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from patchcast import options
 from patchcast.classification.classifier_folder import is_fine_tuned, open_classifier
-from patchcast.classification.labeling import SEPARATOR
 from patchcast.commands.parts import IMAGES_PER_PART, claim_parts
 from patchcast.commands.predict_masks import predict_masks
 from patchcast.data import EvalLoader, EvalSet, Evaluate, Images, open_source
+from patchcast.data.columns import SEPARATOR
 from patchcast.data.images import Unreadable
 from patchcast.data.listed import open_listed
 from patchcast.data.names import escape

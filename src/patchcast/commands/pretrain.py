@@ -8,6 +8,8 @@ import sys
 import time
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ from patchcast.data import Cutter, EvalSet, Journal, StreamSet, TrainSet, finish
 from patchcast.data.images import evenly_spaced
 from patchcast.data.names import escape
 from patchcast.data.packed import pack_images
-from patchcast.data.sampling import Examples
+from patchcast.data.sampling import Examples, Sampled
 from patchcast.data.streamed import HeadStore
+from patchcast.heap import keep_freed_memory
 from patchcast.honesty import blind_loss
 from patchcast.interop.export_formats import exported_as
 from patchcast.methods import on_codes
@@ -32,14 +35,22 @@ from patchcast.runs.defaults import in_words
 from patchcast.runs.forecast import ASKS_FROM, Forecast, foresee, memory_in_words
 from patchcast.runs.results import after_start, better_average, held_out_images, write_results
 from patchcast.runs.run import Run, open_run, start_run
-from patchcast.runs.run_folder import BAD_IMAGES, claim, holds_run, save_weights
+from patchcast.runs.run_folder import (
+    BAD_IMAGES,
+    claim,
+    holds_run,
+    note_overwriting,
+    save_weights,
+    without_second_overwriting,
+)
 from patchcast.runs.speed import use_attention
 from patchcast.runs.starting import is_started, keep_report
 from patchcast.runs.tokenizer import CodeData, encode, save_tokenizer
 from patchcast.runs.watch import EVALUATED, check_loggers, make_loggers, watches
 from patchcast.stages import stage
 from patchcast.tokenizers.palette import Palette
-from patchcast.training.engine import Engine, uses_cuda
+from patchcast.training.ahead import Move, moved
+from patchcast.training.engine import Engine, reads_ahead, uses_cuda
 from patchcast.training.lock import locked
 from patchcast.training.log import closing
 from patchcast.training.looks import Look
@@ -64,9 +75,12 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     Raises:
         ValueError: for anything that the user can fix, before training starts.
     """
+    if not uses_cuda(recipe.device):
+        keep_freed_memory()
     # In the first process; those of other devices only train.
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     console = Console(quiet=not is_first)
+    given, recipe = recipe, without_second_overwriting(recipe)
     run = start_run(recipe)
     check_loggers(run.recipe)
     if run.recipe.packed is not None:
@@ -74,6 +88,8 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
             raise ValueError(f"{run.recipe.method} trains on codes, which are cached already: leave out --packed")
         if run.source.is_stream:
             raise ValueError("a stream is read in order, so that it cannot be packed: leave out --packed")
+    if run.recipe.decode == "gpu":
+        _check_decode(run)
     forecast = None
     if run.recipe.overwrite or not holds_run(run.folder):
         with stage("Measuring the speed of a few steps"), memory_in_words(run.recipe):
@@ -86,7 +102,11 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
     resuming = claim(run.recipe) if is_first else ""
     with locked(run.folder) if is_first else nullcontext():
         if is_first:
+            if recipe.overwrite:
+                note_overwriting(given)
             save_tokenizer(run.tokenizer, run.folder)
+            if run.teacher is not None:
+                run.teacher.save(run.folder)
             if forecast is not None:
                 forecast.save(run.folder)
             else:
@@ -94,11 +114,33 @@ def pretrain(recipe: Recipe, *, says_next: bool = True) -> Resolved:
             if run.fitted is not None:
                 keep_report(run.fitted, run.folder)
                 console.print("\n".join(map(escape, str(run.fitted).splitlines())), highlight=False)
+        if given.overwrite and not recipe.overwrite:
+            console.print(
+                f"The run in {escape(run.folder)} was begun by this command and has not finished: nothing is thrown "
+                "away. To begin again, delete the folder."
+            )
         if resuming:
             console.print(escape(resuming), highlight=False)
-        elif run.recipe.overwrite:
-            console.print("Without --overwrite, the same command resumes this run.")
         return _carry_out(run, looks, console, is_first=is_first, says_next=says_next)
+
+
+def _check_decode(run: Run) -> None:
+    """Raises:
+    ValueError: if a GPU cannot decode the run's images.
+    """
+    reason = ""
+    if not uses_cuda(run.recipe.device):
+        reason = "needs a GPU of NVIDIA's that torch can use"
+    elif run.source.is_stream:
+        reason = "is for files, and a stream is decoded by its workers"
+    elif run.recipe.packed is not None:
+        reason = "is for files, and packed images are decoded already"
+    elif run.method.codes == "colors":
+        reason = f"is for pixels, and {run.recipe.method} trains on codes"
+    elif find_spec("torchvision") is None:
+        reason = "needs torchvision"
+    if reason:
+        raise ValueError(f"decode gpu {reason}: leave it out")
 
 
 def dry_run(recipe: Recipe) -> Forecast:
@@ -108,6 +150,8 @@ def dry_run(recipe: Recipe) -> Forecast:
         ValueError: as `pretrain` does.
     """
     console = Console()
+    if not uses_cuda(recipe.device):
+        keep_freed_memory()
     run = start_run(recipe)
     with stage("Measuring the speed of a few steps"):
         run, forecast = foresee(run, recipe, in_full=True)
@@ -144,7 +188,7 @@ def _announce(forecast: Forecast, console: Console) -> None:
 
 def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool, says_next: bool) -> Resolved:
     journal = Journal(run.folder / BAD_IMAGES)
-    trained, train_set, judged, codes = _feed(run, journal)
+    trained, phases, move, judged, codes = _feed(run, journal)
     if codes is not None:
         console.print(f"{codes}", highlight=False)
     blind = codes.floors.unigram if codes is not None else _blind(run)
@@ -156,7 +200,7 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
         if run.recipe.freeze_blocks:
             freeze_blocks(run.pretrainer.backbone, run.recipe.freeze_blocks)
         with memory_in_words(run.recipe):
-            _train(run.recipe, trained, train_set, judged, looks, blind)
+            waited = _train(run.recipe, trained, phases, move, judged, looks, blind)
         state = whole_state(run.pretrainer)
         if not is_first:
             return run.recipe
@@ -178,7 +222,7 @@ def _carry_out(run: Run, looks: list[Look], console: Console, *, is_first: bool,
         replaced = "was replaced by another" if is_one else "were replaced by others"
         console.print(f"\n{count} could not be read and {replaced}: {escape(journal.file)} lists them.")
     console.print(
-        f"\nDone in {duration(time.perf_counter() - begun)}. {loss}\n"
+        f"\nDone in {duration(time.perf_counter() - begun)}, {waited:.1%} of training waiting for images. {loss}\n"
         f"{escape(str(run.folder))} holds {exported_as(run.method)}, pictures (*.png), metrics.csv, and config.yaml, "
         "which runs this again.",
         highlight=False,
@@ -215,7 +259,9 @@ def _next(run: Run) -> str:
     )
 
 
-Feed = tuple[Pretrainer, TrainSet | StreamSet, DataLoader[Any] | None, CodeData | None]
+Phases = list[tuple[int, Sampled]]
+"""What is trained on, each from a step on."""
+Feed = tuple[Pretrainer, Phases, Move, DataLoader[Any] | None, CodeData | None]
 
 
 def _feed(run: Run, journal: Journal) -> Feed:
@@ -229,38 +275,53 @@ def _feed(run: Run, journal: Journal) -> Feed:
     if run.method.codes == "colors":
         assert isinstance(run.tokenizer, Palette)
         codes = encode(recipe, run.tokenizer, images, judged)
-        return on_codes(run.pretrainer), codes.train, codes.held_out, codes
+        return on_codes(run.pretrainer), [(0, codes.train)], moved, codes.held_out, codes
     loader = None if judged is None else DataLoader(EvalSet(judged, run.evaluation), batch_size=recipe.batch_size)
-    augment: Any = Cutter(run.augmentation) if uses_cuda(recipe.device) else run.augmentation
+    on_gpu = uses_cuda(recipe.device)
+    augments: list[tuple[int, Any]] = [(step, augmentation(recipe, size)) for step, size in recipe.phases()]
+    augments = [(step, Cutter(augment) if on_gpu else augment) for step, augment in augments]
     if isinstance(images.store, HeadStore):
-        stream = StreamSet(images.store.stream, images.channels, augment, recipe.seed)
-        stream.write_down(journal)
-        return run.pretrainer, stream, loader, None
+        rows = images.store.stream
+        streams = [(step, StreamSet(rows, images.channels, augment, recipe.seed)) for step, augment in augments]
+        for _, stream in streams:
+            stream.write_down(journal)
+        return run.pretrainer, [*streams], moved, loader, None
     examples: Examples = images
     if recipe.packed is not None:
         with stage("Decoding the training images into the cache"):
             examples = pack_images(images, recipe.packed)
-    return run.pretrainer, TrainSet(examples, augment, recipe.seed), loader, None
+    if recipe.decode == "gpu":
+        from patchcast.data.jpeg_batches import JPEGSet  # needs torchvision's decoder
+
+        files = [(step, JPEGSet(images, augment, recipe.seed)) for step, augment in augments]
+        return run.pretrainer, [*files], files[0][1].move, loader, None
+    train_sets = [(step, TrainSet(examples, augment, recipe.seed)) for step, augment in augments]
+    return run.pretrainer, [*train_sets], moved, loader, None
 
 
 def _train(
     recipe: Resolved,
     pretrainer: Pretrainer,
-    train_set: TrainSet | StreamSet,
+    phases: Phases,
+    move: Move,
     judged: DataLoader[Any] | None,
     looks: list[Look],
     blind: float | None,
-) -> None:
+) -> float:
+    (_, train_set), *later = phases
     stream = Stream(
         train_set,
+        later=later,
         batch_size=recipe.batch_size,
         steps=recipe.steps,
         seed=recipe.seed,
         workers=recipe.workers,
         accumulate=recipe.accumulate,
+        ahead=reads_ahead(recipe.device, recipe.workers),
+        move=move,
     )
     with closing(make_loggers(recipe)) as loggers:
-        train(
+        return train(
             pretrainer,
             stream,
             judged,
@@ -311,10 +372,18 @@ def _summary(run: Run) -> str:
     return (
         f"[bold]{recipe.method}[/] on [bold]{escape(recipe.model)}[/], {parameters} parameters\n"
         f"  images    {count} of {escape(recipe.data)}, {evaluated}\n"
-        f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}\n"
+        f"  size      {recipe.channels} x {height} x {width}{resized}; {grid} units of {down}x{right} pixels{tiles}"
+        f"{_smaller(recipe)}\n"
         f"  training  {recipe.steps:,} steps of {recipe.batch_size} images ({recipe.epochs:g} epochs), "
         f"lr {recipe.lr:.3g}, {recipe.precision}{going_on}"
     )
+
+
+def _smaller(recipe: Resolved) -> str:
+    """What sizes come before, if there are several."""
+    phases = recipe.phases()
+    before = [f"{size[0]}x{size[1]} up to step {end:,}" for (_, size), (end, _) in pairwise(phases)]
+    return f"; before, {', '.join(before)}" if before else ""
 
 
 def _going_on(recipe: Resolved) -> str:

@@ -1,4 +1,4 @@
-"""`patchcast report`: everything known about a run in one HTML file."""
+"""`patchcast report`: everything known about a run or a fine-tuned model in one HTML file, or several compared."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor
 
-from patchcast import __version__
 from patchcast.arguments import words_of
 from patchcast.backbones import Backbone
 from patchcast.backbones.capabilities import READ_AS
+from patchcast.commands.report_models import (
+    compared_sections,
+    is_model,
+    model_sections,
+    read_model,
+    write_model_page,
+)
+from patchcast.commands.report_parts import interval_of, page_footer, percent_of
 from patchcast.data import denormalize
 from patchcast.data.images import evenly_spaced
 from patchcast.data.names import printable, visible
@@ -43,6 +48,8 @@ from patchcast.training.progress import duration
 from patchcast.views import Attend
 
 PICTURES, SAMPLES = 6, 24
+COMPARED = ".parquet"
+"""What `patchcast compare` writes."""
 LINE = 110  # maximum number of letters of a command on one line
 NETWORK_ROWS = {OURS: "this run"}
 """Other names for rows of a run's JSON files."""
@@ -86,18 +93,32 @@ class RunNumbers:
 
 
 def report(runs: Sequence[Path], *, out: Path | None = None, data: str | None = None) -> Path:
-    """Write a page about a run, or one that compares several, and return its path.
+    """Write a page about a run or a fine-tuned model, or one that compares several, and return its path.
 
     Args:
-        out: the file; None for report.html in the run folder, or in the current one for several runs.
+        runs: folders of runs and of `patchcast finetune`, and tables of `patchcast compare`.
+        out: the file; None for report.html in the folder, or in the current one for several.
         data: images to show; None for the run's own.
     Raises:
-        ValueError: if a folder holds no run, or one that has no weights yet.
+        ValueError: if a folder holds no run, or one that has no weights yet, or a table is none of `compare`'s.
     """
-    found = [numbers_of(run) for run in runs]
-    out = check_writable(out or (runs[0] / "report.html" if len(found) == 1 else Path("report.html")))
+    tables = [file for file in runs if file.suffix == COMPARED]
+    models = [read_model(folder) for folder in runs if folder.suffix != COMPARED and is_model(folder)]
+    found = [numbers_of(run) for run in runs if run.suffix != COMPARED and not is_model(run)]
+    alone = [one.folder for one in models] + [one.run.folder for one in found]
+    is_alone = len(runs) == 1 and bool(alone)
+    out = check_writable(out or (alone[0] / "report.html" if is_alone else Path("report.html")))
+    if data is not None and not (is_alone and found):
+        raise ValueError("--data chooses the images on the page of one run; leave it out")
     with stage("Drawing the page"):
-        text = write_page(found[0], data or found[0].recipe.data) if len(found) == 1 else write_comparison(found)
+        if is_alone:
+            text = write_page(found[0], data or found[0].recipe.data) if found else write_model_page(models[0])
+        else:
+            sections = [*compared_sections(tables), *model_sections(models), *(_run_sections(found) if found else [])]
+            parts = {"run": len(found), "fine-tuned model": len(models), "table": len(tables)}
+            counted = [f"{count} {name}{'s' * (count > 1)}" for name, count in parts.items() if count]
+            subtitle = "Pretrained without labels." if found and len(counted) == 1 else ""
+            text = page(" and ".join(counted), subtitle, [], sections, page_footer())
     write_text(out, visible(text, besides="\n\t"))  # names of data and files stand in it
     print(f"Wrote {printable(str(out))}.")
     return out
@@ -126,13 +147,13 @@ def write_page(found: RunNumbers, data: str) -> str:
         f"{recipe.steps:,} steps of {recipe.batch_size} images of {recipe.data}, without labels. "
         f"Folder: {found.run.folder}"
     )
-    footer = _footer()
+    footer = page_footer()
     title = f"{recipe.method} on {recipe.model}"
     return page(title, subtitle, _headline(found), sections, footer, answers=_answers(found))
 
 
-def write_comparison(found: Sequence[RunNumbers]) -> str:
-    """The HTML of a page that compares runs."""
+def _run_sections(found: Sequence[RunNumbers]) -> list[Section]:
+    """What a page that compares runs says of them."""
     header = ["run", "method", "model", "images seen", "held-out loss", "linear, %", "kNN, %", "time"]
     rows = []
     for one in found:
@@ -145,8 +166,8 @@ def write_comparison(found: Sequence[RunNumbers]) -> str:
                 recipe.model,
                 f"{recipe.steps * recipe.batch_size:,}",
                 f"{held[-1]:.3g}" if held else "–",
-                _interval(probe["linear"]) if probe else "–",
-                _percent(probe.get("knn"), ""),
+                interval_of(probe["linear"]) if probe else "–",
+                percent_of(probe.get("knn"), ""),
                 duration(seconds) if (seconds := _seconds(one)) else "–",
             ]
         )
@@ -183,14 +204,7 @@ def write_comparison(found: Sequence[RunNumbers]) -> str:
             sections.append(Section(f"{name[0].upper()}{name[1:]} during the runs", "", [side_by_side([chart])]))
     how = [pretrain_command(one.recipe) for one in found]
     sections.append(Section("How to reproduce them", "With every option that is not the default.", [commands(how)]))
-    return page(f"{len(found)} runs", "Pretrained without labels.", [], sections, _footer())
-
-
-def _footer() -> str:
-    return (
-        f"Written on {date.today().isoformat()} by patchcast {__version__} (torch {torch.__version__}, timm "
-        f"{timm.__version__}). This file loads nothing from the network."
-    )
+    return sections
 
 
 def _answers(found: RunNumbers) -> Html:
@@ -226,7 +240,7 @@ def _headline(found: RunNumbers) -> list[Tile]:
     for name, alt in (("linear", "linear probe"), ("knn", "nearest neighbors")):
         ours, other = (probe.get(which, {}).get(name) for which in (OURS, UNTRAINED))
         if ours:
-            tiles.append(Tile(_percent(ours), alt, f"untrained: {_percent(other)}" if other else ""))
+            tiles.append(Tile(percent_of(ours), alt, f"untrained: {percent_of(other)}" if other else ""))
     losses, held = found.curve("loss")[1], found.curve("eval_loss")[1]
     blind = "" if found.blind is None else f"a blind prediction: {found.blind:.3g}"
     if held:
@@ -299,7 +313,7 @@ def _accuracy(found: RunNumbers) -> list[Section]:
             few = [f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" for row in one["few_labels"]]
             rank = f"{one['rankme']:.1f}" if one.get("rankme") else "–"
             rows.append(
-                [NETWORK_ROWS.get(name, name), *few, _interval(one["linear"]), _percent(one.get("knn"), ""), rank]
+                [NETWORK_ROWS.get(name, name), *few, interval_of(one["linear"]), percent_of(one.get("knn"), ""), rank]
             )
         body.append(html_table(header, rows, strong=0))
         for other, gained in probe.get("differences", {}).items():
@@ -307,7 +321,7 @@ def _accuracy(found: RunNumbers) -> list[Section]:
     others = {"attentive": "Attentive probe", "finetune": "Fine-tuning, all weights"}
     for name, title in ((name, title) for name, title in others.items() if name in found.probes):
         one = found.probes[name]
-        lines = [[NETWORK_ROWS.get(key, key), _interval(row["accuracy"])] for key, row in _rows(one, "accuracy")]
+        lines = [[NETWORK_ROWS.get(key, key), interval_of(row["accuracy"])] for key, row in _rows(one, "accuracy")]
         body += [subheading(title), html_table(["% right", "accuracy"], lines, strong=0)]
     if dense := found.probes.get("dense"):
         body += [subheading("Dense: the class of every pixel"), _dense_table(dense)]
@@ -351,7 +365,7 @@ def _dense_table(dense: Mapping[str, Any]) -> Html:
     header = ["% by unit", "linear: mean IoU", "pixels right", "kNN: mean IoU", "pixels right"]
     measures = [(how, what) for how in ("linear", "knn") for what in ("mean_iou", "pixel_accuracy")]
     rows = [
-        [NETWORK_ROWS.get(name, name), *(_interval(row[how][what]) for how, what in measures)]
+        [NETWORK_ROWS.get(name, name), *(interval_of(row[how][what]) for how, what in measures)]
         for name, row in _rows(dense, "linear")
     ]
     return html_table(header, rows, strong=0)
@@ -440,15 +454,6 @@ def _seconds(found: RunNumbers) -> float:
     before = [-1, *steps][: len(steps)]
     covered = sum((step - last) / speed for step, last, speed in zip(steps, before, speeds, strict=True) if speed > 0)
     return float(covered * found.recipe.batch_size)
-
-
-def _percent(accuracy: Mapping[str, Any] | None, unit: str = " %") -> str:
-    return f"{100 * accuracy['value']:.1f}{unit}" if accuracy else "–"
-
-
-def _interval(accuracy: Mapping[str, Any]) -> str:
-    value, low, high = (100 * accuracy[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

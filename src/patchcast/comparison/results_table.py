@@ -9,10 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from patchcast.comparison.rows import OTHER, Row
-from patchcast.evaluation import (
-    Interval,
-    accuracy_interval,
-)
+from patchcast.data.names import escape
+from patchcast.evaluation import Interval, accuracy_interval
 from patchcast.evaluation.baselines import BASELINES
 from patchcast.evaluation.labeled import Labeled
 from patchcast.evaluation.protocol import new_table, percent
@@ -26,9 +24,9 @@ def results_table(rows: Sequence[Row], description: str) -> Table:
     for row in rows:
         rank = "" if row.scores.rankme is None else f"{row.scores.rankme:.1f}"
         shown.add_row(row.label, f"{100 * row.scores.knn.accuracy:.1f}", percent(row.scores.accuracy), rank)
-    own = [row.own for row in rows if row.own is not None]
-    classifiers = f" The supervised network's own classifier: {', '.join(map(percent, own))}." if own else ""
-    shown.caption = (
+    own = [f"{row.label} {percent(row.own)}" for row in rows if row.own is not None]
+    classifiers = f" Own classifiers: {'; '.join(own)}." if own else ""
+    shown.caption = escape(
         "Linear classifier on all labels. 95 % intervals over the test images; differences on the same test images and "
         f"on the same draws of labels. They do not cover the seed.{classifiers}"
     )

@@ -37,7 +37,6 @@ class Measure:
     """How a run and its baselines are measured."""
 
     network: Network
-    recipe: Resolved
     protocol: FeatureProtocol
     console: Console
 
@@ -48,7 +47,9 @@ class Measure:
         return scores
 
 
-def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Backbone, Tensor, float]:
+def train_supervised(
+    start: Backbone, measure: Measure, recipe: Resolved, budget: str
+) -> tuple[Backbone, Tensor, float]:
     """The network trained with labels from the same start, for the run's steps, batches and augmentation.
 
     All weights are trained by AdamW, with the same rate for all blocks. The result is cached in the user's cache
@@ -57,7 +58,7 @@ def train_supervised(start: Backbone, measure: Measure, budget: str) -> tuple[Ba
     Returns:
         the backbone, True for test images that its own classifier predicts correctly, and the learning rate.
     """
-    recipe, labeled = measure.recipe, measure.protocol.labeled
+    labeled = measure.protocol.labeled
     which = [budget, *(fingerprint_images(images).hex() for images in (labeled.train, labeled.test))]
     file = cache_folder() / SUPERVISED / f"{fingerprint(which)}.safetensors"
     if matches_seal(file):

@@ -6,6 +6,8 @@ the columns of an image, so resizing a batch of crops of different sizes takes t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,11 +29,13 @@ class Cuts(NamedTuple):
     Attributes:
         sizes: rows and columns of each.
         is_flipped: True where it is to be mirrored.
+        size: (height, width) to which `finish` resizes them.
     """
 
     pixels: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
     sizes: Int[Tensor, "B 2"]
     is_flipped: Bool[Tensor, " B"]
+    size: tuple[int, int]
 
 
 class Cutter:
@@ -56,30 +60,83 @@ class Cutter:
         return cut
 
 
+class EncodedCut(NamedTuple):
+    """An image file that is not decoded yet, and the crop of it.
+
+    Attributes:
+        content: the bytes of the file; None where they are in an `EncodedCuts`.
+        whole: height and width of the image.
+        box: (top, left, height, width) of the crop.
+        key: by which a `TrainSet` gives the same crop.
+    """
+
+    content: UInt8[Tensor, " bytes"] | None
+    whole: tuple[int, int]
+    box: tuple[int, int, int, int]
+    is_flipped: bool
+    size: tuple[int, int]
+    key: tuple[int, int]
+
+    def of(self, image: UInt8[Tensor, "C H W"]) -> Cut:
+        """The crop, of the decoded image."""
+        top, left, height, width = self.box
+        return Cut(image[:, top : top + height, left : left + width], self.is_flipped, self.size)
+
+
+@dataclass(frozen=True)
+class EncodedCuts:
+    """A batch in which some images are files, and others crops.
+
+    The files are in one tensor, one after the other, of these lengths: a loader's worker hands over each tensor as a
+    file of its own.
+    """
+
+    contents: UInt8[Tensor, " bytes"]
+    lengths: Sequence[int]
+    cuts: Sequence[Cut | EncodedCut]
+
+    def pin_memory(self) -> EncodedCuts:
+        """Itself: decoders read files on the CPU."""
+        return self
+
+    def files(self) -> list[UInt8[Tensor, " bytes"]]:
+        return list(self.contents.split(list(self.lengths)))
+
+
 def collate(examples: list[tuple[Any, ...]]) -> Any:
-    """Collate a batch: crops as `Cuts`, anything else as in torch."""
+    """Collate a batch: crops as `Cuts`, files as `EncodedCuts`, anything else as in torch."""
+    encoded = [cut for cut, *_ in examples if isinstance(cut, EncodedCut)]
+    files = [cut.content for cut in encoded if cut.content is not None]
+    if files:
+        cuts = [cut._replace(content=None) if isinstance(cut, EncodedCut) else cut for cut, *_ in examples]
+        batch = EncodedCuts(torch.cat(files), [len(file) for file in files], cuts)
+        return [batch, *default_collate([example[1:] for example in examples])]
     if not isinstance(examples[0][0], Cut):
         return default_collate(examples)
-    cuts = [example[0] for example in examples]
+    return [join([example[0] for example in examples]), *default_collate([example[1:] for example in examples])]
+
+
+def join(cuts: Sequence[Cut]) -> Cuts:
+    """Crops in one tensor, on their device."""
     sizes = torch.tensor([cut.pixels.shape[-2:] for cut in cuts])
     height, width = sizes.amax(dim=0).tolist()
     first = cuts[0].pixels
     pixels = first.new_zeros(len(cuts), len(first), height, width)
     for row, cut in zip(pixels, cuts, strict=True):
         row[:, : cut.pixels.shape[-2], : cut.pixels.shape[-1]] = cut.pixels
-    flips = torch.tensor([cut.is_flipped for cut in cuts])
-    return [Cuts(pixels, sizes, flips), *default_collate([example[1:] for example in examples])]
+    return Cuts(pixels, sizes, torch.tensor([cut.is_flipped for cut in cuts]), cuts[0].size)
 
 
 def finish(augment: Augment, cuts: Cuts) -> Float32[Tensor, "B C h w"]:
     """Resize, flip and normalize, on the device of the crops."""
-    chunks = zip(*(part.split(CUTS_AT_ONCE) for part in cuts), strict=True)
-    return torch.cat([augment.normalize.batch(_resize(Cuts(*chunk), augment.size)) for chunk in chunks])
+    chunks = zip(*(part.split(CUTS_AT_ONCE) for part in (cuts.pixels, cuts.sizes, cuts.is_flipped)), strict=True)
+    done = [_resize(Cuts(pixels, sizes, is_flipped, cuts.size)) for pixels, sizes, is_flipped in chunks]
+    return torch.cat([augment.normalize.batch(images) for images in done])
 
 
-def _resize(cuts: Cuts, size: tuple[int, int]) -> UInt8[Tensor, "B C h w"] | Float32[Tensor, "B C h w"]:
-    down = resampling(cuts.sizes[:, 0], cuts.pixels.shape[-2], size[0])
-    across = resampling(cuts.sizes[:, 1], cuts.pixels.shape[-1], size[1])
+def _resize(cuts: Cuts) -> UInt8[Tensor, "B C h w"] | Float32[Tensor, "B C h w"]:
+    down = resampling(cuts.sizes[:, 0], cuts.pixels.shape[-2], cuts.size[0])
+    across = resampling(cuts.sizes[:, 1], cuts.pixels.shape[-1], cuts.size[1])
     across = torch.where(cuts.is_flipped[:, None, None], across.flip(1), across)
     is_bytes = cuts.pixels.dtype == torch.uint8
     x = cuts.pixels.float()

@@ -33,13 +33,20 @@ class SeveralLabelsError(ValueError):
 
 @dataclass(frozen=True)
 class Columns:
-    """Requested column names; None to detect them."""
+    """Requested column names; None to detect them.
+
+    Attributes:
+        several: lists of labels are read as sets of classes, written `cat;dog`; otherwise they are no labels.
+    """
 
     image: str | None = None
     label: str | None = None
+    several: bool = False
 
 
 ANY_LABEL = Columns()
+SEPARATOR = ";"
+"""Between the classes of an image that may have several, in its label."""
 
 
 def choose_image(names: Collection[str], candidates: Collection[str], asked: str | None, where: str) -> str:
@@ -198,14 +205,15 @@ def is_label_type(kind: pa.DataType) -> bool:
     """
     import pyarrow.types as types
 
-    if types.is_dictionary(kind) or _is_list(kind):
+    if types.is_dictionary(kind) or is_list(kind):
         return is_label_type(kind.value_type)
     checks = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string,
               types.is_string_view, types.is_decimal)  # fmt: skip
     return any(check(kind) for check in checks)
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether each value is a list."""
     import pyarrow.types as types
 
     return any(check(kind) for check in (types.is_list, types.is_large_list, types.is_fixed_size_list))
@@ -220,10 +228,12 @@ def _unified(column: pa.ChunkedArray) -> pa.ChunkedArray:
     import pyarrow as pa
     import pyarrow.types as types
 
-    if _is_list(column.type):
+    if is_list(column.type):
         values = column.to_pylist()
         if any(value is not None and len(value) > 1 for value in values):
-            raise SeveralLabelsError("holds lists of several labels, and an image has one")
+            raise SeveralLabelsError(
+                "holds lists of several labels, and an image has one; patchcast finetune --multi_label takes several"
+            )
         single = [value[0] if value else None for value in values]
         column = pa.chunked_array([pa.array(single, column.type.value_type)])
     kind = column.type
@@ -237,6 +247,43 @@ def _unified(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(
         pa.int64() if types.is_integer(kind) else pa.float64() if types.is_floating(kind) else pa.string()
     )
+
+
+def as_sets(column: pa.ChunkedArray, class_names: list[str] | None) -> pa.ChunkedArray:
+    """Lists of classes as text such as `cat;dog`; an empty list is `;`, the empty set. Other columns as they are.
+
+    >>> import pyarrow as pa
+    >>> as_sets(pa.chunked_array([[[1, 0], [], None]]), ["cat", "dog"]).to_pylist()
+    ['cat;dog', ';', None]
+
+    Args:
+        class_names: of the numbers in the lists, if the data set says what they mean.
+    Raises:
+        ValueError: if a number has no name, or a name has a `;` in it.
+    """
+    import pyarrow as pa
+
+    if not is_list(column.type):
+        return column
+    lists = column.to_pylist()
+    distinct = {value for values in lists for value in values or ()}
+    if class_names is not None and all(type(value) is int for value in distinct):
+        if outside := sorted(value for value in distinct if not 0 <= value < len(class_names)):
+            raise ValueError(f"a list of labels holds class {outside[0]}, and there are {len(class_names)} class names")
+        names = {value: class_names[value] for value in distinct}
+    else:
+        names = {value: str(_plain(value)).strip() for value in distinct if not _is_missing(value)}
+    if broken := [name for name in names.values() if SEPARATOR in name]:
+        raise ValueError(
+            f"the class {broken[0]!r} has a {SEPARATOR!r} in its name, which separates the classes of an image"
+        )
+    sets = [
+        None
+        if values is None
+        else SEPARATOR.join(sorted({names[value] for value in values if value in names})) or SEPARATOR
+        for values in lists
+    ]
+    return pa.chunked_array([pa.array(sets, pa.string())])
 
 
 def _numbered(column: pa.ChunkedArray, numbers: Mapping[Value, int]) -> np.ndarray:

@@ -29,7 +29,8 @@ ImageFile = BytesIO | BufferedReader
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GRAYS = ("L", "1", "LA", "La")
-JPEG, START_OF_FRAME, START_OF_SCAN = b"\xff\xd8\xff", (0xC0, 0xC1, 0xC2), 0xDA
+JPEG, START_OF_FRAME, START_OF_SCAN, ADOBE = b"\xff\xd8\xff", (0xC0, 0xC1, 0xC2), 0xDA, 0xEE
+END_OF_IMAGE = b"\xff\xd9"
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 XMP = ("xmp", "XML:com.adobe.xmp")
 """Keys of Pillow's `info` under which a file's XMP is, which may tell the orientation as EXIF does."""
@@ -167,7 +168,7 @@ def _decode_jpeg(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Non
         return None
     file.seek(0)
     content = bytearray(file.read())
-    height, width, colors = _plain_jpeg(content)
+    height, width, colors, _ = _plain_jpeg(content)
     is_ordinary = (colors, channels) in ((1, 1), (1, 3), (3, 3))
     if not is_ordinary or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
         return None
@@ -178,23 +179,39 @@ def _decode_jpeg(file: ImageFile, channels: int) -> UInt8[Tensor, "C H W"] | Non
         return None  # Pillow tells what is wrong with it
 
 
-def _plain_jpeg(content: bytearray) -> tuple[int, int, int]:
-    """Height, width and number of colors of a JPEG file; zeros if it has EXIF, or XMP that turns it, or another
-    structure than most."""
-    at, found = 2, (0, 0, 0)
+def baseline_jpeg(content: bytearray, channels: int) -> tuple[int, int] | None:
+    """Height and width of a JPEG that any decoder reads alike, but for rounding; None for all others.
+
+    Those are of the baseline process, with 8 bits, as many colors as `channels`, no color transform of Adobe's, nothing
+    that turns them, not larger than Pillow's limit, and they end where a JPEG ends.
+    """
+    if not content.startswith(JPEG) or not content.rstrip(b"\0").endswith(END_OF_IMAGE):
+        return None
+    height, width, colors, is_baseline = _plain_jpeg(content)
+    is_ours = is_baseline and colors == channels and channels in (1, 3)
+    return (height, width) if is_ours and height * width <= (Image.MAX_IMAGE_PIXELS or math.inf) else None
+
+
+def _plain_jpeg(content: bytearray) -> tuple[int, int, int, bool]:
+    """Height, width and number of colors of a JPEG file, and whether it is of the baseline process with 8 bits and
+    without a mark of Adobe's; zeros if it has EXIF, or XMP that turns it, or another structure than most."""
+    at, found, is_adobes = 2, (0, 0, 0, False), False
     while content[at : at + 1] == b"\xff":
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
         segment = content[at + 4 : at + 10]
         if marker == START_OF_SCAN:
-            return found
+            return (*found[:3], found[3] and not is_adobes)
         if marker in START_OF_FRAME and len(segment) == 6:
-            found = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big"), segment[5]
+            is_baseline = marker == START_OF_FRAME[0] and segment[0] == 8
+            height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
+            found = height, width, segment[5], is_baseline
+        is_adobes = is_adobes or marker == ADOBE
         if length < 2 or segment.startswith(b"Exif"):
             break
         if segment.startswith(b"http:") and content.find(b"tiff:Orientation", at, at + 2 + length) >= 0:
             break
         at += 2 + length
-    return 0, 0, 0
+    return 0, 0, 0, False
 
 
 def is_transparent(file: ImageFile) -> bool:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchcast.data.columns import ANY_LABEL, Columns, choose_image, choose_label, number_labels, unread_labels
+from patchcast.data.columns import (
+    ANY_LABEL,
+    Columns,
+    SeveralLabelsError,
+    as_sets,
+    choose_image,
+    choose_label,
+    number_labels,
+    unread_labels,
+)
 from patchcast.data.decode import ImageFile
 from patchcast.data.split_names import declared_splits
 from patchcast.data.stores import Splits, Store
@@ -98,13 +107,22 @@ def splits_of(found: Mapping[str, datasets.Dataset], source: str, columns: Colum
     names = declared_splits(found)
     found = {names[name]: dataset for name, dataset in found.items()}
     features = next(iter(found.values())).features
-    column, label = image_column(features, source, columns.image), label_column(features, source, columns.label)
+    column = image_column(features, source, columns.image)
+    label = label_column(features, source, columns.label, with_lists=True)
     labels: Mapping[str, np.ndarray | None] = dict.fromkeys(found)
     reason = unread_labels(features) if label is None else ""
-    class_names = getattr(features.get(label), "names", None)
+    kind = features.get(label)
+    class_names = getattr(getattr(kind, "feature", kind), "names", None)  # of a list: what its values are
     if label is not None:
         values = {name: part.select_columns([label]).with_format("arrow")[:][label] for name, part in found.items()}
-        labels, class_names = number_labels(values, class_names)
+        try:
+            if columns.several:
+                values = {name: as_sets(column, class_names) for name, column in values.items()}
+            labels, class_names = number_labels(values, class_names)
+        except SeveralLabelsError as problem:
+            if columns.label is not None:
+                raise ValueError(f"the column {label!r} of {source} {problem}") from problem
+            reason, class_names = f"the column {label!r} {problem}", None
     return {
         name: partial(HubStore, part, column, labels[name], class_names, f"{source} {name}", reason)
         for name, part in found.items()
@@ -130,14 +148,18 @@ def _is_encoded(kind: Any) -> bool:
     return getattr(kind, "dtype", "") in ("binary", "large_binary") or (isinstance(kind, dict) and "bytes" in kind)
 
 
-def label_column(features: Any, source: str, asked: str | None = None) -> str | None:
+def label_column(features: Any, source: str, asked: str | None = None, *, with_lists: bool = False) -> str | None:
     """The column of labels; those of the library's type `ClassLabel` come before all but `label`.
 
+    Args:
+        with_lists: lists of labels count as well.
     Raises:
         ValueError: if the one asked for is not there, or there are several.
     """
     from datasets import ClassLabel, Value
 
+    if with_lists:
+        features = {name: getattr(kind, "feature", kind) for name, kind in features.items()}
     typed = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
     plain = [name for name, kind in features.items() if isinstance(kind, Value) and _is_label(kind.dtype)]
     if typed and asked is None:  # next to declared classes, fractions are most likely measurements

@@ -241,6 +241,18 @@ class Images(Dataset[Example]):
         with file, pixel_limit(self.max_pixels):
             return decode(file, self.channels)
 
+    def encoded(self, index: int) -> tuple[bytearray, int] | None:
+        """The file of an image and its class; None if it is in memory, known to be unreadable, or cannot be opened."""
+        position = int(self.positions[index])
+        if self.is_preloaded or position in self._bad:
+            return None
+        try:
+            with self.store.open(position) as file:
+                content = bytearray(file.read())
+        except OSError:
+            return None
+        return content, -1 if self.store.labels is None else int(self.store.labels[position])
+
     def preload(self) -> bool:
         """Decode every image into memory, if all are of one size and take at most 1 GiB; what is read stays the same.
 

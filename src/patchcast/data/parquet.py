@@ -15,6 +15,7 @@ from patchcast.data.columns import (
     ANY_LABEL,
     Columns,
     SeveralLabelsError,
+    as_sets,
     choose_image,
     choose_label,
     is_label_type,
@@ -119,7 +120,7 @@ def parquet_splits(files: list[SourceFile], columns: Columns = ANY_LABEL) -> Spl
     """
     groups = by_split(files)
     images = {name: _image_column(group[0], columns.image) for name, group in groups.items()}
-    labels, class_names, reason = _read_labels(groups, columns.label)
+    labels, class_names, reason = _read_labels(groups, columns)
     return {
         name: partial(ParquetStore, group, images[name], labels[name], class_names, reason)
         for name, group in groups.items()
@@ -188,7 +189,7 @@ def _read_chunks(file: SourceFile, column: str) -> Iterator[pa.Array]:
 
 
 def _read_labels(
-    groups: dict[str, list[SourceFile]], asked: str | None
+    groups: dict[str, list[SourceFile]], columns: Columns
 ) -> tuple[Mapping[str, np.ndarray | None], list[str] | None, str]:
     """Labels of every split, the class names, one numbering for all, and why there are none (`Store.no_labels`).
 
@@ -196,6 +197,7 @@ def _read_labels(
     """
     import pyarrow as pa
 
+    asked = columns.label
     schemas = {name: _open_parquet(group[0]).schema_arrow for name, group in groups.items()}
     fields = {field.name: field for schema in reversed(schemas.values()) for field in schema}
     of_labels = {field.name for schema in schemas.values() for field in schema if is_label_type(field.type)}
@@ -206,6 +208,7 @@ def _read_labels(
         others = {name: field.type for name, field in fields.items() if name not in candidates}
         return dict.fromkeys(groups), None, unread_labels(others)
 
+    class_names = _class_names(schemas.values(), label)
     split_of_file = {file: name for name, group in groups.items() for file in group}
 
     def read(file: SourceFile) -> pa.ChunkedArray:
@@ -215,13 +218,14 @@ def _read_labels(
                 return pa.chunked_array([pa.nulls(parquet.metadata.num_rows)])
             raise ValueError(f"{file.name} has no column {label!r}, as its neighbors have")
         try:
-            return parquet.read([label]).column(label)
+            found = parquet.read([label]).column(label)
         except (pa.ArrowException, OSError) as problem:
             raise ValueError(_broken(file, problem)) from problem
+        return as_sets(found, class_names) if columns.several else found
 
     try:
-        columns = {name: joined([read(file) for file in group]) for name, group in groups.items()}
-        labels, class_names = number_labels(columns, _class_names(schemas.values(), label))
+        values = {name: joined([read(file) for file in group]) for name, group in groups.items()}
+        labels, class_names = number_labels(values, class_names)
     except SeveralLabelsError as problem:
         if asked is not None:
             raise ValueError(f"the column {asked!r} of {first.name} {problem}") from problem
@@ -234,7 +238,8 @@ def _class_names(schemas: Iterable[pa.Schema], label: str) -> list[str] | None:
     for schema in schemas:
         try:
             features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-            return list(features[label]["names"])
+            feature = features[label]
+            return list(feature.get("feature", feature)["names"])  # of a list: what its values are
         except (KeyError, TypeError, ValueError):
             continue
     return None

@@ -131,6 +131,13 @@ class Examples(Protocol):
     def preload(self) -> bool: ...
 
 
+@runtime_checkable
+class Sampled(Protocol):
+    """A data set that knows in which order its images come."""
+
+    def sampler(self, batch_size: int, **how: Any) -> Any: ...
+
+
 class TrainSet(Dataset[tuple[Tensor | Cut, int]]):
     """Augmented images, by the keys of an `EpochSampler`; the same key always gives the same pixels.
 

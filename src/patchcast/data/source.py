@@ -235,6 +235,7 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     max_pixels: int | None = None,
+    several_labels: bool = False,
 ) -> Source:
     """Open a source of images once, with all its splits; `patchcast.data.open_images` opens a single split.
 
@@ -244,11 +245,12 @@ def open_source(
         held_out_share: of a source without a validation or test split, the share that is held out from training.
         image_column, label_column: of tables, where they are not recognized by their names.
         max_pixels: of an image; larger ones are unreadable. None: Pillow's limit, 178,956,970.
+        several_labels: in tables, read lists of labels as sets of classes; each set is one label here (`cat;dog`).
     Raises:
         ValueError: in one sentence, if the source is not there, or holds no images.
     """
     with stage(f"Listing the images of {data}"):
-        splits = find_splits(data, Columns(image_column, label_column))
+        splits = find_splits(data, Columns(image_column, label_column, several_labels))
     with stage(f"Reading the headers of images of {data}"):
         return Source(data, splits, channels=channels, held_out_share=held_out_share, max_pixels=max_pixels)
 

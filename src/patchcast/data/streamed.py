@@ -214,9 +214,12 @@ class WindowSampler(Sampler[list[StreamRow]]):
                     yield [taken[place][0] for place in order[first : first + share]]
 
     def place(self, step: int) -> dict[str, Any]:
-        """The position to resume from for the batch of a step, as plain values; forgets earlier positions."""
+        """The position to resume from for the batch of a step, as plain values.
+
+        Forgets earlier positions, but for the window before: reading may be a batch ahead.
+        """
         window = step // self.batches_per_window
-        for older in [place for place in self.places if place < window]:
+        for older in [place for place in self.places if place < window - 1]:
             del self.places[older]
         return dict(vars(self.places[window]))
 

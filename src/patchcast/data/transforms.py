@@ -19,10 +19,11 @@ TRIES = 10
 
 
 class Cut(NamedTuple):
-    """A crop of an image, and whether to mirror it."""
+    """A crop of an image, whether to mirror it, and the (height, width) to resize it to."""
 
     pixels: ImagePixels
     is_flipped: bool
+    size: tuple[int, int]
 
 
 class Augment:
@@ -69,11 +70,14 @@ class Augment:
 
     def cut(self, image: ImagePixels, seed: int) -> Cut:
         """Draw the crop, and whether it is flipped."""
+        (top, left, height, width), is_flipped = self.draw(image.shape[-2], image.shape[-1], seed)
+        return Cut(image[:, top : top + height, left : left + width], is_flipped, self.size)
+
+    def draw(self, rows: int, cols: int, seed: int) -> tuple[tuple[int, int, int, int], bool]:
+        """The crop of an image of rows x cols, (top, left, height, width), and whether it is flipped."""
         chance = random.Random(seed)
-        if self.scale is not None:
-            top, left, height, width = self.draw_crop(image.shape[-2], image.shape[-1], chance)
-            image = image[:, top : top + height, left : left + width]
-        return Cut(image, self.flip and chance.random() < 0.5)
+        box = (0, 0, rows, cols) if self.scale is None else self.draw_crop(rows, cols, chance)
+        return box, self.flip and chance.random() < 0.5
 
     def draw_crop(self, rows: int, cols: int, chance: random.Random) -> tuple[int, int, int, int]:
         """Where to crop an image of rows x cols: (top, left, height, width)."""

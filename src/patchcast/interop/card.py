@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,37 @@ def write_card(run: Path, encoder: Exported, out: Path, *, to: str, where: str) 
     write_text(out / "README.md", visible(str(card), besides="\n\t"))
 
 
+def write_weights_card(name: str, backbone: Backbone, prepared: Preparation, out: Path, *, to: str, where: str) -> None:
+    """Write README.md for weights that were not trained here: what they are and how to load them.
+
+    Args:
+        name: the words that they were opened by.
+    """
+    data = ModelCardData(
+        library_name=HUB_LIBRARIES[to],
+        pipeline_tag="image-feature-extraction",
+        license="other",
+        license_name="that-of-the-original-weights",
+        tags=["patchcast"],
+    )
+    height, width = prepared.size
+    down, right = backbone.stride
+    card = ModelCard.from_template(
+        data,
+        template_path=str(Path(__file__).with_name("weights.md.jinja")),
+        name=markdown(without_place(name)),
+        version=__version__,
+        stride=f"{down}x{right}",
+        code=fenced(loading_of(backbone, prepared, to=to, where=where), "python"),
+        size=f"{height}x{width}",
+        channels="1 channel" if prepared.channels == 1 else f"{prepared.channels} channels",
+        mean=[round(float(value), 6) for value in prepared.mean],
+        std=[round(float(value), 6) for value in prepared.std],
+        resizing=RESIZING["squash" if prepared.squash else "center"],
+    )
+    write_text(out / "README.md", visible(str(card), besides="\n\t"))
+
+
 def markdown(text: str) -> str:
     r"""Escape text for Markdown, on one line.
 
@@ -112,22 +144,44 @@ def command(recipe: Recipe) -> str:
     for name, typed in words_of(recipe):
         if name == "out":
             words += ["--out", "RUN"]
-        elif name in ("data", "tokenizer", "start"):
+        elif name in ("data", "tokenizer", "start", "teacher"):
             words += [typed[0], without_place(typed[1])]
         elif name not in NOT_LEARNED and name != "epochs":  # the number of steps is given
             words += typed
     return shlex.join(words)
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """How an image becomes what an exported network sees."""
+
+    size: tuple[int, int]
+    channels: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    squash: bool
+
+
 def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, where: str) -> str:
     """Python that loads the exported weights and computes the embedding of an image file, `photo.jpg`."""
+    squash = recipe.crop_mode == "squash"
+    prepared = Preparation(_image_size(recipe, to), recipe.channels, recipe.mean, recipe.std, squash)
+    return loading_of(backbone, prepared, to="imagegpt" if _is_palette(to, method) else to, where=where)
+
+
+def _is_palette(to: str, method: Method) -> bool:
+    return to == "transformers" and method.codes == "colors"
+
+
+def loading_of(backbone: Backbone, prepared: Preparation, *, to: str, where: str) -> str:
+    """As `loading`, of any network."""
     place, name = where.split(":", 1)
     is_download = place == "hf-hub" and to in FILES
     file = f"hf_hub_download({name!r}, {FILES[to]!r})" if is_download else repr(f"{name}/{FILES.get(to, '')}")
     encoder = backbone.tile if isinstance(backbone, Tiled) and to == "timm" else backbone
-    height, width = _image_size(recipe, to)
+    height, width = prepared.size
     code = TEMPLATES.get_template("loading.py.jinja").render(
-        to="imagegpt" if to == "transformers" and method.codes == "colors" else to,
+        to=to,
         where=repr(where),
         name=repr(name),
         file=file,
@@ -136,13 +190,13 @@ def loading(recipe: Resolved, method: Method, backbone: Backbone, *, to: str, wh
         # How to select the units from timm's `forward_features`, and the dimensions over which to take the mean.
         units=f"[:, {encoder.features_prefix}:]" if encoder.features_prefix else "",
         dims={"NLC": "1", "NHWC": "(1, 2)", "NCHW": "(2, 3)"}[encoder.features_layout],
-        mode=IMAGE_MODES.get(recipe.channels),
-        is_squashed=recipe.crop_mode == "squash",
+        mode=IMAGE_MODES.get(prepared.channels),
+        is_squashed=prepared.squash,
         height=height,
         width=width,
-        channels=recipe.channels,
-        mean=[float(value) for value in recipe.mean],
-        std=[float(value) for value in recipe.std],
+        channels=prepared.channels,
+        mean=[float(value) for value in prepared.mean],
+        std=[float(value) for value in prepared.std],
     )
     return code.strip()
 

@@ -7,10 +7,13 @@ from typing import Any
 from patchcast.methods.aim import aim, aim_codes, aim_features
 from patchcast.methods.beit import beit
 from patchcast.methods.data2vec import data2vec
+from patchcast.methods.distill import distill
 from patchcast.methods.ijepa import ijepa
 from patchcast.methods.imagegpt import imagegpt, imagegpt_masked, on_codes
 from patchcast.methods.mae import mae
+from patchcast.methods.maskfeat import maskfeat
 from patchcast.methods.method import Method
+from patchcast.methods.nepa import nepa
 from patchcast.methods.simmim import simmim
 from patchcast.plans import FixedOrder, Planner, RandomOrder, RasterOrder, coarse_to_fine, hilbert, snake
 from patchcast.predictors import usable_width
@@ -71,13 +74,20 @@ METHODS: dict[str, Method] = {
         data2vec, lr_per_256=1e-3, paper_batch=256, highest_lr=1.5e-3, crop_scale=(0.2, 1.0), clip=4.0,
         takes_steps=True,
     ),
+    "distill": Method(  # MAE's settings: no paper trains exactly this
+        distill, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder, teacher="required"
+    ),
     "ijepa": Method(
         ijepa, lr_per_256=1.25e-4, paper_batch=2048, highest_lr=1.5e-3, crop_scale=(0.3, 1.0), flip=False,
         betas=(0.9, 0.999), takes_steps=True, sizes=_predictor,
     ),
     "imagegpt": Method(imagegpt, **_IMAGEGPT, causal=True),
     "imagegpt_masked": Method(imagegpt_masked, **_IMAGEGPT),
-    "mae": Method(mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder),
+    "mae": Method(mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder, teacher="optional"),
+    "maskfeat": Method(
+        maskfeat, lr_per_256=2e-4, paper_batch=2048, crop_scale=(0.5, 1.0), betas=(0.9, 0.999), clip=0.02
+    ),
+    "nepa": Method(nepa, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0)),  # MAE's: the paper's were not at hand
     "simmim": Method(
         simmim, lr_per_256=1e-4, paper_batch=2048, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0
     ),
@@ -93,10 +103,13 @@ __all__ = [
     "aim_features",
     "beit",
     "data2vec",
+    "distill",
     "ijepa",
     "imagegpt",
     "imagegpt_masked",
     "mae",
+    "maskfeat",
+    "nepa",
     "on_codes",
     "simmim",
 ]

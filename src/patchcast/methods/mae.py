@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from torch import nn
 
 from patchcast.backbones import wrap
-from patchcast.losses import squared
+from patchcast.losses import smooth_l1, squared
+from patchcast.objectives import SumOfLosses, Targets
 from patchcast.plans import GridMask, RandomMask, SeenToo
 from patchcast.predictors import Decoder, usable_width
-from patchcast.pretrainer import Pretrainer
-from patchcast.targets import Pixels
+from patchcast.pretrainer import Loss, Pretrainer
+from patchcast.targets import Pixels, Target
 from patchcast.views import Drop
 
 
@@ -23,6 +26,8 @@ def mae(
     normalize: bool = True,
     visible_weight: float = 0.0,
     mask_cell: int = 1,
+    teacher: Target | None = None,
+    teacher_weight: float = 1.0,
 ) -> Pretrainer:
     """Hide most units, run the backbone on the rest, and predict the pixels of the hidden units.
 
@@ -39,12 +44,16 @@ def mae(
         visible_weight: how much a visible unit counts in the loss, where a hidden one counts 1; 0, as in the paper:
             visible units are not predicted.
         mask_cell: units per side of the squares that are hidden together (`GridMask`): 1 in the paper, 4 in Pixio.
+        teacher: features to predict with the pixels, by the same decoder, such as `FrozenFeatures`; not in the paper.
+        teacher_weight: of the teacher's loss; that of pixels has weight 1.
     Raises:
         CannotError: if the backbone cannot run on the visible units only.
+        ValueError: if the weight of the teacher is not a number above 0.
     """
     backbone = wrap(backbone)
     width = decoder_width or usable_width(min(512, backbone.width))
-    target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
+    pixels = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
+    target, loss = (pixels, squared) if teacher is None else _with_teacher(pixels, teacher, teacher_weight)
     mask = RandomMask(mask_ratio) if mask_cell == 1 else GridMask(mask_ratio, cell=mask_cell)
     return Pretrainer(
         backbone,
@@ -59,5 +68,12 @@ def mae(
             head=nn.Linear(width, target.outputs),
         ),
         target=target,
-        loss=squared,
+        loss=loss,
     )
+
+
+def _with_teacher(pixels: Target, teacher: Target, weight: float) -> tuple[Target, Loss]:
+    if not 0 < weight < inf:
+        raise ValueError(f"teacher_weight is a number above 0; got {weight}")
+    targets = Targets({"pixels": pixels, "teacher": teacher})
+    return targets, SumOfLosses({"pixels": (squared, 1.0), "teacher": (smooth_l1, weight)}, targets)

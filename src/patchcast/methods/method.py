@@ -31,6 +31,8 @@ class Method:
         takes_steps: whether `build` takes the number of optimizer steps, for its own schedule.
         codes: what it predicts codes of: "patches" with any backbone, or "colors" of pixels with an ImageGPT network.
         causal: whether that network is causal.
+        teacher: whether `build` takes a teacher, as the argument of this name: a frozen network whose features are
+            predicted, which the command line names with `--teacher`.
         named: for options that take an object, the objects that the command line offers by name.
     """
 
@@ -44,6 +46,7 @@ class Method:
     takes_steps: bool = False
     codes: Literal["patches", "colors"] | None = None
     causal: bool = False
+    teacher: Literal["no", "optional", "required"] = "no"
     paper_batch: int = 4096
     paper_width: int = 768
     highest_lr: float = 3e-3

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+import numpy as np
+
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
@@ -83,6 +85,31 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, strong: 
         values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines += f'{opening}<th scope="row">{escape(name)}</th>{values}</tr>'
     return Html(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>')
+
+
+def matrix_table(names: Sequence[str], counts: np.ndarray, *, percent: bool = False) -> Html:
+    """Counts by row and column, colored by their share of the row; zeros are left out.
+
+    >>> matrix_table(["cat", "dog"], np.array([[3, 1], [0, 2]])).count('<td style="--share: 100">2</td>')
+    1
+
+    Args:
+        percent: write the shares instead of the counts.
+    """
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    lines = ""
+    for name, row in zip(names, counts, strict=True):
+        shares = 100 * row / max(1, row.sum())
+        texts = [f"{share:.0f}" if percent else f"{count:,}" for share, count in zip(shares, row, strict=True)]
+        cells = "".join(
+            f'<td style="--share: {share:.0f}">{text}</td>' if count else "<td></td>"
+            for share, text, count in zip(shares, texts, row, strict=True)
+        )
+        lines += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
+    return Html(
+        f'<div class="scroll"><table class="matrix"><thead><tr><th scope="col">true \\ predicted</th>{head}</tr>'
+        f"</thead><tbody>{lines}</tbody></table></div>"
+    )
 
 
 def definitions(values: Mapping[str, str], *, name: str = "") -> Html:

@@ -17,16 +17,18 @@ from patchcast.backbones.tiled import Tiled
 from patchcast.data import Augment, Evaluate, Images, Source, channel_statistics
 from patchcast.data.digits import PACKAGED
 from patchcast.methods import METHODS, Method
+from patchcast.positions import Positions
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs import starting
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.runs.defaults import Chosen, choose_defaults, filled
-from patchcast.runs.sizes import building, check_units, patch_for_tile, size_and_patch
+from patchcast.runs.sizes import building, check_units, for_several_sizes, patch_for_tile, size_and_patch
 from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.stages import stage
 from patchcast.starts import Start, StartReport, fit, fit_parts
+from patchcast.targets import Target
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
 
@@ -74,6 +76,8 @@ def resolve(
             f"nodes={recipe.nodes} in accumulate={recipe.accumulate} pieces each; give a multiple of their product"
         )
     size, patch = _size_and_patch(recipe, method, images)
+    if recipe.sizes is not None:
+        recipe = for_several_sizes(recipe, patch)
     mean, std = _normalization(recipe, images, start)
     steps = recipe.steps
     if steps is None:
@@ -155,19 +159,26 @@ def _check_stream(recipe: Recipe, method: Method) -> None:
         raise ValueError(f"{recipe.method} encodes all images before training, which a stream does not allow: use hf:")
 
 
-def build(recipe: Resolved, method: Method, tokenizer: Tokenizer | None = None) -> Pretrainer:
+def build(
+    recipe: Resolved, method: Method, tokenizer: Tokenizer | None = None, teacher: Target | None = None
+) -> Pretrainer:
     """The method over its backbone, with random weights of a resolved recipe's seed.
 
     Args:
         tokenizer: of methods that predict codes; see `patchcast.runs.tokenizer`.
+        teacher: of methods that predict another network's features; see `patchcast.runs.teachers`.
     Raises:
         ValueError: if the sizes do not fit, or the backbone cannot do what the method needs.
     """
-    return build_started(recipe, method, tokenizer, None)[0]
+    return build_started(recipe, method, tokenizer, None, teacher)[0]
 
 
 def build_started(
-    recipe: Resolved, method: Method, tokenizer: Tokenizer | None, start: Start | None
+    recipe: Resolved,
+    method: Method,
+    tokenizer: Tokenizer | None,
+    start: Start | None,
+    teacher: Target | None = None,
 ) -> tuple[Pretrainer, StartReport | None]:
     """The method over its backbone, with the weights of a start where there is one, and what became of them.
 
@@ -197,16 +208,33 @@ def build_started(
     if method.codes == "patches":
         assert tokenizer is not None
         given["tokenizer"] = of_units(tokenizer, backbone)
+    if teacher is not None:
+        given["teacher"] = teacher
     with building(f"{recipe.method} with these method_args"):
         pretrainer = method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
     if start is not None and fitted is not None:
         fit_parts(pretrainer, start, recipe.method, fitted)
+    if recipe.sizes is not None:
+        _prepare(pretrainer, recipe)
     return pretrainer, fitted
 
 
-def augmentation(recipe: Resolved) -> Augment:
-    """The augmentation of training."""
-    return Augment(recipe.image_size, recipe.crop_scale, bool(recipe.flip), recipe.mean, recipe.std)
+def _prepare(pretrainer: Pretrainer, recipe: Resolved) -> None:
+    """Check that plans can be drawn for the smaller sizes, and cache positions for them."""
+    for _, size in recipe.phases():
+        grid = pretrainer.backbone.grid(size)
+        try:
+            pretrainer.plan(grid, 1, torch.Generator())
+        except ValueError as problem:
+            raise ValueError(f"images of {size[0]}x{size[1]}, one of sizes, are too small: {problem}") from problem
+        for module in pretrainer.modules():
+            if isinstance(module, Positions):
+                module.add(grid)
+
+
+def augmentation(recipe: Resolved, size: tuple[int, int] | None = None) -> Augment:
+    """The augmentation of training, at the network's size or another one."""
+    return Augment(size or recipe.image_size, recipe.crop_scale, bool(recipe.flip), recipe.mean, recipe.std)
 
 
 def evaluation(recipe: Resolved) -> Evaluate:
@@ -237,7 +265,7 @@ def _check_options(name: str, method: Method, options: dict[str, Any]) -> None:
     defaults = {
         each: parameter.default
         for each, parameter in inspect.signature(method.build).parameters.items()
-        if each not in ("backbone", "tokenizer")
+        if each not in ("backbone", "tokenizer", "teacher")
     }
     for option, value in options.items():
         if option not in defaults:

@@ -30,7 +30,7 @@ class Memory:
     """Bytes of a training step's tensors on one device.
 
     Attributes:
-        weights: of the network, its head and its teacher.
+        weights: of the network, its head and its teacher, and their average over the steps if there is one.
         moments: of the optimizer.
         step: the most that gradients, activations and temporary tensors hold at once.
     """
@@ -84,7 +84,14 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def step_memory(pretrainer: Pretrainer, batch: int, *, precision: Precision = "fp32", pieces: int = 1) -> Memory:
+def step_memory(
+    pretrainer: Pretrainer,
+    batch: int,
+    *,
+    precision: Precision = "fp32",
+    pieces: int = 1,
+    averaged: bool = False,
+) -> Memory:
     """The memory of a training step on `batch` images at once.
 
     Measured peaks on the CPU differ by at most a few percent (`tests/test_costs.py`). A GPU's kernels and the CPU's
@@ -97,6 +104,7 @@ def step_memory(pretrainer: Pretrainer, batch: int, *, precision: Precision = "f
 
     Args:
         pieces: micro-batches of a step; from the second on, gradients of the earlier ones are there.
+        averaged: whether an average of the trained weights is kept (`--ema`).
     """
     for parameter in pretrainer.idle_parameters():
         parameter.requires_grad_(False)
@@ -111,7 +119,7 @@ def step_memory(pretrainer: Pretrainer, batch: int, *, precision: Precision = "f
                 functional_call(objective, weights, (images, plan)).backward()
     unique = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     trained = sum(tensor.nbytes for tensor in tensors.values() if tensor.requires_grad)
-    return Memory(sum(unique.values()), 2 * trained, live.most + images.nbytes)
+    return Memory(sum(unique.values()) + averaged * trained, 2 * trained, live.most + images.nbytes)
 
 
 def step_flops(pretrainer: Pretrainer, batch: int) -> int:

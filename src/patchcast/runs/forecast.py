@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from patchcast.runs.costs import Memory, step_flops, step_memory
 from patchcast.runs.run import Run
 from patchcast.runs.run_folder import FORECAST
 from patchcast.runs.speed import WORTHWHILE, Choice, Rehearsal, choose_precision, processor, use_attention
-from patchcast.training.engine import uses_cuda
+from patchcast.training.engine import reads_ahead, uses_cuda
 from patchcast.training.optimization import freeze_blocks
 from patchcast.training.progress import duration
 
@@ -133,10 +134,11 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
             recipe = replace(recipe, attention=choice.attention)
     use_attention(rehearsal.pretrainer, recipe.attention)
     if is_long:
-        per_image = 1 / rehearsal.rate(recipe.precision)
-    # Workers read while the network trains; without them, reading comes on top.
+        per_image = _seconds_per_image(rehearsal, recipe)
+    # Workers, or a thread, read while the network trains; without them, reading comes on top.
     read = rehearsal.data_seconds
-    per_image = max(per_image, read / recipe.workers) if recipe.workers else per_image + read
+    is_ahead = recipe.workers or (reads_ahead(recipe.device, 0) and not run.source.is_stream)
+    per_image = max(per_image, read / max(1, recipe.workers)) if is_ahead else per_image + read
     looks = rehearsal.evaluation_seconds(recipe.precision) if is_long else 0.0
     if asked.minutes is not None:
         left = max(AT_LEAST_TRAINING * expected, expected - EVALUATIONS * looks)
@@ -153,6 +155,17 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
     where = torch.cuda.get_device_name() if uses_cuda(recipe.device) else processor()
     found = Forecast(recipe.steps, parameters, 1 / per_image, seconds, choice=choice, on=where, minutes=asked.minutes)
     return run, _with_sizes(found, run, in_full, is_long)
+
+
+def _seconds_per_image(rehearsal: Rehearsal, recipe: Resolved) -> float:
+    """The mean over the steps, whose images may grow; without reading them."""
+    firsts, sizes = zip(*recipe.phases(), strict=True)
+    steps = [after - first for first, after in pairwise([*firsts, recipe.steps])]
+    total = 0.0
+    for count, size in zip(steps, sizes, strict=True):
+        with rehearsal.resized(size):
+            total += count / rehearsal.rate(recipe.precision)
+    return total / recipe.steps
 
 
 def with_steps(recipe: Resolved, steps: int, asked: Recipe, source: Source) -> Resolved:
@@ -186,7 +199,9 @@ def fitting_pieces(run: Run, memory: Callable[[], int] | None = None) -> int:
     share = recipe.batch_size // (recipe.devices * recipe.nodes)
     pieces = recipe.accumulate
     while True:
-        needed = step_memory(trained(run), share // pieces, precision=recipe.precision, pieces=pieces)
+        needed = step_memory(
+            trained(run), share // pieces, precision=recipe.precision, pieces=pieces, averaged=bool(recipe.ema)
+        )
         if needed.peak <= free:
             return pieces
         if share % (2 * pieces):
@@ -256,7 +271,13 @@ def _with_sizes(found: Forecast, run: Run, *wanted: bool) -> Forecast:
     if recipe.checkpointing:
         pretrainer.backbone.model.set_grad_checkpointing(True)
     pieces = recipe.devices * recipe.nodes * recipe.accumulate
-    memory = step_memory(pretrainer, recipe.batch_size // pieces, precision=recipe.precision, pieces=recipe.accumulate)
+    memory = step_memory(
+        pretrainer,
+        recipe.batch_size // pieces,
+        precision=recipe.precision,
+        pieces=recipe.accumulate,
+        averaged=bool(recipe.ema),
+    )
     flops = step_flops(pretrainer, 2) * recipe.batch_size // 2 if wanted[0] else None
     return replace(
         found, memory=memory, flops=flops, process=0 if uses_cuda(recipe.device) else _held() - memory.weights

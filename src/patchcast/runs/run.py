@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from patchcast.runs.defaults import Chosen
 from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun, check_overwriting, located_data
 from patchcast.runs.sizes import with_own_options
 from patchcast.runs.starting import (
+    absolute_words,
     as_started,
     check_start_folder,
     check_unchanged,
@@ -26,6 +28,7 @@ from patchcast.runs.starting import (
     with_frozen_first,
     with_start,
 )
+from patchcast.runs.teachers import Teacher, check_same_teacher, check_teacher, find_teacher, teacher_of_run
 from patchcast.runs.tokenizer import AnyTokenizer, find_tokenizer, saved_tokenizer
 from patchcast.stages import stage
 from patchcast.starts import StartReport
@@ -44,6 +47,7 @@ class Run:
         method: the recipe's method.
         pretrainer: with initial weights if the run is about to start, else with trained weights.
         tokenizer: for methods that predict codes, else None.
+        teacher: for methods that predict another network's features, else None.
         opened: its data source if it is open already; see `source`.
         why: the reasons of `--method auto`, if it is about to start.
         chosen: what the recipe left out and the rule of defaults decided, if it is about to start.
@@ -55,6 +59,7 @@ class Run:
     method: Method
     pretrainer: Pretrainer
     tokenizer: AnyTokenizer | None = None
+    teacher: Teacher | None = None
     opened: Source | None = None
     fitted: StartReport | None = None
     chosen: dict[str, Chosen] = field(default_factory=dict)
@@ -103,7 +108,9 @@ class Run:
         Raises:
             ValueError: if the weights that it started from cannot be had any more, or are others now.
         """
-        pretrainer, fitted = build_started(self.recipe, self.method, self.tokenizer, find_start(self.recipe))
+        target = None if self.teacher is None else self.teacher.target
+        start = find_start(self.recipe)
+        pretrainer, fitted = build_started(self.recipe, self.method, self.tokenizer, start, target)
         if fitted is not None:
             check_unchanged(fitted, self.folder)
         return pretrainer
@@ -134,6 +141,8 @@ def start_run(recipe: Recipe) -> Run:
         recipe = replace(recipe, model=model_of(start))
     recipe, why = with_method(recipe)
     method = find_method(recipe.method)
+    check_teacher(recipe, method)
+    recipe = replace(recipe, teacher=absolute_words(recipe.teacher))
     if start is not None:
         recipe = with_start(recipe, method, start)
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
@@ -142,11 +151,16 @@ def start_run(recipe: Recipe) -> Run:
     with stage(f"Finding {resolved.codes} codes in the training images"):
         kept = None if recipe.overwrite else saved_tokenizer(resolved.out)
         tokenizer = kept or find_tokenizer(resolved, method, source.train)
+    with stage(f"Reading the teacher {resolved.teacher}") if resolved.teacher else nullcontext():
+        teacher = find_teacher(resolved, source.train)
+    if teacher is not None and not recipe.overwrite:
+        check_same_teacher(teacher, resolved.out)
     with stage(f"Building {resolved.model}"):
-        pretrainer, fitted = build_started(resolved, method, tokenizer, start)
+        target = None if teacher is None else teacher.target
+        pretrainer, fitted = build_started(resolved, method, tokenizer, start, target)
     if is_started(recipe) and recipe.freeze_first is None:
         resolved = with_frozen_first(resolved, fitted)
-    return Run(resolved.out, resolved, method, pretrainer, tokenizer, source, fitted, chosen, why)
+    return Run(resolved.out, resolved, method, pretrainer, tokenizer, teacher, source, fitted, chosen, why)
 
 
 def _whole_weights(folder: Path, checkpoint: Path | None) -> dict[str, Any]:
@@ -172,7 +186,9 @@ def untrained_run(folder: Path, *, source: Source | None = None) -> Run:
         recipe = Resolved.load(folder / CONFIG)
         recipe = replace(recipe, data=located_data(recipe, folder))
         method, tokenizer = find_method(recipe.method), saved_tokenizer(folder)
-        return Run(folder, recipe, method, build(recipe, method, tokenizer), tokenizer, source)
+        teacher = teacher_of_run(recipe, folder)
+        pretrainer = build(recipe, method, tokenizer, None if teacher is None else teacher.target)
+        return Run(folder, recipe, method, pretrainer, tokenizer, teacher, source)
     # Values that no run of ours has written.
     except (TypeError, AttributeError, LookupError, RuntimeError, OSError) as problem:
         reason = f"{type(problem).__name__}: {problem}".partition("\n")[0]

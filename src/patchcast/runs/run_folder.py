@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from patchcast.arguments import words_of
 from patchcast.backbones.capabilities import AUTO
-from patchcast.files import UNFINISHED, write_weights
+from patchcast.files import UNFINISHED, read_json, write_json, write_weights
 from patchcast.recipe import EARLIER, NOT_LEARNED, Recipe, Resolved
 from patchcast.schedules import warmup_cosine
 from patchcast.training.checkpoints import latest_checkpoint, step_of
@@ -24,6 +25,8 @@ BAD_IMAGES = "bad-images.txt"
 ENCODER, EVERYTHING = "model.safetensors", "pretrainer.safetensors"
 FORECAST = "forecast.json"
 """What a run was expected to take when it began, and the `minutes` that were asked for."""
+OVERWRITING = "overwriting.json"
+"""The options of the command with --overwrite that began a run: the same command resumes it until it is finished."""
 RESULTS = "metrics.json"
 """Written last: a run without it is not finished, whatever else its folder holds."""
 DECIDES = {*Resolved.__annotations__} - {*EARLIER} - NOT_LEARNED
@@ -80,11 +83,32 @@ def check_overwriting(recipe: Recipe) -> None:
         raise ValueError(
             f"{out} holds no run of patchcast, and --overwrite throws away runs only; choose another --out"
         )
-    named = {"start": recipe.start, "data": recipe.data, "tokenizer": recipe.tokenizer}
+    named = {"start": recipe.start, "data": recipe.data, "tokenizer": recipe.tokenizer, "teacher": recipe.teacher}
     for name, value in named.items():
         path = Path(str(value).rpartition("=")[2].removeprefix("local-dir:")).expanduser()
         if value is not None and path.exists() and out.resolve() in (path.resolve(), *path.resolve().parents):
             raise ValueError(f"{name}={value} is in {out}, which --overwrite would throw away; choose another --out")
+
+
+def without_second_overwriting(recipe: Recipe) -> Recipe:
+    """The recipe without `overwrite`, if the unfinished run in its folder was begun by the same command.
+
+    A command that was stopped is typed again, or a cluster starts it again: it then resumes what it began, as every
+    other command does, and does not throw it away.
+    """
+    out = recipe.out
+    if not recipe.overwrite or not (out / OVERWRITING).is_file() or not (out / CONFIG).is_file() or is_finished(out):
+        return recipe
+    return replace(recipe, overwrite=False) if read_json(out / OVERWRITING) == _asked(recipe) else recipe
+
+
+def note_overwriting(recipe: Recipe) -> None:
+    """Write down which command began the run in a folder by throwing another away."""
+    write_json(recipe.out / OVERWRITING, _asked(recipe))
+
+
+def _asked(recipe: Recipe) -> dict[str, list[str]]:
+    return {name: words for name, words in words_of(recipe) if name not in NOT_LEARNED}
 
 
 def _throw_away(out: Path) -> None:
@@ -92,6 +116,7 @@ def _throw_away(out: Path) -> None:
     if not (out / CONFIG).is_file():
         return
     with locked(out):
+        (out / OVERWRITING).unlink(missing_ok=True)  # first: half of an old run is not resumed
         for path in sorted(out.iterdir(), key=lambda path: path.name == CONFIG):
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

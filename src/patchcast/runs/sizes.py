@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import timm
@@ -16,6 +16,7 @@ from patchcast.backbones import Backbone, wrap
 from patchcast.geometry import Grid
 from patchcast.interop.timm_weights import START_ARGUMENTS
 from patchcast.recipe import Recipe
+from patchcast.schedules import image_sizes
 
 Size = tuple[int, int]
 
@@ -27,12 +28,15 @@ INSTEAD = {"img_size": "image_size", "patch_size": "patch_size", "in_chans": "ch
 
 
 def with_own_options(recipe: Recipe) -> Recipe:
-    """Move `img_size`, `patch_size` and `in_chans` from a recipe's model_args to its own options.
+    """Move `img_size`, `patch_size` and `in_chans` from a recipe's model_args to its own options; and the last of
+    several sizes to image_size.
 
     Raises:
         ValueError: if the recipe has a different value for one of them, or a value is not a size.
     """
     args, moved = dict(recipe.model_args), dict[str, Any]()
+    if recipe.sizes is not None and recipe.image_size is None and "img_size" not in args:
+        moved["image_size"] = image_sizes(recipe.sizes)[-1][1]
     for timms, ours in INSTEAD.items():
         if timms not in args:
             continue
@@ -46,6 +50,49 @@ def with_own_options(recipe: Recipe) -> Recipe:
         if getattr(recipe, ours) not in (None, moved[ours]):
             raise ValueError(f"model_args gives {timms} {value!r}, and {ours} is {getattr(recipe, ours)}; give one")
     return dataclasses.replace(recipe, model_args=args, **moved)
+
+
+SEVERAL: tuple[dict[str, bool], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
+"""Arguments with which one or another of timm's classes takes images of several sizes."""
+
+
+def for_several_sizes(recipe: Recipe, patch: int | None) -> Recipe:
+    """The recipe with the argument that the model needs to take images of all its `sizes`.
+
+    Args:
+        patch: pixels per side of a patch; None for the model's own.
+    Raises:
+        ValueError: if the model takes one size only, or one that its units do not divide is asked for.
+    """
+    assert recipe.sizes is not None
+    sizes = [size for _, size in image_sizes(recipe.sizes)]
+    given = {} if patch is None else {"patch_size": patch}
+    for args in SEVERAL:
+        with suppress(Exception), torch.device("meta"), warnings.catch_warnings():  # whatever an architecture raises
+            warnings.simplefilter("ignore")
+            backbone = wrap(recipe.model, **_sized(recipe.model, sizes[-1]), **{**given, **recipe.model_args, **args})
+            if not backbone.takes_any_size:
+                continue
+            down, right = backbone.stride
+            wrong = next((size for size in sizes if size[0] % down or size[1] % right), None)
+            if wrong is None and all(_has_units(backbone, size) for size in sizes):
+                return dataclasses.replace(recipe, model_args={**recipe.model_args, **args})
+            if wrong is not None:
+                break
+    else:
+        raise ValueError(
+            f"{recipe.model} takes images of one size only, or not all of {' '.join(recipe.sizes)}: leave out sizes, "
+            "or take a model with positions that can be resampled, such as a plain vision transformer"
+        )
+    raise ValueError(
+        f"the units of {recipe.model}, of {down}x{right} pixels, do not divide images of {_text(wrong)}, one of sizes; "
+        f"{_text(_rounded(wrong, down))} is the nearest"
+    )
+
+
+def _has_units(backbone: Backbone, size: Size) -> bool:
+    grid = backbone.grid(size)
+    return backbone.units(torch.zeros(1, backbone.channels, *size)).shape[1] == grid.rows * grid.cols
 
 
 def size_and_patch(recipe: Recipe, typical: Size) -> tuple[Size, int | None]:

@@ -8,12 +8,13 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchcast.backbones.imagegpt_network import ImageGPTBackbone
@@ -127,6 +128,17 @@ class Rehearsal:
         while sum(taken) < LEAST_SECONDS:
             taken.append(self.seconds(precision))
         return len(self.images) / statistics.median(taken)
+
+    @contextmanager
+    def resized(self, size: tuple[int, int]) -> Iterator[None]:
+        """Inside, images have another height and width."""
+        images = self.images
+        if images.shape[-2:] != size:
+            self.images = F.interpolate(images, size)
+        try:
+            yield
+        finally:
+            self.images = images
 
     def evaluation_seconds(self, precision: Precision) -> float:
         """The time of one evaluation: the loss of held-out images, and features of training images."""

@@ -113,6 +113,20 @@ def uses_cuda(device: Device) -> bool:
     return device != "cpu" and torch.cuda.is_available()
 
 
+def usable_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def reads_ahead(device: Device, workers: int) -> bool:
+    """Whether a thread reads a batch while the one before it is used.
+
+    Always where a GPU trains. On the CPU, where workers read ahead anyway, and where torch's threads use all cores, it
+    would only take time from the step.
+    """
+    return uses_cuda(device) or (workers == 0 and usable_cores() > torch.get_num_threads())
+
+
 def default_workers(device: Device) -> int:
     """None where the CPU trains; one for each core, up to 8, where a GPU does."""
     return min(8, os.cpu_count() or 1) if uses_cuda(device) else 0

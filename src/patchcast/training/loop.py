@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader
 from patchcast.data import Cuts
 from patchcast.data.seeds import mix_seed
 from patchcast.modes import evaluating
+from patchcast.plans import Plan
 from patchcast.plans.earlier import as_before
 from patchcast.pretrainer import Pretrainer
 from patchcast.schedules import warmup_cosine
 from patchcast.training import checkpoints, shards
+from patchcast.training.ahead import InPlace, SideStream
 from patchcast.training.average import Average
 from patchcast.training.checkpoints import Checkpoint
 from patchcast.training.ending import Ending
@@ -47,7 +49,7 @@ def train(
     looks: Sequence[Look] = (),
     finish: Callable[[Cuts], Tensor] | None = None,
     blind: float | None = None,
-) -> None:
+) -> float:
     """Train in place until the last step of the stream; resumes from the last checkpoint under `out` if there is one.
 
     Random numbers in a step are seeded by (seed, step, piece). A resumed run therefore draws the same numbers as an
@@ -60,6 +62,9 @@ def train(
         looks: called at every evaluation and at the end of the run.
         finish: turns crops into images on the device, if the stream gives crops (`patchcast.data.Cutter`).
         blind: the loss of a prediction that ignores the image, shown next to the loss.
+
+    Returns:
+        the share of the time of training in which this process waited for images; 0 if no step was left.
 
     Raises:
         InterruptedError: on SIGTERM, after a checkpoint has been saved; KeyboardInterrupt on Ctrl-C.
@@ -123,7 +128,8 @@ def train(
     line = ProgressLine(title, speed, steps=steps, first=step, is_shown=first, blind=blind)
     with one_voice(fabric), ending.listening(), line:
         line.evaluated(log.rows.get(0, {}) if resumed is None else {})
-        batches = iter(stream)
+        transfer = SideStream if device.type == "cuda" else InPlace
+        batches = stream.batches(transfer(device, stream.move))
         pretrainer.train()
         while step < steps or not is_seen:
             saves = False
@@ -135,7 +141,8 @@ def train(
                 loss = torch.zeros((), device=device)
                 losses: dict[str, Any] = {}  # by objective, if there are several
                 for index in range(pieces):
-                    images = fabric.to_device(next(batches)[0])
+                    speed.resume(step)
+                    images = next(batches)[0]
                     speed.begin(step)
                     if finish is not None and isinstance(images, Cuts):
                         images = finish(images)
@@ -178,11 +185,10 @@ def train(
 
             if not is_seen and not ending.agreed():
                 guard.check(step, objective.named_parameters())
+                stream.settle()
                 try:
                     with line.evaluating():
-                        is_seen = _see(
-                            step, pretrainer, network, held_out, looks, stream.seed, fabric, ending, log, average
-                        )
+                        is_seen = _see(step, pretrainer, network, held_out, looks, stream, fabric, ending, log, average)
                     line.evaluated(log.rows.get(step, {}))
                 except NotFinite as problem:
                     guard.fail(f"after step {step}, {problem}")
@@ -194,6 +200,20 @@ def train(
             if asked and (step < steps or not is_seen):
                 ending.raise_at(step)
     log.write()
+    return speed.waited_share
+
+
+def _pieces(images: int, pieces: int) -> list[slice]:
+    """Images in that many pieces, or fewer."""
+    size = -(-images // pieces)
+    return [slice(start, start + size) for start in range(0, images, size)]
+
+
+def _counts(part: Plan, whole: Plan) -> float | Tensor:
+    """For how many images of a batch a part of its plan counts: predictions may differ in weight."""
+    if part.weight is None or whole.weight is None:
+        return float(len(part.predict))
+    return len(whole.predict) * part.weight.sum() / whole.weight.sum()
 
 
 def _see(
@@ -202,7 +222,7 @@ def _see(
     network: Any,
     held_out: DataLoader[Any] | None,
     looks: Sequence[Look],
-    seed: int,
+    stream: Stream,
     fabric: Fabric,
     ending: Ending,
     log: Log,
@@ -219,8 +239,11 @@ def _see(
         with evaluating(pretrainer), weights():
             for index, (images, *_) in enumerate(held_out):
                 images = fabric.to_device(images)
-                plan = pretrainer.draw(images, torch.Generator().manual_seed(mix_seed(seed, index)))
-                total, counted = total + network(images, plan) * len(plan.predict), counted + len(plan.predict)
+                plan = pretrainer.draw(images, torch.Generator().manual_seed(mix_seed(stream.seed, index)))
+                for rows in _pieces(len(images), stream.accumulate * fabric.world_size):  # as many as in a step
+                    part = plan.rows(rows)
+                    total = total + network(images[rows], part) * _counts(part, plan)
+                counted += len(plan.predict)
                 if ending.agreed():
                     return False
         loss = float(total / counted)

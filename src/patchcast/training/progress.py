@@ -28,7 +28,7 @@ MEASURED = {
 """Columns of a run's log that are printed after an evaluation: their words and formats."""
 SECONDS = 1.0
 """Minimum seconds over which a rate is measured, unless an evaluation comes earlier."""
-VISIBLE = 0.1
+VISIBLE = 0.02
 """The progress line shows the share of time spent waiting for data from this value on."""
 
 
@@ -55,10 +55,24 @@ class Throughput:
     def __init__(self, stream: Waits) -> None:
         self.stream = stream
         self.rate, self.waiting = 0.0, 0.0
+        self.seconds, self.waited = 0.0, 0.0  # of training so far, and waiting in it
         self.begun: tuple[float, float, int] | None = None
+        self.is_first = True
+
+    @property
+    def waited_share(self) -> float:
+        """The share of all the time so far in which the process waited for data."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+    def resume(self, step: int) -> None:
+        """Call before a batch is asked for: starts the clock after an evaluation or a checkpoint."""
+        if not self.is_first:
+            self.begin(step)
 
     def begin(self, step: int) -> None:
-        """Start the clock, unless it is running, once the first batch of a step has arrived."""
+        """Call when a batch has arrived: starts the clock with the first one, which also starts workers and may decode
+        all images."""
+        self.is_first = False
         if self.begun is None:
             self.begun = time.perf_counter(), self.stream.waited, step
 
@@ -70,6 +84,7 @@ class Throughput:
         if passed >= SECONDS or (pauses and passed > 0):
             self.rate = (step - first) * self.stream.batch_size / passed
             self.waiting = (self.stream.waited - waited) / passed
+            self.seconds, self.waited = self.seconds + passed, self.waited + self.stream.waited - waited
             self.begun = time.perf_counter(), self.stream.waited, step
         if pauses:
             self.begun = None

@@ -1,0 +1,38 @@
+"""MaskFeat (Wei et al. 2022, "Masked Feature Prediction for Self-Supervised Visual Pre-Training"), with HOG."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from patchcast.backbones import wrap
+from patchcast.losses import squared
+from patchcast.plans import BlockMask
+from patchcast.predictors import LinearHead
+from patchcast.pretrainer import Pretrainer
+from patchcast.targets import HOG
+from patchcast.views import replace_or_paint
+
+
+def maskfeat(backbone: nn.Module | str, *, mask_ratio: float = 0.4, bins: int = 9) -> Pretrainer:
+    """Replace hidden blocks by a mask token, and predict the histograms of oriented gradients of each hidden unit.
+
+    For models that take no mask token (ConvNeXt, ResNet), the blocks are painted over.
+
+    >>> maskfeat("test_vit").target.outputs  # 9 directions, 3 channels, 4 cells
+    108
+
+    Args:
+        backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
+        mask_ratio: share of units hidden.
+        bins: directions of gradients that a histogram tells apart.
+    """
+    backbone = wrap(backbone)
+    target = HOG(backbone.stride, channels=backbone.channels, bins=bins)
+    return Pretrainer(
+        backbone,
+        plan=BlockMask(mask_ratio),
+        view=replace_or_paint(backbone),
+        predictor=LinearHead(backbone.width, target.outputs),
+        target=target,
+        loss=squared,
+    )

@@ -35,7 +35,7 @@ def test_one_table_in_which_what_is_shared_stands_once(
 ) -> None:
     out = tmp_path / "table.parquet"
     rates = RATES[::2]
-    monkeypatch.setattr("patchcast.commands.compare.RATES", rates)
+    monkeypatch.setattr("patchcast.comparison.supervised.RATES", rates)
     options = {"data": None, "out": out, "per_class": [2], "draws": 2, "limit": 100}
     rows = compare(runs, **options)
     kinds = [(row.run.name, row.kind) for row in rows]

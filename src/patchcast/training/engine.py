@@ -121,8 +121,8 @@ def usable_cores() -> int:
 def reads_ahead(device: Device, workers: int) -> bool:
     """Whether a thread reads a batch while the one before it is used.
 
-    Always where a GPU trains. On the CPU, where workers read ahead anyway, and where torch's threads use all cores, it
-    would only take time from the step.
+    Always where a GPU trains. On the CPU only where a core is free: workers read ahead anyway, and where torch's
+    threads use all cores, it was not measured.
     """
     return uses_cuda(device) or (workers == 0 and usable_cores() > torch.get_num_threads())
 

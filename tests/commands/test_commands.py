@@ -204,7 +204,8 @@ def test_help_is_instant() -> None:
 
 
 def test_flags_are_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pretrain", *SMALL_MAE, *TINY, "--out", "somewhere", "--print_config"]) == 0
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["pretrain", *SMALL_MAE, *TINY, "--out", "somewhere", "--print_config"])
     (tmp_path / "recipe.yaml").write_text(capsys.readouterr().out)
     assert Recipe.load(tmp_path / "recipe.yaml").method_args == {"decoder_width": 32, "decoder_depth": 1}
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
+from tests import checked
 
-install_import_hook("patchcast", "beartype.beartype")
+jaxtyping.jaxtyped = checked.jaxtyped
+jaxtyping.install_import_hook("patchcast", "beartype.beartype")
 
 import torch  # noqa: E402
 

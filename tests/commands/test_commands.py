@@ -90,11 +90,14 @@ def test_export_of_a_model_as_timm_makes_it(tmp_path: Path) -> None:
     assert timm.create_model(folder, pretrained=True, num_classes=7)(images).shape == (1, 7)
 
 
-def test_show_and_probe(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show(finished: Path, tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     assert main(["show", str(finished), str(tmp_path / "a.png"), "--out", str(tmp_path / "shown.png")]) == 0
     assert (tmp_path / "shown.png").stat().st_size > 1000
-    assert main(["probe", str(finished), "--draws", "2", "--per_class", "1", "5", "--limit", "300"]) == 0
+
+
+def test_probe(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", str(finished), "--draws", "2", "--per_class", "1", "5", "--limit", "200"]) == 0
     found = json.loads((finished / "probe.json").read_text())
     assert found["raw pixels"]["linear"]["value"] > 0.8, "raw pixels of digits are easily told apart"
     assert found["pretrained"]["few_labels"][1]["per_class"] == 5
@@ -111,33 +114,52 @@ def test_the_attentive_probe(finished: Path, capsys: pytest.CaptureFixture[str])
     assert "attentive probe" in capsys.readouterr().out
 
 
-def test_mistakes_get_one_sentence(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def pretrain(*arguments: str) -> str:
-        return fails(capsys, "pretrain", "--out", str(tmp_path / "new"), "--steps", "1", "--workers", "0", *arguments)
+TEST_VIT = ("--method", "mae", "--model", "test_vit")
 
-    digits = ("--data", "digits")
-    assert "did you mean vit_tiny_patch16_224" in pretrain("--method", "mae", "--model", "vit_tiny_patch16_22", *digits)
-    assert "did you mean mae" in pretrain("--method", "mea", "--model", "test_vit", *digits)
-    assert "mae has no option 'mask_ration'; it has mask_ratio" in pretrain(
-        "--method", "mae", "--model", "test_vit", *digits, "--method_args", '{"mask_ration": 0.5}'
-    )
-    assert "no patch of up to 16 pixels cuts images of 225x224" in pretrain(
-        "--method", "mae", "--model", "test_vit", *digits, "--image_size", "[225, 224]"
-    )
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--method", "mae", "--model", "vit_tiny_patch16_22"), "did you mean vit_tiny_patch16_224"),
+        (("--method", "mea", "--model", "test_vit"), "did you mean mae"),
+        (
+            (*TEST_VIT, "--method_args", '{"mask_ration": 0.5}'),
+            "mae has no option 'mask_ration'; it has mask_ratio",
+        ),
+        ((*TEST_VIT, "--image_size", "[225, 224]"), "no patch of up to 16 pixels cuts images of 225x224"),
+        ((*TEST_VIT, "--data", "EMPTY"), "no images under"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_leaves_nothing(
+    words: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
-    assert "no images under" in pretrain("--method", "mae", "--model", "test_vit", "--data", str(tmp_path / "empty"))
+    words = tuple(str(tmp_path / "empty") if word == "EMPTY" else word for word in words)
+    data = () if "--data" in words else ("--data", "digits")
+    out = ("--out", str(tmp_path / "new"), "--steps", "1", "--workers", "0")
+    assert sentence in fails(capsys, "pretrain", *out, *data, *words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_finished_run_is_not_trained_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = fails(capsys, "pretrain", *SMALL_MAE, *TINY, "--out", str(finished))
     assert "finished after 4 steps; --steps MORE continues it" in again
     different = fails(capsys, "pretrain", *SMALL_MAE, *TINY, "--out", str(finished), "--lr", "0.5")
     assert "lr is" in different
     assert "0.5 here" in different
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "mine.txt").write_text("mine")
-    assert "holds no run of patchcast" in fails(capsys, "pretrain", *SMALL_MAE, *TINY, "--out", str(tmp_path / "notes"))
-    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
-    assert "holds no run" in fails(capsys, "show", str(tmp_path / "notes"))
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("mine")
+    assert "holds no run of patchcast" in fails(capsys, "pretrain", *SMALL_MAE, *TINY, "--out", str(notes))
+    assert (notes / "mine.txt").read_text() == "mine"
+    assert "holds no run" in fails(capsys, "show", str(notes))
+
+
+def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean pretrain" in fails(capsys, "pretrian")
-    assert not (tmp_path / "new").exists(), "a refused run leaves nothing behind"
 
 
 def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
@@ -175,13 +197,16 @@ def test_sizes_follow_the_model_and_the_data(
     assert (resolved.image_size, resolved.patch_size) == (image_size, patch_size)
 
 
-def test_help_is_instant_and_flags_are_yaml(tmp_path: Path) -> None:
+def test_help_is_instant() -> None:
     lazy = "import sys, patchcast.cli as cli; cli.main(['--help']); assert 'torch' not in sys.modules"
     told = subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout
     assert all(command in told for command in COMMANDS)
-    options = ["pretrain", *SMALL_MAE, *TINY, "--out", "somewhere", "--print_config"]
-    printed = subprocess.run([sys.executable, "-m", "patchcast", *options], capture_output=True, text=True, check=True)
-    (tmp_path / "recipe.yaml").write_text(printed.stdout)
+
+
+def test_flags_are_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["pretrain", *SMALL_MAE, *TINY, "--out", "somewhere", "--print_config"])
+    (tmp_path / "recipe.yaml").write_text(capsys.readouterr().out)
     assert Recipe.load(tmp_path / "recipe.yaml").method_args == {"decoder_width": 32, "decoder_depth": 1}
 
 
@@ -212,6 +237,9 @@ def test_models_are_looked_up_without_torch(capsys: pytest.CaptureFixture[str]) 
     lazy = "import sys, patchcast.cli as cli; cli.main(['models', 'swin_tiny*']); assert 'torch' not in sys.modules"
     told = subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout
     assert "swin_tiny_patch4_window7_224" in told
+
+
+def test_models_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "vit_tiny_r_s16_p8_224"]) == 0
     assert "its own networks: imagegpt_s" in fails(capsys, "models", "--method", "imagegpt")
     assert set(METHOD_NAMES) == set(METHODS), "patchcast.backbones.capabilities and patchcast.methods differ"

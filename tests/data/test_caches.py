@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from patchcast.files import write_cache, write_whole
 from patchcast.geometry import Grid
 from patchcast.tokenizers import encoded
 from patchcast.tokenizers.encoded import encode_images
-from patchcast.tokenizers.palette import fit_palette
+from patchcast.tokenizers.palette import Palette, fit_palette
 from tests.data.test_sources import draw, values, write
 from tests.data.test_tar import webdataset
 
@@ -39,10 +40,15 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "patchcast"
 
 
+@functools.cache
+def palette() -> Palette:
+    digits = open_images("digits", channels=3)
+    return fit_palette([tuple(digits[place]) for place in range(200)], 16)
+
+
 def codes_of(source: Path) -> np.ndarray:
     images = open_images(str(source))
-    palette = fit_palette([(image, label) for image, label in open_images("digits", channels=3)], 16)
-    return np.array(encode_images(images, palette, EVALUATE, Grid(6, 8)).codes)
+    return np.array(encode_images(images, palette(), EVALUATE, Grid(6, 8)).codes)
 
 
 def test_codes_of_replaced_images_are_made_again(tmp_path, cache):

@@ -179,7 +179,9 @@ def test_a_codebook_of_another_run(runs: Path, tmp_path: Path, capsys: pytest.Ca
     assert "the codebook has units of 2x2 pixels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["imagegpt", pytest.param("imagegpt_masked", marks=pytest.mark.slow), "beit"])
+@pytest.mark.parametrize(
+    "method", ["imagegpt", *(pytest.param(method, marks=pytest.mark.slow) for method in ("imagegpt_masked", "beit"))]
+)
 def test_show_probe_and_check(method: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(runs / method)
     picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
@@ -187,15 +189,15 @@ def test_show_probe_and_check(method: str, runs: Path, tmp_path: Path, capsys: p
     assert main(["show", run, str(tmp_path / "a.png"), "--out", str(tmp_path / "shown.png")]) == 0
     with Image.open(tmp_path / "shown.png") as shown:
         assert len(set(np.asarray(shown.convert("L")).ravel().tolist())) > 15, "the picture is blank"
-    assert main(["probe", run, "--draws", "2", "--per_class", "5", "--limit", "200"]) == 0
+    assert main(["probe", run, "--draws", "2", "--per_class", "5", "--limit", "100"]) == 0
     assert json.loads((runs / method / "probe.json").read_text())["pretrained"]["few_labels"][0]["per_class"] == 5
-    assert main(["probe", run, "--layers", "all", "--limit", "200"]) == 0
+    assert main(["probe", run, "--layers", "all", "--limit", "100"]) == 0
     found = json.loads((runs / method / "layers.json").read_text())
     assert list(found["pretrained"]) == list(map(str, range(6 if method == "beit" else 3)))
     assert all(0 < each < 1 for each in found["untrained"].values())
     assert (runs / method / "layers.png").stat().st_size > 5000
     capsys.readouterr()
-    assert main(["probe", run, "--layers", "1", "--limit", "200"]) == 0
+    assert main(["probe", run, "--layers", "1", "--limit", "100"]) == 0
     assert "Best layer of pretrained: 1," in capsys.readouterr().out
     assert main(["probe", run, "--layers", "1", "7"]) == 2
     assert "there is no layer 7" in capsys.readouterr().err

@@ -121,6 +121,8 @@ def test_heads_on_several_families(name: str, head: str) -> None:
     assert all(each.grad is not None for each in model.head.parameters())
     trained = [each for each in model.model.parameters() if each.requires_grad]
     assert any(each.grad is not None for each in trained)
+    classifier = model.model.get_classifier()
+    assert not any(each.requires_grad for each in classifier.parameters()), "which no pixel depends on"
 
 
 def test_masks_move_with_their_images(shapes: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -216,15 +217,29 @@ def test_a_run_is_continued_with_more_steps(tmp_path: Path, capsys: pytest.Captu
     assert [row["step"] for row in rows(tmp_path / "whole") if row["eval_loss"]] == ["2", "4", "6", "8"]
     config = Resolved.load(tmp_path / "whole" / "config.yaml")
     assert (config.steps, config.freeze_first) == (8, 0)
-    assert main(["pretrain", "--out", str(tmp_path / "whole"), "--epochs", "0.6"]) == 0
-    assert Resolved.load(tmp_path / "whole" / "config.yaml").steps > 8
-    for words, sentence in {
-        ("--steps", "3"): "give more with --steps to continue it (got 3)",
-        (): "--steps MORE continues it, --start",
-        ("--seed", "7"): "holds another run (seed is 0 there and 7 here); choose another --out, or give --overwrite",
-    }.items():
-        assert main(["pretrain", "--out", str(tmp_path / "whole"), *words]) == 2
-        assert sentence in capsys.readouterr().err
+
+
+def test_more_epochs_continue_a_run(first: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(first, tmp_path / "run")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(str(first), str(run)))
+    assert main(["pretrain", "--out", str(run), "--epochs", "0.3"]) == 0
+    assert Resolved.load(run / "config.yaml").steps == round(0.3 * 288 / 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--steps", "1"), "give more with --steps to continue it (got 1)"),
+        ((), "--steps MORE continues it, --start"),
+        (("--seed", "7"), "holds another run (seed is 0 there and 7 here); choose another --out, or give --overwrite"),
+    ],
+)
+def test_a_finished_run_is_left_alone(
+    words: tuple[str, ...], sentence: str, first: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", "--out", str(first), *words]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_resume_start_and_overwrite_are_three_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

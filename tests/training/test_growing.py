@@ -191,7 +191,8 @@ def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["sizes"] == ["4@0", "8@0.5"]
     assert config["image_size"] == [8, 8]
-    assert main([*command, "--sizes", "4@0", "8@0.5"]) == 0, "it is finished, and the same recipe"
+    assert main([*command, "--sizes", "4@0", "8@0.5"]) == 2
+    assert "holds this run already, finished after 4 steps" in capsys.readouterr().err, "and no other recipe"
 
 
 @pytest.mark.parametrize(

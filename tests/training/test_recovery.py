@@ -158,11 +158,11 @@ def test_a_command_asked_to_end_saves_first_and_says_so(tmp_path: Path) -> None:
     ("number", "accumulate", "step", "piece", "saved"),
     [
         pytest.param(signal.SIGTERM, 1, 6, None, 6, id="held-out images"),
-        pytest.param(signal.SIGTERM, 4, 6, None, 6, id="held-out images, with pieces"),
+        pytest.param(signal.SIGTERM, 4, 6, None, 6, id="held-out images, with pieces", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 1, 7, 0, 8, id="a step"),
         pytest.param(signal.SIGTERM, 4, 7, 1, 8, id="a piece"),
         pytest.param(signal.SIGTERM, 4, 7, 3, 8, id="the last piece"),
-        pytest.param(signal.SIGINT, 1, 7, 0, 8, id="a step, by Ctrl-C"),
+        pytest.param(signal.SIGINT, 1, 7, 0, 8, id="a step, by Ctrl-C", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 4, 7, 1, 8, id="a piece, by Ctrl-C"),
     ],
 )

@@ -83,6 +83,7 @@ def units_apart(
 ) -> Float[Tensor, "B rows cols D"]:
     """The units of an image as a map, with each tile run as a separate image.
 
+    >>> import torch
     >>> from patchcast.backbones import wrap
     >>> units_apart(wrap("test_vit", img_size=32), torch.zeros(2, 3, 64, 96), (32, 32)).shape
     torch.Size([2, 4, 6, 64])

@@ -63,8 +63,9 @@ class Segmenter(nn.Module):
             torch.default_generator.manual_seed(seed)
             self.head = LinearOnUnits(widths, classes) if head == "linear" else ConvHead(widths, classes)
         self.model.requires_grad_(True)
+        unused = backbone.unused()  # modules or parameters; some backbones differentiate to know
         for name, parameter in self.model.named_parameters():
-            if name.partition(".")[0] in backbone.unused():
+            if any(name == part or name.startswith(f"{part}.") for part in unused):
                 parameter.requires_grad_(False)
 
     def maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:

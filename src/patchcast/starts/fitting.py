@@ -139,7 +139,8 @@ def fit_parts(pretrainer: Pretrainer, start: Start, method: str, report: StartRe
     for group, names in groups.items():
         wanted = [name for name in names if name != "target.step"]
         if group == "teacher":
-            wanted = [name for name in wanted if not _is_in(name.removeprefix(TEACHER), pretrainer.backbone.unused())]
+            unused = pretrainer.backbone.unused()
+            wanted = [name for name in wanted if not _is_in(name.removeprefix(TEACHER), unused)]
         fits = all(name in start.parts and start.parts[name].shape == own[name].shape for name in wanted)
         is_same = group == "backbone" or (method == start.method and same_target)  # positions of tiles are any method's
         if wanted and fits and is_same:
@@ -300,7 +301,8 @@ def _refusal(
     if misfits:
         shown = [f"{name} is {_shape(state[name])} there and {_shape(own[name])} here" for name in misfits[:3]]
     else:
-        lacking = [name for name in own if name not in state and not _is_in(name, backbone.unused())]
+        unused = backbone.unused()
+        lacking = [name for name in own if name not in state and not _is_in(name, unused)]
         shown = [f"it has {100 * share:.0f} % of this model's weights"]
         shown += [f"lacks {', '.join(lacking[:3])}"] * bool(lacking)
         shown += [f"has no place here for {', '.join(surplus[:3])}"] * bool(surplus)

@@ -159,7 +159,7 @@ class PretrainOptions:
 
 @dataclass(kw_only=True)
 class Compare:
-    """Compare runs, fine-tuned models and other weights with one another and with baselines, with labels.
+    """Compare runs, models and baselines in one table, with labels.
 
     Args:
         runs: run folders, folders of patchcast finetune, and other weights by the words of pretrain's --start.
@@ -190,7 +190,7 @@ class Compare:
 
 @dataclass(kw_only=True)
 class ReportOptions:
-    """Write one HTML page about a run or a fine-tuned model, or one that compares several.
+    """Write an HTML page about a run or model, or several side by side.
 
     Args:
         runs: run folders, folders of patchcast finetune, and tables of patchcast compare.
@@ -435,7 +435,7 @@ class Complete(Drawing):
 
 @dataclass(kw_only=True)
 class Export:
-    """Write a run's encoder, a classifier or a segmenter for other libraries.
+    """Write a run or a trained model for other libraries.
 
     Args:
         run: the folder of a run or of patchcast finetune, or other weights by the words of pretrain's --start.

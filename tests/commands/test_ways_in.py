@@ -47,7 +47,7 @@ def test_doctor_names_versions_and_what_is_missing(
     ("typed", "wanted"),
     [
         ("patchcast pre", ["pretrain", "predict"]),
-        ("patchcast pretrain --method ma", ["mae"]),
+        ("patchcast pretrain --method ma", ["mae", "maskfeat"]),
         ("patchcast probe --per_c", ["--per_class"]),
         ("patchcast show --se", ["--seed"]),
     ],

@@ -189,8 +189,8 @@ def test_show_probe_and_check(method: str, runs: Path, tmp_path: Path, capsys: p
     assert main(["show", run, str(tmp_path / "a.png"), "--out", str(tmp_path / "shown.png")]) == 0
     with Image.open(tmp_path / "shown.png") as shown:
         assert len(set(np.asarray(shown.convert("L")).ravel().tolist())) > 15, "the picture is blank"
-    assert main(["probe", run, "--draws", "2", "--per_class", "5", "--limit", "100"]) == 0
-    assert json.loads((runs / method / "probe.json").read_text())["pretrained"]["few_labels"][0]["per_class"] == 5
+    assert main(["probe", run, "--draws", "2", "--per_class", "2", "--limit", "100"]) == 0
+    assert json.loads((runs / method / "probe.json").read_text())["pretrained"]["few_labels"][0]["per_class"] == 2
     assert main(["probe", run, "--layers", "all", "--limit", "100"]) == 0
     found = json.loads((runs / method / "layers.json").read_text())
     assert list(found["pretrained"]) == list(map(str, range(6 if method == "beit" else 3)))

@@ -15,6 +15,9 @@ jaxtyping.install_import_hook("patchcast", "beartype.beartype")
 import torch  # noqa: E402
 
 torch.set_num_threads(1)  # the suite runs in two processes; threads that wait for each other's core cost minutes
+# The first backward pass of a process settles whether autograd has threads of its own. After an export it finds a
+# device that exporting registers, starts threads for it, and processes that tests fork can then train nothing.
+torch.zeros(1, requires_grad=True).backward()
 
 
 @pytest.fixture(autouse=True)

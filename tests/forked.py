@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-PATIENCE = 3_600.0
+PATIENCE = 600.0
 """Seconds to wait for a process, or for what it does."""
 
 

@@ -70,16 +70,54 @@ def write_classifier_card(
     }
     mode = IMAGE_MODES.get(channels)
     code = OF_CHANNELS.replace("CHANNELS", str(channels)) if mode is None else LOADING.replace("MODE", repr(mode))
+    write_model_card(
+        out,
+        Path(__file__).with_name("card.md.jinja"),
+        library="timm",
+        task="image-classification",
+        network=network,
+        names=names,
+        data=data,
+        metrics=metrics,
+        rows=rows,
+        words=words,
+        code=fenced(code, "python"),
+        predict=fenced("patchcast predict FOLDER IMAGES --out predictions.csv", "bash"),
+    )
+
+
+def write_model_card(
+    out: Path,
+    template: Path,
+    *,
+    library: str,
+    task: str,
+    network: str,
+    names: Sequence[str],
+    data: str,
+    metrics: Mapping[str, Any],
+    rows: Mapping[str, str],
+    words: Sequence[str],
+    **parts: str,
+) -> None:
+    """Write README.md of a fine-tuned model: what every task's card says, and the parts that one task has.
+
+    Args:
+        out: the model's folder.
+        library, task: as the Hugging Face hub names them.
+        rows: of the table of results.
+        parts: what else the template names.
+    """
     shown = ", ".join(map(markdown, names[:NAMED])) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
     card = ModelCard.from_template(
         ModelCardData(
-            library_name="timm",
-            pipeline_tag="image-classification",
+            library_name=library,
+            pipeline_tag=task,
             license="other",
             license_name="not-chosen-yet",
-            tags=["image-classification", "patchcast"],
+            tags=[task, "patchcast"],
         ),
-        template_path=str(Path(__file__).with_name("card.md.jinja")),
+        template_path=str(template),
         title=markdown(f"{without_place(network)} on {without_place(data)}"),
         classes=len(names),
         names=shown,
@@ -87,8 +125,7 @@ def write_classifier_card(
         results="\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]),
         data=markdown(metrics["data"].replace(data, without_place(data))),
         how=markdown(metrics["how"]),
-        code=fenced(code, "python"),
-        predict=fenced("patchcast predict FOLDER IMAGES --out predictions.csv", "bash"),
         command=fenced(shlex.join(map(without_place, words)), "bash"),
+        **parts,
     )
     card.save(out / "README.md")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-
-from patchcast import __version__
-from patchcast.classification.classifier_card import NAMED
+from patchcast.classification.classifier_card import NAMED, write_model_card
 from patchcast.files import write_text
-from patchcast.interop.card import HUB_LIBRARIES, IMAGE_MODES, fenced, markdown, without_place
+from patchcast.interop.card import HUB_LIBRARIES, IMAGE_MODES, fenced, markdown
 
 OWN = """\
 from PIL import Image
@@ -134,29 +130,21 @@ def write_segmenter_card(
     }
     mode = IMAGE_MODES.get(channels)
     code = OWN if mode is not None else OWN.replace(OWN.splitlines()[6], f"image = ...  # ({channels}, height, width)")
-    shown = ", ".join(map(markdown, names[:NAMED])) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
-    card = ModelCard.from_template(
-        ModelCardData(
-            library_name="patchcast",
-            pipeline_tag="image-segmentation",
-            license="other",
-            license_name="not-chosen-yet",
-            tags=["image-segmentation", "patchcast"],
-        ),
-        template_path=str(Path(__file__).with_name("card.md.jinja")),
-        title=markdown(f"{without_place(network)} on {without_place(data)}"),
-        classes=len(names),
-        names=shown,
-        version=__version__,
-        results="\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]),
-        data=markdown(metrics["data"].replace(data, without_place(data))),
-        how=markdown(metrics["how"]),
+    write_model_card(
+        out,
+        Path(__file__).with_name("card.md.jinja"),
+        library="patchcast",
+        task="image-segmentation",
+        network=network,
+        names=names,
+        data=data,
+        metrics=metrics,
+        rows=rows,
+        words=words,
         code=fenced(code.replace("MODE", repr(mode)), "python"),
         tiles=OF_TILES.format(height=size[0], width=size[1]) if tiled else "",
         predict=fenced("patchcast predict FOLDER IMAGES --out masks", "bash"),
-        command=fenced(shlex.join(map(without_place, words)), "bash"),
     )
-    card.save(out / "README.md")
 
 
 def write_exported_card(readme: Path, out: Path, *, to: str, channels: int, tiled: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,31 @@ jaxtyping.jaxtyped = checked.jaxtyped
 jaxtyping.install_import_hook("patchcast", "beartype.beartype")
 
 import torch  # noqa: E402
+from timm.layers import weight_init  # noqa: E402
 
 torch.set_num_threads(1)  # the suite runs in two processes; threads that wait for each other's core cost minutes
 # The first backward pass of a process settles whether autograd has threads of its own. After an export it finds a
 # device that exporting registers, starts threads for it, and processes that tests fork can then train nothing.
 torch.zeros(1, requires_grad=True).backward()
+# torch asks the driver again and again, which takes long where there is none.
+torch.cuda._cached_device_count = torch.cuda.device_count()
+# On the meta device there is nothing to draw, and torch decomposes each draw in Python.
+draw = weight_init._trunc_normal_
+weight_init._trunc_normal_ = lambda tensor, *how: tensor if tensor.is_meta else draw(tensor, *how)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Compiling under the shape checks takes ten times as long: test_compiled.py runs this example without them."""
+    if item.name == "patchcast.honesty.examine":
+        item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector leaves alone what is there before the first test: modules, of which it frees
+    nothing; and it looks at the rest less often than after every 700 objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +53,12 @@ def few_digits() -> Iterator[None]:
 
     with few.few_digits():
         yield
+
+
+@pytest.fixture
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without their two figures, which take as long as a small run: tests/commands looks at them."""
+    monkeypatch.setattr("patchcast.runs.results.write_figure", lambda _, file: file.touch())
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,11 @@ def _small_runs(few_digits: None) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _runs_without_figures(_no_figures: None) -> None:
+    """In every test of this folder."""
+
+
+@pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 

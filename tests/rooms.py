@@ -18,6 +18,7 @@ LAYERS: list[list[str]] = [
     [
         "geometry",
         "files",
+        "folder_files",
         "heap",
         "modes",
         "schedules",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patchcast import __version__, options
+from patchcast.folder_files import CONFIG
 from patchcast.plain import speak_plainly, visible
 from patchcast.recipe import Recipe
 from patchcast.stages import show_stages, stage
@@ -648,7 +649,7 @@ def _completed(words: Sequence[str]) -> list[str]:
     if "out" in typed and not {"method", "data", "overwrite"} & typed.keys():
         place = typed["out"]
         out = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
-        config = Path(out) / "config.yaml"
+        config = Path(out) / CONFIG
         if config.is_file():
             again = ["--steps", "null"] if "epochs" in typed and "steps" not in typed else []  # the config's win else
             return ["--config", str(config), *words, *again]

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from patchcast.files import read_json
-from patchcast.runs.run_folder import CONFIG
+from patchcast.folder_files import BEGUN, CLASSES, CONFIG, RESULTS, SEGMENTER
 
-BEGUN, METRICS = "finetune.json", "metrics.json"
 MAIN = {"accuracy": "accuracy", "mean_average_precision": "mean average precision", "mean_iou": "mean IoU"}
 """The measures by which models are chosen and judged: their names in metrics.json, and in words."""
 CLASSES_SHOWN = 60
@@ -42,7 +41,7 @@ class ModelNumbers:
     @property
     def names(self) -> list[str]:
         """Of the classes, by number."""
-        file = "segmenter.json" if self.measure == "mean_iou" else "classes.json"
+        file = SEGMENTER if self.measure == "mean_iou" else CLASSES
         listed = read_json(self.folder / file)
         return list(listed) if isinstance(listed, list) else list(listed.get("names", listed.get("classes")))
 
@@ -70,7 +69,7 @@ def read_model(folder: Path) -> ModelNumbers:
     Raises:
         ValueError: if its training has not finished, or a file is damaged.
     """
-    if not (folder / METRICS).exists():
+    if not (folder / RESULTS).exists():
         raise ValueError(f"fine-tuning has not finished in {folder}; the same command resumes it")
     begun = read_json(folder / BEGUN)
-    return ModelNumbers(folder, begun["model"], begun["data"], read_json(folder / METRICS))
+    return ModelNumbers(folder, begun["model"], begun["data"], read_json(folder / RESULTS))

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from patchcast.files import read_json
+from patchcast.folder_files import METRICS, RESULTS
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Resolved
 from patchcast.runs.network import OURS
 from patchcast.runs.run import Run, open_run
-from patchcast.runs.run_folder import METRICS, RESULTS
 from patchcast.training.log import curve
 
 NETWORK_ROWS = {OURS: "this run"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from patchcast.arguments import words_of
+from patchcast.folder_files import CONFIG
 from patchcast.recipe import Recipe
 from patchcast.report.charts import Curve, chart_over_steps
 from patchcast.report.page import (
@@ -24,7 +25,6 @@ from patchcast.report.run_numbers import RunNumbers
 from patchcast.report.shares import percent_of
 from patchcast.runs.network import OURS, UNTRAINED
 from patchcast.runs.results import probes_from_start
-from patchcast.runs.run_folder import CONFIG
 from patchcast.training.probing import PROBE_NAMES
 from patchcast.training.progress import duration
 

@@ -6,11 +6,11 @@ A line of JOBS is one run, and the most important come first:
 
     {"name": "mae", "options": ["--method", "mae", "--model", "vit_tiny_patch16_224"], "steps": 4000, "seed": 0}
 
-`options` are those of `patchcast pretrain`. `finetune` may give several lists of options of `patchcast finetune`; each
-makes a model of the run's network. Small networks leave most of a GPU idle, so a dozen processes share it. The steps are
-what `benchmarks/learning.py` finds that some seconds of one core take: the GPU only shortens the waiting. Every finished
-run appends one line to --out: accuracies on the test images, and `chosen_by`, accuracies on held-out training images, by
-which configurations may be compared. No run begins after --seconds, and those that are unfinished
+`options` are those of `patchcast pretrain`. `finetune` may give several lists of options of `patchcast finetune`;
+each makes a model of the run's network. Small networks leave most of a GPU idle, so a dozen processes share it. The
+steps are what `benchmarks/learning.py` finds that some seconds of one core take: the GPU only shortens the waiting.
+Every finished run appends one line to --out: accuracies on the test images, and `chosen_by`, accuracies on held-out
+training images, by which configurations may be compared. No run begins after --seconds, and those that are unfinished
 then are ended.
 """
 

@@ -20,6 +20,7 @@ LAYERS: list[list[str]] = [
         "files",
         "folder_files",
         "heap",
+        "parts",
         "modes",
         "schedules",
         "ranges",
@@ -48,7 +49,7 @@ LAYERS: list[list[str]] = [
     ["classification"],
     ["segmentation"],
     ["extraction", "comparison"],
-    ["commands"],
+    ["early_checks", "commands"],
     ["cli", "__main__"],
 ]
 

@@ -19,12 +19,12 @@ from patchcast.classification.classifier_plan import FINETUNE_RANGES, plan_of
 from patchcast.classification.classifier_results import classifier_summary, measure_classifier
 from patchcast.classification.model import classifier, freeze
 from patchcast.commands.finetune_masks import finetune_segmenter, next_commands
-from patchcast.commands.parts import note_plan
 from patchcast.data import open_source
 from patchcast.data.names import escape
 from patchcast.files import read_json, write_text
 from patchcast.folder_files import BEGUN, RESULTS
 from patchcast.heap import keep_freed_memory
+from patchcast.parts import note_plan
 from patchcast.ranges import check_ranges
 from patchcast.runs.network import Network, is_run, open_network, torch_device
 from patchcast.training.lock import locked

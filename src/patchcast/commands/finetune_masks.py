@@ -13,11 +13,11 @@ from rich.console import Console
 
 from patchcast import options
 from patchcast.classification.training import best_of
-from patchcast.commands.parts import note_plan
 from patchcast.data import Evaluate
 from patchcast.data.names import escape
 from patchcast.files import read_json, write_text
 from patchcast.folder_files import BEGUN, RESULTS
+from patchcast.parts import note_plan
 from patchcast.runs.network import Network
 from patchcast.segmentation.masked_data import masked_data
 from patchcast.segmentation.segmenter import Segmenter

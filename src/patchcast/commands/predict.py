@@ -21,7 +21,6 @@ from patchcast.classification.predictions import (
     predicted_rows,
     prediction_columns,
 )
-from patchcast.commands.parts import IMAGES_PER_PART, claim_parts
 from patchcast.commands.predict_masks import predict_masks
 from patchcast.data.images import Unreadable
 from patchcast.data.listed import open_listed
@@ -30,6 +29,7 @@ from patchcast.evaluation.features import fingerprint
 from patchcast.evaluation.labeled import paths_of
 from patchcast.files import read_json, write_text, write_whole
 from patchcast.modes import evaluating
+from patchcast.parts import IMAGES_PER_PART, claim_parts
 from patchcast.ranges import AT_LEAST_1, check_ranges
 from patchcast.runs.network import torch_device
 from patchcast.segmentation.segmenter_folder import is_segmenter

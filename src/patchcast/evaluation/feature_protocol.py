@@ -29,7 +29,7 @@ LIDAR_IMAGES = 1000
 FITTED_ON_GPU = 10_000_000
 """Values in the training features from which on probes are fitted on a GPU.
 
-5,000 features of 384 values took 3.5 s on an H100 and 1.6 s on eight cores of its machine; 500 of them took 1.4 and 0.5 s:
+5,000 features of 384 values took 3.5 s on an H100 and 1.6 s on eight cores of its machine; 500 took 1.4 and 0.5 s:
 small fits wait for the launches of kernels.
 """
 

@@ -88,13 +88,13 @@ def _learned(found: ModelNumbers) -> list[Section]:
     if strengths := chosen.get("strengths"):
         rows = [[f"{row['strength']:.3g}", f"{100 * row[column]:.1f}"] for row in strengths]
         best = next(place for place, row in enumerate(strengths) if row["strength"] == chosen["strength"])
-        alt = (
+        note = (
             "The head was fitted to its optimum, without epochs; its L2 strength is the best one on validation images."
         )
         return [
             Section(
                 "How the head was chosen",
-                alt,
+                note,
                 [html_table(["C (a larger one is weaker)", f"{named}, %"], rows, strong=best)],
             )
         ]
@@ -111,11 +111,11 @@ def _learned(found: ModelNumbers) -> list[Section]:
         line_chart(losses, x_label="epoch", y_label="loss", alt="Loss by epoch"),
         line_chart([measured], x_label="epoch", y_label=f"{named}, %", alt=f"{named} by epoch"),
     ]
-    alt = (
+    note = (
         f"The weights of epoch {chosen['epoch']} of {len(epochs)} are the model: its {named} was the highest, "
         f"{100 * chosen[column]:.1f} %. Test images were used once, at the end."
     )
-    return [Section("Learning curve", alt, [side_by_side(charts)])]
+    return [Section("Learning curve", note, [side_by_side(charts)])]
 
 
 def _classes(found: ModelNumbers) -> list[Section]:
@@ -132,32 +132,32 @@ def _classes(found: ModelNumbers) -> list[Section]:
             for name, value in metrics["average_precision"].items()
         ]
         order = np.argsort([metrics["average_precision"][row[0]] for row in rows], kind="stable")
-        alt = "F1 is of the classes with a probability of at least one half."
+        note = "F1 is of the classes with a probability of at least one half."
     elif found.measure == "mean_iou":
         header, rows = ["class", "IoU, %"], [[name, f"{100 * value:.1f}"] for name, value in metrics["iou"].items()]
         if counts is not None:
             header += ["share of the pixels, %", "most often taken for"]
             rows = [[*row, *_pixels(counts, found.names, row[0])] for row in rows]
         order = np.argsort([metrics["iou"][row[0]] for row in rows], kind="stable")
-        alt = "Intersection over union of each class, over the pixels of all test images."
+        note = "Intersection over union of each class, over the pixels of all test images."
     elif counts is None:
         header, rows = (
             ["class", "recall, %"],
             [[name, f"{100 * value:.1f}"] for name, value in metrics["recall"].items()],
         )
         order = np.argsort([metrics["recall"][row[0]] for row in rows], kind="stable")
-        alt = ""
+        note = ""
     else:
         header = ["class", "test images", "recall, %", "precision, %", "most often taken for"]
         present = [place for place in range(len(counts)) if counts[place].sum()]
         rows = [_counted(counts, found.names, place) for place in present]
         order = np.argsort([counts[place, place] / counts[place].sum() for place in present], kind="stable")
-        alt = "Recall is the share of a class's images that were named right, with its 95 % interval; precision the "
-        alt += "share of the images given its name that are of it."
+        note = "Recall is the share of a class's images that were named right, with its 95 % interval; precision the "
+        note += "share of the images given its name that are of it."
     if len(rows) > CLASSES_SHOWN:
-        alt = f"The {CLASSES_SHOWN} weakest of {len(rows)} classes. {alt}"
+        note = f"The {CLASSES_SHOWN} weakest of {len(rows)} classes. {note}"
     return [
-        Section("Classes, weakest first", alt, [html_table(header, [rows[place] for place in order[:CLASSES_SHOWN]])])
+        Section("Classes, weakest first", note, [html_table(header, [rows[place] for place in order[:CLASSES_SHOWN]])])
     ]
 
 
@@ -182,29 +182,29 @@ def _pixels(counts: np.ndarray, names: Sequence[str], name: str) -> list[str]:
 
 def _matrix(found: ModelNumbers) -> list[Section]:
     counts, picture = found.confusion, found.folder / "confusion.png"
-    alt = "A row for each true class, a column for each predicted one; colors are shares of the true class."
+    note = "A row for each true class, a column for each predicted one; colors are shares of the true class."
     if counts is not None and len(counts) <= MATRIX_UP_TO:
         unit = " Numbers are shares in %." if found.measure == "mean_iou" else " Numbers are test images."
         return [
             Section(
                 "Confusion matrix",
-                alt + unit,
+                note + unit,
                 [matrix_table(found.names, counts, percent=bool(found.measure == "mean_iou"))],
             )
         ]
-    return [Section("Confusion matrix", alt, [embedded(picture, "confusion matrix")])] if picture.exists() else []
+    return [Section("Confusion matrix", note, [embedded(picture, "confusion matrix")])] if picture.exists() else []
 
 
 def _mistakes(found: ModelNumbers) -> list[Section]:
     picture = found.folder / "worst-mistakes.png"
     if not picture.exists():
         return []
-    alt = {
+    note = {
         "accuracy": "Test images whose true class got the lowest probability, with the class that was predicted.",
         "mean_average_precision": "Test images with the largest loss: their classes, and what was predicted.",
         "mean_iou": "Test images with the fewest pixels right: what was predicted, next to the mask.",
     }[found.measure]
-    return [Section("Worst mistakes", alt, [embedded(picture, "worst mistakes")])]
+    return [Section("Worst mistakes", note, [embedded(picture, "worst mistakes")])]
 
 
 def _use(found: ModelNumbers) -> Section:

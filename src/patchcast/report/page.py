@@ -42,7 +42,7 @@ class Section:
     """A heading, a sentence, and the content."""
 
     title: str
-    told: str
+    note: str
     body: Sequence[Html]
 
 

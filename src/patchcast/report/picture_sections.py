@@ -43,20 +43,20 @@ def _predictions(found: RunNumbers, images: Tensor, phrase: str) -> list[Section
     body = [strips(versions(pretrainer, images, normalization))]
     which = f"{phrase[0].upper()}{phrase[1:]}"
     if draws_codes(pretrainer):
-        alt = f"{which}. The upper half is given; the lower half was drawn twice, in the colors of the palette."
-        return [Section("Completions", alt, body)]
-    note = f" {target.from_image[0].upper()}{target.from_image[1:]}; {BLIND_ROW}." if target.from_image else ""
-    alt = f"{which}: what was seen of each, and what was predicted in place of the rest.{note}"
+        note = f"{which}. The upper half is given; the lower half was drawn twice, in the colors of the palette."
+        return [Section("Completions", note, body)]
+    source = f" {target.from_image[0].upper()}{target.from_image[1:]}; {BLIND_ROW}." if target.from_image else ""
+    note = f"{which}: what was seen of each, and what was predicted in place of the rest.{source}"
     if isinstance(pretrainer.view, Attend):
-        alt = f"{which}: their given units, and every other unit as predicted from all units before it.{note}"
+        note = f"{which}: their given units, and every other unit as predicted from all units before it.{source}"
     if completes_pixels(pretrainer):
         body += [subheading("Completed from the first half"), strips(completed(pretrainer, images, normalization))]
-    return [Section("What it predicts", alt, body)]
+    return [Section("What it predicts", note, body)]
 
 
 def _samples(pretrainer: Pretrainer) -> list[Section]:
-    alt = f"The first {SAMPLES} new images that it draws, without selection."
-    return [Section("What it draws", alt, [image_row(list(samples(pretrainer, SAMPLES)), "sample")])]
+    note = f"The first {SAMPLES} new images that it draws, without selection."
+    return [Section("What it draws", note, [image_row(list(samples(pretrainer, SAMPLES)), "sample")])]
 
 
 def _maps(found: RunNumbers, images: Tensor) -> list[Section]:
@@ -69,11 +69,11 @@ def _maps(found: RunNumbers, images: Tensor) -> list[Section]:
         }
     except ValueError:
         return []  # too few units or channels for three components
-    alt = (
+    note = (
         "The first three principal components of the features of all units shown, as red, green and blue: units of one "
         "color have similar features. The colors themselves mean nothing."
     )
-    return [Section("Feature maps", alt, [strips(maps)])]
+    return [Section("Feature maps", note, [strips(maps)])]
 
 
 def _map(backbone: Backbone, images: Tensor) -> Tensor:

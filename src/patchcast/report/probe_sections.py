@@ -22,9 +22,9 @@ def accuracy_sections(found: RunNumbers) -> list[Section]:
     probe = found.probes.get("probe")
     if not found.probes:
         labels = "all labels" if found.demo else "labels"
-        alt = f"Not measured with {labels} yet. Run this command, and then write this page again:"
+        note = f"Not measured with {labels} yet. Run this command, and then write this page again:"
         typed = f"patchcast probe {shlex.quote(str(found.run.folder))}"
-        return [Section("Probes", alt, [commands([typed if _has_labels(found.run) else f"{typed} --data LABELED"])])]
+        return [Section("Probes", note, [commands([typed if _has_labels(found.run) else f"{typed} --data LABELED"])])]
     body: list[Html] = []
     if probe:
         counts = [row["per_class"] for row in probe.get(OURS, {}).get("few_labels", [])]
@@ -48,12 +48,12 @@ def accuracy_sections(found: RunNumbers) -> list[Section]:
         body.append(remark(f"On {dense['data']}."))
     source = next(iter(found.probes.values())).get("data", "")
     read = f" A network's feature is {READ_AS[probe.get('readout', 'mean')]}." if probe else ""
-    alt = (
+    note = (
         f"Accuracy in % on {source}; 95 % intervals over the test images in brackets, spread over draws after ±. "
         "Differences are between linear probes on all labels, on the same test images; they do not cover the seed."
         f"{read}"
     )
-    return [Section("Probes", alt, body)] if body else []
+    return [Section("Probes", note, body)] if body else []
 
 
 def _has_labels(run: Run) -> bool:
@@ -119,5 +119,5 @@ def layer_sections(found: RunNumbers) -> list[Section]:
             Curve(NETWORK_ROWS.get(name, name), list(numbers), [100 * accuracy for accuracy in accuracies], dots=True)
         )
     chart = line_chart(curves, x_label="layer", y_label="linear probe, %", alt="Accuracy by layer")
-    alt = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
-    return [Section("Where the features are", alt, [side_by_side([chart])])]
+    note = f"Linear probe of the output of each layer, on {layers.get('data', '')}."
+    return [Section("Where the features are", note, [side_by_side([chart])])]

@@ -78,10 +78,10 @@ def _answers(found: RunNumbers) -> Html:
 def _headline(found: RunNumbers) -> list[Tile]:
     tiles: list[Tile] = []
     probe = found.probes.get("probe", {})
-    for name, alt in (("linear", "linear probe"), ("knn", "nearest neighbors")):
+    for name, words in (("linear", "linear probe"), ("knn", "nearest neighbors")):
         ours, other = (probe.get(which, {}).get(name) for which in (OURS, UNTRAINED))
         if ours:
-            tiles.append(Tile(percent_of(ours), alt, f"untrained: {percent_of(other)}" if other else ""))
+            tiles.append(Tile(percent_of(ours), words, f"untrained: {percent_of(other)}" if other else ""))
     losses, held = found.curve("loss")[1], found.curve("eval_loss")[1]
     blind = "" if found.blind is None else f"a blind prediction: {found.blind:.3g}"
     if held:
@@ -127,11 +127,11 @@ def _learning(found: RunNumbers) -> Section:
         name = "feature variance"
         charts.append(chart_over_steps([Curve(name, *variance, dots=True)], label, "Variance of features by step"))
     unit = " The loss is in nats per code." if found.run.method.codes == "colors" else ""
-    alt = (
+    note = (
         f"Logged every {found.recipe.log_every} steps.{unit} A loss says how well the pretraining task is solved, "
         f"not how good the features are.{before}"
     )
-    return Section("Learning curves", alt if charts else "This run has no log.", [side_by_side(charts)])
+    return Section("Learning curves", note if charts else "This run has no log.", [side_by_side(charts)])
 
 
 def _cost(found: RunNumbers) -> Section:
@@ -152,8 +152,8 @@ def _cost(found: RunNumbers) -> Section:
         if steps
         else []
     )
-    alt = "Time is computed from the logged speed, without evaluations and start-up."
-    return Section("What it cost", alt, [side_by_side([definitions(values), *charts])])
+    note = "Time is computed from the logged speed, without evaluations and start-up."
+    return Section("What it cost", note, [side_by_side([definitions(values), *charts])])
 
 
 def _again(found: RunNumbers) -> Section:
@@ -161,9 +161,11 @@ def _again(found: RunNumbers) -> Section:
     lines = [pretrain_command(found.recipe)]
     lines += [probe["command"] for probe in found.probes.values() if probe.get("command")]
     lines += [f"patchcast report {run}"]
-    alt = "The commands, with every option that is not the default. config.yaml in the run folder has the same options."
+    note = (
+        "The commands, with every option that is not the default. config.yaml in the run folder has the same options."
+    )
     config = (found.run.folder / CONFIG).read_text()
-    return Section("How to reproduce it", alt, [commands(lines), folded("config.yaml", config)])
+    return Section("How to reproduce it", note, [commands(lines), folded("config.yaml", config)])
 
 
 def pretrain_command(recipe: Recipe) -> str:

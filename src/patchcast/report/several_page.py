@@ -61,10 +61,10 @@ def _run_sections(found: Sequence[RunNumbers]) -> list[Section]:
             commands([f"patchcast probe {shlex.quote(str(one.run.folder))} --data LABELED" for one in unmeasured])
         )
     data = sorted({one.probes["probe"]["data"] for one in found if "probe" in one.probes})
-    alt = "Losses can be compared within a method only. "
-    alt += f"Accuracies are on {data[0]}, with 95 % intervals over the test images." if len(data) == 1 else ""
-    alt += f"Accuracies are on different data: {'; '.join(data)}." if len(data) > 1 else ""
-    sections = [Section("The runs", alt, body)]
+    note = "Losses can be compared within a method only. "
+    note += f"Accuracies are on {data[0]}, with 95 % intervals over the test images." if len(data) == 1 else ""
+    note += f"Accuracies are on different data: {'; '.join(data)}." if len(data) > 1 else ""
+    sections = [Section("The runs", note, body)]
     for method in dict.fromkeys(one.recipe.method for one in found):
         curves = [
             Curve(one.run.folder.name, *one.curve("eval_loss"), dots=True)
@@ -107,9 +107,9 @@ def _model_sections(models: Sequence[ModelNumbers]) -> list[Section]:
         for one in models
     ]
     data = list(dict.fromkeys(one.metrics["data"] for one in models))
-    alt = "95 % intervals over the test images. "
-    alt += f"On {data[0]}." if len(data) == 1 else f"On different data: {'; '.join(data)}."
-    sections = [Section("Fine-tuned models", alt, [html_table(header, rows)])]
+    note = "95 % intervals over the test images. "
+    note += f"On {data[0]}." if len(data) == 1 else f"On different data: {'; '.join(data)}."
+    sections = [Section("Fine-tuned models", note, [html_table(header, rows)])]
     by_class = [one.by_class for one in models]
     if len(models) > 1 and len({(one.measure, *values) for one, values in zip(models, by_class, strict=True)}) == 1:
         lines = [[name, *(f"{100 * values[name]:.1f}" for values in by_class)] for name in by_class[0]]
@@ -137,9 +137,9 @@ def _compared(file: Path) -> Section:
         raise ValueError(
             f"{file} holds no table of patchcast compare ({type(problem).__name__}: {problem})"
         ) from problem
-    alt = f"Accuracy in % with 95 % intervals over {tested:,} test images, on {data}. A linear classifier and nearest "
-    alt += "neighbors on frozen features; an own classifier is the one that the network was fine-tuned with."
-    return Section(f"Compared: {file.stem}", alt, [html_table(["network", *measures], lines)])
+    note = f"Accuracy in % with 95 % intervals over {tested:,} test images, on {data}. A linear classifier and nearest "
+    note += "neighbors on frozen features; an own classifier is the one that the network was fine-tuned with."
+    return Section(f"Compared: {file.stem}", note, [html_table(["network", *measures], lines)])
 
 
 def _measured(row: Mapping[str, Any], column: str) -> str:

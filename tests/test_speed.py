@@ -62,7 +62,7 @@ def test_a_rehearsal_leaves_the_run_as_it_is(run: Run) -> None:
 
 def test_a_gpu_is_measured_with_a_whole_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """By two images, an H100 was taken for 28 times as slow as it is."""
-    monkeypatch.setattr(speed, "READ", 5)
+    monkeypatch.setattr(speed, "READ_AT_MOST", 5)
     monkeypatch.setattr(Rehearsal, "starts_full", True)
     rehearsal = Rehearsal(run)
     rehearsal.grow("fp32")

@@ -64,14 +64,14 @@ class TrainingPlan:
         return (
             f"{what}, {settings.epochs} epochs in batches of {settings.batch_size} at {settings.lr:g}{decay}, "
             f"augmentation {self.augment}{mixing}, smoothing {settings.smoothing:g}{balance}"
+            f"{f', in {settings.precision}' if settings.precision else ''}"
         )
 
     def depends_on(self, data: ClassifierData, network: Network) -> dict[str, Any]:
         """All that the weights depend on, to check that a resumed command trains the same."""
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "workers"}
         return {
             **{name: value for name, value in asdict(self).items() if name != "settings"},
-            **settings,
+            **self.settings.plain(),
             "weights": fingerprint(network.backbone),
             "training images": fingerprint([f"{path} {label}" for path, label in _listed(data.train)]),
             "validation images": fingerprint([f"{path} {label}" for path, label in _listed(data.validation)]),
@@ -107,11 +107,12 @@ def plan_of(given: options.FinetuneClassifier, data: ClassifierData, device: str
         is_frozen=is_frozen,
         seed=given.seed,
         workers=default_workers("gpu" if device == "cuda" else "cpu") if given.workers is None else given.workers,
+        precision=given.precision,
     )
     plan = TrainingPlan(is_frozen, given.head, augment, flip, given.class_weights, settings, given.multi_label)
     useless = {
         "epochs": given.epochs, "lr": given.lr, "batch_size": given.batch_size, "mixup": given.mixup,
-        "cutmix": given.cutmix, "smoothing": given.smoothing,
+        "cutmix": given.cutmix, "smoothing": given.smoothing, "precision": given.precision,
     }  # fmt: skip
     if is_frozen and given.layer_decay is not None:
         raise ValueError("--layer_decay has no use with --freeze: the blocks are not trained")

@@ -40,8 +40,8 @@ STEP_SECONDS = 0.2
 """A step is measured with more images until it takes this long, up to those of a micro-batch."""
 FEWEST = 2
 """Images with which measuring begins."""
-READ = 64
-"""Images that are read at most: a step with more has them several times."""
+READ_AT_MOST = 64
+"""Images that are read for measuring: a step with more has them several times."""
 WORTHWHILE = 120.0
 """Expected seconds of a run from which on both precisions are measured: a shorter one would gain little."""
 MARGIN = 1.05
@@ -226,7 +226,7 @@ class Rehearsal:
             return torch.randn(count, recipe.channels, *recipe.image_size, generator=generator).to(self.device)
         on_gpu = self.device.type == "cuda"
         augment: Any = Cutter(run.augmentation) if on_gpu else run.augmentation  # as in training
-        train_set, read = TrainSet(run.source.train, augment, recipe.seed), min(count, READ)
+        train_set, read = TrainSet(run.source.train, augment, recipe.seed), min(count, READ_AT_MOST)
         began = time.perf_counter()
         [(images, _)] = loader(train_set, EpochSampler(len(train_set), read, seed=recipe.seed, steps=1), workers=0)
         self.data_seconds = (time.perf_counter() - began) / read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class SegmenterPlan:
             "tiles": self.tiled,
             "augment": self.augment,
             "flip": self.flip,
-            **{name: value for name, value in asdict(self.settings).items() if name != "workers"},
+            **self.settings.plain(),
             "weights": fingerprint(network.backbone),
             "training images": fingerprint([str(file) for file, _ in data.train.files]),
             "classes": data.names,
@@ -86,6 +86,7 @@ def segmenter_plan_of(given: options.FinetuneClassifier, data: MaskedData, devic
         is_frozen=is_frozen,
         seed=given.seed,
         workers=default_workers("gpu" if device == "cuda" else "cpu") if given.workers is None else given.workers,
+        precision=given.precision,
     )
     head: SegmentHead = "conv" if given.head == "conv" else "linear"
     return SegmenterPlan(head, is_frozen, given.augment or "light", given.flip is not False, given.tiles, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import jaxtyping
 import pytest
 from tests import checked
 
+# The suite is about the CPU, where results repeat to the bit: on a machine with a GPU, runs would train there, in bf16.
+# CUDA_VISIBLE_DEVICES=0 shows it to the tests that need one.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 jaxtyping.jaxtyped = checked.jaxtyped
 jaxtyping.install_import_hook("patchcast", "beartype.beartype")
 

@@ -44,10 +44,10 @@ from patchcast.data import Augment, EpochSampler, EvalSet, Evaluate, TrainSet, c
 from patchcast.evaluation import Features, extract, knn_probe, linear_probe
 from patchcast.evaluation.baselines import BASELINES
 from patchcast.evaluation.features import extract_with
+from patchcast.folder_files import CONFIG
 from patchcast.methods import METHODS
 from patchcast.recipe import Resolved
 from patchcast.runs.run import open_run
-from patchcast.runs.run_folder import CONFIG
 from patchcast.schedules import warmup_cosine
 from patchcast.training.optimization import Optimization, make_optimizer
 

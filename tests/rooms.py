@@ -19,7 +19,9 @@ LAYERS: list[list[str]] = [
     [
         "geometry",
         "files",
+        "folder_files",
         "heap",
+        "parts",
         "modes",
         "schedules",
         "ranges",
@@ -48,7 +50,7 @@ LAYERS: list[list[str]] = [
     ["classification"],
     ["segmentation"],
     ["extraction", "comparison"],
-    ["commands"],
+    ["early_checks", "commands"],
     ["cli", "__main__"],
 ]
 

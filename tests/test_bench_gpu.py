@@ -47,6 +47,7 @@ def test_the_whole_path(tmp_path: Path) -> None:
     assert results["skipped"] == []
     assert all(row["passes"] for row in results["correct"].values())
     assert all(results[name]["share_of_product_rate"] > 0 for name in ("MAE", "AIM", "I-JEPA", "ImageGPT"))
+    assert all(results[f"{name}, compiled"]["graphs"] > 0 for name in ("MAE", "AIM", "I-JEPA", "ImageGPT"))
     assert "| MAE, compiled |" in said
     assert out.with_suffix(".md").read_text() in said
     assert (tmp_path / "gpu.profile.txt").read_text()

@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -198,3 +199,19 @@ def test_where_results_go_is_checked_before_the_work(tmp_path: Path) -> None:
         pytest.skip("root may write everywhere")
     with pytest.raises(ValueError, match="cannot be written to; give --out FILE in another one"):
         check_writable(closed / "show.png")
+
+
+def test_the_wheel_has_templates_styles_and_tables() -> None:
+    """Hatch packs all files of the listed folder but those that .gitignore names."""
+    root = Path(__file__).resolve().parents[1]
+    wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel == {"packages": ["src/patchcast"]}, "a rule that leaves files out needs a test of its own"
+    if not (root / ".git").exists():
+        pytest.skip("needs the repository's .gitignore, and this is no checkout")
+    files = [
+        file for file in (root / "src" / "patchcast").rglob("*") if file.suffix in {".jinja", ".css", ".csv", ".txt"}
+    ]
+    assert {"page.html.jinja", "parts.html.jinja", "style.css", "support.csv"} <= {file.name for file in files}
+    asked = ["git", "-C", str(root), "check-ignore", "--no-index", *map(str, files)]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (1, ""), found.stderr

@@ -147,7 +147,7 @@ def test_used_up_memory_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: Any, **__: Any) -> None:
         torch.empty(2**60)
 
-    monkeypatch.setattr(command, "train", fail)
+    monkeypatch.setattr("patchcast.runs.pretraining.train", fail)
     with pytest.raises(ValueError, match="too small for 16 images at once; --accumulate 2 takes 8 at once"):
         pretrain(recipe(tmp_path / "run", steps=2))
     one = replace(start_run(recipe(tmp_path / "other", batch_size=1, steps=2)).recipe)

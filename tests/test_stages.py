@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from patchcast import stages
-from patchcast.commands.early_checks import check_recipe
+from patchcast.early_checks import check_recipe
 from patchcast.recipe import Recipe
 from patchcast.stages import stage
 from patchcast.training.progress import ProgressLine, Throughput

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patchcast import __version__, options
+from patchcast.folder_files import CONFIG
 from patchcast.plain import speak_plainly, visible
 from patchcast.recipe import Recipe
 from patchcast.stages import show_stages, stage
@@ -61,7 +62,7 @@ class PretrainCommand:
 
 
 def _pretrain(given: PretrainCommand) -> None:
-    from patchcast.commands.early_checks import check_recipe
+    from patchcast.early_checks import check_recipe
 
     check_recipe(given.recipe)
 
@@ -72,7 +73,7 @@ def _pretrain(given: PretrainCommand) -> None:
 
 
 def _probe(given: ProbeCommand) -> None:
-    from patchcast.commands.early_checks import check_data, check_network
+    from patchcast.early_checks import check_data, check_network
 
     for name in (given.common.source, *given.common.against):
         check_network(name)
@@ -85,7 +86,7 @@ def _probe(given: ProbeCommand) -> None:
 
 
 def _compare(given: options.Compare) -> None:
-    from patchcast.commands.early_checks import check_data, check_network
+    from patchcast.early_checks import check_data, check_network
 
     for name in (*map(str, given.runs), *given.against):
         check_network(name)
@@ -98,7 +99,7 @@ def _compare(given: options.Compare) -> None:
 
 
 def _report(given: options.ReportOptions) -> None:
-    from patchcast.commands.early_checks import check_reported
+    from patchcast.early_checks import check_reported
 
     for run in given.runs:
         check_reported(run)
@@ -110,7 +111,7 @@ def _report(given: options.ReportOptions) -> None:
 
 
 def _show(given: options.Show) -> None:
-    from patchcast.commands.early_checks import check_run
+    from patchcast.early_checks import check_run
 
     check_run(given.run)
 
@@ -121,7 +122,7 @@ def _show(given: options.Show) -> None:
 
 
 def _embed(given: options.Embed) -> None:
-    from patchcast.commands.early_checks import check_data, check_network
+    from patchcast.early_checks import check_data, check_network
 
     check_network(given.model)
     check_data(given.data)
@@ -134,7 +135,7 @@ def _embed(given: options.Embed) -> None:
 
 
 def _finetune(given: options.FinetuneClassifier) -> None:
-    from patchcast.commands.early_checks import check_data, check_network
+    from patchcast.early_checks import check_data, check_network
 
     check_network(given.model)
     check_data(given.data)
@@ -146,7 +147,7 @@ def _finetune(given: options.FinetuneClassifier) -> None:
 
 
 def _predict(given: options.Predict) -> None:
-    from patchcast.commands.early_checks import check_classifier, check_data
+    from patchcast.early_checks import check_classifier, check_data
 
     check_classifier(given.model)
     check_data(given.data)
@@ -158,7 +159,7 @@ def _predict(given: options.Predict) -> None:
 
 
 def _search(given: options.Search) -> None:
-    from patchcast.commands.early_checks import check_data, check_network
+    from patchcast.early_checks import check_data, check_network
 
     check_network(given.model)
     check_data(given.data)
@@ -170,7 +171,7 @@ def _search(given: options.Search) -> None:
 
 
 def _sample(given: options.Sample) -> None:
-    from patchcast.commands.early_checks import check_run
+    from patchcast.early_checks import check_run
 
     check_run(given.run)
 
@@ -181,7 +182,7 @@ def _sample(given: options.Sample) -> None:
 
 
 def _complete(given: options.Complete) -> None:
-    from patchcast.commands.early_checks import check_run
+    from patchcast.early_checks import check_run
 
     check_run(given.run)
 
@@ -192,7 +193,7 @@ def _complete(given: options.Complete) -> None:
 
 
 def _export(given: options.Export) -> None:
-    from patchcast.commands.early_checks import check_exported
+    from patchcast.early_checks import check_exported
 
     check_exported(given.run)
 
@@ -203,7 +204,7 @@ def _export(given: options.Export) -> None:
 
 
 def _push(given: options.Push) -> None:
-    from patchcast.commands.early_checks import check_run
+    from patchcast.early_checks import check_run
 
     check_run(given.run)
 
@@ -221,7 +222,7 @@ def _check(given: options.Check) -> int:
 
 
 def _data(given: options.Data) -> int:
-    from patchcast.commands.early_checks import check_data
+    from patchcast.early_checks import check_data
 
     check_data(given.source)
 
@@ -237,8 +238,8 @@ def _data(given: options.Data) -> int:
 
 
 def _models(given: options.Models) -> None:
-    from patchcast.commands.early_checks import method_called
     from patchcast.commands.models import models
+    from patchcast.early_checks import method_called
 
     models(given.pattern, None if given.method is None else method_called(given.method))
 
@@ -648,7 +649,7 @@ def _completed(words: Sequence[str]) -> list[str]:
     if "out" in typed and not {"method", "data", "overwrite"} & typed.keys():
         place = typed["out"]
         out = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
-        config = Path(out) / "config.yaml"
+        config = Path(out) / CONFIG
         if config.is_file():
             again = ["--steps", "null"] if "epochs" in typed and "steps" not in typed else []  # the config's win else
             return ["--config", str(config), *words, *again]

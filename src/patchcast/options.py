@@ -291,6 +291,8 @@ class FinetuneClassifier:
         untrained: start from random weights: what the start has to beat.
         seed: of held-out images, new weights, order and augmentation.
         device: where the model is trained.
+        precision: of matrix products in training; weights stay fp32. bf16 on a recent CPU is twice as fast or more.
+            Default: bf16 on a GPU, else fp32.
         workers: processes that read images. Default: none on the CPU.
     """
 
@@ -320,6 +322,7 @@ class FinetuneClassifier:
     untrained: bool = False
     seed: int = 0
     device: Device = "auto"
+    precision: Literal["fp32", "bf16"] | None = None
     workers: int | None = None
 
 

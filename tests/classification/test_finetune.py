@@ -115,6 +115,21 @@ def test_a_stopped_training_reaches_the_same_weights(
     assert "is finished" in " ".join(capsys.readouterr().out.split())
 
 
+def test_training_in_bf16(run: Path, photos: Photos, tmp_path: Path) -> None:
+    """Products in bf16 with explicit attention, weights and validation in fp32, and the model as it was afterwards."""
+    seen = set[tuple[Any, ...]]()
+
+    def note(layer: Any, _: Any, out: Any) -> None:
+        if isinstance(layer, timm.layers.Attention):
+            seen.add((torch.is_grad_enabled(), out.dtype, layer.fused_attn, layer.qkv.weight.dtype))
+
+    given = ["--no_freeze", "--epochs", "1", "--batch_size", "8", "--precision", "bf16", "--device", "cpu"]
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        code = main(["finetune", str(run), "--data", str(photos.labeled), *given, "--out", str(tmp_path / "model")])
+    assert code == 0
+    assert seen == {(True, torch.bfloat16, False, torch.float32), (False, torch.float32, True, torch.float32)}
+
+
 def test_the_best_epoch_is_chosen(tuned: Path) -> None:
     chosen = json.loads((tuned / "metrics.json").read_text())["chosen"]
     best = max(row["validation_accuracy"] for row in chosen["epochs"])
@@ -196,6 +211,7 @@ def test_other_families_are_fine_tuned(photos: Photos, tmp_path: Path) -> None:
     ("words", "says"),
     [
         (["--epochs", "3"], "fitted without --epochs"),
+        (["--precision", "bf16"], "fitted without --precision"),
         (["--freeze", "--layer_decay", "0.5"], "the blocks are not trained"),
         (["--lr", "0"], "--lr must be above 0; got 0.0"),
         (["--layer_decay", "2"], "--layer_decay must be above 0 and at most 1; got 2.0"),

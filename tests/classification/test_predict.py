@@ -79,7 +79,7 @@ def test_stopped_predictions_go_on(
     monkeypatch.setattr(predicting, "IMAGES_PER_PART", 4)
     words = ["predict", str(tuned), str(photos.labeled), "--split", "test", "--out"]
     assert main([*words, str(tmp_path / "whole.csv")]) == 0
-    rows, seen = predicting._rows, []
+    rows, seen = predicting.predicted_rows, []
 
     def stopping(*given: Any) -> Any:
         seen.append(given[2])
@@ -87,7 +87,7 @@ def test_stopped_predictions_go_on(
             raise KeyboardInterrupt
         return rows(*given)
 
-    monkeypatch.setattr(predicting, "_rows", stopping)
+    monkeypatch.setattr(predicting, "predicted_rows", stopping)
     assert main([*words, str(tmp_path / "parts.csv")]) == 130
     assert not (tmp_path / "parts.csv").exists()
     assert main([*words, str(tmp_path / "parts.csv")]) == 0

@@ -173,7 +173,7 @@ def test_what_was_typed_can_be_typed_again() -> None:
 
 
 def test_methods_by_any_spelling() -> None:
-    from patchcast.commands.early_checks import check_recipe
+    from patchcast.early_checks import check_recipe
 
     for typed in ("MAE", "mae", "Mae"):
         found = recipe("--method", typed)

@@ -22,13 +22,14 @@ from patchcast.backbones import wrap
 from patchcast.cli import main
 from patchcast.commands import push as pushing
 from patchcast.data.decode import decode
+from patchcast.folder_files import CONFIG
 from patchcast.interop.card import command, loading
 from patchcast.interop.export_formats import trial_images
 from patchcast.interop.graph import save_torch
 from patchcast.recipe import NOT_LEARNED, Recipe, Resolved
 from patchcast.runs.build import build, find_method
 from patchcast.runs.run import open_run
-from patchcast.runs.run_folder import CONFIG, save_weights
+from patchcast.runs.run_folder import save_weights
 from patchcast.tokenizers.palette import Palette
 from tests.backbones.zoo import small
 

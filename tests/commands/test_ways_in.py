@@ -20,9 +20,9 @@ from PIL import Image
 from patchcast import cli, options
 from patchcast.commands import demo as demos
 from patchcast.commands import doctor as doctors
-from patchcast.commands.demo import nearest_images
 from patchcast.commands.probe import verdict
 from patchcast.evaluation.features import Features
+from patchcast.evaluation.knn import nearest_images
 from patchcast.evaluation.protocol import Protocol
 
 
@@ -90,8 +90,8 @@ def test_what_cannot_run_a_method_is_counted_with_what_it_can_run(capsys: pytest
 
 
 def test_data_that_is_not_there_is_refused_without_torch() -> None:
-    from patchcast.commands.early_checks import PACKAGED_NAMES, check_data
     from patchcast.data.digits import PACKAGED
+    from patchcast.early_checks import PACKAGED_NAMES, check_data
 
     assert list(PACKAGED_NAMES) == list(PACKAGED)
     for known in (*PACKAGED_NAMES, "hf:NAME", "s3://bucket/shard-{000..009}.tar", "shard-*.tar", ".", None):

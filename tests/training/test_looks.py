@@ -21,11 +21,13 @@ from patchcast.drawing.sheets import label_width
 from patchcast.drawing.versions import NEW
 from patchcast.evaluation import extract, knn_accuracy, ridge_accuracy
 from patchcast.evaluation.labeled import open_labeled
+from patchcast.methods import on_codes
 from patchcast.recipe import Recipe
 from patchcast.runs.run import open_run, start_run
 from patchcast.training.log import Log, TensorBoard, curve, read_metrics
-from patchcast.training.looks import Pictures
+from patchcast.training.looks import Pictures, embedding_on
 from patchcast.training.probing import OnlineProbe
+from tests.imagegpt.parts import causal
 from tests.training.test_run import before_updates, killed_at, run, tiny
 
 EVALUATE = Evaluate((8, 8), (0.3,), (0.4,))
@@ -42,6 +44,16 @@ def probe(pretrainer: Any) -> OnlineProbe:
 def draw(_: torch.device) -> Image.Image:
     torch.rand(3)
     return Image.new("L", (8, 8))
+
+
+def test_codes_are_made_where_the_network_is() -> None:
+    """Training on codes moves the network to its device, and not the palette that looks need."""
+    pretrainer = causal()
+    palette = pretrainer.backbone.tokenizer
+    palette.encode(torch.zeros(1, palette.channels, 4, 4))  # makes its table, which needs values
+    on_codes(pretrainer).to("meta")
+    images = torch.zeros(2, palette.channels, *pretrainer.backbone.image_size)
+    assert embedding_on(torch.device("meta"), pretrainer.backbone, images, DEFAULT_READOUT).is_meta
 
 
 def test_looking_changes_nothing(tmp_path: Path) -> None:

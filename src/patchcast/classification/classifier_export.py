@@ -10,13 +10,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from patchcast.classification.classifier_folder import (
-    CLASSES,
     FineTuned,
     open_classifier,
 )
 from patchcast.classification.serving import SERVING, write_serving_card
 from patchcast.classification.transformers_folder import logits_from_transformers, write_transformers
 from patchcast.files import write_text
+from patchcast.folder_files import CLASSES
 from patchcast.interop.export_formats import images_of_noise
 from patchcast.interop.graph import Difference, Graph, write_onnx, write_torch
 from patchcast.modes import evaluating

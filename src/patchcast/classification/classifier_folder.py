@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from patchcast.data import Evaluate
 from patchcast.files import write_text
+from patchcast.folder_files import CLASSES
 from patchcast.interop.timm_weights import save_pretrained
 from patchcast.modes import evaluating
 from patchcast.runs.build import timm_args
 from patchcast.runs.network import Network
 
-CLASSES = "classes.json"
 WEIGHTS = "model.safetensors"
 
 

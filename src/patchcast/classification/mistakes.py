@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch.nn.functional as F
 from jaxtyping import Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from patchcast.classification.classifier_data import ClassifierData
+from patchcast.data import Images
 from patchcast.drawing.figures import shown_pixels
+from patchcast.files import write_figure
 
 MOST_NAMED = 40
 """Classes up to which the confusion matrix names and counts each."""
+WORST = 24
+"""Maximum number of mistakes in a picture."""
 
 
 def draw_confusion(counts: Int[np.ndarray, "K K"], names: Sequence[str]) -> Figure:
@@ -57,3 +64,40 @@ def draw_named(images: Sequence[Tensor], captions: Sequence[str], *, columns: in
         lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, 26) or [""]]
         axis.set_title("\n".join(lines[:5]), fontsize=7, y=-0.03, pad=0, va="top", parse_math=False)
     return figure
+
+
+def draw_worst_mistakes(logits: Tensor, labels: Tensor, data: ClassifierData, file: Path) -> None:
+    """The test images whose true class got the smallest probability, worst first."""
+    images, names = _as_read(data.test), data.names
+    shares = logits.softmax(dim=1)
+    wrong = (logits.argmax(dim=1) != labels).nonzero().flatten()
+    worst = wrong[shares[wrong, labels[wrong]].argsort()][:WORST].tolist()
+    file.unlink(missing_ok=True)
+    if not worst:
+        return
+    captions = []
+    for place in worst:
+        guess = int(logits[place].argmax())
+        captions.append(f"{names[int(labels[place])]}\nas {names[guess]} ({shares[place, guess]:.0%})")
+    write_figure(draw_named([images[place].image for place in worst], captions), file)
+
+
+def draw_worst_sets(logits: Tensor, targets: Tensor, data: ClassifierData, file: Path) -> None:
+    """The test images with the largest loss among those that are not exactly right."""
+    images, names = _as_read(data.test), data.names
+    loss = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(dim=1)
+    wrong = ((logits >= 0) != targets).any(dim=1).nonzero().flatten()
+    worst = wrong[loss[wrong].argsort(descending=True)][:WORST].tolist()
+    file.unlink(missing_ok=True)
+    if worst:
+        said = [
+            [", ".join(np.array(names)[row[place].numpy()]) or "none" for row in (targets, logits >= 0)]
+            for place in worst
+        ]
+        write_figure(draw_named([images[place].image for place in worst], [f"{a}\nas {b}" for a, b in said]), file)
+
+
+def _as_read(images: Images) -> Images:
+    """Without the images that evaluation has left out: their places are those of the logits."""
+    bad = [image.index for image in images.unreadable]
+    return images.subset(np.flatnonzero(~np.isin(images.positions, bad)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from patchcast.data import EpochSampler, EvalLoader, Images, TrainSet, loader
 from patchcast.data.seeds import mix_seed
 from patchcast.files import read_weights, write_weights
 from patchcast.modes import evaluating
+from patchcast.recipe import Precision
 from patchcast.schedules import warmup_cosine
 from patchcast.training import checkpoints
 from patchcast.training.checkpoints import Checkpoint
@@ -40,6 +42,7 @@ class Settings:
         mixup, cutmix: the alphas of timm's Mixup; 0 for neither.
         smoothing: of the labels.
         is_frozen: the backbone is not trained.
+        precision: of matrix products in training; None: bf16 on a GPU, else fp32.
     """
 
     epochs: int
@@ -52,6 +55,12 @@ class Settings:
     is_frozen: bool = False
     seed: int = 0
     workers: int = 0
+    precision: Precision | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """All that the weights depend on."""
+        unused = {"workers"} if self.precision else {"workers", "precision"}
+        return {name: value for name, value in asdict(self).items() if name not in unused}
 
 
 @dataclass
@@ -172,7 +181,7 @@ def train_epochs(
             shape = warmup_cosine(step, steps=steps, warmup=WARMUP)
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * group["lr_scale"] * shape
-            with autocast_on(device):
+            with autocast_on(device, settings.precision), attending(model, settings.precision, device):
                 logits = model(pictures)
             found_loss = loss(logits.float(), targets)
             optimizer.zero_grad()
@@ -228,8 +237,24 @@ def best_of(rows: list[dict[str, Any]], measure: str = "accuracy") -> dict[str, 
     return max(rows, key=lambda row: (row[f"validation_{measure}"], -row["validation_loss"]))
 
 
-def autocast_on(device: str) -> Any:
-    return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=device.startswith("cuda"))
+def autocast_on(device: str, precision: Precision | None = None) -> Any:
+    is_bf16 = device.startswith("cuda") if precision is None else precision == "bf16"
+    return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=is_bf16)
+
+
+@contextmanager
+def attending(model: nn.Module, precision: Precision | None, device: str) -> Iterator[None]:
+    """In bf16 on a CPU attention takes explicit products, which are faster there than torch's fused kernel."""
+    layers = [layer for layer in model.modules() if getattr(layer, "fused_attn", None) is True]
+    if precision != "bf16" or device != "cpu":
+        layers = []
+    for layer in layers:
+        layer.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.fused_attn = True  # type: ignore[assignment]
 
 
 def _train_mode(model: nn.Module, settings: Settings) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 from patchcast.backbones.tiled import Tiled
 from patchcast.drawing.figures import draw_dependencies
 from patchcast.files import write_figure
+from patchcast.folder_files import CONFIG
 from patchcast.honesty import Leak, dependencies, examine, no_leak, perturbed
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe, Resolved
 from patchcast.runs.build import build
 from patchcast.runs.run import Run, start_run, untrained_run
-from patchcast.runs.run_folder import CONFIG
 from patchcast.stages import stage
 
 LEAK_TEST_SECONDS = 8.0  # for the leak test at full size

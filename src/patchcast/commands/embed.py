@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import track
 
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
-from patchcast.commands.parts import IMAGES_PER_PART, claim_parts
 from patchcast.data import open_images
 from patchcast.data.names import escape
 from patchcast.extraction.extraction import Kind, depends_on, open_extraction
 from patchcast.extraction.feature_files import WRITERS, finished_parts, write_part
 from patchcast.files import write_whole
 from patchcast.modes import evaluating
+from patchcast.parts import IMAGES_PER_PART, claim_parts
 from patchcast.ranges import AT_LEAST_1, check_ranges
 
 

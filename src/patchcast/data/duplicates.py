@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from patchcast.data.decode import ImageFile
@@ -65,3 +66,12 @@ def _ends(images: Images, position: int) -> tuple[int, bytes] | None:
             return length, hashlib.blake2b(start + file.read(), digest_size=16).digest()
     except OSError:
         return None
+
+
+def shared_by_split(opened: Sequence[Images]) -> dict[str, dict[str, list[Shared]]]:
+    """For each split, by the name of each earlier one, its image files that are in that one too."""
+    found = {
+        later.split: {other.split: shared_files(later, other) for other in opened[:place]}
+        for place, later in enumerate(opened)
+    }
+    return {split: {other: files for other, files in shared.items() if files} for split, shared in found.items()}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
+import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +17,13 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from patchcast.data.columns import Columns
 from patchcast.data.decode import UnreadableImageError
-from patchcast.data.images import Images, Unreadable, evenly_spaced
+from patchcast.data.images import Images, Unreadable, evenly_spaced, find_splits, open_split
 
 ImageSize = tuple[int, int]
+FEW_IMAGES = 2000
+"""Number of images below which one process is as fast as several, which have to start first."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,41 @@ def check(images: Images, *, limit: int | None = None, workers: int = 0, progres
         dict(sorted(labels.items())),
         images.class_names,
     )
+
+
+def check_splits(
+    source: str,
+    splits: Sequence[str] | None = None,
+    *,
+    columns: Columns,
+    max_pixels: int | None = None,
+    limit: int | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> list[tuple[Images, Report]]:
+    """Open splits of a source, and report what is in each.
+
+    Args:
+        splits: None for all.
+        limit: maximum number of images per split, evenly spaced.
+        workers: processes that decode; None for one per core if there are many images.
+    Raises:
+        ValueError: if there is no such source or split, or nothing in it can be read.
+    """
+    found = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="skipped ")  # the reports name them
+        listed = find_splits(source, columns)
+        first = open_split(listed, source, split=splits[0] if splits else "train", max_pixels=max_pixels)
+        for split in splits or first.splits:
+            is_first, channels = split == first.split, first.channels
+            images = (
+                first if is_first else open_split(listed, source, split=split, channels=channels, max_pixels=max_pixels)
+            )
+            few = min(len(images.store), limit or len(images.store)) <= FEW_IMAGES
+            processes = workers if workers is not None else 0 if few else os.cpu_count() or 0
+            found.append((images, check(images, limit=limit, workers=processes, progress=progress)))
+    return found
 
 
 class _Looks(Dataset[Any]):

@@ -37,7 +37,8 @@ def write_samples(pretrainer: Pretrainer, out: Path, *, count: int, draws: DrawO
     pretrainer.to(_device())
     tokenizer: Any = pretrainer.target.tokenizer
     grid = parts(pretrainer)[0].grid
-    ids = sample(pretrainer, count, **draws.arguments())
+    ids = sample(pretrainer, count, **draws.arguments()).cpu()
+    pretrainer.cpu()
     save_grid(tokenizer.decode(ids, grid), out)
     save_drawing(ids, tokenizer, grid, out.with_suffix(".gif"))
 

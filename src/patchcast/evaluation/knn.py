@@ -104,6 +104,17 @@ def standardized_on(train: Features, test: Features) -> tuple[Features, Features
     return Features(x.float(), train.labels), Features(((test.x.double() - mean) / scale).float(), test.labels)
 
 
+def nearest_images(train: Features, test: Features, count: int) -> Int[Tensor, "N K"]:
+    """The `count` training images that are nearest to each test image, by the cosine of standardized features.
+
+    >>> train = Features(torch.tensor([[0.0, 1.0], [2.0, 1.0], [2.0, 3.0]]), torch.tensor([0, 1, 1]))
+    >>> nearest_images(train, train, 1).tolist()
+    [[0], [1], [2]]
+    """
+    fitted, judged = standardized_on(train, test)
+    return (F.normalize(judged.x, dim=1) @ F.normalize(fitted.x, dim=1).T).topk(count, dim=1).indices
+
+
 def _correct(train: Features, test: Features, k: Sequence[int]) -> dict[int, Bool[Tensor, " N"]]:
     check_probe(train, test)
     usable = sorted({count for count in k if 1 <= count <= len(train)})

@@ -1,6 +1,7 @@
-"""One run as one HTML file: `page.py` (the page), `charts.py` (curves as SVG), `pictures.py` (images as PNG inside it).
+"""A run, a fine-tuned model, or several of them as one HTML file.
 
-Nothing here depends on runs: `patchcast.commands.report` reads a run and assembles the page.
+`run_page.py`, `model_page.py` and `several_page.py` compose a page; `page.py`, `charts.py` and `pictures.py` are its
+parts, whose HTML is in Jinja templates.
 """
 
 from patchcast.report.charts import Curve, line_chart

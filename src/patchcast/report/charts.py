@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-from patchcast.report.page import Html
+from patchcast.report.page import Html, part
 
 WIDTH, HEIGHT = 350, 220  # in SVG units, about one pixel each on a phone
 LEFT, RIGHT, TOP, BOTTOM = 44, 22, 10, 38
+FRAME = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM}
 MOST_POINTS = 300
 COLORS = 4
 
@@ -53,30 +53,28 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, alt: str)
         share = (min(max(y, low), high) - low) / ((high - low) or 1)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">']
-    for y in y_ticks:
-        parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(y):.1f}" y2="{down(y):.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{down(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
-    for x in (tick for tick in x_ticks if left <= tick <= right):
-        parts.append(f'<text class="tick" x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 16}">{number(x)}</text>')
-    center = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{center:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
+    drawn = []
     for place, curve in enumerate(shown):
-        points = [(across(x), down(y)) for x, y in zip(curve.x, curve.y, strict=True)]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline class="c{place % COLORS}" points="{line}"/>')
-        if curve.dots or len(points) == 1:
-            parts += [f'<circle class="c{place % COLORS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
-    parts.append("</svg>")
-    keys = shown if len(shown) > 1 else []  # a single curve is named by its axis
-    names = "".join(
-        f'<span class="key"><i class="c{place % COLORS}"></i>{escape(curve.name)}</span>'
-        for place, curve in enumerate(keys)
+        points = [(f"{across(x):.1f}", f"{down(y):.1f}") for x, y in zip(curve.x, curve.y, strict=True)]
+        dots = points if curve.dots or len(points) == 1 else []
+        drawn.append(
+            {"name": curve.name, "color": place % COLORS, "points": [",".join(pair) for pair in points], "dots": dots}
+        )
+    return part(
+        "chart",
+        curves=drawn,
+        x_ticks=[(number(x), across(x)) for x in x_ticks if left <= x <= right],
+        y_ticks=[(number(y), down(y)) for y in y_ticks],
+        x_label=x_label,
+        y_label=y_label,
+        alt=alt,
+        frame=FRAME,
     )
-    return Html(
-        f'<figure class="chart"><div class="y-label">{escape(y_label)}</div>{"".join(parts)}'
-        f'<figcaption class="keys">{names}</figcaption></figure>'
-    )
+
+
+def chart_over_steps(curves: Sequence[Curve], label: str, alt: str) -> Html:
+    """Curves over the optimizer's steps."""
+    return line_chart(curves, x_label="optimizer step", y_label=label, alt=alt)
 
 
 def thinned(curve: Curve) -> Curve:

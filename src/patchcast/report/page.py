@@ -1,21 +1,31 @@
-"""The page: plain HTML with inline style, for any width, light and dark; no scripts, nothing is downloaded."""
+"""The page: plain HTML with inline style, for any width, light and dark; no scripts, nothing is downloaded.
+
+Its HTML is in `page.html.jinja` and `parts.html.jinja`, which escape all text that is not HTML of their own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import timm
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup as Html
 
-STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+from patchcast import __version__
 
-
-class Html(str):
-    """HTML. Any other text is escaped."""
-
-    __slots__ = ()
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    autoescape=True,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Section:
     """A heading, a sentence, and the content."""
 
     title: str
-    told: str
+    note: str
     body: Sequence[Html]
 
 
@@ -51,25 +61,26 @@ def page(
     >>> "A &lt;run&gt;" in text, text.count("<section"), "http" in text
     (True, 1, False)
     """
-    head = "".join(
-        f'<div class="tile"><div class="value">{escape(tile.value)}</div><div class="name">{escape(tile.name)}</div>'
-        f'<div class="beside">{escape(tile.beside)}</div></div>'
-        for tile in tiles
+    return _TEMPLATES.get_template("page.html.jinja").render(
+        title=title, subtitle=subtitle, tiles=tiles, sections=sections, footer=footer, answers=answers
     )
-    large = f'<div class="tiles">{head}</div>' if tiles else ""
-    body = "".join(
-        f'<section><h2>{escape(section.title)}</h2><p class="told">{escape(section.told)}</p>'
-        f"{''.join(section.body)}</section>"
-        for section in sections
-    )
+
+
+def page_footer() -> str:
+    """When, and by which versions."""
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f'<header><h1>{escape(title)}</h1><p class="subtitle">{escape(subtitle)}</p></header>'
-        f"{answers}{large}{body}"
-        f"<footer>{escape(footer)}</footer></main></body></html>\n"
+        f"Written on {date.today().isoformat()} by patchcast {__version__} (torch {torch.__version__}, timm "
+        f"{timm.__version__}). This file loads nothing from the network."
     )
+
+
+def part(macro: str, **values: Any) -> Html:
+    """HTML by a macro of `parts.html.jinja`.
+
+    >>> part("subheading", text="a < b")
+    Markup('<h3>a &lt; b</h3>')
+    """
+    return getattr(_TEMPLATES.get_template("parts.html.jinja").module, macro)(**values).strip()
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, strong: int | None = None) -> Html:
@@ -78,13 +89,7 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, strong: 
     >>> html_table(["network", "kNN"], [["ours", "91.0"]]).count("<td>")
     1
     """
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    lines = ""
-    for place, (name, *cells) in enumerate(rows):
-        opening = '<tr class="strong">' if place == strong else "<tr>"
-        values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        lines += f'{opening}<th scope="row">{escape(name)}</th>{values}</tr>'
-    return Html(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>')
+    return part("table", header=header, rows=rows, strong=strong)
 
 
 def matrix_table(names: Sequence[str], counts: np.ndarray, *, percent: bool = False) -> Html:
@@ -96,51 +101,46 @@ def matrix_table(names: Sequence[str], counts: np.ndarray, *, percent: bool = Fa
     Args:
         percent: write the shares instead of the counts.
     """
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    lines = ""
-    for name, row in zip(names, counts, strict=True):
-        shares = 100 * row / max(1, row.sum())
-        texts = [f"{share:.0f}" if percent else f"{count:,}" for share, count in zip(shares, row, strict=True)]
-        cells = "".join(
-            f'<td style="--share: {share:.0f}">{text}</td>' if count else "<td></td>"
-            for share, text, count in zip(shares, texts, row, strict=True)
-        )
-        lines += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
-    return Html(
-        f'<div class="scroll"><table class="matrix"><thead><tr><th scope="col">true \\ predicted</th>{head}</tr>'
-        f"</thead><tbody>{lines}</tbody></table></div>"
-    )
+    rows = []
+    for row in counts:
+        shares = [f"{share:.0f}" for share in 100 * row / max(1, row.sum())]
+        texts = shares if percent else [f"{count:,}" for count in row]
+        rows.append([(text if count else "", share) for text, share, count in zip(texts, shares, row, strict=True)])
+    return part("matrix", names=names, rows=rows)
 
 
 def definitions(values: Mapping[str, str], *, name: str = "") -> Html:
     """Names and values next to each other.
 
-    >>> definitions({"seed": "0"})
-    '<dl><div><dt>seed</dt><dd>0</dd></div></dl>'
+    >>> print(definitions({"seed": "0"}))
+    <dl><div><dt>seed</dt><dd>0</dd></div></dl>
     """
-    pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
-    opening = f'<dl class="{name}">' if name else "<dl>"
-    return Html(f"{opening}{pairs}</dl>")
+    return part("definitions", values=values, name=name)
 
 
 def commands(lines: Sequence[str]) -> Html:
     """Commands, one per line.
 
-    >>> commands(["ls <x>"])
-    '<pre class="commands">ls &lt;x&gt;</pre>'
+    >>> print(commands(["ls <x>"]))
+    <pre class="commands">ls &lt;x&gt;</pre>
     """
-    return Html(f'<pre class="commands">{escape(chr(10).join(lines))}</pre>')
+    return part("commands", lines=lines)
 
 
 def folded(title: str, text: str) -> Html:
     """Collapsed text that opens on click."""
-    return Html(f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>")
+    return part("folded", title=title, text=text)
 
 
 def side_by_side(parts: Sequence[Html]) -> Html:
     """Next to each other if there is room, else one below the other."""
-    return Html(f'<div class="beside-each-other">{"".join(parts)}</div>')
+    return part("side_by_side", parts=parts)
 
 
 def subheading(text: str) -> Html:
-    return Html(f"<h3>{escape(text)}</h3>")
+    return part("subheading", text=text)
+
+
+def remark(text: str) -> Html:
+    """A sentence below a table."""
+    return part("remark", text=text)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.drawing.figures import Version
-from patchcast.report.page import Html
+from patchcast.report.page import Html, part
 
 LARGE = 128
 """Pixels per side from which images are interpolated when enlarged."""
@@ -46,29 +46,21 @@ def strips(versions: Mapping[str, Version]) -> Html:
     4
     """
     count = len(next(iter(versions.values())).images)
-    cards = []
-    for place in range(count):
-        figures = []
-        for name, version in versions.items():
-            image, hidden = version.images[place], None if version.hidden is None else version.hidden[place]
-            smooth = ' class="smooth"' if max(image.shape[-2:]) >= LARGE else ""
-            figures.append(
-                f'<figure><img{smooth} src="{data_uri(image, hidden)}" alt="{escape(name)}, image {place + 1}">'
-                f"<figcaption>{escape(name)}</figcaption></figure>"
-            )
-        cards.append(f'<div class="strip" style="--versions: {len(versions)}">{"".join(figures)}</div>')
-    return Html(f'<div class="strips" style="--strip: {max(300, 100 * len(versions))}px">{"".join(cards)}</div>')
+    cards = [[_figure(name, version, place) for name, version in versions.items()] for place in range(count)]
+    return part("strips", cards=cards, versions=len(versions), width=max(300, 100 * len(versions)))
+
+
+def _figure(name: str, version: Version, place: int) -> dict[str, Any]:
+    image, hidden = version.images[place], None if version.hidden is None else version.hidden[place]
+    return {"name": name, "source": data_uri(image, hidden), "is_smooth": max(image.shape[-2:]) >= LARGE}
 
 
 def image_row(images: Sequence[UInt8[Tensor, "C H W"]], name: str) -> Html:
     """Images next to each other, without names."""
-    drawn = "".join(
-        f'<img src="{data_uri(image)}" alt="{escape(name)} {place + 1}">' for place, image in enumerate(images)
-    )
-    return Html(f'<div class="sheet">{drawn}</div>')
+    return part("image_row", sources=[data_uri(image) for image in images], name=name)
 
 
 def embedded(file: Path, name: str) -> Html:
     """A PNG file inside the page, at most as wide as it is."""
     source = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
-    return Html(f'<img class="whole" src="{source}" alt="{escape(name)}">')
+    return part("embedded", source=source, name=name)

@@ -13,9 +13,9 @@ from timm import is_model
 from patchcast.backbones import Backbone, wrap
 from patchcast.data import Augment, Evaluate
 from patchcast.evaluation.protocol import OURS, UNTRAINED
+from patchcast.folder_files import CONFIG
 from patchcast.recipe import Device, Resolved
 from patchcast.runs.run import Run, open_run
-from patchcast.runs.run_folder import CONFIG
 from patchcast.starts.opening import load_start, normalization
 
 CROP_SCALE = (0.2, 1.0)

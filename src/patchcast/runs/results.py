@@ -17,9 +17,9 @@ from patchcast.drawing.samples import DrawOptions, write_samples
 from patchcast.drawing.versions import NEW, caption, versions
 from patchcast.evaluation.ngrams import bits_per_pixel
 from patchcast.files import write_figure, write_json
+from patchcast.folder_files import METRICS, RESULTS
 from patchcast.interop.export_formats import Exported, is_exported, write_encoder
 from patchcast.runs.run import Run
-from patchcast.runs.run_folder import METRICS, RESULTS
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.runs.tokenizer import CodeData
 from patchcast.training.checkpoints import load_latest

@@ -10,13 +10,14 @@ from typing import Any
 from patchcast.data import Augment, Evaluate, Source, open_source
 from patchcast.data.source import Part
 from patchcast.files import read_weights
+from patchcast.folder_files import CONFIG
 from patchcast.methods import Method
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import HELD_OUT, Recipe, Resolved
 from patchcast.runs.auto import with_method
 from patchcast.runs.build import augmentation, build, build_started, evaluation, find_method, resolve
 from patchcast.runs.defaults import Chosen
-from patchcast.runs.run_folder import CONFIG, EVERYTHING, as_begun, check_overwriting, located_data
+from patchcast.runs.run_folder import EVERYTHING, as_begun, check_overwriting, located_data
 from patchcast.runs.sizes import with_own_options
 from patchcast.runs.starting import (
     absolute_words,

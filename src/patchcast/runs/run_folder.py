@@ -15,20 +15,18 @@ from torch import Tensor
 from patchcast.arguments import words_of
 from patchcast.backbones.capabilities import AUTO
 from patchcast.files import UNFINISHED, read_json, write_json, write_weights
+from patchcast.folder_files import CONFIG, RESULTS
 from patchcast.recipe import EARLIER, NOT_LEARNED, Recipe, Resolved
 from patchcast.schedules import warmup_cosine
 from patchcast.training.checkpoints import latest_checkpoint, step_of
 from patchcast.training.lock import LOCK, locked
 
-CONFIG, METRICS = "config.yaml", "metrics.csv"
 BAD_IMAGES = "bad-images.txt"
 ENCODER, EVERYTHING = "model.safetensors", "pretrainer.safetensors"
 FORECAST = "forecast.json"
 """What a run was expected to take when it began, and the `minutes` that were asked for."""
 OVERWRITING = "overwriting.json"
 """The options of the command with --overwrite that began a run: the same command resumes it until it is finished."""
-RESULTS = "metrics.json"
-"""Written last: a run without it is not finished, whatever else its folder holds."""
 DECIDES = {*Resolved.__annotations__} - {*EARLIER} - NOT_LEARNED
 """Options that a recipe may leave out and a config of a run never does, of those that decide what is learned."""
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchcast.backbones.imagegpt_network import ImageGPTBackbone
-from patchcast.data import EpochSampler, TrainSet, loader
+from patchcast.data import Cuts, Cutter, EpochSampler, TrainSet, finish, loader
 from patchcast.data.streamed import HeadStore
 from patchcast.files import cache_file, write_cache, write_json
 from patchcast.honesty import no_leak, perturbed
@@ -27,6 +28,7 @@ from patchcast.modes import evaluating
 from patchcast.recipe import AttentionKernel, Precision
 from patchcast.runs.run import Run
 from patchcast.runs.watch import EVALUATED, WATCHED
+from patchcast.training.ahead import moved
 from patchcast.training.engine import LossModule, uses_cuda
 from patchcast.training.optimization import Optimization, make_optimizer
 
@@ -38,6 +40,8 @@ STEP_SECONDS = 0.2
 """A step is measured with more images until it takes this long, up to those of a micro-batch."""
 FEWEST = 2
 """Images with which measuring begins."""
+READ_AT_MOST = 64
+"""Images that are read for measuring: a step with more has them several times."""
 WORTHWHILE = 120.0
 """Expected seconds of a run from which on both precisions are measured: a shorter one would gain little."""
 MARGIN = 1.05
@@ -93,6 +97,7 @@ class Rehearsal:
             self.pretrainer.backbone.model.set_grad_checkpointing(True)
         self.optimizer = make_optimizer(self.pretrainer, Optimization(lr=0.0))
         self.data_seconds = 0.0  # to read and augment an image
+        self._draw(1)  # the first image opens files, which would count as reading
         self.images = self._draw(min(FEWEST, self.largest))
 
     def seconds(self, precision: Precision, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -115,8 +120,15 @@ class Rehearsal:
             self.pretrainer.after_step()
         return float(loss.detach())
 
+    @property
+    def starts_full(self) -> bool:
+        """Whether all images of a micro-batch are taken at once: with a few a GPU waits for the CPU."""
+        return self.device.type == "cuda"
+
     def grow(self, precision: Precision) -> float:
         """Take more images per step until one takes `STEP_SECONDS`; returns the time of that step."""
+        if self.starts_full:
+            self.images = self._draw(self.largest)
         self.step(precision)  # the first one makes buffers and chooses kernels
         while (taken := self.seconds(precision)) < STEP_SECONDS and len(self.images) < self.largest:
             self.images = self._draw(min(self.largest, 2 * len(self.images)))
@@ -150,6 +162,8 @@ class Rehearsal:
             plan = self.pretrainer.draw(self.images)
             times = []
             for run in (lambda: objective(self.images, plan), lambda: self.pretrainer.backbone.pool(self.images)):
+                if self.starts_full:
+                    run()  # a GPU chooses kernels at the first call
                 self._wait()
                 began = time.perf_counter()
                 run()
@@ -210,11 +224,16 @@ class Rehearsal:
             return codes.to(self.device)
         if isinstance(run.source.train.store, HeadStore):
             return torch.randn(count, recipe.channels, *recipe.image_size, generator=generator).to(self.device)
-        train_set = TrainSet(run.source.train, run.augmentation, recipe.seed)
+        on_gpu = self.device.type == "cuda"
+        augment: Any = Cutter(run.augmentation) if on_gpu else run.augmentation  # as in training
+        train_set, read = TrainSet(run.source.train, augment, recipe.seed), min(count, READ_AT_MOST)
         began = time.perf_counter()
-        [(images, _)] = loader(train_set, EpochSampler(len(train_set), count, seed=recipe.seed, steps=1), workers=0)
-        self.data_seconds = (time.perf_counter() - began) / count
-        return images.to(self.device)
+        [(images, _)] = loader(train_set, EpochSampler(len(train_set), read, seed=recipe.seed, steps=1), workers=0)
+        self.data_seconds = (time.perf_counter() - began) / read
+        images = moved(images, self.device)
+        if isinstance(images, Cuts):
+            images = finish(run.augmentation, images)
+        return images[torch.arange(count) % read]
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

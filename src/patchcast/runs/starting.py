@@ -13,10 +13,10 @@ import timm
 from patchcast.backbones.capabilities import is_imagegpt
 from patchcast.data import Images, channel_statistics
 from patchcast.files import read_json, write_text
+from patchcast.folder_files import CONFIG
 from patchcast.interop.timm_weights import START_ARGUMENTS
 from patchcast.methods import Method
 from patchcast.recipe import Recipe, Resolved
-from patchcast.runs.run_folder import CONFIG
 from patchcast.runs.sizes import nominal_backbone
 from patchcast.runs.timm_arguments import pretrained_cfg
 from patchcast.starts import Start, StartReport, read_start

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from patchcast.files import read_json, write_json
+from patchcast.folder_files import CLASSES, SEGMENTER
 from patchcast.interop.export_formats import images_of_noise
 from patchcast.interop.graph import Graph, write_onnx, write_torch
 from patchcast.segmentation.segmenter_card import write_exported_card
-from patchcast.segmentation.segmenter_folder import SEGMENTER, open_segmenter
+from patchcast.segmentation.segmenter_folder import open_segmenter
 
 GRAPHS = {"onnx": (write_onnx, "model.onnx"), "torch": (write_torch, "model.pt2")}
 
@@ -61,7 +62,7 @@ def export_segmenter(folder: Path, out: Path, *, to: str) -> str:
         "tiled": tuned.tiled,
     }
     write_json(out / "preprocessing.json", about)
-    write_json(out / "classes.json", tuned.names)
+    write_json(out / CLASSES, tuned.names)
     if (folder / "README.md").exists():  # folders of earlier versions have none
         write_exported_card(folder / "README.md", out, to=to, channels=tuned.channels, tiled=tuned.tiled)
     return f"Compared with the segmenter on 8 images: the largest difference is {difference}."

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from patchcast.backbones import wrap
 from patchcast.data.transforms import ImagePixels, Normalize, resize
 from patchcast.files import read_weights, write_text, write_weights
+from patchcast.folder_files import SEGMENTER
 from patchcast.modes import evaluating
 from patchcast.runs.network import Network
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.segmentation.masked_data import padded, places_of_tiles
 from patchcast.segmentation.segmenter import Segmenter
 
-SEGMENTER, SEGMENTER_WEIGHTS = "segmenter.json", "model.safetensors"
+SEGMENTER_WEIGHTS = "model.safetensors"
 TILES_AT_ONCE = 8
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from patchcast.backbones.adapters import create
 from patchcast.files import read_weights
+from patchcast.folder_files import CONFIG
 from patchcast.interop.aim_weights import TRUNK
 from patchcast.interop.ijepa_weights import PREDICTOR
 from patchcast.interop.state_dicts import read_folder, without_module
 from patchcast.recipe import Resolved
-from patchcast.runs.run_folder import CONFIG, EVERYTHING
+from patchcast.runs.run_folder import EVERYTHING
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.starts.downloads import download, hub_or_cache, missing
 from patchcast.starts.start import Start

@@ -56,7 +56,8 @@ class Engine:
         Fabric's own precision stays fp32, because its conversion of inputs fails on frozen dataclasses such as plans.
         `LossModule` sets the precision instead.
         """
-        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+        for name in ("lightning.fabric", "lightning.pytorch"):  # Fabric logs under both names
+            logging.getLogger(name).setLevel(logging.ERROR)
         ranks = self.devices * self.nodes
         strategy: str | Strategy = "ddp" if ranks > 1 else "auto"
         if self.sharded:

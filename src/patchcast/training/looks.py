@@ -15,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from patchcast.backbones.backbone import Backbone
+from patchcast.backbones.capabilities import Readout
 from patchcast.collapse import CollapseWarning, Diversity, diversity
 from patchcast.modes import evaluating
 from patchcast.pretrainer import Pretrainer, embedding_of
+from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.guard import NotFinite
 from patchcast.training.log import Entries
 from patchcast.training.sharding import gathered
@@ -71,6 +73,19 @@ def finite(features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     return features
 
 
+def embedding_on(
+    device: torch.device, backbone: Backbone, images: Real[Tensor, "N C H W"], readout: Readout
+) -> Float[Tensor, "N D"]:
+    """Features on the device of the network that is trained.
+
+    Training on codes moves the network there, and not the tokenizer of its images.
+    """
+    for module in backbone.modules():
+        if isinstance(module, Tokenizer):
+            module.to(device)
+    return embedding_of(backbone, images.to(device), readout)
+
+
 class FeatureWatch(Look):
     """Logs variance and rank of the mean of the units (`patchcast.collapse`), and warns once if they collapse.
 
@@ -107,9 +122,13 @@ class FeatureWatch(Look):
         self.begun = None if state["start"] is None else Diversity(*state["start"])
         self.warned = state["warned"]
 
-    def _diversity(self, device: torch.device) -> Diversity:
+    def features(self, device: torch.device) -> Float[Tensor, "N D"]:
+        """The features that are looked at, one row per image."""
         # The thresholds of a collapse are for the mean of the units, and a run that resumes has its start by it.
-        return diversity(finite(embedding_of(self.backbone, self.images.to(device), "mean")))
+        return embedding_on(device, self.backbone, self.images, "mean")
+
+    def _diversity(self, device: torch.device) -> Diversity:
+        return diversity(finite(self.features(device)))
 
 
 class Pictures(Look):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from patchcast.data import Cuts
 from patchcast.data.seeds import mix_seed
+from patchcast.folder_files import METRICS
 from patchcast.modes import evaluating
 from patchcast.plans import Plan
 from patchcast.plans.earlier import as_before
@@ -87,7 +88,7 @@ def train(
     clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     group: Any = dist.new_group(backend="gloo") if fabric.world_size > 1 else None  # on the CPU, so no GPU sync
     ending, guard = Ending(group), Guard(out, group)
-    log = Log(out / "metrics.csv", loggers, is_written=first)
+    log = Log(out / METRICS, loggers, is_written=first)
 
     def save() -> None:
         state, moments = objective.state_dict(), checkpoints.optimizer_state(optimizer, objective)

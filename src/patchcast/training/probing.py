@@ -17,9 +17,8 @@ from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.evaluation.features import Features
 from patchcast.evaluation.knn import knn_accuracy
 from patchcast.evaluation.ridge import ridge_accuracy
-from patchcast.pretrainer import embedding_of
 from patchcast.training.log import Entries
-from patchcast.training.looks import Look, finite
+from patchcast.training.looks import Look, embedding_on, finite
 
 ONLINE_NEIGHBORS = 20
 
@@ -143,7 +142,7 @@ class OnlineProbe(Look):
             num_workers=self.workers,
             generator=torch.Generator(),  # the loader draws a seed, which must not come from the run's generator
         )
-        features = lambda x: embedding_of(self.backbone, x.to(device), self.readout).float()  # noqa: E731
+        features = lambda x: embedding_on(device, self.backbone, x, self.readout).float()  # noqa: E731
         rows = [(features(x), labels) for x, labels in loader]
         if not rows:  # more ranks than images: an image of another rank tells the width of the features
             rows = [(features(images[0][0][None])[:0], torch.zeros(0, dtype=torch.long))]

@@ -181,7 +181,8 @@ class ProgressLine:
         self.bar.start()
         self.task = self.bar.add_task(self.title, total=self.steps, completed=self.first, state="the first step")
         if self.is_shown and self.bar.disable and self.first < self.steps:
-            self.console.print(f"{self.title}: {self.steps - self.first:,} steps to do.")
+            left = self.steps - self.first
+            self.console.print(f"{self.title}: {left:,} {'step' if left == 1 else 'steps'} to do.")
         self.printed = time.perf_counter()
         return self
 

@@ -48,6 +48,7 @@ def note_plan(now: dict[str, Any], begun: Path, finished: Path, *, kind: str) ->
     Raises:
         ValueError: if the folder holds a training of another plan.
     """
+    now = json.loads(json.dumps(now))  # tuples are lists there
     if begun.exists():
         before = read_json(begun)["plan"]
         differing = [name for name in now["plan"] if now["plan"][name] != before.get(name)]

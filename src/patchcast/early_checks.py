@@ -9,13 +9,12 @@ from pathlib import Path
 
 from patchcast.backbones.capabilities import AUTO, METHOD_NAMES, NEEDS, OWN_NETWORKS, is_imagegpt
 from patchcast.backbones.support import made_for, table
+from patchcast.folder_files import BEGUN, CLASSES, CONFIG, SEGMENTER
 from patchcast.recipe import Recipe
 
-CONFIG = "config.yaml"
 WEIGHT_FILES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
 PACKAGED_NAMES = ("digits", "mnist-5k")
 """The sources of `patchcast.data.digits.PACKAGED`; a test keeps the two equal."""
-CLASSES, BEGUN, SEGMENTER = "classes.json", "finetune.json", "segmenter.json"
 
 
 def check_recipe(recipe: Recipe) -> None:

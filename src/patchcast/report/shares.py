@@ -1,23 +1,9 @@
-"""Texts that the pages of runs and of fine-tuned models share."""
+"""Shares and their intervals, as JSON files have them, in per cent."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
 from typing import Any
-
-import timm
-import torch
-
-from patchcast import __version__
-
-
-def page_footer() -> str:
-    """When, and by which versions."""
-    return (
-        f"Written on {date.today().isoformat()} by patchcast {__version__} (torch {torch.__version__}, timm "
-        f"{timm.__version__}). This file loads nothing from the network."
-    )
 
 
 def percent_of(share: Mapping[str, Any] | None, unit: str = " %") -> str:

@@ -27,8 +27,8 @@ torch.zeros(1, requires_grad=True).backward()
 # torch asks the driver again and again, which takes long where there is none.
 torch.cuda._cached_device_count = torch.cuda.device_count()
 # On the meta device there is nothing to draw, and torch decomposes each draw in Python.
-draw = weight_init._trunc_normal_
-weight_init._trunc_normal_ = lambda tensor, *how: tensor if tensor.is_meta else draw(tensor, *how)
+draw_weights = weight_init._trunc_normal_
+weight_init._trunc_normal_ = lambda tensor, *how: tensor if tensor.is_meta else draw_weights(tensor, *how)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -65,8 +65,9 @@ def few_digits() -> Iterator[None]:
 
 @pytest.fixture
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without their two figures, which take as long as a small run: tests/commands looks at them."""
+    """Runs end without figures and samples, which take as long as a small run: fixtures have runs with them."""
     monkeypatch.setattr("patchcast.runs.results.write_figure", lambda _, file: file.touch())
+    monkeypatch.setattr("patchcast.runs.results.write_samples", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")

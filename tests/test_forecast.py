@@ -21,7 +21,7 @@ from patchcast.runs.run import start_run
 from patchcast.runs.speed import Choice, Rehearsal
 from patchcast.training import loop
 
-pytestmark = pytest.mark.usefixtures("few_digits")
+pytestmark = pytest.mark.usefixtures("few_digits", "_no_figures")
 
 FASTER = Choice(1.39, "", "a processor", "explicit")
 

@@ -142,7 +142,7 @@ def test_another_model_is_not_kept(tuned: Path) -> None:
         compare_predictions(model, other, [torch.randn(1, 3, 16, 16)])
 
 
-def test_a_classifier_is_a_network_and_a_backbone(tuned: Path, run: Path, photos: Photos, tmp_path: Path) -> None:
+def test_a_classifier_is_a_network_and_a_backbone(tuned: Path) -> None:
     network = open_network(tuned)
     images = torch.randn(2, 3, 16, 16)
     theirs = open_classifier(tuned).model.forward_features(images)[:, 1:]  # type: ignore[operator]
@@ -151,6 +151,11 @@ def test_a_classifier_is_a_network_and_a_backbone(tuned: Path, run: Path, photos
         assert torch.equal(wrap(str(tuned)).eval().units(images), theirs)
         assert torch.equal(wrap(f"local-dir:{tuned}").eval().units(images), theirs)
     assert network.evaluate.size == (16, 16)
+
+
+def test_a_classifier_is_compared_embedded_and_searched_with(
+    tuned: Path, run: Path, photos: Photos, tmp_path: Path
+) -> None:
     words = ["compare", str(run), str(tuned), "--data", str(photos.labeled), "--no_supervised", "--per_class", "2"]
     assert main([*words, "--draws", "2", "--out", str(tmp_path / "table.parquet")]) == 0
     import pyarrow.parquet as pq

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -257,13 +255,6 @@ def test_images_travel_to_other_processes_without_their_bytes(tmp_path):
     pickled = pickle.dumps(images)
     assert len(pickled) < 200 * 60  # a row's PNG alone is longer
     assert values(pickle.loads(pickled)) == expected
-
-
-def test_importing_is_light():
-    heavy = ["lightning", "pyarrow", "sklearn", "timm"]
-    code = f"import sys, patchcast.data; print([name for name in {heavy} if name in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
 
 
 def test_unreadable_sorts_by_place():

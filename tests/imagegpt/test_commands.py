@@ -179,18 +179,29 @@ def test_a_codebook_of_another_run(runs: Path, tmp_path: Path, capsys: pytest.Ca
     assert "the codebook has units of 2x2 pixels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
+each_method = pytest.mark.parametrize(
     "method", ["imagegpt", *(pytest.param(method, marks=pytest.mark.slow) for method in ("imagegpt_masked", "beit"))]
 )
-def test_show_probe_and_check(method: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = str(runs / method)
+
+
+@each_method
+def test_show(method: str, runs: Path, tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    assert main(["show", run, str(tmp_path / "a.png"), "--out", str(tmp_path / "shown.png")]) == 0
+    assert main(["show", str(runs / method), str(tmp_path / "a.png"), "--out", str(tmp_path / "shown.png")]) == 0
     with Image.open(tmp_path / "shown.png") as shown:
         assert len(set(np.asarray(shown.convert("L")).ravel().tolist())) > 15, "the picture is blank"
-    assert main(["probe", run, "--draws", "2", "--per_class", "2", "--limit", "100"]) == 0
+
+
+@each_method
+def test_probe(method: str, runs: Path) -> None:
+    assert main(["probe", str(runs / method), "--draws", "2", "--per_class", "2", "--limit", "100"]) == 0
     assert json.loads((runs / method / "probe.json").read_text())["pretrained"]["few_labels"][0]["per_class"] == 2
+
+
+@each_method
+def test_probe_by_layer(method: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(runs / method)
     assert main(["probe", run, "--layers", "all", "--limit", "100"]) == 0
     found = json.loads((runs / method / "layers.json").read_text())
     assert list(found["pretrained"]) == list(map(str, range(6 if method == "beit" else 3)))

@@ -72,7 +72,26 @@ def whole_segmenter(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def test_shapes_are_found(segmenter: Path, shapes: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def predicted(segmenter: Path, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The masks of a large image and of the test images."""
+    out = tmp_path_factory.mktemp("masks")
+    assert predict(segmenter, shapes, out) == 0
+    return out
+
+
+def predict(segmenter: Path, shapes: Path, out: Path) -> int:
+    return main(
+        ["predict", str(segmenter), str(shapes / "large.png"), str(shapes / "images" / "test"), "--out", str(out)]
+    )
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "masks.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_shapes_are_found(segmenter: Path) -> None:
     metrics = json.loads((segmenter / "metrics.json").read_text())
     alone = metrics["pixel_accuracy"]["value"]
     assert metrics["mean_iou"]["value"] > 0.6
@@ -80,33 +99,39 @@ def test_shapes_are_found(segmenter: Path, shapes: Path, tmp_path: Path) -> None
     assert {*metrics["iou"]} == {"0", "1", "2"}
     assert (segmenter / "worst-mistakes.png").exists()
     assert not (segmenter / "checkpoints").exists()
-    out = tmp_path / "masks"
-    words = ["predict", str(segmenter), str(shapes / "large.png"), str(shapes / "images" / "test"), "--out", str(out)]
-    assert main(words) == 0
-    with (out / "masks.csv").open() as file:
-        rows = list(csv.DictReader(file))
+
+
+def test_a_mask_is_predicted_for_every_image(predicted: Path, shapes: Path) -> None:
+    rows = rows_of(predicted)
     assert len(rows) == 7
-    mask, truth = read_mask(out / rows[0]["mask"]), read_mask(shapes / "large-mask.png")
+    mask, truth = read_mask(predicted / rows[0]["mask"]), read_mask(shapes / "large-mask.png")
     assert mask.shape == truth.shape, "the size of the image, not of the network"
     assert float((mask == truth).double().mean()) > 0.8
     assert float(rows[0]["0"]) == pytest.approx(float((mask == 0).double().mean()), abs=1e-3)
-    with Image.open(out / rows[0]["mask"].replace(".png", ".overlay.jpg")) as picture:
+    with Image.open(predicted / rows[0]["mask"].replace(".png", ".overlay.jpg")) as picture:
         assert picture.size == (90, 70)
-    before = (out / rows[1]["mask"]).stat().st_mtime_ns
-    (out / rows[0]["mask"]).unlink()
-    assert main(words) == 0
-    assert (out / rows[1]["mask"]).stat().st_mtime_ns == before, "what is there is not predicted again"
-    assert torch.equal(read_mask(out / rows[0]["mask"]), mask)
 
 
-def test_a_linear_head_on_a_frozen_network(
-    shapes: Path, whole_segmenter: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_masks_that_are_there_are_not_predicted_again(segmenter: Path, predicted: Path, shapes: Path) -> None:
+    gone, left = (predicted / row["mask"] for row in rows_of(predicted)[:2])
+    mask, before = read_mask(gone), left.stat().st_mtime_ns
+    gone.unlink()
+    assert predict(segmenter, shapes, predicted) == 0
+    assert left.stat().st_mtime_ns == before
+    assert torch.equal(read_mask(gone), mask)
+
+
+def test_a_linear_head_on_a_frozen_network(whole_segmenter: Path) -> None:
     tuned = open_segmenter(whole_segmenter)
     assert not tuned.tiled
     assert tuned.probabilities(torch.zeros(3, 20, 50, dtype=torch.uint8)).shape == (3, 20, 50)
     theirs = wrap("test_vit", img_size=32).model.state_dict()
     assert tuned.model.model.state_dict().keys() == theirs.keys()  # type: ignore[union-attr]
+
+
+def test_a_finished_segmenter_is_left_alone(
+    shapes: Path, whole_segmenter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert finetune(shapes, whole_segmenter, "--freeze", "--epochs", "2") == 0
     assert "is finished: Mean IoU" in " ".join(capsys.readouterr().out.split())
     assert finetune(shapes, whole_segmenter, "--freeze", "--epochs", "3") == 2

@@ -183,8 +183,11 @@ def test_row_0_is_the_start_and_a_fall_is_warned_of(tmp_path: Path, capsys: pyte
     assert probes["linear_accuracy"]["start"] == float(found[0]["linear_accuracy"])
     assert main(["report", str(tmp_path / "run")]) == 0
     assert f"{percent} with the weights that it started from" in (tmp_path / "run" / "report.html").read_text()
-    assert pretrain(tmp_path / "off", "--start", str(tmp_path / "first"), "--probe_data", "none") == 0
-    assert not any(row["knn_accuracy"] for row in rows(tmp_path / "off"))
+
+
+def test_a_started_run_without_probes(first: Path, tmp_path: Path) -> None:
+    assert pretrain(tmp_path / "run", "--start", str(first), "--probe_data", "none") == 0
+    assert not any(row["knn_accuracy"] for row in rows(tmp_path / "run"))
 
 
 def test_what_may_be_chance_is_not_warned_of() -> None:

@@ -71,11 +71,18 @@ def test_losses_before_the_switch_are_those_of_the_smaller_size(method: str, tmp
     assert rates[0] == rates[1]
 
 
+@pytest.fixture(scope="module")
+def whole(few_digits: None, tmp_path_factory: pytest.TempPathFactory) -> Pretrainer:
+    """I-JEPA after a run that nothing stops."""
+    pretrainer = tiny("ijepa")
+    run(pretrainer, tmp_path_factory.mktemp("whole"))
+    return pretrainer
+
+
 @pytest.mark.parametrize("kill_at", [SWITCH - 2, SWITCH, SWITCH + 2])
-def test_it_resumes_to_the_bit_across_the_switch(kill_at: int, tmp_path: Path) -> None:
+def test_it_resumes_to_the_bit_across_the_switch(kill_at: int, whole: Pretrainer, tmp_path: Path) -> None:
     """The teacher of I-JEPA included; the last checkpoint before is at step 0, 5 or 5."""
-    whole, killed, resumed = tiny("ijepa"), tiny("ijepa"), tiny("ijepa")
-    run(whole, tmp_path / "whole")
+    killed, resumed = tiny("ijepa"), tiny("ijepa")
     with killed_at(kill_at):
         run(killed, tmp_path / "killed", ahead=True)
     run(resumed, tmp_path / "killed", ahead=kill_at == SWITCH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -114,19 +115,33 @@ def killed_at(step: int) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def whole(few_digits: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pretrainer, Path]]:
+    """A method after a run that nothing stops, and the folder of the run; made once."""
+
+    @cache
+    def made(method: str) -> tuple[Pretrainer, Path]:
+        pretrainer, out = tiny(method), tmp_path_factory.mktemp(method)
+        run(pretrainer, out)
+        return pretrainer, out
+
+    return made
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kill_at", [7, 10])
-def test_a_killed_run_goes_on_to_the_bit(method: str, kill_at: int, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_bit(
+    method: str, kill_at: int, whole: Callable[[str], tuple[Pretrainer, Path]], tmp_path: Path
+) -> None:
     """Drop path, dropout, augmentation, masks, optimizer and schedule included; also with worker processes."""
-    whole, broken, resumed = tiny(method), tiny(method), tiny(method)
-    run(whole, tmp_path / "whole")
+    (trained, folder), broken, resumed = whole(method), tiny(method), tiny(method)
     with killed_at(kill_at):
         run(broken, tmp_path / "broken")
     run(resumed, tmp_path / "broken", workers=1 if kill_at == 7 else 0)
-    for (name, one), two in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+    for (name, one), two in zip(trained.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
     for metric in ("loss", "eval_loss", "lr"):
-        assert curve(tmp_path / "whole" / "metrics.csv", metric) == curve(tmp_path / "broken" / "metrics.csv", metric)
+        assert curve(folder / "metrics.csv", metric) == curve(tmp_path / "broken" / "metrics.csv", metric)
 
 
 def test_the_log_has_every_loss(tmp_path: Path) -> None:
@@ -141,7 +156,7 @@ def test_the_log_has_every_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_falls_on_real_images(method: str, tmp_path: Path) -> None:
     pretrainer = tiny(method)
-    run(pretrainer, tmp_path, steps=80, optimization=Optimization(lr=3e-3))
+    run(pretrainer, tmp_path, steps=80, optimization=Optimization(lr=3e-3), eval_every=10)
     _, held_out = curve(tmp_path / "metrics.csv", "eval_loss")
     assert held_out[-1] < 0.9 * held_out[0]
 

@@ -17,6 +17,7 @@ from patchcast.runs.defaults import choose_defaults, filled
 from patchcast.runs.run import start_run
 from patchcast.runs.run_folder import claim
 
+pytestmark = pytest.mark.usefixtures("_no_figures")
 ROOT = Path(__file__).resolve().parents[1]
 IMAGENET = 1_281_167
 SMALL = {"depth": 4, "img_size": 64, "patch_size": 8}

@@ -16,6 +16,7 @@ from patchcast.recipe import Recipe
 from patchcast.runs.build import find_method, resolve
 from tests.few import few_digits
 
+pytestmark = pytest.mark.usefixtures("_no_figures")
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {file.stem: file for file in sorted((ROOT / "recipes").glob("*.yaml"))}
 SMALLER = {

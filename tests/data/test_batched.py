@@ -73,6 +73,7 @@ def test_crops_of_any_size_travel_with_workers() -> None:
         assert (finish(augment, cuts) - each).abs().max() < 2.01 / 255 / 0.4
 
 
+@pytest.mark.usefixtures("_no_figures")
 def test_a_run_learns_the_same(tmp_path: Path) -> None:
     losses = []
     augment = Augment((8, 8), (0.4, 1.0), False, (0.3,), (0.4,))

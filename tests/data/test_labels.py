@@ -212,6 +212,7 @@ def test_datasets_have_the_same_rules(tmp_path):
     assert Path(source).exists()
 
 
+@pytest.mark.usefixtures("_no_figures")
 def test_the_command_line_names_columns(tmp_path, capsys):
     """From pretraining to the probe of the run's own data, of another source, and `data check`."""
     for split, start in (("train", 0), ("test", 40)):

@@ -161,6 +161,7 @@ def test_streams_that_end_in_a_sentence(tmp_path, source):
         list(streamed.WindowSampler(stream, BATCH, seed=0, steps=20))
 
 
+@pytest.mark.usefixtures("_no_figures")
 @pytest.mark.filterwarnings("ignore:skipped")
 def test_pretraining_on_a_stream(source, tmp_path, capsys):
     command = ["pretrain", "--method", "mae", "--model", "test_vit", "--data", source, "--batch_size", "4"]

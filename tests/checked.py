@@ -1,8 +1,9 @@
 """Shapes and types are checked in every test, as jaxtyping's import hook does it, for a fifth less processor time.
 
 The hook's own decorator makes two functions for each one that is defined, also where it is never called, and again
-whenever an outer function is called; and it notes the arguments of every call for the sizes in them. Here a function is
-decorated when it is first called, one without shapes by beartype alone, and a nested one without shapes not at all.
+whenever an outer function is called; it notes the arguments of every call for the sizes in them, and checks them again
+with the result. Here a function is decorated when it is first called, by beartype alone: inside a scope of jaxtyping if
+it has shapes, so that a name stands for one size in all of them. A nested one without shapes is not decorated.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any
 
 import jaxtyping
 from beartype import beartype
+from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import AbstractArray
+from jaxtyping._storage import pop_shape_memo, push_shape_memo
 
 WITH_SHAPES = jaxtyping.jaxtyped
-"""jaxtyping's own decorator."""
+"""jaxtyping's own decorator. It is used for generators: beartype would check what they yield outside of any scope."""
 
 
 def meaning(annotation: Any, names: dict[str, Any]) -> Any:
@@ -54,16 +57,32 @@ def is_nested_without_shapes(function: types.FunctionType) -> bool:
     return not NESTED[function.__code__]
 
 
+def in_scope(checked: Callable[..., Any]) -> Callable[..., Any]:
+    """Each call gets a scope of jaxtyping, in which a name stands for one size."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        push_shape_memo({})
+        try:
+            return checked(*args, **kwargs)
+        except BeartypeCallHintViolation as problem:
+            raise jaxtyping.TypeCheckError(str(problem)) from problem
+        finally:
+            pop_shape_memo()
+
+    return called
+
+
 def decorated(function: types.FunctionType, typechecker: Any) -> Callable[..., Any]:
     hints = hints_of(function)
-    if any(map(has_shape, hints.values())):
+    has_shapes = any(map(has_shape, hints.values()))
+    if has_shapes and inspect.isgeneratorfunction(function):
         return WITH_SHAPES(function, typechecker=typechecker)
     code, defaults, closure = function.__code__, function.__defaults__, function.__closure__
     copy = types.FunctionType(code, function.__globals__, function.__name__, defaults, closure)
     copy.__kwdefaults__, copy.__annotations__ = function.__kwdefaults__, hints
     copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
     try:
-        return beartype(copy)
+        return in_scope(beartype(copy)) if has_shapes else beartype(copy)
     except Exception:  # for `Self`, which beartype knows inside of classes only
         return WITH_SHAPES(function, typechecker=typechecker)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import sys
 
 import torch
@@ -88,7 +90,12 @@ def check_pretrainer(method: str) -> None:
     torch.testing.assert_close(losses[1], losses[0])
 
 
-CHECKS = {"backbone": check_backbone, "tiles": check_tiles, "pretrainer": check_pretrainer}
+def check_examples(module: str) -> None:
+    """Those of a module's docstrings that compile: `examine` runs a method in every way of training it."""
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
+
+
+CHECKS = {"examples": check_examples, "backbone": check_backbone, "tiles": check_tiles, "pretrainer": check_pretrainer}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

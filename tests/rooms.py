@@ -9,6 +9,7 @@ import ast
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src"
@@ -71,7 +72,7 @@ def modules() -> dict[str, Path]:
 def imports(path: Path, known: dict[str, Path]) -> set[str]:
     """The package's files that one imports, at the top or inside a function; not those for type checkers alone."""
     found = set()
-    for node in _running(ast.parse(path.read_text())):
+    for node in _running(_parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "patchcast":
             base = node.module.partition(".")[2]
             for alias in node.names:
@@ -80,6 +81,11 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.split(".")[0] == "patchcast"}
     return found
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
@@ -152,7 +158,7 @@ def names_twice() -> dict[str, list[str]]:
 
 
 def _defined(path: Path) -> Iterator[str]:
-    for node in ast.parse(path.read_text()).body:
+    for node in _parsed(path).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Assign):
@@ -163,12 +169,13 @@ def _defined(path: Path) -> Iterator[str]:
 
 def problems() -> list[str]:
     """One line for each thing that is wrong."""
-    lines = [f"{module} imports {other}, which is in a higher layer" for module, other in sorted(upward() - UPWARD)]
+    above = upward()
+    lines = [f"{module} imports {other}, which is in a higher layer" for module, other in sorted(above - UPWARD)]
     lines += [f"these files import one another: {', '.join(group)}" for group in circles()]
     twice, defined = files_twice(), names_twice()
     lines += [f"file name {name} stands twice: {', '.join(twice[name])}" for name in sorted(twice.keys() - FILES_TWICE)]
     lines += [f"{name} is defined in {', '.join(defined[name])}" for name in sorted(defined.keys() - NAMES_TWICE)]
-    done = [*(UPWARD - upward()), *(FILES_TWICE - twice.keys()), *(NAMES_TWICE - defined.keys())]
+    done = [*(UPWARD - above), *(FILES_TWICE - twice.keys()), *(NAMES_TWICE - defined.keys())]
     return [*lines, *(f"{entry} is no problem any more: take it off its list in tests/rooms.py" for entry in done)]
 
 

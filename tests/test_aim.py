@@ -19,7 +19,7 @@ from tests import contracts
 
 def small(**options: Any) -> Pretrainer:
     torch.manual_seed(0)
-    backbone = wrap("test_vit", img_size=16, patch_size=4, in_chans=1)
+    backbone = wrap("test_vit", img_size=16, patch_size=4, in_chans=1, depth=2)
     return aim(backbone, **{"head_depth": 1, "head_width": 64, **options})
 
 

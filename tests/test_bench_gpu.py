@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,14 @@ def bench(*words: str) -> str:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
-    assert bench().strip() == "bench-gpu measures on a GPU, and torch sees none here: nothing was measured."
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the script adds to both
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    said = capsys.readouterr().out.strip()
+    assert said == "bench-gpu measures on a GPU, and torch sees none here: nothing was measured."
 
 
 @pytest.mark.slow  # it compiles four networks

@@ -21,7 +21,7 @@ from patchcast.runs.run import start_run
 from patchcast.runs.speed import Choice, Rehearsal
 from patchcast.training import loop
 
-pytestmark = pytest.mark.usefixtures("few_digits")
+pytestmark = pytest.mark.usefixtures("few_digits", "_no_figures")
 
 FASTER = Choice(1.39, "", "a processor", "explicit")
 
@@ -29,6 +29,7 @@ FASTER = Choice(1.39, "", "a processor", "explicit")
 def recipe(out: Path, method: str = "mae", **options: Any) -> Recipe:
     small = {"decoder_width": 32, "decoder_depth": 1}
     given = {"method_args": small, "workers": 0, "pictures": False, "device": "cpu", "batch_size": 16, "held_out": 0.0}
+    given |= {"model_args": {"depth": 1}, "mean": (0.3,), "std": (0.4,)}
     return Recipe(method, "test_vit", "digits", out, **{**given, **options})
 
 
@@ -156,7 +157,7 @@ def test_used_up_memory_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_dry_run_says_everything_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["pretrain", "--method", "mae", "--model", "test_vit", "--data", "digits", "--out", str(tmp_path / "run")]
-    assert main([*words, "--steps", "20", "--batch_size", "16", "--dry-run"]) == 0
+    assert main([*words, "--model_args.depth", "1", "--steps", "20", "--batch_size", "16", "--dry-run"]) == 0
     said = capsys.readouterr().out
     for title in (
         "parameters  ",

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from patchcast.backbones import wrap
+from patchcast.backbones.projected import Projected
 from patchcast.losses import cosine
 from patchcast.methods import nepa
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Embeddings
+from tests.backbones import zoo
 
 
 def small() -> Pretrainer:
@@ -30,6 +32,18 @@ def test_the_loss_is_the_papers() -> None:
     predicted = vit.norm(tokens)[:, 1:-1]  # without the class token and the last patch, which has no next one
     wanted = -F.cosine_similarity(predicted, embedded[:, 1:], dim=-1).mean()
     torch.testing.assert_close(pretrainer(images).loss - 1, wanted)
+
+
+def test_a_unit_of_merged_patches_has_their_mean() -> None:
+    backbone = copy.deepcopy(zoo.small("qwen3_vit_88m_merge"))
+    assert isinstance(backbone, Projected)
+    pretrainer, (down, right) = nepa(backbone), backbone.stride
+    images = torch.randn(2, backbone.channels, 2 * down, 3 * right)
+    patches = backbone.encoder.patch_embed(images)
+    assert patches.shape[1:3] == (4, 6)
+    wanted = patches.permute(0, 3, 1, 2).unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(pretrainer.target(images), wanted)
+    assert pretrainer(images).loss.isfinite()
 
 
 def test_no_gradient_flows_through_the_target() -> None:

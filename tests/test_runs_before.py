@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from patchcast.cli import main
 
+pytestmark = pytest.mark.usefixtures("_no_figures")
+
 BEFORE = Path(__file__).parent / "runs_before"
 RUNS = sorted(folder.name for folder in BEFORE.iterdir())
 FINAL = ("pretrainer.safetensors", "model.safetensors", "metrics.json")

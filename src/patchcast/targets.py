@@ -351,6 +351,8 @@ def _count_again(target: EMAFeatures, _: object) -> None:
 class Embeddings(Target):
     """The backbone's own embedding of each unit: its patch, before positions are added, without gradients (NEPA).
 
+    The embedding of a unit of several patches, which a network merges at its end, is their mean.
+
     >>> from patchcast.backbones import wrap
     >>> Embeddings(wrap("test_vit", img_size=32))(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 4, 64])
@@ -368,8 +370,13 @@ class Embeddings(Target):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch) -> Float[Tensor, "B N E"]:
-        patches = self._backbone[0].to_patches(images)
-        return to_rows(patches.x, patches.layout).float()
+        backbone = self._backbone[0]
+        patches, units = backbone.to_patches(images), backbone.grid(images)
+        x = to_rows(patches.x, patches.layout).float()
+        if patches.grid != units:
+            down, right = patches.grid.rows // units.rows, patches.grid.cols // units.cols
+            x = x.unflatten(1, (units.rows, down, units.cols, right)).mean(dim=(2, 4)).flatten(1, 2)
+        return x
 
 
 class FrozenFeatures(Target):

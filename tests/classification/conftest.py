@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, photos: Photos) -> Path:
     words = [
         *("pretrain", "--method", "mae", "--model", "test_vit", "--data", str(photos.labeled), "--out", str(out)),
         *("--image_size", "16", "--patch_size", "4", "--steps", "2", "--batch_size", "8", "--no_pictures"),
-        *("--workers", "0", "--precision", "fp32"),
+        *("--workers", "0", "--precision", "fp32", "--model_args.depth", "2"),
     ]
     assert main(words) == 0
     return out

@@ -60,7 +60,7 @@ def test_models_without_a_run_are_compared_and_shown_together(
     words = ["compare", str(tuned), str(run / "model.safetensors"), "--out", str(table), "--per_class", "2"]
     assert main([*words, "--draws", "2"]) == 2
     assert "other weights have no data of their own; give --data LABELED" in capsys.readouterr().err
-    words[2] = f"test_vit={words[2]}"
+    words[2] = f"local-dir:{run}"
     assert main([*words, "--draws", "2", "--data", str(photos.labeled)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"{tuned} vs {words[2]}: " in said

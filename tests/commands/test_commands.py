@@ -28,6 +28,8 @@ from patchcast.runs.run import open_run, start_run
 from tests import methods
 from tests.commands.conftest import SMALL_MAE, TINY
 
+pytestmark = pytest.mark.usefixtures("_no_figures")
+
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one sentence that a mistake is answered with."""

@@ -29,6 +29,8 @@ from patchcast.runs.network import Network
 from patchcast.runs.run import open_run, start_run
 from patchcast.runs.run_folder import located_data
 
+pytestmark = pytest.mark.usefixtures("_no_figures")
+
 MODEL = ["--model", "test_vit", "--model_args", '{"depth": 1, "embed_dim": 32, "num_heads": 2}']
 MAE = ["pretrain", "--method", "mae", "--method_args", '{"decoder_width": 32, "decoder_depth": 1}', *MODEL]
 SHORT = ["--steps", "2", "--batch_size", "8", "--workers", "0", "--eval_every", "2", "--checkpoint_every", "2"]

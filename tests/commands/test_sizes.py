@@ -18,6 +18,8 @@ from patchcast.runs.build import timm_args
 from patchcast.runs.run import start_run
 from patchcast.runs.sizes import Size, fitted, size_and_patch, with_own_options
 
+pytestmark = pytest.mark.usefixtures("_no_figures")
+
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 
 

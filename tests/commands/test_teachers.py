@@ -18,6 +18,8 @@ from patchcast.runs.teachers import TEACHER_FILE, Absent
 from patchcast.targets import FrozenFeatures
 from tests.peers import wake
 
+pytestmark = pytest.mark.usefixtures("_no_figures")
+
 STUDENT = ["--model", "test_vit", "--model_args", '{"depth": 1}', "--data", "digits", "--workers", "0"]
 SHORT = ["--batch_size", "16", "--eval_every", "2", "--no_pictures", "--mean", "0.3", "--std", "0.4"]
 SIZE = ["--teacher_size", "32"]

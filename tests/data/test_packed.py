@@ -91,6 +91,7 @@ def test_what_cannot_be_packed_is_refused(photos: Path, tmp_path: Path) -> None:
         pack_images(open_images(str(photos)), 0, folder=tmp_path)
 
 
+@pytest.mark.usefixtures("few_digits", "_no_figures")
 def test_a_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     small = ["--model", "test_vit", "--model_args", '{"depth": 1, "embed_dim": 32, "num_heads": 2}', "--device", "cpu"]

@@ -29,7 +29,7 @@ from patchcast.tokenizers.patches import PatchCodebook, PerUnit
 from patchcast.training.log import curve
 from tests.training.test_run import killed_at
 
-pytestmark = pytest.mark.usefixtures("few_digits")
+pytestmark = pytest.mark.usefixtures("few_digits", "_no_figures")
 
 SMALL = {"depth": 2, "width": 32, "heads": 4}
 DIGITS = ["--data", "digits", "--steps", "4", "--batch_size", "16", "--eval_every", "4", "--workers", "0"]

@@ -59,7 +59,7 @@ def finetune(shapes: Path, out: Path, *options: str, model: str = "test_vit") ->
 @pytest.fixture(scope="module")
 def segmenter(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "shapes"
-    options = ("--head", "conv", "--epochs", "30", "--lr", "0.003", "--tiles")
+    options = ("--head", "conv", "--epochs", "8", "--batch_size", "4", "--lr", "0.004", "--tiles")
     assert finetune(shapes, out, *options, model="test_efficientnet") == 0
     return out
 

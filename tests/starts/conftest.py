@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,20 @@ def _small_runs(few_digits: None) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _runs_without_figures(_no_figures: None) -> None:
+    """In every test of this folder."""
+
+
+@pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def copied(run: Path, out: Path) -> Path:
+    """A copy of a run, as if it had been trained there."""
+    config = (shutil.copytree(run, out) / "config.yaml").read_text()
+    (out / "config.yaml").write_text(config.replace(str(run), str(out)))
+    return out
 
 
 @pytest.fixture(scope="session")

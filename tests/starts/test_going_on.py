@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from patchcast.training.average import Average
 from patchcast.training.optimization import Optimization, freeze_blocks, layer_numbers, make_optimizer
 from patchcast.training.probing import BelowStartWarning, fallen
 from patchcast.training.sharding import whole
+from tests.starts.conftest import copied
 from tests.starts.test_started_runs import ARGS, AT_THE_END, OPTIONS, pretrain, recipe, weights
 
 
@@ -167,7 +167,7 @@ def test_the_better_weights_are_saved(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_row_0_is_the_start_and_a_fall_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--model", "test_vit", "--model_args", '{"depth": 1}', "--lr", "3e-3", "--batch_size", "64")
-    assert pretrain(tmp_path / "first", *words, steps=30) == 0
+    assert pretrain(tmp_path / "first", *words, "--probe_data", "none", steps=30) == 0
     start = ("--start", str(tmp_path / "first"), "--eval_every", "1", "--warmup", "0", "--freeze_first", "0")
     with pytest.warns(BelowStartWarning, match=r"step \d: below the weights that the run started from: .*at the start"):
         assert pretrain(tmp_path / "run", *start, "--lr", "5.0", "--layer_decay", "1", "--clip", "0", steps=3) == 0
@@ -196,21 +196,17 @@ def test_what_may_be_chance_is_not_warned_of() -> None:
 def test_a_run_is_continued_with_more_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, _ = weights(tmp_path / "theirs")
     every = ("--checkpoint_every", "2", "--eval_every", "2", "--start", str(file), "--probe_data", "none")
-    for name in ("whole", "stopped"):
-        assert pretrain(tmp_path / name, *every, steps=4) == 0
-        finished = load_file(tmp_path / name / "pretrainer.safetensors")
-        if name == "whole":
-            assert main(["pretrain", "--out", str(tmp_path / name), "--steps", "8"]) == 0
-            shown = " ".join(capsys.readouterr().out.split())
-            assert (
-                "after step 4, to 8 instead of 4: the learning rate is from here on that of a run of 8 steps" in shown
-            )
-            continue
-        assert pretrain(tmp_path / name, *every, steps=8) == 0, "the whole command does the same"
-        for gone in ("pretrainer.safetensors", "metrics.json", "checkpoints/step=8.ckpt"):
-            (tmp_path / name / gone).unlink()
-        file.unlink()
-        assert main(["pretrain", "--out", str(tmp_path / name)]) == 0
+    assert pretrain(tmp_path / "whole", *every, steps=4) == 0
+    finished = load_file(tmp_path / "whole" / "pretrainer.safetensors")
+    run = copied(tmp_path / "whole", tmp_path / "stopped")
+    assert main(["pretrain", "--out", str(tmp_path / "whole"), "--steps", "8"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "after step 4, to 8 instead of 4: the learning rate is from here on that of a run of 8 steps" in shown
+    assert pretrain(run, *every, steps=8) == 0, "the whole command does the same"
+    for gone in ("pretrainer.safetensors", "metrics.json", "checkpoints/step=8.ckpt"):
+        (run / gone).unlink()
+    file.unlink()
+    assert main(["pretrain", "--out", str(run)]) == 0
     whole, stopped = (load_file(tmp_path / name / "pretrainer.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
     assert any(not torch.equal(value, finished[name]) for name, value in whole.items())
@@ -220,9 +216,7 @@ def test_a_run_is_continued_with_more_steps(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_more_epochs_continue_a_run(first: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(first, tmp_path / "run")
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace(str(first), str(run)))
+    run = copied(first, tmp_path / "run")
     assert main(["pretrain", "--out", str(run), "--epochs", "0.3"]) == 0
     assert Resolved.load(run / "config.yaml").steps == round(0.3 * 288 / 16)
 
@@ -242,9 +236,10 @@ def test_a_finished_run_is_left_alone(
     assert sentence in capsys.readouterr().err
 
 
-def test_resume_start_and_overwrite_are_three_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    assert pretrain(run) == 0
+def test_resume_start_and_overwrite_are_three_things(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(first, tmp_path / "run")
     before = (run / "pretrainer.safetensors").read_bytes()
     (run / "notes.txt").write_text("mine")
     assert pretrain(run, "--start", str(run)) == 2
@@ -266,11 +261,10 @@ def test_resume_start_and_overwrite_are_three_things(tmp_path: Path, capsys: pyt
 
 
 def test_overwrite_typed_again_resumes_what_it_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
+    run = copied(first, tmp_path / "run")
     every = ("--checkpoint_every", "2", "--overwrite")
-    assert pretrain(run, "--seed", "3") == 0
     shape = loop.warmup_cosine
 
     def stopping(step: int, **how: Any) -> float:

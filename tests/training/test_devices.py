@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from patchcast.cli import main
 from patchcast.methods import METHODS
 from patchcast.training.log import curve
-from tests.forked import fork_ranks
+from tests.forked import fork, fork_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = '{"depth": 1, "embed_dim": 32, "num_heads": 2}'
@@ -66,6 +67,21 @@ def processes(arguments: list[str]) -> None:
     assert told.stdout.count("Done in ") == 1, "one process of them tells how it went"
 
 
+def launching(arguments: list[str], out: Path) -> None:
+    """Run a command that starts its second process itself: the first is forked, as `python -m tests.few`, and only the
+    second imports everything again."""
+
+    def first() -> int:
+        sys.argv = ["few", *arguments]
+        sys.modules["__main__"].__spec__ = find_spec("tests.few")
+        return main(arguments)
+
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    code, printed = fork(first, out.with_suffix(".txt"), PYTHONPATH=path, OMP_NUM_THREADS="1").wait()
+    assert code == 0, printed[-3000:]
+    assert printed.count("Done in ") == 1, "one process of them tells how it went"
+
+
 def assert_alike(alone: Path, together: Path) -> None:
     """Losses and weights to the rounding of sums in another order."""
     for metric in ("loss", "eval_loss", "feature_rank"):
@@ -95,7 +111,7 @@ def test_two_processes(method: str, how: str, tmp_path: Path) -> None:
     assert main(command(method, alone, "--probe_data", "digits")) == 0
     shared = command(method, together, "--probe_data", "digits", *FLAGS[how])
     if how == "ddp":
-        processes(shared)
+        launching(shared, together)
     else:
         ranks(shared, 2, together)
     assert_alike(alone, together)

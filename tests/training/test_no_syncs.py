@@ -55,11 +55,11 @@ METHODS = {
 
 
 def vit() -> Any:
-    return wrap("test_vit", img_size=8, patch_size=2, in_chans=1, depth=2, drop_path_rate=0.2)
+    return wrap("test_vit", img_size=8, patch_size=2, in_chans=1, depth=1, drop_path_rate=0.2)
 
 
 def train_on_meta(pretrainer: Pretrainer, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four steps, in two pieces each, clipped, with augmentation on the device; rows of the log would come later."""
+    """Three steps, in two pieces each, clipped, with augmentation on the device; rows of the log would come later."""
 
     def fabric(_: Engine) -> Fabric:
         return Fabric(strategy=SingleDeviceStrategy(torch.device("meta"), Meta()), precision="32-true")
@@ -83,7 +83,7 @@ def test_steps_read_nothing(method: str, tmp_path: Path, monkeypatch: pytest.Mon
     waits = Waits()
     pretrainer = METHODS[method](vit())
     pretrainer.target(torch.zeros(1, 1, 8, 8))  # a palette's table of codes is made on first use, on the CPU
-    with killed_at(4), before_updates(lambda step, _: waits.noted.clear() if step == 1 else None), waits:
+    with killed_at(3), before_updates(lambda step, _: waits.noted.clear() if step == 1 else None), waits:
         train_on_meta(pretrainer, tmp_path, monkeypatch)
     assert waits.noted == []
 

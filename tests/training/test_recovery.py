@@ -31,27 +31,16 @@ from tests.forked import fork
 from tests.training.test_run import before_updates, killed_at, run, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 80
+STEPS = 40
 MEASURED = ["--mean", "0.3", "--std", "0.4"]
 """Of the digits, which each run would measure again."""
 
 
 def command(method: str, out: Path) -> list[str]:
     small = ["--model_args", '{"depth": 1, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.2}']
-    often = ["--steps", str(STEPS), "--batch_size", "16", "--checkpoint_every", "7", "--eval_every", "50"]
-    what = [
-        "--method",
-        method,
-        "--model",
-        "test_vit",
-        "--data",
-        "digits",
-        "--out",
-        str(out),
-        "--no_pictures",
-        *MEASURED,
-    ]
-    return ["pretrain", *what, *small, *often]
+    often = ["--steps", str(STEPS), "--batch_size", "16", "--checkpoint_every", "7", "--eval_every", "25"]
+    what = ["--method", method, "--model", "test_vit", "--data", "digits", "--out", str(out), "--no_pictures"]
+    return ["pretrain", *what, *MEASURED, *small, *often]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
@@ -65,7 +54,7 @@ def kill_after_a_checkpoint(arguments: list[str], out: Path) -> None:
     """Run a command into the folder, and end it by SIGKILL at some moment after its first checkpoint."""
     process = fork(lambda: main(arguments), out.with_suffix(".txt"))
     process.until(lambda: list(out.glob("checkpoints/step=*.ckpt")))
-    time.sleep(random.Random(0).random() / 4)
+    time.sleep(random.Random(0).random() / 10)
     process.kill()
     code, printed = process.wait()
     assert code == -signal.SIGKILL, printed

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from patchcast.cli import main
+from patchcast.data import streamed
 from patchcast.training.log import read_metrics
 from tests.data.test_tar import png
 from tests.training.test_looks import MODELS
@@ -34,22 +35,13 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"hf-stream:{folder}"
 
 
-def test_a_run_on_a_stream_is_killed_and_goes_on(source: str, tmp_path: Path) -> None:
-    """Over the end of a window of 2,048 images, which holds the stream many times over."""
+def test_a_run_on_a_stream_is_killed_and_goes_on(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the end of a window, which holds the stream several times over: here of 512 images, not of 2,048."""
+    monkeypatch.setattr(streamed, "WINDOW", 512)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    often = ["--steps", "75", "--batch_size", "32", "--checkpoint_every", "9", "--eval_every", "50"]
-    command = [
-        "pretrain",
-        "--method",
-        "mae",
-        *MODELS["mae"],
-        "--image_size",
-        "8",
-        "--data",
-        source,
-        *often,
-        "--no_pictures",
-    ]
+    often = ["--steps", "48", "--batch_size", "16", "--checkpoint_every", "5", "--eval_every", "32"]
+    small = [*MODELS["mae"], "--image_size", "8"]
+    command = ["pretrain", "--method", "mae", *small, "--data", source, *often, "--no_pictures"]
     kill_after_a_checkpoint([*command, "--out", str(broken)], broken)
     assert main([*command, "--out", str(broken)]) == 0
     assert main([*command, "--out", str(whole)]) == 0

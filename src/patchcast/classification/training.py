@@ -59,8 +59,7 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         """All that the weights depend on."""
-        unused = {"workers"} if self.precision else {"workers", "precision"}
-        return {name: value for name, value in asdict(self).items() if name not in unused}
+        return {name: value for name, value in asdict(self).items() if name != "workers"}
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""Which file may import which, and which names stand twice. `python tests/rooms.py` is part of `make lint`.
+"""Which file may import which, which names stand twice, and whether docs/architecture.md has every file.
+
+`python tests/rooms.py` is part of `make lint`.
 
 Only the standard library: the files are parsed, not imported.
 """
@@ -6,13 +8,16 @@ Only the standard library: the files are parsed, not imported.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src"
+MAP = ROOT.parent / "docs" / "architecture.md"
 
 # From the bottom to the top: a file imports from its own layer and from those before it. The longest name counts.
 LAYERS: list[list[str]] = [
@@ -167,6 +172,22 @@ def _defined(path: Path) -> Iterator[str]:
             yield node.target.id
 
 
+def off_the_map(page: str, files: Iterable[str]) -> list[str]:
+    """Files that the map of a page lacks or has wrongly; of the backbones it names some only."""
+    named: list[str] = []
+    for line in page.partition("## The map")[2].splitlines():
+        cells, room = line.split("|"), ""
+        for name in re.findall(r"`([\w/*]+\.py)`", cells[2] if len(cells) > 2 else ""):
+            room = name.rpartition("/")[0] or room
+            named.append(name if "/" in name or not room else f"{room}/{name}")
+    files = [file for file in files if not file.endswith("__main__.py")]
+    wrong = [name for name in named if not any(fnmatch(file, name) for file in files)]
+    plain = [file for file in files if not file.endswith("__init__.py") and not file.startswith("backbones/")]
+    lacking = [file for file in plain if not any(fnmatch(file, name) for name in named)]
+    lines = [f"the map has {name}, which is not there" for name in wrong]
+    return [*lines, *(f"the map lacks {file}" for file in lacking)]
+
+
 def problems() -> list[str]:
     """One line for each thing that is wrong."""
     above = upward()
@@ -175,11 +196,13 @@ def problems() -> list[str]:
     twice, defined = files_twice(), names_twice()
     lines += [f"file name {name} stands twice: {', '.join(twice[name])}" for name in sorted(twice.keys() - FILES_TWICE)]
     lines += [f"{name} is defined in {', '.join(defined[name])}" for name in sorted(defined.keys() - NAMES_TWICE)]
+    files = [path.relative_to(ROOT / "patchcast").as_posix() for path in modules().values()]
+    lines += [f"{MAP.name}: {line}" for line in off_the_map(MAP.read_text(encoding="utf-8"), files)]
     done = [*(UPWARD - above), *(FILES_TWICE - twice.keys()), *(NAMES_TWICE - defined.keys())]
     return [*lines, *(f"{entry} is no problem any more: take it off its list in tests/rooms.py" for entry in done)]
 
 
 if __name__ == "__main__":
     found = problems()
-    print("\n".join(found) or "rooms: no circle, no upward import, no new name twice")
+    print("\n".join(found) or "rooms: no circle, no upward import, no new name twice, every file on the map")
     sys.exit(bool(found))

@@ -147,9 +147,14 @@ def test_used_up_memory_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: Any, **__: Any) -> None:
         torch.empty(2**60)
 
-    monkeypatch.setattr("patchcast.runs.pretraining.train", fail)
-    with pytest.raises(ValueError, match="too small for 16 images at once; --accumulate 2 takes 8 at once"):
-        pretrain(recipe(tmp_path / "run", steps=2))
+    sentence = "too small for 16 images at once; --accumulate 2 takes 8 at once"
+    with monkeypatch.context() as patch:
+        patch.setattr("patchcast.runs.pretraining.train", fail)
+        with pytest.raises(ValueError, match=sentence):
+            pretrain(recipe(tmp_path / "run", steps=2))
+    monkeypatch.setattr(Rehearsal, "grow", fail)
+    with pytest.raises(ValueError, match=sentence):
+        dry_run(recipe(tmp_path / "dry", steps=2))
     one = replace(start_run(recipe(tmp_path / "other", batch_size=1, steps=2)).recipe)
     assert "for 1 images at once; give --checkpointing" in out_of_memory(torch.OutOfMemoryError(), one)
     assert out_of_memory(RuntimeError("something else"), one) == ""

@@ -10,7 +10,7 @@ import pytest
 from tests import rooms
 
 
-def test_no_circle_no_upward_import_and_no_new_name_twice() -> None:
+def test_no_circle_no_upward_import_no_new_name_twice_and_a_true_map() -> None:
     assert rooms.problems() == []
 
 
@@ -27,6 +27,17 @@ def test_the_check_sees_imports_inside_functions_and_not_those_for_types(tmp_pat
 def test_a_file_without_a_layer_is_named() -> None:
     with pytest.raises(KeyError, match="attic has no layer"):
         rooms.layer("attic")
+
+
+def test_a_map_that_is_not_true() -> None:
+    page = (
+        "`losses.py`\n## The map\n| | `plans/plan.py`, `orders.py` | `views.py` |\n| | `data/*_source.py` | sources |"
+    )
+    files = ["plans/plan.py", "plans/__init__.py", "views.py", "data/tar_source.py", "backbones/coat.py"]
+    assert rooms.off_the_map(page, files) == [
+        "the map has plans/orders.py, which is not there",
+        "the map lacks views.py",
+    ]
 
 
 def test_light_modules_load_no_timm() -> None:

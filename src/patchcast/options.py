@@ -291,8 +291,8 @@ class FinetuneClassifier:
         untrained: start from random weights: what the start has to beat.
         seed: of held-out images, new weights, order and augmentation.
         device: where the model is trained.
-        precision: of matrix products in training; weights stay fp32. bf16 on a recent CPU is twice as fast or more.
-            Default: bf16 on a GPU, else fp32.
+        precision: of matrix products in training; weights stay fp32. On a CPU bf16 is faster where the processor has
+            instructions for it, and slower elsewhere. Default: bf16 on a GPU, else fp32.
         workers: processes that read images. Default: none on the CPU.
     """
 

@@ -115,8 +115,11 @@ def test_a_stopped_training_reaches_the_same_weights(
     assert "is finished" in " ".join(capsys.readouterr().out.split())
 
 
-def test_training_in_bf16(run: Path, photos: Photos, tmp_path: Path) -> None:
-    """Products in bf16 with explicit attention, weights and validation in fp32, and the model as it was afterwards."""
+def test_training_in_bf16(run: Path, photos: Photos, tmp_path: Path, capsys: Any) -> None:
+    """Products in bf16 with explicit attention, weights and validation in fp32, and the model as it was afterwards.
+
+    The folder is not continued in another precision, also where none is given.
+    """
     seen = set[tuple[Any, ...]]()
 
     def note(layer: Any, _: Any, out: Any) -> None:
@@ -124,10 +127,15 @@ def test_training_in_bf16(run: Path, photos: Photos, tmp_path: Path) -> None:
             seen.add((torch.is_grad_enabled(), out.dtype, layer.fused_attn, layer.qkv.weight.dtype))
 
     given = ["--no_freeze", "--epochs", "1", "--batch_size", "8", "--precision", "bf16", "--device", "cpu"]
+    words = ["finetune", str(run), "--data", str(photos.labeled), "--out", str(tmp_path / "model"), *given]
     with torch.nn.modules.module.register_module_forward_hook(note):
-        code = main(["finetune", str(run), "--data", str(photos.labeled), *given, "--out", str(tmp_path / "model")])
-    assert code == 0
+        assert main(words) == 0
     assert seen == {(True, torch.bfloat16, False, torch.float32), (False, torch.float32, True, torch.float32)}
+    assert json.loads((tmp_path / "model" / "metrics.json").read_text())["how"].endswith(", in bf16")
+    place = words.index("--precision")
+    capsys.readouterr()
+    assert main([*words[:place], *words[place + 2 :]]) == 2
+    assert "holds another classifier (precision differ)" in capsys.readouterr().err
 
 
 def test_the_best_epoch_is_chosen(tuned: Path) -> None:

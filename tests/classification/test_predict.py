@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,14 @@ def test_search_finds_an_image_itself_first(run: Path, photos: Photos, tmp_path:
     capsys.readouterr()
     assert main(["search", str(run), str(photos.new), "--data", str(photos.labeled)]) == 2
     assert "give one image file" in capsys.readouterr().err
+
+
+def test_names_with_markup_are_printed_as_they_are(tuned: Path, photos: Photos, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "[red]"
+    folder.mkdir()
+    file = shutil.copy(photos.new / "red-0.png", folder / "a.png")
+    assert main(["predict", str(tuned), str(folder)]) == 0
+    assert main(["search", str(tuned), str(file), "--data", str(folder), "--out", str(folder / "near.png")]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert shown.count("[red]/a.png") == 2
+    assert "[red]/near.png" in shown

@@ -100,6 +100,17 @@ def test_data_that_is_not_there_is_refused_without_torch() -> None:
         check_data("photo")
 
 
+def test_weights_of_a_named_model_are_looked_for_by_their_file(tmp_path: Path) -> None:
+    """`compare`, `probe --against` and others take MODEL=FILE."""
+    from patchcast.early_checks import check_network
+
+    file = tmp_path / "weights.pth"
+    with pytest.raises(ValueError, match=r"there is no file .*weights\.pth"):
+        check_network(f"test_vit={file}")
+    file.touch()
+    check_network(f"test_vit={file}")
+
+
 def test_the_help_names_every_command_once_and_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     told = capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from patchcast.backbones import wrap
+from patchcast.classification.training import Settings
 from patchcast.cli import main
 from patchcast.data import Augment
 from patchcast.data.masks import open_masked, read_mask
@@ -22,6 +24,7 @@ from patchcast.segmentation.masked_data import AugmentedMasks, places_of_tiles
 from patchcast.segmentation.segmenter import Segmenter
 from patchcast.segmentation.segmenter_card import segmenter_code
 from patchcast.segmentation.segmenter_folder import FineTunedSegmenter, open_segmenter
+from patchcast.segmentation.segmenter_plan import SegmenterPlan
 
 COLORS = ((20, 20, 20), (220, 30, 30), (30, 30, 220))
 
@@ -89,6 +92,13 @@ def predict(segmenter: Path, shapes: Path, out: Path) -> int:
 def rows_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "masks.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def test_a_precision_that_was_given_is_named() -> None:
+    settings = Settings(epochs=2, batch_size=4, lr=0.003, precision="bf16")
+    plan = SegmenterPlan("linear", True, "none", False, False, settings)
+    assert str(plan).endswith(", augmentation none, in bf16")
+    assert str(replace(plan, settings=replace(settings, precision=None))).endswith(", augmentation none")
 
 
 def test_shapes_are_found(segmenter: Path) -> None:

@@ -59,8 +59,7 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         """All that the weights depend on."""
-        unused = {"workers"} if self.precision else {"workers", "precision"}
-        return {name: value for name, value in asdict(self).items() if name not in unused}
+        return {name: value for name, value in asdict(self).items() if name != "workers"}
 
 
 @dataclass
@@ -181,7 +180,7 @@ def train_epochs(
             shape = warmup_cosine(step, steps=steps, warmup=WARMUP)
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * group["lr_scale"] * shape
-            with autocast_on(device, settings.precision), attending(model, settings.precision, device):
+            with autocast_on(device, settings.precision), explicit_on_cpu(model, settings.precision, device):
                 logits = model(pictures)
             found_loss = loss(logits.float(), targets)
             optimizer.zero_grad()
@@ -237,17 +236,17 @@ def best_of(rows: list[dict[str, Any]], measure: str = "accuracy") -> dict[str, 
     return max(rows, key=lambda row: (row[f"validation_{measure}"], -row["validation_loss"]))
 
 
-def autocast_on(device: str, precision: Precision | None = None) -> Any:
+def autocast_on(device: str, precision: Precision | None = None) -> torch.autocast:
+    """Matrix products inside are in this precision; None for bf16 on a GPU, else fp32."""
     is_bf16 = device.startswith("cuda") if precision is None else precision == "bf16"
     return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=is_bf16)
 
 
 @contextmanager
-def attending(model: nn.Module, precision: Precision | None, device: str) -> Iterator[None]:
+def explicit_on_cpu(model: nn.Module, precision: Precision | None, device: str) -> Iterator[None]:
     """In bf16 on a CPU attention takes explicit products, which are faster there than torch's fused kernel."""
-    layers = [layer for layer in model.modules() if getattr(layer, "fused_attn", None) is True]
-    if precision != "bf16" or device != "cpu":
-        layers = []
+    fused = [layer for layer in model.modules() if getattr(layer, "fused_attn", None) is True]
+    layers = fused if precision == "bf16" and device == "cpu" else []
     for layer in layers:
         layer.fused_attn = False  # type: ignore[assignment]
     try:

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from patchcast.backbones.tiled import Tiled
+from patchcast.data.names import escape
 from patchcast.drawing.figures import draw_dependencies
 from patchcast.files import write_figure
 from patchcast.folder_files import CONFIG
@@ -43,9 +44,9 @@ def run_check(source: Path, *, out: Path | None = None) -> bool:
     write_figure(dependency_figure(small, images, title=f"{recipe.method} on {recipe.model}"), out)
     verdict = dataclasses.replace(verdict, leaks={**verdict.leaks, "at full size": leaks_at_full_size})
     grid = small.backbone.grid(small.backbone.image_size)
-    console.print(f"{recipe.method} on {recipe.model}, on {grid} units:")
+    console.print(f"{recipe.method} on {escape(recipe.model)}, on {grid} units:")
     console.print(f"{verdict}", style="green" if verdict.honest else "red")
-    console.print(f"What each prediction depends on: {out} ({time.perf_counter() - began:.0f} s)")
+    console.print(f"What each prediction depends on: {escape(out)} ({time.perf_counter() - began:.0f} s)")
     return verdict.honest
 
 

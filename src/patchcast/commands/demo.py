@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from patchcast.comparison.few_labels_rows import (
     few_labels_record,
     few_labels_summary,
 )
+from patchcast.data.names import escape
 from patchcast.evaluation.label_budgets import FewLabels, few_labels
 from patchcast.evaluation.labeled import open_labeled
 from patchcast.evaluation.protocol import OURS, UNTRAINED, new_table
@@ -58,7 +60,7 @@ def demo(out: Path, *, table: bool = False) -> None:
     """
     console = Console(highlight=False)
     if (out / EVERYTHING).is_file():
-        console.print(f"{out} holds a finished run; its features are compared again.")
+        console.print(f"{escape(out)} holds a finished run; its features are compared again.")
     else:
         console.print("Pretraining on 4,000 handwritten digits without their labels: about two minutes.\n")
         pretrain(demo_recipe(out), says_next=False)
@@ -79,8 +81,8 @@ def demo(out: Path, *, table: bool = False) -> None:
         f"{same[UNTRAINED]:.0%} before training."
     )
     pictures = [out / "reconstructions.png", out / "neighbors.png"]
-    links = " and ".join(f"[link={picture.resolve().as_uri()}]{picture}[/link]" for picture in pictures)
-    console.print(f"Look at {links}. Next: [bold]patchcast report {out}[/]", soft_wrap=True)
+    links = " and ".join(f"[link={picture.resolve().as_uri()}]{escape(picture)}[/link]" for picture in pictures)
+    console.print(f"Look at {links}. Next: [bold]patchcast report {escape(shlex.quote(str(out)))}[/]", soft_wrap=True)
 
 
 def _print_table(console: Console, few: Mapping[str, list[FewLabels]], description: str) -> None:

@@ -132,9 +132,8 @@ def _table(rows: list[Prediction], top: int) -> Table:
     table.columns[0].overflow, table.columns[1].no_wrap = "fold", True
     for row in rows:
         values = [row[name] for name in prediction_columns(top)[1:]]
-        table.add_row(
-            row["path"], ", ".join(f"{name} {share:.3f}" for name, share in zip(values[::2], values[1::2], strict=True))
-        )
+        shares = ", ".join(f"{name} {share:.3f}" for name, share in zip(values[::2], values[1::2], strict=True))
+        table.add_row(escape(row["path"]), escape(shares))
     return table
 
 

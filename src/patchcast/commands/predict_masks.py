@@ -8,6 +8,7 @@ from rich.progress import track
 from patchcast import options
 from patchcast.data.images import Unreadable
 from patchcast.data.listed import open_listed
+from patchcast.data.names import escape
 from patchcast.segmentation.predicted_masks import TABLE_OF_MASKS, MaskRow, write_mask, write_table_of_masks
 from patchcast.segmentation.segmenter_folder import open_segmenter
 
@@ -41,7 +42,8 @@ def predict_masks(given: options.Predict, device: str) -> None:
         raise ValueError(f"none of the {len(work):,} images can be read")
     write_table_of_masks(rows, tuned.names, given.out)
     console.print(
-        f"Wrote {len(rows):,} masks and overlays to {given.out}, and {TABLE_OF_MASKS} with the share of each class."
+        f"Wrote {len(rows):,} masks and overlays to {escape(given.out)}, and {TABLE_OF_MASKS} with the share of each "
+        "class."
     )
     for one in bad:
         console.print(f"  could not be read: {one.path}: {one.reason}", markup=False)

@@ -96,7 +96,7 @@ def dry_run(recipe: Recipe) -> Forecast:
     if not uses_cuda(recipe.device):
         keep_freed_memory()
     run = start_run(recipe)
-    with stage("Measuring the speed of a few steps"):
+    with stage("Measuring the speed of a few steps"), memory_in_words(run.recipe):
         run, forecast = foresee(run, recipe, in_full=True)
     _describe(run, console)
     if forecast.choice is not None:

@@ -67,10 +67,10 @@ def few_labels_summary(few: Mapping[str, list[FewLabels]]) -> str:
         low, high = max(found.difference.low, -1.0), min(found.difference.high, 1.0)
         words = f"{name} ({100 * found.difference.value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}])"
         (better if low > 0 else not_better).append(words)
-    told = [f"better than {', '.join(better)}"] if better else []
-    told += [f"not better than {', '.join(not_better)}"] if not_better else []
+    verdicts = [f"better than {', '.join(better)}"] if better else []
+    verdicts += [f"not better than {', '.join(not_better)}"] if not_better else []
     compared = ", ".join(f"{name} {100 * at[name].mean:.1f}" for name in others)
-    verdict = "; ".join(told)
+    verdict = "; ".join(verdicts)
     return (
         f"With {SUMMARIZED} labels per digit, {100 * at[OURS].mean:.1f} % of digits are recognized; {compared}.\n"
         f"{verdict[:1].upper()}{verdict[1:]}."

@@ -61,6 +61,7 @@ class SegmenterPlan:
         return (
             f"a {self.head} head on {trained}, {self.settings.epochs} epochs in batches of "
             f"{self.settings.batch_size} at {self.settings.lr:g}{', tiles' * self.tiled}, augmentation {self.augment}"
+            f"{f', in {self.settings.precision}' if self.settings.precision else ''}"
         )
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,8 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 
 from patchcast.data.splits import draw_per_class, stratified_split
-from patchcast.evaluation import Features, few_labels, paired_differences, ridge_accuracy
+from patchcast.evaluation import Features, feature_protocol, few_labels, paired_differences, ridge_accuracy
+from patchcast.evaluation.feature_protocol import FeatureProtocol
 from patchcast.evaluation.ridge import PENALTIES
 
 
@@ -88,3 +92,28 @@ def test_pairs_of_different_draws_are_refused(digits):
         paired_differences(ours, few_labels(*digits, per_class=(2,), draws=2, seed=1))
     with pytest.raises(ValueError, match="at least 2 draws"):
         few_labels(*digits, draws=1)
+
+
+def test_small_features_are_probed_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a network runs on a GPU too; few labels are, whatever the size of the features."""
+    moved: list[str] = []
+    few = feature_protocol.few_labels
+
+    def to(features: Features, device: str) -> Features:
+        moved.append(device)
+        return features
+
+    def few_first(*given: Any, **how: Any) -> Any:
+        assert not moved
+        return few(*given, **how)
+
+    monkeypatch.setattr(Features, "to", to)
+    monkeypatch.setattr(feature_protocol, "few_labels", few_first)
+    features = Features(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
+    protocol: Any = SimpleNamespace(
+        per_class=(1,), options=SimpleNamespace(draws=2), request=SimpleNamespace(device="cuda")
+    )
+    for least, wanted in ((161, []), (160, ["cuda", "cuda"])):
+        monkeypatch.setattr(feature_protocol, "FITTED_ON_GPU", least)
+        FeatureProtocol._score(protocol, features, features)
+        assert moved == wanted

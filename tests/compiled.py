@@ -79,7 +79,7 @@ def check_pretrainer(method: str) -> None:
     """It draws its own plans, for batches of any size."""
     torch.manual_seed(0)
     torch.compiler.reset()
-    pretrainer = methods.small(method, wrap("test_vit", img_size=64))
+    pretrainer = methods.small(method, wrap("test_vit", img_size=64, depth=2))
     batches = [torch.randn(count, 3, 64, 64) for count in (2, 3, 4)]  # from the second on, for any size
     losses = []
     for compiled in (False, True):
@@ -92,6 +92,7 @@ def check_pretrainer(method: str) -> None:
 
 def check_examples(module: str) -> None:
     """Those of a module's docstrings that compile: `examine` runs a method in every way of training it."""
+    torch.compiler.reset()
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 

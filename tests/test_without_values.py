@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torchvision.models import swin_t, vit_b_16
+from torchvision.models import VisionTransformer, swin_t
 
 from patchcast import methods as patchcast_methods
 from patchcast.backbones import Backbone, CannotError, wrap
@@ -29,7 +29,7 @@ from tests.without_values import Waits, forward_on_fake_cuda, step_on_meta
 OTHERS: dict[str, Callable[[], Backbone]] = {
     "tiles": lambda: tiled("rotary"),
     "tiles, relative": lambda: tiled("relative"),
-    "torchvision's ViT": lambda: wrap(vit_b_16(image_size=32, num_layers=1, hidden_dim=48, num_heads=3, mlp_dim=48)),
+    "torchvision's ViT": lambda: wrap(VisionTransformer(32, 16, num_layers=1, num_heads=3, hidden_dim=48, mlp_dim=48)),
     "torchvision's Swin": lambda: wrap(swin_t(), img_size=(64, 96)),
     "painted": lambda: wrap("test_convnext", img_size=(64, 96)),
 }

@@ -52,6 +52,17 @@ def test_a_head_that_was_fitted(run: Path, photos: Photos, tmp_path: Path) -> No
         assert f"{row['strength']:.3g} {100 * row['validation_accuracy']:.1f}" in said
 
 
+def test_random_weights_are_called_so(run: Path, photos: Photos, tmp_path: Path) -> None:
+    """Or what training from scratch reaches would be taken for the pretrained weights' result."""
+    out, page = tmp_path / "scratch", tmp_path / "page.html"
+    given = ["--untrained", "--epochs", "1", "--batch_size", "8", "--device", "cpu"]
+    assert main(["finetune", str(run), "--data", str(photos.labeled), *given, "--out", str(out)]) == 0
+    assert f"# {run.name}, untrained on {photos.labeled.name}" in (out / "README.md").read_text()
+    for folders in ([out], [out, run]):
+        assert main(["report", *map(str, folders), "--out", str(page)]) == 0
+        assert f"{run.name}, untrained" in text_of(page)
+
+
 def test_models_without_a_run_are_compared_and_shown_together(
     tuned: Path, run: Path, photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,7 +76,7 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
             f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test images of "
             f"{len(data.names)} classes ({data.phrase})."
         )
-        console.print(f"{escape(network.name)}: {plan}.")
+        console.print(f"{escape(network.described)}: {plan}.")
         began = time.process_time()
         chosen = fit_classifier(model, network, data, plan, given.out, device)
         seconds = time.process_time() - began
@@ -86,7 +86,7 @@ def finetune_classifier(given: options.FinetuneClassifier) -> None:
         metrics["command"] = shlex.join(_command(given))
         channels = network.backbone.channels
         write_classifier_card(
-            given.out, network.name, given.data, data.names, metrics, _command(given), channels=channels
+            given.out, network.described, given.data, data.names, metrics, _command(given), channels=channels
         )
         write_text(given.out / RESULTS, json.dumps(metrics, indent=2) + "\n")
         shutil.rmtree(given.out / "checkpoints", ignore_errors=True)

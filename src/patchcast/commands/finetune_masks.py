@@ -59,7 +59,7 @@ def finetune_segmenter(
             return
         console.print(
             f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test masks of "
-            f"{len(data.names)} classes.\n{escape(network.name)}: {plan}."
+            f"{len(data.names)} classes.\n{escape(network.described)}: {plan}."
         )
         began = time.process_time()
         rows = fit_segmenter(model, tuned, data, plan, plan.augmentation(network), given.out, device)
@@ -75,7 +75,7 @@ def finetune_segmenter(
             "command": shlex.join(words),
         }
         write_segmenter_card(
-            given.out, network.name, given.data, data.names, metrics, words,
+            given.out, network.described, given.data, data.names, metrics, words,
             channels=tuned.channels, size=tuned.size, tiled=tuned.tiled,
         )  # fmt: skip
         write_text(given.out / RESULTS, json.dumps(metrics, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ class ModelNumbers:
     """A fine-tuned model and its results.
 
     Attributes:
-        start: what training started from.
+        start: what training started from, in words.
         data: the words of its labeled images.
         metrics: the contents of metrics.json.
     """
@@ -71,5 +72,6 @@ def read_model(folder: Path) -> ModelNumbers:
     """
     if not (folder / RESULTS).exists():
         raise ValueError(f"fine-tuning has not finished in {folder}; the same command resumes it")
-    begun = read_json(folder / BEGUN)
-    return ModelNumbers(folder, begun["model"], begun["data"], read_json(folder / RESULTS))
+    begun, metrics = read_json(folder / BEGUN), read_json(folder / RESULTS)
+    untrained = "--untrained" in shlex.split(metrics.get("command", ""))
+    return ModelNumbers(folder, begun["model"] + ", untrained" * untrained, begun["data"], metrics)

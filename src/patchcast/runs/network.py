@@ -49,6 +49,11 @@ class Network:
     squash: bool = False
 
     @property
+    def described(self) -> str:
+        """Its name, and whether its weights are random."""
+        return self.name if self.is_trained else f"{self.name}, untrained"
+
+    @property
     def recipe(self) -> Resolved | None:
         """Of the run; None for a timm model."""
         return None if self.run is None else self.run.recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from lightning_utilities.core import rank_zero
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, Subset
 
@@ -174,6 +176,15 @@ def test_gradients_are_clipped_in_any_precision(precision: Literal["fp32", "bf16
             float((one - two).abs().max()) for one, two in zip(pretrainer.parameters(), before, strict=True)
         )
     assert moved[1e-12] < 1e-3 * moved[None]
+
+
+def test_advice_about_fp32_products_is_not_printed(caplog: pytest.LogCaptureFixture) -> None:
+    """Lightning gives it on GPUs that have tensor cores; other lines of its logger stay."""
+    Engine("fp32", "cpu", 1, 1, 1).fabric()
+    with caplog.at_level(logging.INFO, logger=rank_zero.log.name):
+        rank_zero.log.info("you should set `torch.set_float32_matmul_precision('medium' | 'high')`")
+        rank_zero.log.info("something else")
+    assert caplog.messages == ["something else"]
 
 
 def test_norms_biases_positions_and_tokens_are_not_decayed() -> None:

@@ -13,6 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import ModelParallelStrategy, Strategy
+from lightning_utilities.core import rank_zero
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import ImageBatch
@@ -56,8 +57,8 @@ class Engine:
         Fabric's own precision stays fp32, because its conversion of inputs fails on frozen dataclasses such as plans.
         `LossModule` sets the precision instead.
         """
-        for name in ("lightning.fabric", "lightning.pytorch"):  # Fabric logs under both names
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+        rank_zero.log.addFilter(is_no_advice)  # Fabric's logger, or Lightning's where that is imported as well
         ranks = self.devices * self.nodes
         strategy: str | Strategy = "ddp" if ranks > 1 else "auto"
         if self.sharded:
@@ -95,6 +96,11 @@ class LossModule(nn.Module):
         self.losses = output.losses
         loss: Tensor = output.loss
         return loss
+
+
+def is_no_advice(record: logging.LogRecord) -> bool:
+    """False for the advice to multiply fp32 matrices with less precision: products are in bf16 where that is wanted."""
+    return "set_float32_matmul_precision" not in record.getMessage()
 
 
 @contextmanager

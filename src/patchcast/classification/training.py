@@ -245,8 +245,9 @@ def autocast_on(device: str, precision: Precision | None = None) -> torch.autoca
 @contextmanager
 def explicit_on_cpu(model: nn.Module, precision: Precision | None, device: str) -> Iterator[None]:
     """In bf16 on a CPU attention takes explicit products, which are faster there than torch's fused kernel."""
-    fused = [layer for layer in model.modules() if getattr(layer, "fused_attn", None) is True]
-    layers = fused if precision == "bf16" and device == "cpu" else []
+    layers: list[nn.Module] = []
+    if precision == "bf16" and device == "cpu":
+        layers = [layer for layer in model.modules() if getattr(layer, "fused_attn", None) is True]
     for layer in layers:
         layer.fused_attn = False  # type: ignore[assignment]
     try:

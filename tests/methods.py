@@ -126,6 +126,7 @@ VARIANTS: dict[str, Callable[[Backbone], Pretrainer]] = {
     "simmim, painted": painted,
     "mae, painted": mae_painted,
     "mae, visible too": lambda backbone: small("mae", backbone, visible_weight=0.1),
+    "mae, convolutions": lambda backbone: small("mae", backbone, decoder_kernel=3),
     "mae of a teacher": mae_of_a_teacher,
     "mae and a teacher": mae_and_a_teacher,
     "mae with a teacher": lambda backbone: small(
@@ -134,7 +135,9 @@ VARIANTS: dict[str, Callable[[Backbone], Pretrainer]] = {
     "distill by replacement": distill_by_replacement,
     "simmim of codes": simmim_of_codes,
     "ijepa by replacement": ijepa_by_replacement,
+    "ijepa, pixels too": lambda backbone: small("ijepa", backbone, local=True, pixel_weight=0.5),
     "data2vec by replacement": data2vec_by_replacement,
+    "data2vec, pixels too": lambda backbone: small("data2vec", backbone, local=True, pixel_weight=0.5),
     "aim, linear head": lambda backbone: small("aim", backbone, head_depth=0),
     "aim, causal": lambda backbone: small("aim", backbone, plan=RasterOrder(random_prefix=False)),
     "aim, random order": lambda backbone: small("aim", backbone, plan=RandomOrder()),

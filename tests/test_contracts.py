@@ -30,6 +30,7 @@ BACKBONES: dict[str, Callable] = {
 GOLDEN = {
     "mae": 1.1052496,
     "mae, visible too": 1.1066984,
+    "mae, convolutions": 1.0918138,
     "simmim": 0.9644015,
     "beit": 0.7378784,
     "distill": 0.6324776,
@@ -39,6 +40,8 @@ GOLDEN = {
     "nepa": 0.9719796,
     "data2vec": 1.9926826,
     "data2vec by replacement": 2.3286917,
+    "data2vec, pixels too": 1.8252001,
+    "ijepa, pixels too": 0.9283140,
     "simmim, painted": 0.9585516,
     "mae, painted": 1.1049687,
     "mae of a teacher": 0.5064643,

@@ -49,11 +49,11 @@ def test_the_papers_settings(method: str, model: str, batch: int, lr: float, par
 
 
 def test_what_was_measured_here() -> None:
-    """MAE on EuroSAT: batches of 128 before 32, rates from 0.001 to 0.003, a decoder of two blocks of width 128."""
+    """MAE on EuroSAT: batches of 128 before 32, rates from 0.001 to 0.003, and a decoder of convolutions."""
     found = by_rule("mae", "vit_tiny_patch16_224", 5000, model_args=SMALL)
     assert found.batch_size == 128
     assert 1e-3 <= found.lr <= 3e-3
-    assert found.method_args == {"decoder_width": 128, "decoder_depth": 2}
+    assert found.method_args == {"decoder_width": 128, "decoder_depth": 3, "decoder_kernel": 3}
     assert found.epochs == 256
     assert 1e-3 <= by_rule("mae", "vit_tiny_patch16_224", 5000, model_args=SMALL, batch_size=64).lr <= 3e-3
     assert by_rule("aim", "vit_tiny_patch16_224", 5000, model_args=SMALL, batch_size=64).lr == pytest.approx(1e-3)
@@ -74,15 +74,27 @@ def test_what_is_given_stays() -> None:
     given: dict[str, Any] = {"batch_size": 48, "lr": 1e-5, "warmup": 0.2, "epochs": 3.0}
     found = by_rule("mae", "test_vit", 5000, **given, method_args={"decoder_depth": 5, "mask_ratio": 0.6})
     assert {name: getattr(found, name) for name in given} == given
-    assert found.method_args == {"decoder_depth": 5, "mask_ratio": 0.6, "decoder_width": 32}
+    assert found.method_args == {"decoder_depth": 5, "mask_ratio": 0.6, "decoder_width": 32, "decoder_kernel": 3}
     assert not choose_defaults(found, METHODS["mae"], 5000)
+
+
+@pytest.mark.parametrize("given", [{"decoder_heads": 2}, {"decoder_kernel": None}])
+def test_a_decoder_with_attention_has_the_papers_proportions(given: dict[str, Any]) -> None:
+    found = by_rule("mae", "vit_tiny_patch16_224", 5000, model_args=SMALL, method_args=given)
+    assert found.method_args == {"decoder_width": 128, "decoder_depth": 2, **given}
+
+
+def test_many_images_take_the_papers_decoder() -> None:
+    few, many = (by_rule("mae", "vit_tiny_patch16_224", images).method_args for images in (100_000, 100_001))
+    assert few["decoder_kernel"] == 3
+    assert "decoder_kernel" not in many
 
 
 def test_a_run_that_has_begun_keeps_its_values(tmp_path: Path) -> None:
     """One of an earlier version too, by the command that began it: batches of 256, and the paper's decoder."""
     command = Recipe("mae", "test_vit", "digits", tmp_path / "run", model_args={"depth": 1}, steps=2)
     now = start_run(command).recipe
-    assert (now.batch_size, now.method_args["decoder_depth"]) == (64, 1)
+    assert (now.batch_size, now.method_args["decoder_depth"]) == (64, 3)
     earlier = dataclasses.replace(now, batch_size=256, lr=1.5e-4, method_args={"decoder_width": 32}, epochs=0.36)
     earlier.out.mkdir()
     earlier.save(earlier.out / "config.yaml")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+Loss = Callable[[Float[Tensor, "B G P T"], Tensor], Float[Tensor, "B G P"]]
 
 
 def squared(prediction: Float[Tensor, "B G P T"], target: Float[Tensor, "B G P T"]) -> Float[Tensor, "B G P"]:

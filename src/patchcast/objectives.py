@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from patchcast.backbones.backbone import Backbone, ImageBatch
+from patchcast.losses import Loss, squared
 from patchcast.plans import Plan
 from patchcast.predictors import Predictor
-from patchcast.targets import Target
+from patchcast.targets import Pixels, Target
 from patchcast.views import Context
 
 
@@ -28,7 +29,7 @@ class Objective:
 
     predictor: Predictor
     target: Target
-    loss: Callable[[Float[Tensor, "B G P T"], Tensor], Float[Tensor, "B G P"]]
+    loss: Loss
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -200,6 +201,29 @@ class SumOfLosses:
 
     def __call__(self, prediction: Float[Tensor, "B G P T"], target: Tensor) -> Float[Tensor, "B G P"]:
         return self.join(self.each(prediction, target))
+
+
+def with_pixels(teacher: Target, loss: Loss, backbone: Backbone, weight: float) -> tuple[Target, Loss]:
+    """A teacher's features and, unless the weight is 0, normalized pixels with them, for one predictor; and the loss.
+
+    >>> from patchcast import EMAFeatures, smooth_l1, wrap
+    >>> backbone = wrap("test_vit", img_size=32)
+    >>> target, loss = with_pixels(EMAFeatures(backbone), smooth_l1, backbone, 0.5)
+    >>> target.outputs == backbone.width + 3 * 16 * 16
+    True
+
+    Args:
+        weight: of the squared error of pixels; that of the teacher's loss is 1.
+    Raises:
+        ValueError: if the weight is negative or not a number.
+    """
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"pixel_weight is a number of 0 or more; got {weight}")
+    if weight == 0:
+        return teacher, loss
+    pixels = Pixels(backbone.stride, channels=backbone.channels, normalize=True)
+    targets = Targets({"features": teacher, "pixels": pixels})
+    return targets, SumOfLosses({"features": (loss, 1.0), "pixels": (squared, weight)}, targets)
 
 
 def _parts(joined: Num[Tensor, "*B T"], widths: Mapping[str, int]) -> dict[str, Num[Tensor, "*B _"]]:

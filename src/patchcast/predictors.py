@@ -14,7 +14,7 @@ from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from patchcast.backbones.backbone import additive
+from patchcast.backbones.backbone import Backbone, additive
 from patchcast.geometry import Grid, take
 from patchcast.plans import MaskPlan, Plan
 from patchcast.positions import Positions
@@ -398,6 +398,39 @@ def and_valid(
     column = torch.cat([is_valid[:, None].expand(-1, predicted.shape[1], -1), predicted], dim=2).flatten(0, 1)
     mask = column[:, None, None].expand(-1, -1, column.shape[1], -1)
     return mask if can_see is None else mask & can_see
+
+
+def decoder_for(
+    backbone: Backbone,
+    outputs: int,
+    *,
+    width: int | None = None,
+    depth: int = 8,
+    heads: int | None = None,
+    kernel: int | None = None,
+) -> Decoder | ConvDecoder:
+    """A decoder from a backbone's features to `outputs` values of each unit.
+
+    >>> from patchcast.backbones import wrap
+    >>> type(decoder_for(wrap("test_vit"), 12, depth=2, kernel=3)).__name__
+    'ConvDecoder'
+
+    Args:
+        width: None: 512, or about the backbone's width if that is smaller.
+        depth: blocks or layers.
+        heads: attention heads per block; None: heads of 32 channels.
+        kernel: units per side of the kernel of a `ConvDecoder`; None: a `Decoder`, with attention.
+    Raises:
+        ValueError: if both `heads` and `kernel` are given, or the decoder refuses a size.
+    """
+    width = width or usable_width(min(512, backbone.width))
+    embed, head = nn.Linear(backbone.width, width), nn.Linear(width, outputs)
+    if kernel is None:
+        grid, heads = backbone.grid(backbone.image_size), heads or max(1, width // 32)
+        return Decoder(width, grid=grid, depth=depth, heads=heads, embed=embed, head=head)
+    if heads is not None:
+        raise ValueError(f"a convolutional decoder has no heads; got {heads} heads and a kernel of {kernel}")
+    return ConvDecoder(width, depth=depth, kernel=kernel, embed=embed, head=head)
 
 
 def usable_width(wish: int) -> int:

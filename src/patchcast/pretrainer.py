@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from patchcast.backbones.backbone import Backbone, CannotError, ImageBatch, pixels_of
 from patchcast.backbones.capabilities import DEFAULT_READOUT, Readout
 from patchcast.geometry import take
+from patchcast.losses import Loss
 from patchcast.modes import evaluating
 from patchcast.objectives import SumOfLosses
 from patchcast.plans import Plan, Planner, draw_each
 from patchcast.predictors import Predictor
 from patchcast.targets import Target
 from patchcast.views import View
-
-Loss = Callable[[Float[Tensor, "B G P T"], Tensor], Float[Tensor, "B G P"]]
 
 
 @dataclass

@@ -9,6 +9,7 @@ from torch import nn
 
 from patchcast.backbones import wrap
 from patchcast.losses import squared
+from patchcast.objectives import with_pixels
 from patchcast.plans import InverseBlockMask
 from patchcast.predictors import ConvDecoder, usable_width
 from patchcast.pretrainer import Pretrainer
@@ -26,6 +27,8 @@ def data2vec(
     decoder_depth: int = 6,
     momentum: float = 0.9998,
     steps: int | None = None,
+    local: bool = False,
+    pixel_weight: float = 0.0,
 ) -> Pretrainer:
     """Predict the mean over a teacher's last blocks at hidden units. The teacher is a moving average of the backbone.
 
@@ -48,13 +51,19 @@ def data2vec(
         momentum: of the teacher at the first step. Use less than the paper's if you train for far fewer steps than its
             375,300.
         steps: optimizer steps until the momentum is 1 (in the paper, 0.99999); None: constant momentum.
+        local: take away from the target what follows from the position, and the mean over the image (`EMAFeatures`);
+            not in the paper.
+        pixel_weight: of a second loss, of normalized pixels that the same decoder predicts; see `ijepa`.
+    Raises:
+        ValueError: if the weight is negative or not a number.
     """
     backbone = wrap(backbone)
     width = decoder_width or usable_width(min(768, backbone.width))
     blocks = even_blocks(backbone)
     if layers is None and blocks:
         layers = max(1, round(blocks * 5 / 6))
-    target = EMAFeatures(backbone, momentum=momentum, steps=steps, layers=layers)
+    teacher = EMAFeatures(backbone, momentum=momentum, steps=steps, layers=layers, local=local)
+    target, loss = with_pixels(teacher, squared, backbone, pixel_weight)
     embed, head = nn.Linear(backbone.width, width), nn.Linear(width, target.outputs)
     return Pretrainer(
         backbone,
@@ -62,6 +71,6 @@ def data2vec(
         view=Drop() if "drop" in backbone.can else replace_or_paint(backbone),
         predictor=ConvDecoder(width, depth=decoder_depth, embed=embed, head=head),
         target=target,
-        loss=squared,
+        loss=loss,
         repeat=masks,
     )

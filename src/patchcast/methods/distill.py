@@ -7,7 +7,7 @@ from torch import nn
 from patchcast.backbones import wrap
 from patchcast.losses import smooth_l1
 from patchcast.plans import RandomMask, SeenToo
-from patchcast.predictors import Decoder, usable_width
+from patchcast.predictors import decoder_for
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Target
 from patchcast.views import Drop, replace_or_paint
@@ -22,6 +22,7 @@ def distill(
     decoder_width: int | None = None,
     decoder_depth: int = 2,
     decoder_heads: int | None = None,
+    decoder_kernel: int | None = None,
 ) -> Pretrainer:
     """Hide half of the units, and predict a trained network's features of all of them.
 
@@ -38,23 +39,23 @@ def distill(
         mask_ratio: share of units hidden.
         visible_weight: how much a visible unit counts in the loss, where a hidden one counts 1; 0: not at all.
         decoder_width: None: 512, or about the backbone's width if that is smaller.
-        decoder_depth: blocks of the decoder.
+        decoder_depth: blocks of the decoder, or layers of a convolutional one.
         decoder_heads: attention heads per block; None: heads of 32 channels.
+        decoder_kernel: units per side of the kernel of a convolutional decoder (`ConvDecoder`); None: attention.
     """
     backbone = wrap(backbone)
-    width = decoder_width or usable_width(min(512, backbone.width))
     mask = RandomMask(mask_ratio)
     return Pretrainer(
         backbone,
         plan=SeenToo(mask, visible_weight) if visible_weight else mask,
         view=Drop() if "drop" in backbone.can else replace_or_paint(backbone),
-        predictor=Decoder(
-            width,
-            grid=backbone.grid(backbone.image_size),
+        predictor=decoder_for(
+            backbone,
+            teacher.outputs,
+            width=decoder_width,
             depth=decoder_depth,
-            heads=decoder_heads or max(1, width // 32),
-            embed=nn.Linear(backbone.width, width),
-            head=nn.Linear(width, teacher.outputs),
+            heads=decoder_heads,
+            kernel=decoder_kernel,
         ),
         target=teacher,
         loss=smooth_l1,

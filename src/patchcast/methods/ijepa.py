@@ -9,6 +9,7 @@ from torch import nn
 
 from patchcast.backbones import wrap
 from patchcast.losses import smooth_l1
+from patchcast.objectives import with_pixels
 from patchcast.plans import MultiBlock
 from patchcast.predictors import Decoder, small_normal, usable_width
 from patchcast.pretrainer import Pretrainer
@@ -26,6 +27,7 @@ def ijepa(
     steps: int | None = None,
     layers: int | None = None,
     local: bool = False,
+    pixel_weight: float = 0.0,
 ) -> Pretrainer:
     """Predict, from one large block, a teacher's features of several smaller blocks.
 
@@ -47,22 +49,29 @@ def ijepa(
         layers: number of the teacher's last blocks whose features are averaged; None: the paper's, its final features.
         local: take away from the target what follows from the position, and the mean over the image (`EMAFeatures`);
             not in the paper. In short runs on few images it is the better target.
+        pixel_weight: of a second loss, of normalized pixels that the same predictor predicts; that of features has
+            weight 1. Not in the paper, whose weight is 0. In short runs on few images the features alone end below
+            those of an untrained network, because the teacher knows nothing yet (`benchmarks/NOTES.md`).
+    Raises:
+        ValueError: if the weight is negative or not a number.
     """
     backbone = wrap(backbone)
     width = predictor_width or usable_width(min(384, backbone.width // 2))
+    teacher = EMAFeatures(backbone, momentum=momentum, steps=steps, layers=layers, local=local)
+    target, loss = with_pixels(teacher, smooth_l1, backbone, pixel_weight)
     predictor = Decoder(
         width,
         grid=backbone.grid(backbone.image_size),
         depth=predictor_depth,
         heads=predictor_heads or max(1, width // 32),
         embed=nn.Linear(backbone.width, width),
-        head=nn.Linear(width, backbone.width),
+        head=nn.Linear(width, target.outputs),
     )
     return Pretrainer(
         backbone,
         plan=MultiBlock(),
         view=Drop() if "drop" in backbone.can else replace_or_paint(backbone),
         predictor=predictor.apply(small_normal),
-        target=EMAFeatures(backbone, momentum=momentum, steps=steps, layers=layers, local=local),
-        loss=smooth_l1,
+        target=target,
+        loss=loss,
     )

@@ -7,11 +7,11 @@ from math import inf
 from torch import nn
 
 from patchcast.backbones import wrap
-from patchcast.losses import smooth_l1, squared
+from patchcast.losses import Loss, smooth_l1, squared
 from patchcast.objectives import SumOfLosses, Targets
 from patchcast.plans import GridMask, RandomMask, SeenToo
-from patchcast.predictors import Decoder, usable_width
-from patchcast.pretrainer import Loss, Pretrainer
+from patchcast.predictors import decoder_for
+from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels, Target
 from patchcast.views import Drop
 
@@ -23,6 +23,7 @@ def mae(
     decoder_width: int | None = None,
     decoder_depth: int = 8,
     decoder_heads: int | None = None,
+    decoder_kernel: int | None = None,
     normalize: bool = True,
     visible_weight: float = 0.0,
     mask_cell: int = 1,
@@ -38,8 +39,10 @@ def mae(
         backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
         mask_ratio: share of units hidden.
         decoder_width: None: the paper's 512, or about the backbone's width if that is smaller.
-        decoder_depth: blocks of the decoder.
+        decoder_depth: blocks of the decoder, or layers of a convolutional one.
         decoder_heads: attention heads per block; None: heads of 32 channels, as in the paper.
+        decoder_kernel: units per side of the kernel of a convolutional decoder (`ConvDecoder`); None: attention, as in
+            the paper. Short runs learn much more from convolutions (`benchmarks/NOTES.md`).
         normalize: predict each unit's pixels normalized by their mean and standard deviation (better features), or raw.
         visible_weight: how much a visible unit counts in the loss, where a hidden one counts 1; 0, as in the paper:
             visible units are not predicted.
@@ -48,10 +51,9 @@ def mae(
         teacher_weight: of the teacher's loss; that of pixels has weight 1.
     Raises:
         CannotError: if the backbone cannot run on the visible units only.
-        ValueError: if the weight of the teacher is not a number above 0.
+        ValueError: if the weight of the teacher is not a number above 0, or the decoder refuses a size (`decoder_for`).
     """
     backbone = wrap(backbone)
-    width = decoder_width or usable_width(min(512, backbone.width))
     pixels = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
     target, loss = (pixels, squared) if teacher is None else _with_teacher(pixels, teacher, teacher_weight)
     mask = RandomMask(mask_ratio) if mask_cell == 1 else GridMask(mask_ratio, cell=mask_cell)
@@ -59,13 +61,13 @@ def mae(
         backbone,
         plan=SeenToo(mask, visible_weight) if visible_weight else mask,
         view=Drop(),
-        predictor=Decoder(
-            width,
-            grid=backbone.grid(backbone.image_size),
+        predictor=decoder_for(
+            backbone,
+            target.outputs,
+            width=decoder_width,
             depth=decoder_depth,
-            heads=decoder_heads or max(1, width // 32),
-            embed=nn.Linear(backbone.width, width),
-            head=nn.Linear(width, target.outputs),
+            heads=decoder_heads,
+            kernel=decoder_kernel,
         ),
         target=target,
         loss=loss,

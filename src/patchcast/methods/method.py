@@ -23,6 +23,7 @@ class Method:
         highest_lr: the highest rate that was stable here (`benchmarks/NOTES.md`).
         sizes: the options of `build` that set the size of the predictor, from the width and the number of blocks of the
             model, in the paper's proportions; None if the predictor has no size.
+        few: options of `build` that were better than the paper's here, for few images and in short runs.
         crop_scale: smallest and largest share of the image area that a random crop covers.
         clip: maximum norm of the gradient; None for no clipping.
         flip: whether half of the images are mirrored.
@@ -51,4 +52,5 @@ class Method:
     paper_width: int = 768
     highest_lr: float = 3e-3
     sizes: Callable[[int, int], dict[str, Any]] | None = None
+    few: Mapping[str, Any] = field(default_factory=dict)
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

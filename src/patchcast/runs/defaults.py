@@ -25,6 +25,10 @@ from patchcast.targets import even_blocks
 WARMUP = 0.05
 """Share of the steps: MAE's 40 of 800 epochs."""
 SMALLEST_BATCH, STREAM_BATCH, LARGEST_BATCH = 32, 256, 2048
+FEW_IMAGES = 100_000
+"""Up to this number of images, methods take the options that were best here; beyond, the papers'."""
+KINDS = {"decoder_heads", "decoder_kernel"}
+"""Options of method_args that say which kind of decoder is wanted."""
 FEWEST_STEPS, EPOCHS, MOST_EPOCHS = 10_000, 100, 800
 
 
@@ -94,8 +98,12 @@ def _choices(recipe: Recipe, method: Method, images: int | None) -> Iterator[tup
             rate, reason = STARTED_LR * rate, f"{reason}, and {STARTED_LR:g} of that, to keep what the weights know"
         yield "lr", Chosen(rate, reason)
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
+    reason = f"for a model of {blocks} blocks of width {width}"
+    is_few = images is not None and images <= FEW_IMAGES and not is_started(recipe)
+    if method.few and blocks and is_few and not KINDS & recipe.method_args.keys():
+        sizes |= method.few
+        reason += f", as was best here for at most {FEW_IMAGES:,} images"
     if missing := {name: value for name, value in sizes.items() if name not in recipe.method_args}:
-        reason = f"for a model of {blocks} blocks of width {width}"
         yield "method_args", Chosen(missing, reason)
 
 

@@ -29,6 +29,8 @@ FILE = "start.json"
 FROM_DATA = ("img_size", "in_chans", "patch_size")
 """Arguments of a model that other options of a recipe decide."""
 FROM_START = ("image_size", "patch_size", "mean", "std", "tokenizer", "codes")
+OF_PARTS = ("decoder_", "predictor_", "head_", "pixel_weight")
+"""How options of methods begin that set the sizes of a decoder, predictor or head."""
 STARTED_LR, STARTED_LAYER_DECAY, STARTED_EMA, FROZEN_FIRST = 0.25, 0.75, 0.999, 0.1
 """Defaults of a run that starts from weights: share of the method's rate, decay from block to block, decay of averaged
 weights, and share of the steps in which the backbone waits for a new decoder or predictor. See docs/start.md."""
@@ -104,6 +106,9 @@ def with_start(recipe: Recipe, method: Method, start: Start) -> Recipe:
     is_imagegpt = method.codes == "colors"
     if start.tokenizer is not None and recipe.tokenizer is None and (is_imagegpt or start.method == recipe.method):
         filled["tokenizer"] = start.tokenizer
+    if start.method == recipe.method:
+        own = {name: value for name, value in start.method_args.items() if name.startswith(OF_PARTS)}
+        filled["method_args"] = {**own, **recipe.method_args}
     if recipe.image_size is None and recipe.tile_size is None:
         filled["image_size"] = size_of(start)
     recipe = replace(recipe, **filled)

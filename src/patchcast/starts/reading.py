@@ -158,6 +158,7 @@ def _of_run(folder: Path, words: str) -> Start:
         start,
         format=f"a {recipe.method} run, {reached}",
         method=recipe.method,
+        method_args=recipe.method_args,
         architecture=recipe.model,
         model_args=recipe.model_args if is_imagegpt else timm_args(recipe),
         size=size,

@@ -22,6 +22,7 @@ class Start:
         encoder: weights by the names of timm's model or of `ImageGPT`, or by other names that timm's filters convert.
         parts: weights of a pretrainer's other parts, by its own names ("predictor.embed.weight").
         method: the method that trained the parts; None if there are none.
+        method_args: its options, if the files name them.
         architecture: timm's or ImageGPT's name of the model, if the files name it.
         model_args: arguments to build the model with.
         size: height and width of its images, if the files name them; position tables are for this size.
@@ -39,6 +40,7 @@ class Start:
     encoder: dict[str, Tensor]
     parts: dict[str, Tensor] = field(default_factory=dict)
     method: str | None = None
+    method_args: Mapping[str, Any] = field(default_factory=dict)
     architecture: str | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None

@@ -135,7 +135,7 @@ VARIANTS: dict[str, Callable[[Backbone], Pretrainer]] = {
     "distill by replacement": distill_by_replacement,
     "simmim of codes": simmim_of_codes,
     "ijepa by replacement": ijepa_by_replacement,
-    "ijepa, pixels too": lambda backbone: small("ijepa", backbone, local=True, pixel_weight=0.5),
+    "ijepa, pixels too": lambda backbone: small("ijepa", backbone, local=True, pixel_weight=0.5, predictor_kernel=3),
     "data2vec by replacement": data2vec_by_replacement,
     "data2vec, pixels too": lambda backbone: small("data2vec", backbone, local=True, pixel_weight=0.5),
     "aim, linear head": lambda backbone: small("aim", backbone, head_depth=0),

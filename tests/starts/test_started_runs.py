@@ -123,6 +123,16 @@ def test_a_run_from_a_run_takes_encoder_and_decoder(first: Path, tmp_path: Path)
     assert all(name.startswith("predictor.") for name in other.fitted.new)
 
 
+@pytest.mark.parametrize("sizes", [{}, {"decoder_kernel": None, "decoder_depth": 2, "decoder_width": 64}])
+def test_a_run_from_a_run_has_a_decoder_of_its_sizes(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    """Whatever the sizes were, and not those that it would take from scratch."""
+    assert pretrain(tmp_path / "first", "--method_args", json.dumps(sizes)) == 0
+    second = start_run(recipe(tmp_path / "second", start=str(tmp_path / "first"), model_args={}))
+    assert second.fitted is not None
+    assert second.fitted.new == []
+    assert second.recipe.method_args == Resolved.load(tmp_path / "first" / "config.yaml").method_args
+
+
 def test_ijepas_teacher_is_loaded_and_counts_from_zero(tmp_path: Path) -> None:
     assert pretrain(tmp_path / "first", method="ijepa") == 0
     first = open_run(tmp_path / "first").pretrainer.state_dict()

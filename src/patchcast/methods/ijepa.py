@@ -11,7 +11,7 @@ from patchcast.backbones import wrap
 from patchcast.losses import smooth_l1
 from patchcast.objectives import with_pixels
 from patchcast.plans import MultiBlock
-from patchcast.predictors import Decoder, small_normal, usable_width
+from patchcast.predictors import decoder_for, small_normal, usable_width
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import EMAFeatures
 from patchcast.views import Drop, replace_or_paint
@@ -23,6 +23,7 @@ def ijepa(
     predictor_width: int | None = None,
     predictor_depth: int = 6,
     predictor_heads: int | None = None,
+    predictor_kernel: int | None = None,
     momentum: float = 0.996,
     steps: int | None = None,
     layers: int | None = None,
@@ -42,8 +43,11 @@ def ijepa(
     Args:
         backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
         predictor_width: None: half of the backbone's width, at most 384, as in the paper for ViT-B and larger.
-        predictor_depth: blocks of the predictor: the paper's 6 for ViT-B (12 for ViT-L and ViT-H).
+        predictor_depth: blocks of the predictor: the paper's 6 for ViT-B (12 for ViT-L and ViT-H); or its layers of
+            convolutions.
         predictor_heads: attention heads in each, 32 channels wide if None (the paper: as many as in the encoder).
+        predictor_kernel: units per side of the kernel of a convolutional predictor (`ConvDecoder`); None: attention, as
+            in the paper.
         momentum: of the teacher at the first step.
         steps: optimizer steps over which the momentum rises to 1; None: constant momentum.
         layers: number of the teacher's last blocks whose features are averaged; None: the paper's, its final features.
@@ -53,19 +57,18 @@ def ijepa(
             weight 1. Not in the paper, whose weight is 0. In short runs on few images the features alone end below
             those of an untrained network, because the teacher knows nothing yet (`benchmarks/NOTES.md`).
     Raises:
-        ValueError: if the weight is negative or not a number.
+        ValueError: if the weight is negative or not a number, or the predictor refuses a size (`decoder_for`).
     """
     backbone = wrap(backbone)
-    width = predictor_width or usable_width(min(384, backbone.width // 2))
     teacher = EMAFeatures(backbone, momentum=momentum, steps=steps, layers=layers, local=local)
     target, loss = with_pixels(teacher, smooth_l1, backbone, pixel_weight)
-    predictor = Decoder(
-        width,
-        grid=backbone.grid(backbone.image_size),
+    predictor = decoder_for(
+        backbone,
+        target.outputs,
+        width=predictor_width or usable_width(min(384, backbone.width // 2)),
         depth=predictor_depth,
-        heads=predictor_heads or max(1, width // 32),
-        embed=nn.Linear(backbone.width, width),
-        head=nn.Linear(width, target.outputs),
+        heads=predictor_heads,
+        kernel=predictor_kernel,
     )
     return Pretrainer(
         backbone,

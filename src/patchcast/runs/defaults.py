@@ -27,8 +27,8 @@ WARMUP = 0.05
 SMALLEST_BATCH, STREAM_BATCH, LARGEST_BATCH = 32, 256, 2048
 FEW_IMAGES = 100_000
 """Up to this number of images, methods take the options that were best here; beyond, the papers'."""
-KINDS = {"decoder_heads", "decoder_kernel"}
-"""Options of method_args that say which kind of decoder is wanted."""
+KINDS = {"decoder_heads", "decoder_kernel", "predictor_heads", "predictor_kernel"}
+"""Options of method_args that say which kind of decoder or predictor is wanted."""
 FEWEST_STEPS, EPOCHS, MOST_EPOCHS = 10_000, 100, 800
 
 

@@ -84,10 +84,11 @@ def test_a_decoder_with_attention_has_the_papers_proportions(given: dict[str, An
     assert found.method_args == {"decoder_width": 128, "decoder_depth": 2, **given}
 
 
-def test_many_images_take_the_papers_decoder() -> None:
-    few, many = (by_rule("mae", "vit_tiny_patch16_224", images).method_args for images in (100_000, 100_001))
-    assert few["decoder_kernel"] == 3
-    assert "decoder_kernel" not in many
+@pytest.mark.parametrize(("method", "option"), [("mae", "decoder_kernel"), ("ijepa", "pixel_weight")])
+def test_many_images_take_the_papers_method(method: str, option: str) -> None:
+    few, many = (by_rule(method, "vit_tiny_patch16_224", images).method_args for images in (100_000, 100_001))
+    assert few[option]
+    assert option not in many
 
 
 def test_a_run_that_has_begun_keeps_its_values(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from patchcast.geometry import take
 from patchcast.losses import absolute, smooth_l1, squared
 from patchcast.methods import beit
 from patchcast.plans import BlockMask, GridMask, MultiBlock, RandomMask, RasterOrder
-from patchcast.predictors import Decoder, LinearHead, MLPHead, xavier
+from patchcast.predictors import LinearHead, MLPHead, decoder_for, xavier
 from patchcast.pretrainer import Pretrainer, weighted_mean
 from patchcast.targets import EMAFeatures, Pixels, Target
 from patchcast.tokenizers.patches import PatchCodebook
@@ -75,6 +75,7 @@ DEFAULTS: dict[str, Any] = {
     "view": "drop",
     "head": "decoder",
     "decoder": [128, 2],
+    "kernel": None,  # of a decoder of convolutions
     "target": "pixels",
     "loss": "squared",
     "repeat": 1,  # masks for each crop
@@ -94,6 +95,8 @@ DEFAULTS: dict[str, Any] = {
     "turns": False,  # quarter turns and vertical flips besides
     "average": 0.0,  # decay of an average of the weights, which is what is read out
     "bf16": False,  # matrix products in bfloat16 (autocast)
+    "fused": True,  # torch's attention kernel
+    "held": 0,  # this many training images are left out of the fit of the library's probes, and judge it
     "weights": None,  # a file for the backbone's weights
 }
 
@@ -418,15 +421,9 @@ def method(backbone: Backbone, config: dict[str, Any], sample: Tensor) -> Pretra
     target = make_target(config["target"], backbone, config, sample)
     view = {"drop": Drop, "attend": Attend, "replace": lambda: replace_or_paint(backbone)}[config["view"]]()
     width, depth = config["decoder"]
+    predictor: Any
     if config["head"] == "decoder":
-        predictor: Any = Decoder(
-            width,
-            grid=backbone.grid(backbone.image_size),
-            depth=depth,
-            heads=max(1, width // 32),
-            embed=nn.Linear(backbone.width, width),
-            head=nn.Linear(width, target.outputs),
-        )
+        predictor = decoder_for(backbone, target.outputs, width=width, depth=depth, kernel=config["kernel"])
     elif config["head"] == "mlp":
         predictor = MLPHead(
             backbone.width, target.outputs, grid=backbone.grid(backbone.image_size), hidden=width, depth=depth
@@ -613,8 +610,17 @@ def examine(x: Tensor, labels: Tensor, x_test: Tensor, labels_test: Tensor) -> d
     }
 
 
+def probed(x: Tensor, labels: Tensor, held: int) -> dict[str, float]:
+    """The library's probes, fitted on training images and judged by `held` others of them."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(5))
+    fitted, judged = (Features(x[rows], labels[rows]) for rows in (order[:-held], order[-held:]))
+    linear = linear_probe(fitted, judged, strengths=(1e-3, 1e-2, 1e-1)).accuracy
+    return {"linear": round(100 * linear, 1), "knn": round(100 * knn_probe(fitted, judged).accuracy, 1)}
+
+
 def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     config = DEFAULTS | config
+    timm.layers.set_fused_attn(config["fused"])
     x, labels, x_test, labels_test = load(folder, config["data"])
     mean = x.float().mean((0, 2, 3), keepdim=True)
     std = x.float().std((0, 2, 3), keepdim=True)
@@ -638,9 +644,11 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         if config["weights"]:
             torch.save(backbone.state_dict(), config["weights"])
     judged = min(len(x), config["judged"])
-    every = len(x) if config["test"] else judged
+    every = len(x) if config["test"] or config["held"] else judged
     found = readouts(backbone, x[:every], normalize)
     result["read"] = {name: judge(value[:judged], labels[:judged]) for name, value in found.items()}
+    if config["held"]:
+        result["held"] = {"mean+std": probed(found["mean+std"], labels, config["held"])}
     if config["test"]:
         tested = readouts(backbone, x_test, normalize)
         names = [name for name in config["tested"] if name in found]

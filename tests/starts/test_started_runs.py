@@ -133,17 +133,21 @@ def test_a_run_from_a_run_has_a_decoder_of_its_sizes(tmp_path: Path, sizes: dict
     assert second.recipe.method_args == Resolved.load(tmp_path / "first" / "config.yaml").method_args
 
 
-def test_ijepas_teacher_is_loaded_and_counts_from_zero(tmp_path: Path) -> None:
-    assert pretrain(tmp_path / "first", method="ijepa") == 0
+@pytest.mark.parametrize("pixel_weight", [0.0, 0.5])
+def test_ijepas_teacher_is_loaded_and_counts_from_zero(pixel_weight: float, tmp_path: Path) -> None:
+    assert pretrain(tmp_path / "first", "--method_args", f'{{"pixel_weight": {pixel_weight}}}', method="ijepa") == 0
     first = open_run(tmp_path / "first").pretrainer.state_dict()
-    second = start_run(
+    run = start_run(
         Recipe("ijepa", "test_vit", "digits", tmp_path / "b", model_args=ARGS, start=str(tmp_path / "first"), steps=9)
     )
-    state = second.pretrainer.state_dict()
-    teacher = "target.teacher.model.blocks.0.attn.qkv.weight"
+    state = run.pretrainer.state_dict()
+    target = "target.targets.features" if pixel_weight else "target"
+    teacher = f"{target}.teacher.model.blocks.0.attn.qkv.weight"
     assert torch.equal(state[teacher], first[teacher])
-    assert not torch.equal(state[teacher], state[teacher.replace("target.teacher", "backbone")])
-    assert state["target.step"] == 0
+    assert not torch.equal(state[teacher], state[teacher.replace(f"{target}.teacher", "backbone")])
+    assert (first[f"{target}.step"], state[f"{target}.step"]) == (2, 0)
+    assert run.fitted is not None
+    assert run.fitted.new == []
 
 
 @pytest.fixture(scope="module")

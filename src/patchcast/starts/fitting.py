@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.backbones.tiled import Tiled
 from patchcast.pretrainer import Pretrainer
 from patchcast.starts.reading import prefix_of
-from patchcast.starts.start import Start
+from patchcast.starts.start import STEP, Start
 
 LEAST = 0.5
 """Minimum share of a backbone's weights, and of a file's, that must match; below it the file is another model's."""
@@ -137,10 +138,10 @@ def fit_parts(pretrainer: Pretrainer, start: Start, method: str, report: StartRe
     )
     taken: set[str] = set()
     for group, names in groups.items():
-        wanted = [name for name in names if name != "target.step"]
+        wanted = [name for name in names if not STEP.fullmatch(name)]
         if group == "teacher":
             unused = pretrainer.backbone.unused()
-            wanted = [name for name in wanted if not _is_in(name.removeprefix(TEACHER), unused)]
+            wanted = [name for name in wanted if not _is_in(TEACHER.sub("", name), unused)]
         fits = all(name in start.parts and start.parts[name].shape == own[name].shape for name in wanted)
         is_same = group == "backbone" or (method == start.method and same_target)  # positions of tiles are any method's
         if wanted and fits and is_same:
@@ -153,11 +154,12 @@ def fit_parts(pretrainer: Pretrainer, start: Start, method: str, report: StartRe
     report.left_out += [name for name in start.parts if name not in taken]
 
 
-TEACHER = "target.teacher.model."
+TEACHER = re.compile(r"target\.(targets\.\w+\.)?teacher\.(model\.)?")
+"""How names of a teacher's weights begin: of the target itself, or of one of several."""
 
 
 def _part(name: str) -> str:
-    return "teacher" if name.startswith("target.teacher.") else name.partition(".")[0]
+    return "teacher" if TEACHER.match(name) else name.partition(".")[0]
 
 
 def adapt_stem(weight: Tensor, channels: int, bands: Sequence[int] | None = None) -> tuple[Tensor, str] | None:

@@ -22,7 +22,7 @@ from patchcast.recipe import Resolved
 from patchcast.runs.run_folder import EVERYTHING
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.starts.downloads import download, hub_or_cache, missing
-from patchcast.starts.start import Start
+from patchcast.starts.start import STEP, Start
 from patchcast.starts.transformers_folders import (
     DECODER,
     LANDMARKS,
@@ -175,7 +175,7 @@ def _of_ours(state: Mapping[str, Tensor], words: str) -> Start:
     prefix = tile if any(name.startswith(tile) for name in state) else whole
     encoder = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     # A new run counts its steps from 0, its teacher's momentum too.
-    parts = {name: value for name, value in state.items() if not name.startswith(prefix) and name != "target.step"}
+    parts = {name: value for name, value in state.items() if not name.startswith(prefix) and not STEP.fullmatch(name)}
     return Start(words, "weights of a pretrainer", encoder, parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+STEP = re.compile(r"target\.(targets\.\w+\.)?step")
+"""The name of a moving average's counter: of the target itself, or of one of several."""
 
 
 @dataclass(frozen=True)

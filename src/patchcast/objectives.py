@@ -203,12 +203,12 @@ class SumOfLosses:
         return self.join(self.each(prediction, target))
 
 
-def with_pixels(teacher: Target, loss: Loss, backbone: Backbone, weight: float) -> tuple[Target, Loss]:
+def and_pixels(teacher: Target, loss: Loss, backbone: Backbone, weight: float) -> tuple[Target, Loss]:
     """A teacher's features and, unless the weight is 0, normalized pixels with them, for one predictor; and the loss.
 
     >>> from patchcast import EMAFeatures, smooth_l1, wrap
     >>> backbone = wrap("test_vit", img_size=32)
-    >>> target, loss = with_pixels(EMAFeatures(backbone), smooth_l1, backbone, 0.5)
+    >>> target, loss = and_pixels(EMAFeatures(backbone), smooth_l1, backbone, 0.5)
     >>> target.outputs == backbone.width + 3 * 16 * 16
     True
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from patchcast.backbones import wrap
 from patchcast.losses import squared
-from patchcast.objectives import with_pixels
+from patchcast.objectives import and_pixels
 from patchcast.plans import InverseBlockMask
 from patchcast.predictors import ConvDecoder, usable_width
 from patchcast.pretrainer import Pretrainer
@@ -63,7 +63,7 @@ def data2vec(
     if layers is None and blocks:
         layers = max(1, round(blocks * 5 / 6))
     teacher = EMAFeatures(backbone, momentum=momentum, steps=steps, layers=layers, local=local)
-    target, loss = with_pixels(teacher, squared, backbone, pixel_weight)
+    target, loss = and_pixels(teacher, squared, backbone, pixel_weight)
     embed, head = nn.Linear(backbone.width, width), nn.Linear(width, target.outputs)
     return Pretrainer(
         backbone,

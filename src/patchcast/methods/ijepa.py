@@ -9,7 +9,7 @@ from torch import nn
 
 from patchcast.backbones import wrap
 from patchcast.losses import smooth_l1
-from patchcast.objectives import with_pixels
+from patchcast.objectives import and_pixels
 from patchcast.plans import MultiBlock
 from patchcast.predictors import decoder_for, small_normal, usable_width
 from patchcast.pretrainer import Pretrainer
@@ -61,7 +61,7 @@ def ijepa(
     """
     backbone = wrap(backbone)
     teacher = EMAFeatures(backbone, momentum=momentum, steps=steps, layers=layers, local=local)
-    target, loss = with_pixels(teacher, smooth_l1, backbone, pixel_weight)
+    target, loss = and_pixels(teacher, smooth_l1, backbone, pixel_weight)
     predictor = decoder_for(
         backbone,
         target.outputs,

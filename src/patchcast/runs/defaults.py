@@ -25,7 +25,7 @@ from patchcast.targets import even_blocks
 WARMUP = 0.05
 """Share of the steps: MAE's 40 of 800 epochs."""
 SMALLEST_BATCH, STREAM_BATCH, LARGEST_BATCH = 32, 256, 2048
-FEW_IMAGES = 100_000
+MEASURED_UP_TO = 100_000
 """Up to this number of images, methods take the options that were best here; beyond, the papers'."""
 KINDS = {"decoder_heads", "decoder_kernel", "predictor_heads", "predictor_kernel"}
 """Options of method_args that say which kind of decoder or predictor is wanted."""
@@ -99,10 +99,10 @@ def _choices(recipe: Recipe, method: Method, images: int | None) -> Iterator[tup
         yield "lr", Chosen(rate, reason)
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
     reason = f"for a model of {blocks} blocks of width {width}"
-    is_few = images is not None and images <= FEW_IMAGES and not is_started(recipe)
+    is_few = images is not None and images <= MEASURED_UP_TO and not is_started(recipe)
     if method.few and blocks and is_few and not KINDS & recipe.method_args.keys():
         sizes |= method.few
-        reason += f", as was best here for at most {FEW_IMAGES:,} images"
+        reason += f", as was best here for at most {MEASURED_UP_TO:,} images"
     if missing := {name: value for name, value in sizes.items() if name not in recipe.method_args}:
         yield "method_args", Chosen(missing, reason)
 

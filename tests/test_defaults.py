@@ -59,6 +59,12 @@ def test_what_was_measured_here() -> None:
     assert by_rule("aim", "vit_tiny_patch16_224", 5000, model_args=SMALL, batch_size=64).lr == pytest.approx(1e-3)
 
 
+def test_a_network_of_stages_has_the_same_decoder() -> None:
+    width = {"decoder_width": 512}
+    assert by_rule("mae", "hiera_tiny_224", 5000).method_args == {**width, "decoder_depth": 3, "decoder_kernel": 3}
+    assert by_rule("mae", "hiera_tiny_224", 10**6).method_args == {**width, "decoder_depth": 1}
+
+
 def test_more_images_take_larger_batches_and_fewer_passes() -> None:
     recipes = [by_rule("simmim", "test_vit", images) for images in (8, 400, 5000, 50_000, IMAGENET, 10**9)]
     assert [recipe.batch_size for recipe in recipes] == [32, 32, 128, 256, 2048, 2048]

@@ -100,9 +100,9 @@ def _choices(recipe: Recipe, method: Method, images: int | None) -> Iterator[tup
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
     reason = f"for a model of {blocks} blocks of width {width}"
     is_few = images is not None and images <= MEASURED_UP_TO and not is_started(recipe)
-    if method.few and blocks and is_few and not KINDS & recipe.method_args.keys():
-        sizes |= method.few
-        reason += f", as was best here for at most {MEASURED_UP_TO:,} images"
+    if method.few and is_few and not KINDS & recipe.method_args.keys():
+        best = f"as was best here for at most {MEASURED_UP_TO:,} images"
+        sizes, reason = sizes | method.few, f"{reason}, {best}" if sizes else best
     if missing := {name: value for name, value in sizes.items() if name not in recipe.method_args}:
         yield "method_args", Chosen(missing, reason)
 

@@ -59,6 +59,14 @@ def test_what_was_measured_here() -> None:
     assert by_rule("aim", "vit_tiny_patch16_224", 5000, model_args=SMALL, batch_size=64).lr == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(("units", "kernel"), [(16, None), (49, 3), (None, 3)])
+def test_few_units_take_the_papers_decoder(units: int | None, kernel: int | None) -> None:
+    """Of digits in 16 units attention learns more, of images in 64 units convolutions do."""
+    recipe = Recipe("mae", "vit_tiny_patch16_224", "data", Path("out"), model_args=SMALL)
+    found = choose_defaults(recipe, METHODS["mae"], 5000, units)["method_args"].value
+    assert found.get("decoder_kernel") == kernel
+
+
 def test_a_network_of_stages_has_the_same_decoder() -> None:
     width = {"decoder_width": 512}
     assert by_rule("mae", "hiera_tiny_224", 5000).method_args == {**width, "decoder_depth": 3, "decoder_kernel": 3}
@@ -101,7 +109,7 @@ def test_a_run_that_has_begun_keeps_its_values(tmp_path: Path) -> None:
     """One of an earlier version too, by the command that began it: batches of 256, and the paper's decoder."""
     command = Recipe("mae", "test_vit", "digits", tmp_path / "run", model_args={"depth": 1}, steps=2)
     now = start_run(command).recipe
-    assert (now.batch_size, now.method_args["decoder_depth"]) == (64, 3)
+    assert (now.batch_size, now.method_args["decoder_depth"]) == (64, 1)
     earlier = dataclasses.replace(now, batch_size=256, lr=1.5e-4, method_args={"decoder_width": 32}, epochs=0.36)
     earlier.out.mkdir()
     earlier.save(earlier.out / "config.yaml")

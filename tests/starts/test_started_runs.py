@@ -123,7 +123,7 @@ def test_a_run_from_a_run_takes_encoder_and_decoder(first: Path, tmp_path: Path)
     assert all(name.startswith("predictor.") for name in other.fitted.new)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"decoder_kernel": None, "decoder_depth": 2, "decoder_width": 64}])
+@pytest.mark.parametrize("sizes", [{"decoder_kernel": 3}, {"decoder_depth": 2, "decoder_width": 64}])
 def test_a_run_from_a_run_has_a_decoder_of_its_sizes(tmp_path: Path, sizes: dict[str, Any]) -> None:
     """Whatever the sizes were, and not those that it would take from scratch."""
     assert pretrain(tmp_path / "first", "--method_args", json.dumps(sizes)) == 0

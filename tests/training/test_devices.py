@@ -120,7 +120,7 @@ def test_two_processes(method: str, how: str, tmp_path: Path) -> None:
         assert steps == theirs_steps == [3, 6]
         assert mine == pytest.approx(theirs, abs=0.02), "an image of 72 may lie on the border"
     pictures = [sorted(each.name for each in out.glob("images/*")) for out in (alone, together)]
-    assert pictures[0] == pictures[1] == ["step=3.png", "step=6.png"]
+    assert pictures[0] == pictures[1] == ([] if method == "ijepa" else ["step=3.png", "step=6.png"])
 
 
 @pytest.fixture(scope="module")

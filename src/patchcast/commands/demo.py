@@ -39,13 +39,7 @@ def demo_recipe(out: Path) -> Recipe:
         out=out,
         model_args={"depth": 4, "embed_dim": 128, "num_heads": 4},
         # Most patches of a digit are plain black: normalizing them would ask for noise.
-        method_args={
-            "mask_ratio": 0.65,
-            "decoder_width": 64,
-            "decoder_depth": 1,
-            "decoder_kernel": None,
-            "normalize": False,
-        },
+        method_args={"mask_ratio": 0.65, "decoder_width": 64, "decoder_depth": 1, "normalize": False},
         image_size=(28, 28),
         patch_size=7,
         # Crops and other proportions than a digit's own cost 8 points with 5 labels per digit.

@@ -25,8 +25,9 @@ from patchcast.targets import even_blocks
 WARMUP = 0.05
 """Share of the steps: MAE's 40 of 800 epochs."""
 SMALLEST_BATCH, STREAM_BATCH, LARGEST_BATCH = 32, 256, 2048
-MEASURED_UP_TO = 100_000
-"""Up to this number of images, methods take the options that were best here; beyond, the papers'."""
+MEASURED_UP_TO, MEASURED_FROM = 100_000, 49
+"""Up to this number of images, and from this number of units in an image, methods take the options that were best here;
+otherwise the papers'."""
 KINDS = {"decoder_heads", "decoder_kernel", "predictor_heads", "predictor_kernel"}
 """Options of method_args that say which kind of decoder or predictor is wanted."""
 FEWEST_STEPS, EPOCHS, MOST_EPOCHS = 10_000, 100, 800
@@ -39,15 +40,16 @@ class Chosen(NamedTuple):
     reason: str
 
 
-def choose_defaults(recipe: Recipe, method: Method, images: int | None) -> dict[str, Chosen]:
+def choose_defaults(recipe: Recipe, method: Method, images: int | None, units: int | None = None) -> dict[str, Chosen]:
     """The options among batch_size, epochs, lr, warmup and method_args that a recipe leaves out, by the rule.
 
     Args:
         images: to train on; None for a stream, whose number is unknown.
+        units: of an image; None if their number is unknown.
     Raises:
         ValueError: if the model cannot be built.
     """
-    return dict(_choices(recipe, method, images))
+    return dict(_choices(recipe, method, images, units))
 
 
 def filled(recipe: Recipe, chosen: dict[str, Chosen]) -> Recipe:
@@ -76,7 +78,7 @@ def in_words(chosen: dict[str, Chosen]) -> str:
     return "\n".join(lines)
 
 
-def _choices(recipe: Recipe, method: Method, images: int | None) -> Iterator[tuple[str, Chosen]]:
+def _choices(recipe: Recipe, method: Method, images: int | None, units: int | None) -> Iterator[tuple[str, Chosen]]:
     batch = recipe.given_batch
     if batch is None:
         batch, reason = _batch(images, recipe.devices * recipe.nodes * recipe.accumulate)
@@ -100,9 +102,10 @@ def _choices(recipe: Recipe, method: Method, images: int | None) -> Iterator[tup
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
     reason = f"for a model of {blocks} blocks of width {width}"
     is_few = images is not None and images <= MEASURED_UP_TO and not is_started(recipe)
-    if method.few and is_few and not KINDS & recipe.method_args.keys():
-        best = f"as was best here for at most {MEASURED_UP_TO:,} images"
-        sizes, reason = sizes | method.few, f"{reason}, {best}" if sizes else best
+    is_measured = is_few and (units is None or units >= MEASURED_FROM)
+    if method.few and is_measured and not KINDS & recipe.method_args.keys():
+        best = f"as was best here for at most {MEASURED_UP_TO:,} images of {MEASURED_FROM} units or more"
+        sizes, reason = {**sizes, **method.few}, f"{reason}, {best}" if sizes else best
     if missing := {name: value for name, value in sizes.items() if name not in recipe.method_args}:
         yield "method_args", Chosen(missing, reason)
 

@@ -134,13 +134,28 @@ def check_units(recipe: Recipe, size: Size, patch: int | None) -> None:
     """
     if _units(size, SMALLEST_PATCH) <= MOST_UNITS:
         return
-    down, right = (patch, patch) if patch is not None else nominal_backbone(recipe).stride
-    count = (size[0] // down) * (size[1] // right)
+    down, right = _unit(recipe, patch)
+    count = units_of(recipe, size, patch)
     if count > MOST_UNITS:
         raise ValueError(
             f"{_text(size)} pixels are {count:,} units of {down}x{right} pixels, of which no network takes more than "
             f"{MOST_UNITS:,} at once; give a smaller image_size or tile_size, or a larger patch_size"
         )
+
+
+def units_of(recipe: Recipe, size: Size, patch: int | None) -> int:
+    """The number of units of an image.
+
+    >>> from pathlib import Path
+    >>> units_of(Recipe("mae", "test_vit", "data", Path("out")), (64, 32), 8)
+    32
+    """
+    down, right = _unit(recipe, patch)
+    return (size[0] // down) * (size[1] // right)
+
+
+def _unit(recipe: Recipe, patch: int | None) -> Size:
+    return (patch, patch) if patch is not None else nominal_backbone(recipe).stride
 
 
 def patch_for_tile(recipe: Recipe, tile: int) -> int | None:

@@ -23,7 +23,7 @@ from patchcast.recipe import Recipe, Resolved
 from patchcast.runs import starting
 from patchcast.runs.codes import imagegpt_backbone, of_units, with_codes
 from patchcast.runs.defaults import Chosen, choose_defaults, filled
-from patchcast.runs.sizes import building, check_units, for_several_sizes, patch_for_tile, size_and_patch, units_of
+from patchcast.runs.sizes import building, check_units, count_units, for_several_sizes, patch_for_tile, size_and_patch
 from patchcast.runs.starting import started_normalization, timm_loads
 from patchcast.runs.timm_arguments import timm_args
 from patchcast.stages import stage
@@ -66,7 +66,7 @@ def resolve(
     images = source.train
     recipe = with_codes(recipe, method, images)
     size, patch = _size_and_patch(recipe, method, images)
-    count, units = None if source.is_stream else len(images), units_of(recipe, size, patch) if method.few else None
+    count, units = None if source.is_stream else len(images), count_units(recipe, size, patch) if method.few else None
     chosen = {} if is_settled else choose_defaults(recipe, method, count, units)
     recipe = filled(recipe, chosen)
     batch, epochs = recipe.given_batch, recipe.epochs

@@ -135,7 +135,7 @@ def check_units(recipe: Recipe, size: Size, patch: int | None) -> None:
     if _units(size, SMALLEST_PATCH) <= MOST_UNITS:
         return
     down, right = _unit(recipe, patch)
-    count = units_of(recipe, size, patch)
+    count = count_units(recipe, size, patch)
     if count > MOST_UNITS:
         raise ValueError(
             f"{_text(size)} pixels are {count:,} units of {down}x{right} pixels, of which no network takes more than "
@@ -143,11 +143,11 @@ def check_units(recipe: Recipe, size: Size, patch: int | None) -> None:
         )
 
 
-def units_of(recipe: Recipe, size: Size, patch: int | None) -> int:
+def count_units(recipe: Recipe, size: Size, patch: int | None) -> int:
     """The number of units of an image.
 
     >>> from pathlib import Path
-    >>> units_of(Recipe("mae", "test_vit", "data", Path("out")), (64, 32), 8)
+    >>> count_units(Recipe("mae", "test_vit", "data", Path("out")), (64, 32), 8)
     32
     """
     down, right = _unit(recipe, patch)

@@ -17,7 +17,6 @@ from patchcast.methods import mae
 from patchcast.plans import MaskPlan
 from patchcast.positions import sincos_positions
 from patchcast.pretrainer import Pretrainer
-from patchcast.targets import Pixels
 from tests.peers import wake
 
 transformers = pytest.importorskip("transformers", reason="the peer here: pip install patchcast[peers]")
@@ -189,8 +188,17 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 def test_what_transformers_cannot_hold_is_not_written(kwargs: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         save_mae(ours(**kwargs), tmp_path)
-    other = ours()
-    other.target = Pixels((8, 8), channels=3)
-    other.predictor = torch.nn.Identity()
-    with pytest.raises(ValueError, match="Decoder of Pixels under a RandomMask"):
-        save_mae(other, tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"decoder_kernel": 3}, {"mask_cell": 2}])
+def test_an_encoder_alone_to_a_folder_of_transformers(options: dict, tmp_path: Path) -> None:
+    """Of a decoder or a mask that transformers has not: `ViTMAEModel` reads it whole, with our features."""
+    pretrainer = mae(ours().backbone, decoder_width=32, decoder_depth=2, **options)
+    wake(pretrainer)
+    assert not save_mae(pretrainer, tmp_path)
+    model, report = transformers.ViTMAEModel.from_pretrained(tmp_path, mask_ratio=0.0, output_loading_info=True)
+    assert not any(report.values()), report
+    images, units = torch.randn(2, 3, SIZE, SIZE), (SIZE // PATCH) ** 2
+    with torch.no_grad():
+        found = model.eval()(images, noise=torch.arange(units).expand(2, -1) / units).last_hidden_state
+        torch.testing.assert_close(found[:, 1:], pretrainer.eval().backbone.units(images), atol=1e-5, rtol=1e-4)

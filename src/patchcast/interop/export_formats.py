@@ -88,7 +88,9 @@ def _for_transformers(source: Exported, out: Path) -> None:
         save_imagegpt(source.pretrainer, out, squash=source.recipe.crop_mode == "squash")
     elif source.recipe.method == "mae":
         recipe = source.recipe
-        save_mae(source.pretrainer, out, mean=recipe.mean, std=recipe.std, squash=recipe.crop_mode == "squash")
+        squash = recipe.crop_mode == "squash"
+        if not save_mae(source.pretrainer, out, mean=recipe.mean, std=recipe.std, squash=squash):
+            print("This is the encoder, for ViTMAEModel: transformers has no decoder of this run's kind.")
     else:
         raise ValueError(f"transformers has MAE and ImageGPT only; for {source.recipe.method} use --to timm")
 

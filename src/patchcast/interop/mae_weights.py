@@ -169,23 +169,31 @@ def save_mae(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     squash: bool = False,
-) -> None:
-    """Write a folder for transformers' `ViTMAEForPreTraining.from_pretrained`.
+) -> bool:
+    """Write a folder for `from_pretrained` of transformers' `ViTMAEForPreTraining` and `ViTMAEModel`.
 
     Args:
         mean, std, squash: of the `Evaluate` that prepares images; given, `preprocessor_config.json` says the same to
             `AutoImageProcessor`.
+    Returns:
+        Whether the decoder is in it. `ViTMAEForPreTraining` has a `Decoder` that predicts `Pixels` under a
+        `RandomMask`; of other pretrainers the encoder is written, for `ViTMAEModel`.
     Raises:
-        ValueError: if the pretrainer is no MAE over a plain ViT with a class token: transformers has no place for more.
+        ValueError: if the encoder is no plain ViT with a class token: transformers has no place for more.
     """
     backbone, decoder, plan, target = pretrainer.backbone, pretrainer.predictor, pretrainer.plan, pretrainer.target
-    if not (isinstance(decoder, Decoder) and isinstance(plan, RandomMask) and isinstance(target, Pixels)):
-        raise ValueError("transformers' ViTMAE is a Decoder of Pixels under a RandomMask; this pretrainer is not")
+    is_whole = isinstance(decoder, Decoder) and isinstance(plan, RandomMask) and isinstance(target, Pixels)
     grid, skip = backbone.grid(backbone.image_size), heads(backbone)
-    state = {_paper_name(name): value for name, value in pretrainer.state_dict().items() if not name.startswith(skip)}
-    positions = decoder.positions(grid)
-    state["decoder_pos_embed"] = torch.cat([torch.zeros_like(positions[:1]), positions])[None]
-    state["mask_token"] = state["mask_token"].view(1, 1, -1)
+    kept = "" if is_whole else "backbone."
+    state = {
+        _paper_name(name): value
+        for name, value in pretrainer.state_dict().items()
+        if name.startswith(kept) and not name.startswith(skip)
+    }
+    if isinstance(decoder, Decoder) and is_whole:
+        positions = decoder.positions(grid)
+        state["decoder_pos_embed"] = torch.cat([torch.zeros_like(positions[:1]), positions])[None]
+        state["mask_token"] = state["mask_token"].view(1, 1, -1)
     homeless = [name for name in state if not re.fullmatch(PAPER_NAMES, name)]
     if homeless or not {"cls_token", "norm.weight"} <= state.keys() or state["pos_embed"].shape[1] != grid.units + 1:
         extra = f"; it has no place for {homeless[0]}" if homeless else ""
@@ -194,18 +202,22 @@ def save_mae(
     folder.mkdir(parents=True, exist_ok=True)
     renamed = {_rename(name, TO_TRANSFORMERS): value.contiguous() for name, value in split_qkv(state).items()}
     write_weights(renamed, folder / "model.safetensors")
-    write_text(folder / "config.json", json.dumps(_config(backbone, decoder, plan, target), indent=2) + "\n")
+    config = _config(backbone)
+    if isinstance(decoder, Decoder) and isinstance(plan, RandomMask) and isinstance(target, Pixels):
+        config |= {"architectures": ["ViTMAEForPreTraining"], **_decoder_config(decoder, plan, target)}
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     if mean is not None and std is not None:
         processor = processor_config("ViTImageProcessor", backbone.image_size, mean=mean, std=std, squash=squash)
         write_text(folder / "preprocessor_config.json", json.dumps(processor, indent=2) + "\n")
+    return is_whole
 
 
-def _config(backbone: Backbone, decoder: Decoder, plan: RandomMask, target: Pixels) -> dict[str, Any]:
+def _config(backbone: Backbone) -> dict[str, Any]:
     model: Any = backbone.model
-    block, decoder_block = model.blocks[0], cast(Any, decoder.blocks[0])
+    block = model.blocks[0]
     (height, width), (down, right) = backbone.image_size, backbone.stride
     return {
-        "architectures": ["ViTMAEForPreTraining"],
+        "architectures": ["ViTMAEModel"],
         "model_type": "vit_mae",
         "hidden_size": backbone.width,
         "num_hidden_layers": len(model.blocks),
@@ -217,6 +229,12 @@ def _config(backbone: Backbone, decoder: Decoder, plan: RandomMask, target: Pixe
         "patch_size": down if down == right else [down, right],
         "num_channels": backbone.channels,
         "qkv_bias": block.attn.qkv.bias is not None,
+    }
+
+
+def _decoder_config(decoder: Decoder, plan: RandomMask, target: Pixels) -> dict[str, Any]:
+    decoder_block = cast(Any, decoder.blocks[0])
+    return {
         "decoder_hidden_size": decoder.mask_token.numel(),
         "decoder_num_hidden_layers": len(decoder.blocks),
         "decoder_num_attention_heads": decoder_block.attn.num_heads,

@@ -16,6 +16,7 @@ from patchcast.runs.auto import with_method
 from patchcast.runs.defaults import choose_defaults, filled
 from patchcast.runs.run import start_run
 from patchcast.runs.run_folder import claim
+from patchcast.runs.sizes import count_units
 
 pytestmark = pytest.mark.usefixtures("_no_figures")
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,12 +60,34 @@ def test_what_was_measured_here() -> None:
     assert by_rule("aim", "vit_tiny_patch16_224", 5000, model_args=SMALL, batch_size=64).lr == pytest.approx(1e-3)
 
 
-@pytest.mark.parametrize(("units", "kernel"), [(16, None), (49, 3), (None, 3)])
-def test_few_units_take_the_papers_decoder(units: int | None, kernel: int | None) -> None:
-    """Of digits in 16 units attention learns more, of images in 64 units convolutions do."""
+@pytest.mark.parametrize(("units", "kernel"), [(16, None), (49, 3), (256, 3), (289, None), (None, 3)])
+def test_numbers_of_units_that_were_not_measured_take_the_papers_decoder(units: int | None, kernel: int | None) -> None:
+    """Of digits in 16 units attention learns more, of images in 64 units convolutions do. Kernels do not reach over
+    the blocks of a large grid."""
     recipe = Recipe("mae", "vit_tiny_patch16_224", "data", Path("out"), model_args=SMALL)
     found = choose_defaults(recipe, METHODS["mae"], 5000, units)["method_args"].value
     assert found.get("decoder_kernel") == kernel
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method_args": {"mask_cell": 4}},
+        {"readout": "class"},
+        {"model_args": {**SMALL, "reg_tokens": 2}},
+        {"teacher": "test_resnet"},
+    ],
+)
+def test_what_convolutions_cannot_see_takes_the_papers_decoder(given: dict[str, Any]) -> None:
+    found = by_rule("mae", "vit_tiny_patch16_224", 5000, **{"model_args": SMALL, **given})
+    assert "decoder_kernel" not in found.method_args
+
+
+@pytest.mark.parametrize(("patch", "units"), [(None, 16), (4, 16), (2, 64)])
+def test_units_of_a_network_of_stages(patch: int | None, units: int) -> None:
+    """Patches of 4 pixels are merged three times: a unit has 32 pixels."""
+    recipe = Recipe("ijepa", "swin_tiny_patch4_window7_224", "data", Path("out"))
+    assert count_units(recipe, (128, 128), patch) == units
 
 
 def test_a_network_of_stages_has_the_same_decoder() -> None:

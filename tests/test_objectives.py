@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from patchcast.backbones import Grid, wrap
+from patchcast.drawing.reconstruction import reconstruct
 from patchcast.geometry import take
 from patchcast.honesty import noise_floor
 from patchcast.losses import absolute, cross_entropy, squared
@@ -160,3 +162,17 @@ def test_metrics_have_a_column_for_each(tmp_path: Path) -> None:
     resumed.resume(1)
     resumed.write()
     assert read_metrics(tmp_path / "metrics.csv") == [row]
+
+
+def test_pictures_hide_what_is_neither_seen_nor_predicted() -> None:
+    """I-JEPA's context is one block, of which some units belong to no target."""
+    pretrainer = ijepa(wrap("test_vit", img_size=64, patch_size=8), predictor_depth=1, pixel_weight=0.5)
+    images = torch.randn(2, 3, 64, 64)
+    plan: Any = pretrainer.draw(images, torch.Generator().manual_seed(0))
+    result = reconstruct(pretrainer, images, plan)
+    visible = torch.zeros(2, 64, dtype=torch.bool).scatter(1, plan.visible, True)
+    neither = ~visible.scatter(1, plan.predict.flatten(1), True)
+    assert neither.any()
+    is_hidden = patchify(result.seen, (8, 8)).isnan().all(dim=-1)
+    assert torch.equal(is_hidden, ~visible)
+    assert (patchify(result.predicted, (8, 8))[neither] == 0).all()

@@ -18,7 +18,7 @@ from patchcast.backbones import CannotError, Grid, wrap
 from patchcast.geometry import take
 from patchcast.losses import squared
 from patchcast.plans import MaskPlan, RandomMask, RasterOrder
-from patchcast.predictors import Decoder, LastBlock
+from patchcast.predictors import Decoder, LastBlock, decoder_for
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
 from patchcast.views import Attend, Context, Drop, View
@@ -39,6 +39,12 @@ def decoder(grid: Grid = GRID, *, drop_path: float = 0.0, depth: int = 2) -> Dec
     )
     wake(built)
     return built
+
+
+def test_any_width_has_a_decoder_of_convolutions() -> None:
+    """Of 72 channels in eight groups: data2vec's 16 do not divide them."""
+    built = decoder_for(wrap("test_vit", img_size=32), 5, width=72, depth=1, kernel=3)
+    assert built.blocks[0][0].groups == 8
 
 
 def context(plan: MaskPlan, prefix: int = 1) -> Context:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import gcd
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from patchcast.geometry import Grid, take
 from patchcast.plans import MaskPlan, Plan
 from patchcast.positions import Positions
 from patchcast.views import Context, read
+
+GROUPS = 16
+"""Of data2vec 2's convolutions."""
 
 
 class Predictor(nn.Module):
@@ -279,7 +283,7 @@ class ConvDecoder(Predictor):
     plans = MaskPlan
 
     def __init__(
-        self, width: int, *, depth: int, embed: nn.Module, head: nn.Module, kernel: int = 3, groups: int = 16
+        self, width: int, *, depth: int, embed: nn.Module, head: nn.Module, kernel: int = 3, groups: int = GROUPS
     ) -> None:
         super().__init__()
         if width % groups:
@@ -430,7 +434,7 @@ def decoder_for(
         return Decoder(width, grid=grid, depth=depth, heads=heads, embed=embed, head=head)
     if heads is not None:
         raise ValueError(f"a convolutional decoder has no heads; got {heads} heads and a kernel of {kernel}")
-    return ConvDecoder(width, depth=depth, kernel=kernel, embed=embed, head=head)
+    return ConvDecoder(width, depth=depth, kernel=kernel, groups=gcd(width, GROUPS), embed=embed, head=head)
 
 
 def usable_width(wish: int) -> int:

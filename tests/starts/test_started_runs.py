@@ -133,6 +133,14 @@ def test_a_run_from_a_run_has_a_decoder_of_its_sizes(tmp_path: Path, sizes: dict
     assert second.recipe.method_args == Resolved.load(tmp_path / "first" / "config.yaml").method_args
 
 
+def test_another_kind_of_decoder_has_sizes_of_its_own(tmp_path: Path) -> None:
+    assert pretrain(tmp_path / "first", "--method_args", '{"decoder_kernel": 3, "decoder_width": 96}') == 0
+    given: dict[str, Any] = {"start": str(tmp_path / "first"), "model_args": {}, "method_args": {"decoder_heads": 1}}
+    assert start_run(recipe(tmp_path / "second", **given)).recipe.method_args == {
+        "decoder_heads": 1, "decoder_width": 32, "decoder_depth": 1,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("pixel_weight", [0.0, 0.5])
 def test_ijepas_teacher_is_loaded_and_counts_from_zero(pixel_weight: float, tmp_path: Path) -> None:
     assert pretrain(tmp_path / "first", "--method_args", f'{{"pixel_weight": {pixel_weight}}}', method="ijepa") == 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchcast.geometry import upsample
 from patchcast.modes import evaluating
-from patchcast.plans import Plan
+from patchcast.plans import MaskPlan, Plan
 from patchcast.pretrainer import Pretrainer
 
 
@@ -34,6 +34,8 @@ class Reconstruction:
 def reconstruct(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: Plan) -> Reconstruction:
     """Predict hidden units and insert them into the images; predictions of weight zero are not shown.
 
+    Units that are neither visible nor predicted (I-JEPA's plan has some) are hidden, and stay at the mean color.
+
     Predictions of normalized targets do not contain a unit's mean and contrast: these are taken from the original, and
     `blind` shows how much of the picture that is.
 
@@ -56,10 +58,21 @@ def reconstruct(pretrainer: Pretrainer, images: Float[Tensor, "B C H W"], plan: 
     predicted.scatter_(1, asked, counts.flatten(1))
     where = upsample(predicted.unflatten(1, plan.grid), (images.shape[-2], images.shape[-1]))[:, None]
 
+    unknown = upsample(_neither(plan, asked).unflatten(1, plan.grid), (images.shape[-2], images.shape[-1]))[:, None]
+
     def drawn(predictions: Float[Tensor, "B G P T"]) -> Float[Tensor, "B C H W"]:
         values = predictions.new_zeros(len(images), plan.grid.units, predictions.shape[-1])
         values.scatter_(1, asked[..., None].expand(-1, -1, values.shape[-1]), predictions.flatten(1, 2))
-        return torch.where(where, pretrainer.target.to_pixels(values, images), images)
+        return torch.where(where, pretrainer.target.to_pixels(values, images), images).masked_fill(unknown, 0.0)
 
     blind = pretrainer.target.blind(output.targets).to(output.predictions)
-    return Reconstruction(images, images.masked_fill(where, torch.nan), drawn(output.predictions), drawn(blind))
+    seen = images.masked_fill(where | unknown, torch.nan)
+    return Reconstruction(images, seen, drawn(output.predictions), drawn(blind))
+
+
+def _neither(plan: Plan, asked: Int[Tensor, "B K"]) -> Bool[Tensor, "B N"]:
+    """Units that a mask neither shows nor asks for."""
+    known = torch.zeros(len(asked), plan.grid.units, dtype=torch.bool, device=asked.device)
+    if not isinstance(plan, MaskPlan):
+        return known
+    return ~known.scatter(1, asked, True).scatter(1, plan.visible, True)

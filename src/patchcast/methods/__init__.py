@@ -47,7 +47,6 @@ def _predictor(width: int, blocks: int) -> dict[str, Any]:
     return {"predictor_depth": max(1, min(12, blocks // 2))}
 
 
-_CONVOLUTIONS = {"decoder_depth": 3, "decoder_kernel": 3}  # they learn sooner than attention where to look
 _AIM: dict[str, Any] = {
     "lr_per_256": 6.25e-5,
     "paper_width": 1536,
@@ -76,7 +75,7 @@ METHODS: dict[str, Method] = {
         takes_steps=True,
     ),
     "distill": Method(  # MAE's settings: no paper trains exactly this
-        distill, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder, few=_CONVOLUTIONS, teacher="required",
+        distill, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder, teacher="required",
     ),
     "ijepa": Method(
         ijepa, lr_per_256=1.25e-4, paper_batch=2048, highest_lr=1.5e-3, crop_scale=(0.3, 1.0), flip=False,
@@ -86,7 +85,8 @@ METHODS: dict[str, Method] = {
     "imagegpt": Method(imagegpt, **_IMAGEGPT, causal=True),
     "imagegpt_masked": Method(imagegpt_masked, **_IMAGEGPT),
     "mae": Method(
-        mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder, few=_CONVOLUTIONS, teacher="optional",
+        mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder, teacher="optional",
+        few={"decoder_depth": 3, "decoder_kernel": 3},
     ),
     "maskfeat": Method(
         maskfeat, lr_per_256=2e-4, paper_batch=2048, crop_scale=(0.5, 1.0), betas=(0.9, 0.999), clip=0.02

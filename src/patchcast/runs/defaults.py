@@ -19,17 +19,15 @@ from patchcast.methods import Method
 from patchcast.recipe import Recipe
 from patchcast.runs.codes import network_args
 from patchcast.runs.sizes import nominal_backbone
-from patchcast.runs.starting import STARTED_LR, is_started
+from patchcast.runs.starting import KINDS, STARTED_LR, is_started
 from patchcast.targets import even_blocks
 
 WARMUP = 0.05
 """Share of the steps: MAE's 40 of 800 epochs."""
 SMALLEST_BATCH, STREAM_BATCH, LARGEST_BATCH = 32, 256, 2048
-MEASURED_UP_TO, MEASURED_FROM = 100_000, 49
-"""Up to this number of images, and from this number of units in an image, methods take the options that were best here;
-otherwise the papers'."""
-KINDS = {"decoder_heads", "decoder_kernel", "predictor_heads", "predictor_kernel"}
-"""Options of method_args that say which kind of decoder or predictor is wanted."""
+MOST_IMAGES, UNITS = 100_000, (49, 256)
+"""Up to this number of images, with a number of units in this range, methods take the options that were best here;
+otherwise the papers'. Fewer units are learned better by attention, and of more some are beyond the reach of kernels."""
 FEWEST_STEPS, EPOCHS, MOST_EPOCHS = 10_000, 100, 800
 
 
@@ -101,13 +99,24 @@ def _choices(recipe: Recipe, method: Method, images: int | None, units: int | No
         yield "lr", Chosen(rate, reason)
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
     reason = f"for a model of {blocks} blocks of width {width}"
-    is_few = images is not None and images <= MEASURED_UP_TO and not is_started(recipe)
-    is_measured = is_few and (units is None or units >= MEASURED_FROM)
-    if method.few and is_measured and not KINDS & recipe.method_args.keys():
-        best = f"as was best here for at most {MEASURED_UP_TO:,} images of {MEASURED_FROM} units or more"
+    if method.few and _is_like_measured(recipe, images, units):
+        best = f"as was best here for at most {MOST_IMAGES:,} images of {UNITS[0]} to {UNITS[1]} units"
         sizes, reason = {**sizes, **method.few}, f"{reason}, {best}" if sizes else best
     if missing := {name: value for name, value in sizes.items() if name not in recipe.method_args}:
         yield "method_args", Chosen(missing, reason)
+
+
+def _is_like_measured(recipe: Recipe, images: int | None, units: int | None) -> bool:
+    """Whether the options of a method for few images are for this recipe.
+
+    A decoder of convolutions reads neither the class token nor registers, and its kernels do not reach over large
+    squares of hidden units. With a teacher it was not measured.
+    """
+    is_few = images is not None and images <= MOST_IMAGES
+    reaches = units is None or UNITS[0] <= units <= UNITS[1]
+    is_other = recipe.teacher is not None or recipe.readout == "class" or "reg_tokens" in recipe.model_args
+    asked = (KINDS | {"mask_cell"}) & recipe.method_args.keys()
+    return is_few and reaches and not is_other and not asked and not is_started(recipe)
 
 
 def _batch(images: int | None, pieces: int) -> tuple[int, str]:

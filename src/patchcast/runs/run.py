@@ -145,7 +145,7 @@ def start_run(recipe: Recipe) -> Run:
     check_teacher(recipe, method)
     recipe = replace(recipe, teacher=absolute_words(recipe.teacher))
     if start is not None:
-        recipe = with_start(recipe, method, start)
+        recipe = with_start(recipe, method, start, is_settled=is_settled)
     share = HELD_OUT if recipe.held_out is None else recipe.held_out
     source = open_source(recipe.data, channels=recipe.channels, held_out_share=share, **reading(recipe))
     resolved, chosen = resolve(recipe, method, source, start, is_settled=is_settled)

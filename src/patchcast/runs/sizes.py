@@ -155,7 +155,12 @@ def count_units(recipe: Recipe, size: Size, patch: int | None) -> int:
 
 
 def _unit(recipe: Recipe, patch: int | None) -> Size:
-    return (patch, patch) if patch is not None else nominal_backbone(recipe).stride
+    """Height and width of a unit in pixels: of a network of stages, several patches."""
+    if patch is None:
+        return nominal_backbone(recipe).stride
+    with torch.device("meta"), suppress(Exception):  # whatever an architecture raises that has no such patches
+        return wrap(recipe.model, **{**_without_start(recipe), "patch_size": patch}).stride
+    return patch, patch
 
 
 def patch_for_tile(recipe: Recipe, tile: int) -> int | None:
@@ -255,7 +260,7 @@ def _sized(model: str, size: Size) -> dict[str, Any]:
 
 def nominal_backbone(recipe: Recipe) -> Backbone:
     """The model at timm's default size on the meta device, to read its sizes."""
-    args = {name: value for name, value in recipe.model_args.items() if name not in START_ARGUMENTS}
+    args = _without_start(recipe)
     with torch.device("meta"):
         for size in (None, 378, 320):  # some default sizes are not a multiple of the units
             try:
@@ -268,6 +273,10 @@ def nominal_backbone(recipe: Recipe) -> Backbone:
                     f"{recipe.model} cannot be built with these model_args: {_reason(problem)}"
                 ) from problem
         return wrap(recipe.model, img_size=352, **args)
+
+
+def _without_start(recipe: Recipe) -> dict[str, Any]:
+    return {name: value for name, value in recipe.model_args.items() if name not in START_ARGUMENTS}
 
 
 @contextmanager

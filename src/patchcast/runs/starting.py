@@ -29,8 +29,12 @@ FILE = "start.json"
 FROM_DATA = ("img_size", "in_chans", "patch_size")
 """Arguments of a model that other options of a recipe decide."""
 FROM_START = ("image_size", "patch_size", "mean", "std", "tokenizer", "codes")
-OF_PARTS = ("decoder_", "predictor_", "head_", "pixel_weight")
+OF_PARTS = ("decoder_", "predictor_", "head_")
 """How options of methods begin that set the sizes of a decoder, predictor or head."""
+KINDS = {"decoder_heads", "decoder_kernel", "predictor_heads", "predictor_kernel"}
+"""Options of methods that say which kind of decoder or predictor is wanted."""
+OF_TARGETS = ("pixel_weight", "local", "layers")
+"""Options of methods that say what is predicted."""
 STARTED_LR, STARTED_LAYER_DECAY, STARTED_EMA, FROZEN_FIRST = 0.25, 0.75, 0.999, 0.1
 """Defaults of a run that starts from weights: share of the method's rate, decay from block to block, decay of averaged
 weights, and share of the steps in which the backbone waits for a new decoder or predictor. See docs/start.md."""
@@ -97,8 +101,8 @@ def as_started(recipe: Recipe) -> Recipe | None:
     return replace(recipe, **filled, start=begun.start, model_args={**begun.model_args, **recipe.model_args})
 
 
-def with_start(recipe: Recipe, method: Method, start: Start) -> Recipe:
-    """The recipe with what a start decides and the recipe leaves out."""
+def with_start(recipe: Recipe, method: Method, start: Start, *, is_settled: bool = False) -> Recipe:
+    """The recipe with what a start decides and the recipe leaves out; nothing of the method, if it is settled."""
     filled: dict[str, Any] = {"start": absolute_words(recipe.start)}
     if recipe.model.partition(".")[0] == start.architecture:
         own = {name: value for name, value in start.model_args.items() if name not in FROM_DATA}
@@ -106,8 +110,9 @@ def with_start(recipe: Recipe, method: Method, start: Start) -> Recipe:
     is_imagegpt = method.codes == "colors"
     if start.tokenizer is not None and recipe.tokenizer is None and (is_imagegpt or start.method == recipe.method):
         filled["tokenizer"] = start.tokenizer
-    if start.method == recipe.method:
-        own = {name: value for name, value in start.method_args.items() if name.startswith(OF_PARTS)}
+    if start.method == recipe.method and not is_settled:
+        of_kind = () if KINDS & recipe.method_args.keys() else OF_PARTS  # another kind of decoder has sizes of its own
+        own = {name: value for name, value in start.method_args.items() if name.startswith((*of_kind, *OF_TARGETS))}
         filled["method_args"] = {**own, **recipe.method_args}
     if recipe.image_size is None and recipe.tile_size is None:
         filled["image_size"] = size_of(start)

@@ -92,6 +92,7 @@ def load_mae(pretrainer: Pretrainer, path: str | Path) -> bool:
     >>> import tempfile
     >>> folder, pretrainer = tempfile.mkdtemp(), mae(wrap("test_vit", img_size=32))
     >>> save_mae(pretrainer, folder)
+    True
     >>> load_mae(pretrainer, folder)
     True
 
@@ -124,6 +125,7 @@ def mae_from_transformers(folder: str | Path) -> Pretrainer:
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> save_mae(mae(wrap("test_vit", img_size=32), mask_ratio=0.5), folder)
+    True
     >>> mae_from_transformers(folder).plan
     RandomMask(ratio=0.5)
 

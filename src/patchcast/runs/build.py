@@ -66,8 +66,10 @@ def resolve(
     images = source.train
     recipe = with_codes(recipe, method, images)
     size, patch = _size_and_patch(recipe, method, images)
-    count, units = None if source.is_stream else len(images), count_units(recipe, size, patch) if method.few else None
-    chosen = {} if is_settled else choose_defaults(recipe, method, count, units)
+    chosen: dict[str, Chosen] = {}
+    if not is_settled:
+        units = count_units(recipe, size, patch) if method.few else None
+        chosen = choose_defaults(recipe, method, None if source.is_stream else len(images), units)
     recipe = filled(recipe, chosen)
     batch, epochs = recipe.given_batch, recipe.epochs
     assert batch is not None and epochs is not None  # noqa: PT018

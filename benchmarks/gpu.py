@@ -121,8 +121,11 @@ class CountedGraphs:
 class Bench:
     """The parts, one method each; each returns what goes into the JSON."""
 
-    def __init__(self, device: str, *, quick: bool, out: Path, seconds: float = SECONDS) -> None:
+    def __init__(
+        self, device: str, *, quick: bool, out: Path, seconds: float = SECONDS, only: list[str] | None = None
+    ) -> None:
         self.device, self.quick, self.out, self.most = device, quick, out, seconds
+        self.only = only
         self.turns = 2 if quick else 12
         self.cases = QUICK if quick else CASES
         self.began = time.perf_counter()
@@ -144,6 +147,8 @@ class Bench:
         self.results["seconds"] = time.perf_counter() - self.began
 
     def part(self, name: str, measure: Callable[[], Any]) -> None:
+        if self.only is not None and name not in self.only:
+            return
         if time.perf_counter() - self.began > self.most:
             self.results["skipped"].append(name)
             return
@@ -369,12 +374,13 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny networks")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="no part begins after this time")
+    parser.add_argument("--only", nargs="+", help="parts by their names, product_rate and an eager row before others")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"))
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         print("bench-gpu measures on a GPU, and torch sees none here: nothing was measured.")
         return 0
-    bench = Bench(args.device, quick=args.quick, out=args.out, seconds=args.seconds)
+    bench = Bench(args.device, quick=args.quick, out=args.out, seconds=args.seconds, only=args.only)
     bench.run()
     args.out.write_text(json.dumps(bench.results, indent=2) + "\n")
     args.out.with_suffix(".md").write_text(bench.table() + "\n")

@@ -19,8 +19,8 @@ from patchcast.data.transforms import Augment, Cut, ImagePixels, resize
 
 LARGEST_CROP = 16
 """Times the area of what comes out up to which crops are handed on: larger ones would take more memory than time."""
-CUTS_AT_ONCE = 32
-"""Images that are resized at once."""
+VALUES_AT_ONCE = 2**24
+"""Values of crops that are resized at once: small images all together, as a GPU wants them, and few large ones."""
 
 
 class Cuts(NamedTuple):
@@ -129,7 +129,8 @@ def join(cuts: Sequence[Cut]) -> Cuts:
 
 def finish(augment: Augment, cuts: Cuts) -> Float32[Tensor, "B C h w"]:
     """Resize, flip and normalize, on the device of the crops."""
-    chunks = zip(*(part.split(CUTS_AT_ONCE) for part in (cuts.pixels, cuts.sizes, cuts.is_flipped)), strict=True)
+    at_once = max(1, VALUES_AT_ONCE // cuts.pixels[0].numel())
+    chunks = zip(*(part.split(at_once) for part in (cuts.pixels, cuts.sizes, cuts.is_flipped)), strict=True)
     done = [_resize(Cuts(pixels, sizes, is_flipped, cuts.size)) for pixels, sizes, is_flipped in chunks]
     return torch.cat([augment.normalize.batch(images) for images in done])
 

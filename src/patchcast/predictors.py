@@ -74,6 +74,65 @@ class NoHead(Predictor):
         return read(context, plan.source)
 
 
+class SideBySide(Predictor):
+    """Several heads of the same features, for `Targets`: their predictions one after the other.
+
+    >>> from patchcast.plans import RasterOrder
+    >>> plan, units = RasterOrder(random_prefix=False)(Grid(1, 3), 2), torch.randn(2, 3, 8)
+    >>> SideBySide([NoHead(), LinearHead(8, 5)])(Context(plan.grid, units[:, :0], units), plan).shape
+    torch.Size([2, 1, 2, 13])
+    """
+
+    reads_hidden = True
+
+    def __init__(self, heads: Sequence[Predictor]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
+        return torch.cat([head(context, plan) for head in self.heads], dim=-1)
+
+
+class ConvHead(Predictor):
+    """A few convolutions over the features of all units, hidden ones included.
+
+    A linear head reads the feature of a hidden unit, which the backbone's attention must have filled from the others.
+    Here each prediction also reads features up to `depth * (kernel // 2)` units away. Short runs learn much more from
+    it, because a network learns late where to attend to (`benchmarks/NOTES.md`).
+
+    >>> from patchcast.plans import BlockMask
+    >>> plan, units = BlockMask(0.4)(Grid(4, 6), 2), torch.randn(2, 24, 8)
+    >>> head = ConvHead(32, depth=2, embed=torch.nn.Linear(8, 32), head=torch.nn.Linear(32, 5), groups=4)
+    >>> head(Context(plan.grid, units[:, :0], units), plan).shape[-1]
+    5
+
+    Args:
+        width, depth, kernel, groups, embed, head: as of `ConvDecoder`.
+    Raises:
+        ValueError: likewise.
+    """
+
+    reads_hidden = True
+    plans = MaskPlan
+
+    def __init__(
+        self, width: int, *, depth: int, embed: nn.Module, head: nn.Module, kernel: int = 3, groups: int = GROUPS
+    ) -> None:
+        super().__init__()
+        self.embed, self.head = embed, head
+        self.blocks = conv_layers(width, depth, kernel, groups)
+        self.apply(xavier)
+
+    def block_modules(self) -> list[nn.Module]:
+        return [*self.blocks]
+
+    def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
+        x = self.embed(context.units).transpose(1, 2).unflatten(2, tuple(plan.grid))
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(take(x.flatten(2).transpose(1, 2), plan.predict))
+
+
 class MLPHead(Predictor):
     """AIM's head: residual MLP blocks on each feature separately (El-Nouby et al. 2024, section 3.2).
 
@@ -286,22 +345,9 @@ class ConvDecoder(Predictor):
         self, width: int, *, depth: int, embed: nn.Module, head: nn.Module, kernel: int = 3, groups: int = GROUPS
     ) -> None:
         super().__init__()
-        if width % groups:
-            raise ValueError(f"the decoder's width must be divisible by its groups; got {width} and {groups}")
-        if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"the kernel must be an odd number of units; got {kernel}")
-        if depth < 1:
-            raise ValueError(f"the decoder must have at least one layer; got depth={depth}")
         self.embed, self.head = embed, head
         self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=groups),
-                LayerNorm2d(width, eps=1e-6, affine=False),
-                nn.GELU(),
-            )
-            for _ in range(depth)
-        )
+        self.blocks = conv_layers(width, depth, kernel, groups)
         self.apply(xavier)
 
     def block_modules(self) -> list[nn.Module]:
@@ -402,6 +448,47 @@ def and_valid(
     column = torch.cat([is_valid[:, None].expand(-1, predicted.shape[1], -1), predicted], dim=2).flatten(0, 1)
     mask = column[:, None, None].expand(-1, -1, column.shape[1], -1)
     return mask if can_see is None else mask & can_see
+
+
+def conv_layers(width: int, depth: int, kernel: int, groups: int) -> nn.ModuleList:
+    """Layers of a convolution, a norm over channels and GELU, for residual use."""
+    if width % groups:
+        raise ValueError(f"the decoder's width must be divisible by its groups; got {width} and {groups}")
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"the kernel must be an odd number of units; got {kernel}")
+    if depth < 1:
+        raise ValueError(f"the decoder must have at least one layer; got depth={depth}")
+    return nn.ModuleList(
+        nn.Sequential(
+            nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=groups),
+            LayerNorm2d(width, eps=1e-6, affine=False),
+            nn.GELU(),
+        )
+        for _ in range(depth)
+    )
+
+
+def head_for(
+    backbone: Backbone, outputs: int, *, width: int | None = None, depth: int = 3, kernel: int | None = None
+) -> LinearHead | ConvHead:
+    """A head from a backbone's features to `outputs` values of each unit.
+
+    >>> from patchcast.backbones import wrap
+    >>> [type(head_for(wrap("test_vit"), 12, kernel=kernel)).__name__ for kernel in (None, 3)]
+    ['LinearHead', 'ConvHead']
+
+    Args:
+        width: of a `ConvHead`. None: 128, or about the backbone's width if that is smaller.
+        depth: its layers.
+        kernel: units per side of its kernel; None: a `LinearHead`, which has neither.
+    Raises:
+        ValueError: if the head refuses a size.
+    """
+    if kernel is None:
+        return LinearHead(backbone.width, outputs)
+    width = width or usable_width(min(128, backbone.width))
+    embed, head = nn.Linear(backbone.width, width), nn.Linear(width, outputs)
+    return ConvHead(width, depth=depth, kernel=kernel, groups=gcd(width, GROUPS), embed=embed, head=head)
 
 
 def decoder_for(

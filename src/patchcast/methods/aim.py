@@ -6,6 +6,7 @@ from torch import nn
 
 from patchcast.backbones import Backbone, wrap
 from patchcast.losses import cross_entropy, smooth_l1, squared
+from patchcast.objectives import and_pixels
 from patchcast.plans import Planner, RandomOrder, RasterOrder
 from patchcast.predictors import LinearHead, MLPHead, Predictor, TargetQuery
 from patchcast.pretrainer import Pretrainer
@@ -86,6 +87,7 @@ def aim_features(
     head_depth: int = 12,
     momentum: float = 0.996,
     steps: int | None = None,
+    pixel_weight: float = 0.0,
 ) -> Pretrainer:
     """AIM that predicts a teacher's feature of the next patch. The teacher follows the backbone and sees all patches.
 
@@ -99,12 +101,15 @@ def aim_features(
         backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
         momentum: of the teacher at the first step; it rises linearly to 1.
         steps: optimizer steps until it is 1; None: constant momentum.
+        pixel_weight: of a second loss, of normalized pixels that the same head predicts; see `ijepa`.
         others: as in `aim`.
+    Raises:
+        ValueError: as in `aim`, or if the weight is negative or not a number.
     """
     backbone = wrap(backbone)
-    target = EMAFeatures(backbone, momentum=momentum, steps=steps)
+    target, loss = and_pixels(EMAFeatures(backbone, momentum=momentum, steps=steps), smooth_l1, backbone, pixel_weight)
     head = _head(backbone, target.outputs, plan, head_width, head_depth)
-    return Pretrainer(backbone, plan=plan, view=Attend(), predictor=head, target=target, loss=smooth_l1)
+    return Pretrainer(backbone, plan=plan, view=Attend(), predictor=head, target=target, loss=loss)
 
 
 def _head(backbone: Backbone, outputs: int, plan: Planner, width: int | None, depth: int) -> Predictor:

@@ -7,13 +7,21 @@ from torch import nn
 from patchcast.backbones import wrap
 from patchcast.losses import squared
 from patchcast.plans import BlockMask
-from patchcast.predictors import LinearHead
+from patchcast.predictors import head_for
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import HOG
 from patchcast.views import replace_or_paint
 
 
-def maskfeat(backbone: nn.Module | str, *, mask_ratio: float = 0.4, bins: int = 9) -> Pretrainer:
+def maskfeat(
+    backbone: nn.Module | str,
+    *,
+    mask_ratio: float = 0.4,
+    bins: int = 9,
+    head_width: int | None = None,
+    head_depth: int = 3,
+    head_kernel: int | None = None,
+) -> Pretrainer:
     """Replace hidden blocks by a mask token, and predict the histograms of oriented gradients of each hidden unit.
 
     For models that take no mask token (ConvNeXt, ResNet), the blocks are painted over.
@@ -25,6 +33,10 @@ def maskfeat(backbone: nn.Module | str, *, mask_ratio: float = 0.4, bins: int = 
         backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
         mask_ratio: share of units hidden.
         bins: directions of gradients that a histogram tells apart.
+        head_width: of a head of convolutions; None: 128, or about the backbone's width if that is smaller.
+        head_depth: its layers.
+        head_kernel: units per side of the kernel of a head of convolutions over all units (`ConvHead`); None: one
+            linear layer, as in the paper. Short runs learn much more from convolutions (`benchmarks/NOTES.md`).
     """
     backbone = wrap(backbone)
     target = HOG(backbone.stride, channels=backbone.channels, bins=bins)
@@ -32,7 +44,7 @@ def maskfeat(backbone: nn.Module | str, *, mask_ratio: float = 0.4, bins: int = 
         backbone,
         plan=BlockMask(mask_ratio),
         view=replace_or_paint(backbone),
-        predictor=LinearHead(backbone.width, target.outputs),
+        predictor=head_for(backbone, target.outputs, width=head_width, depth=head_depth, kernel=head_kernel),
         target=target,
         loss=squared,
     )

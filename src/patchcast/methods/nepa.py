@@ -6,14 +6,15 @@ from torch import nn
 
 from patchcast.backbones import wrap
 from patchcast.losses import cosine
+from patchcast.objectives import and_pixels
 from patchcast.plans import RasterOrder
-from patchcast.predictors import LinearHead, NoHead
+from patchcast.predictors import LinearHead, NoHead, SideBySide
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Embeddings
 from patchcast.views import Attend
 
 
-def nepa(backbone: nn.Module | str) -> Pretrainer:
+def nepa(backbone: nn.Module | str, *, pixel_weight: float = 0.0) -> Pretrainer:
     """Predict the embedding of each patch from the patches before it, row by row, with causal attention.
 
     The features are the predictions: there is no head, unless features and embeddings differ in width. The targets are
@@ -26,17 +27,22 @@ def nepa(backbone: nn.Module | str) -> Pretrainer:
 
     Args:
         backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
+        pixel_weight: of a second loss, of the next patch's normalized pixels, which a linear layer predicts; that of
+            the embedding has weight 1. Not in the paper, whose weight is 0; see `ijepa`.
     Raises:
         CannotError: if the backbone's attention takes no mask.
+        ValueError: if the weight is negative or not a number.
     """
     backbone = wrap(backbone)
-    target = Embeddings(backbone)
-    is_even = backbone.width == target.outputs
+    embeddings = Embeddings(backbone)
+    head = NoHead() if backbone.width == embeddings.outputs else LinearHead(backbone.width, embeddings.outputs)
+    target, loss = and_pixels(embeddings, cosine, backbone, pixel_weight)
+    of_pixels = target.outputs - embeddings.outputs
     return Pretrainer(
         backbone,
         plan=RasterOrder(random_prefix=False),
         view=Attend(),
-        predictor=NoHead() if is_even else LinearHead(backbone.width, target.outputs),
+        predictor=SideBySide([head, LinearHead(backbone.width, of_pixels)]) if of_pixels else head,
         target=target,
-        loss=cosine,
+        loss=loss,
     )

@@ -7,13 +7,21 @@ from torch import nn
 from patchcast.backbones import wrap
 from patchcast.losses import absolute
 from patchcast.plans import GridMask
-from patchcast.predictors import LinearHead
+from patchcast.predictors import head_for
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Pixels
 from patchcast.views import replace_or_paint
 
 
-def simmim(backbone: nn.Module | str, *, mask_ratio: float = 0.6, mask_size: int | None = None) -> Pretrainer:
+def simmim(
+    backbone: nn.Module | str,
+    *,
+    mask_ratio: float = 0.6,
+    mask_size: int | None = None,
+    head_width: int | None = None,
+    head_depth: int = 3,
+    head_kernel: int | None = None,
+) -> Pretrainer:
     """Replace hidden squares by a mask token, and predict their raw pixels with a linear head.
 
     For models that take no mask token (ConvNeXt, ResNet), the squares are painted over.
@@ -30,6 +38,10 @@ def simmim(backbone: nn.Module | str, *, mask_ratio: float = 0.6, mask_size: int
         mask_ratio: share of the image hidden.
         mask_size: pixels per side of a hidden square, rounded to whole units. None: the paper's 32, or a sixth of the
             image's side if that is less, which is the paper's ratio of 32 to 192.
+        head_width: of a head of convolutions; None: 128, or about the backbone's width if that is smaller.
+        head_depth: its layers.
+        head_kernel: units per side of the kernel of a head of convolutions over all units (`ConvHead`); None: one
+            linear layer, as in the paper. Short runs learn much more from convolutions (`benchmarks/NOTES.md`).
     """
     backbone = wrap(backbone)
     mask_size = mask_size or min(32, min(backbone.image_size) // 6)
@@ -38,7 +50,7 @@ def simmim(backbone: nn.Module | str, *, mask_ratio: float = 0.6, mask_size: int
         backbone,
         plan=GridMask(mask_ratio, cell=max(1, round(mask_size / max(backbone.stride)))),
         view=replace_or_paint(backbone),
-        predictor=LinearHead(backbone.width, target.outputs),
+        predictor=head_for(backbone, target.outputs, width=head_width, depth=head_depth, kernel=head_kernel),
         target=target,
         loss=absolute,
     )

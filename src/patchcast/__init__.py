@@ -141,7 +141,17 @@ if TYPE_CHECKING:
         raster,
         snake,
     )
-    from patchcast.predictors import ConvDecoder, Decoder, LinearHead, MLPHead, NoHead, Predictor, TargetQuery
+    from patchcast.predictors import (
+        ConvDecoder,
+        ConvHead,
+        Decoder,
+        LinearHead,
+        MLPHead,
+        NoHead,
+        Predictor,
+        SideBySide,
+        TargetQuery,
+    )
     from patchcast.pretrainer import Output, Pretrainer
     from patchcast.starts import Started, load_start, read_start
     from patchcast.targets import (
@@ -275,7 +285,17 @@ _HOMES = {
         "raster",
         "snake",
     ),
-    "predictors": ("ConvDecoder", "Decoder", "LinearHead", "MLPHead", "NoHead", "Predictor", "TargetQuery"),
+    "predictors": (
+        "ConvDecoder",
+        "ConvHead",
+        "Decoder",
+        "LinearHead",
+        "MLPHead",
+        "NoHead",
+        "Predictor",
+        "SideBySide",
+        "TargetQuery",
+    ),
     "pretrainer": ("Output", "Pretrainer"),
     "starts": ("Started", "load_start", "read_start"),
     "targets": (

@@ -127,7 +127,10 @@ class ConvHead(Predictor):
         return [*self.blocks]
 
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
-        x = self.embed(context.units).transpose(1, 2).unflatten(2, tuple(plan.grid))
+        x = self.embed(context.units)
+        if context.is_valid is not None:
+            x = x * context.is_valid[:, context.prefix.shape[1] :, None]
+        x = x.transpose(1, 2).unflatten(2, tuple(plan.grid))
         for block in self.blocks:
             x = x + block(x)
         return self.head(take(x.flatten(2).transpose(1, 2), plan.predict))

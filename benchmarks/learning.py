@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from side_by_side import processor
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -181,10 +182,15 @@ def baseline(name: str, data: str) -> dict[str, Any]:
 
 
 def table(found: dict[str, list[dict[str, Any]]], test_images: int) -> Iterator[str]:
-    """Rows in Markdown: means over seeds, with the standard error of the seeds, and of seeds and test images."""
-    yield "| | seconds | steps | seeds | linear | kNN |"
-    yield "|---|---|---|---|---|---|"
-    for name, runs in found.items():
+    """Rows in Markdown: means over seeds, with the standard error of the seeds, and of seeds and test images.
+
+    Seconds of different processors are not comparable, so that each processor has rows of its own.
+    """
+    yield "| | processor | seconds | steps | seeds | linear | kNN |"
+    yield "|---|---|---|---|---|---|---|"
+    every = [run | {"name": name} for name, runs in found.items() for run in runs]
+    for name, where in dict.fromkeys((run["name"], run["processor"]) for run in every):
+        runs = [run for run in every if (run["name"], run["processor"]) == (name, where)]
         cells = []
         for what in ("linear", "knn"):
             values = [100 * run[what] for run in runs]
@@ -195,7 +201,7 @@ def table(found: dict[str, list[dict[str, Any]]], test_images: int) -> Iterator[
             both = math.sqrt(of_images + (0.0 if math.isnan(of_seeds) else of_seeds))
             cells.append(f"{mean:.1f} {alone}(± {both:.1f})")
         means = [round(statistics.mean(run[what] for run in runs)) if what in runs[0] else "" for what in TIMES]
-        yield f"| {name} | {means[0] or 'none'} | {means[1]} | {len(runs)} | {' | '.join(cells)} |"
+        yield f"| {name} | {where} | {means[0] or 'none'} | {means[1]} | {len(runs)} | {' | '.join(cells)} |"
 
 
 def read(file: Path) -> dict[str, list[dict[str, Any]]]:
@@ -236,7 +242,7 @@ def main() -> None:
             else:
                 result = untrained(seed, args.data) if row == "untrained" else baseline(row, args.data)
             found = read(args.out)  # again: another row may have been run meanwhile
-            found.setdefault(name, []).append({"seed": seed, **result})
+            found.setdefault(name, []).append({"seed": seed, **result, "processor": processor()})
             args.out.write_text(json.dumps(found, indent=1) + "\n")
             print(name, seed, result, flush=True)
     print("\n".join(table(read(args.out), len(open_images(args.data, split="test")))))

@@ -130,7 +130,7 @@ def training_step(model: nn.Module, loss_of: Callable[[], Tensor], *, bf16: bool
 def machine(device: str) -> dict[str, Any]:
     packages = ("torch", "timm", "lightly", "stable-pretraining", "transformers")
     versions = {name: _version(name) for name in packages}
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {torch.get_num_threads()} thread(s)"
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {torch.get_num_threads()} thread(s)"
     return {"device": where, **{name: number for name, number in versions.items() if number}}
 
 
@@ -159,9 +159,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name and family, and whether it multiplies in bfloat16, as Linux gives them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+        has_bf16 = {"avx512_bf16", "amx_bf16"} & set(said["flags"].split())
+        return f"{said['model name']}, family {said['cpu family']}, {'with' if has_bf16 else 'without'} bf16"
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()

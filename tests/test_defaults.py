@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("_no_figures")
 ROOT = Path(__file__).resolve().parents[1]
 IMAGENET = 1_281_167
 SMALL = {"depth": 4, "img_size": 64, "patch_size": 8}
-IMAGES = {"cifar10": 50_000, "digits": 1437, "eurosat": 5000, "imagenet": IMAGENET}
+IMAGES = {"cifar10": 50_000, "digits": 1437, "eurosat": 5000, "imagenet": IMAGENET, "imagenette": 9469}
 
 
 def by_rule(method: str, model: str, images: int | None, **given: Any) -> Any:

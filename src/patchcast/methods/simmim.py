@@ -18,6 +18,7 @@ def simmim(
     *,
     mask_ratio: float = 0.6,
     mask_size: int | None = None,
+    normalize: bool = False,
     head_width: int | None = None,
     head_depth: int = 3,
     head_kernel: int | None = None,
@@ -38,6 +39,7 @@ def simmim(
         mask_ratio: share of the image hidden.
         mask_size: pixels per side of a hidden square, rounded to whole units. None: the paper's 32, or a sixth of the
             image's side if that is less, which is the paper's ratio of 32 to 192.
+        normalize: predict each unit's pixels normalized by their mean and standard deviation, as in MAE, or raw.
         head_width: of a head of convolutions; None: 128, or about the backbone's width if that is smaller.
         head_depth: its layers.
         head_kernel: units per side of the kernel of a head of convolutions over all units (`ConvHead`); None: one
@@ -45,7 +47,7 @@ def simmim(
     """
     backbone = wrap(backbone)
     mask_size = mask_size or min(32, min(backbone.image_size) // 6)
-    target = Pixels(backbone.stride, channels=backbone.channels, normalize=False)
+    target = Pixels(backbone.stride, channels=backbone.channels, normalize=normalize)
     return Pretrainer(
         backbone,
         plan=GridMask(mask_ratio, cell=max(1, round(mask_size / max(backbone.stride)))),

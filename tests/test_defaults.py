@@ -69,6 +69,14 @@ def test_numbers_of_units_that_were_not_measured_take_the_papers_decoder(units: 
     assert found.get("decoder_kernel") == kernel
 
 
+@pytest.mark.parametrize(("pixels", "method_args"), [(9, {}), (16, {"head_kernel": 3, "normalize": True})])
+def test_units_of_few_pixels_are_not_normalized_unless_asked(pixels: int, method_args: dict[str, Any]) -> None:
+    """A unit of one gray pixel has no spread."""
+    recipe = Recipe("simmim", "vit_tiny_patch16_224", "data", Path("out"), model_args=SMALL)
+    found = choose_defaults(recipe, METHODS["simmim"], 5000, 64, pixels)
+    assert (found["method_args"].value if "method_args" in found else {}) == method_args
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -87,7 +95,7 @@ def test_what_convolutions_cannot_see_takes_the_papers_decoder(given: dict[str, 
 def test_units_of_a_network_of_stages(patch: int | None, units: int) -> None:
     """Patches of 4 pixels are merged three times: a unit has 32 pixels."""
     recipe = Recipe("ijepa", "swin_tiny_patch4_window7_224", "data", Path("out"))
-    assert count_units(recipe, (128, 128), patch) == units
+    assert count_units(recipe, (128, 128), patch) == (units, 128 * 128 // units)
 
 
 def test_a_network_of_stages_has_the_same_decoder() -> None:
@@ -121,7 +129,9 @@ def test_a_decoder_with_attention_has_the_papers_proportions(given: dict[str, An
     assert found.method_args == {"decoder_width": 128, "decoder_depth": 2, **given}
 
 
-@pytest.mark.parametrize(("method", "option"), [("mae", "decoder_kernel"), ("ijepa", "pixel_weight")])
+@pytest.mark.parametrize(
+    ("method", "option"), [("mae", "decoder_kernel"), ("ijepa", "pixel_weight"), ("simmim", "normalize")]
+)
 def test_many_images_take_the_papers_method(method: str, option: str) -> None:
     few, many = (by_rule(method, "vit_tiny_patch16_224", images).method_args for images in (100_000, 100_001))
     assert few[option]

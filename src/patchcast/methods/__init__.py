@@ -93,7 +93,8 @@ METHODS: dict[str, Method] = {
     ),
     "nepa": Method(nepa, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0)),  # MAE's: the paper's are unknown here
     "simmim": Method(
-        simmim, lr_per_256=1e-4, paper_batch=2048, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0
+        simmim, lr_per_256=1e-4, paper_batch=2048, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0,
+        few={"head_kernel": 3, "normalize": True},
     ),
 }  # fmt: skip
 """The methods of the command line, by name. In Python, call the functions; `aim_codes` is available in Python only."""

@@ -68,8 +68,8 @@ def resolve(
     size, patch = _size_and_patch(recipe, method, images)
     chosen: dict[str, Chosen] = {}
     if not is_settled:
-        units = count_units(recipe, size, patch) if method.few else None
-        chosen = choose_defaults(recipe, method, None if source.is_stream else len(images), units)
+        units = count_units(recipe, size, patch) if method.few else (None, None)
+        chosen = choose_defaults(recipe, method, None if source.is_stream else len(images), *units)
     recipe = filled(recipe, chosen)
     batch, epochs = recipe.given_batch, recipe.epochs
     assert batch is not None and epochs is not None  # noqa: PT018

@@ -25,9 +25,10 @@ from patchcast.targets import even_blocks
 WARMUP = 0.05
 """Share of the steps: MAE's 40 of 800 epochs."""
 SMALLEST_BATCH, STREAM_BATCH, LARGEST_BATCH = 32, 256, 2048
-MOST_IMAGES, UNITS = 100_000, (49, 256)
-"""Up to this number of images, with a number of units in this range, methods take the options that were best here;
-otherwise the papers'. Fewer units are learned better by attention, and of more some are beyond the reach of kernels."""
+MOST_IMAGES, UNITS, LEAST_PIXELS = 100_000, (49, 256), 16
+"""Up to this number of images, with a number of units in this range and of at least this number of pixels each, methods
+take the options that were best here; otherwise the papers'. Fewer units are learned better by attention, and of more
+some are beyond the reach of kernels. Smaller units have too few pixels to be normalized."""
 FEWEST_STEPS, EPOCHS, MOST_EPOCHS = 10_000, 100, 800
 
 
@@ -38,16 +39,23 @@ class Chosen(NamedTuple):
     reason: str
 
 
-def choose_defaults(recipe: Recipe, method: Method, images: int | None, units: int | None = None) -> dict[str, Chosen]:
+def choose_defaults(
+    recipe: Recipe, method: Method, images: int | None, units: int | None = None, pixels: int | None = None
+) -> dict[str, Chosen]:
     """The options among batch_size, epochs, lr, warmup and method_args that a recipe leaves out, by the rule.
 
     Args:
         images: to train on; None for a stream, whose number is unknown.
         units: of an image; None if their number is unknown.
+        pixels: of a unit; None likewise.
     Raises:
         ValueError: if the model cannot be built.
     """
-    return dict(_choices(recipe, method, images, units))
+    is_few = images is not None and images <= MOST_IMAGES
+    is_measured = units is None or UNITS[0] <= units <= UNITS[1]
+    can_normalize = pixels is None or pixels >= LEAST_PIXELS
+    takes_few = is_few and is_measured and can_normalize and _is_like_measured(recipe)
+    return dict(_choices(recipe, method, images, takes_few=takes_few))
 
 
 def filled(recipe: Recipe, chosen: dict[str, Chosen]) -> Recipe:
@@ -76,7 +84,7 @@ def in_words(chosen: dict[str, Chosen]) -> str:
     return "\n".join(lines)
 
 
-def _choices(recipe: Recipe, method: Method, images: int | None, units: int | None) -> Iterator[tuple[str, Chosen]]:
+def _choices(recipe: Recipe, method: Method, images: int | None, *, takes_few: bool) -> Iterator[tuple[str, Chosen]]:
     batch = recipe.given_batch
     if batch is None:
         batch, reason = _batch(images, recipe.devices * recipe.nodes * recipe.accumulate)
@@ -99,24 +107,22 @@ def _choices(recipe: Recipe, method: Method, images: int | None, units: int | No
         yield "lr", Chosen(rate, reason)
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
     reason = f"for a model of {blocks} blocks of width {width}"
-    if method.few and _is_like_measured(recipe, images, units):
+    if method.few and takes_few:
         best = f"as was best here for at most {MOST_IMAGES:,} images of {UNITS[0]} to {UNITS[1]} units"
         sizes, reason = {**sizes, **method.few}, f"{reason}, {best}" if sizes else best
     if missing := {name: value for name, value in sizes.items() if name not in recipe.method_args}:
         yield "method_args", Chosen(missing, reason)
 
 
-def _is_like_measured(recipe: Recipe, images: int | None, units: int | None) -> bool:
+def _is_like_measured(recipe: Recipe) -> bool:
     """Whether the options of a method for few images are for this recipe.
 
     A decoder of convolutions reads neither the class token nor registers, and its kernels do not reach over large
     squares of hidden units. With a teacher it was not measured.
     """
-    is_few = images is not None and images <= MOST_IMAGES
-    reaches = units is None or UNITS[0] <= units <= UNITS[1]
     is_other = recipe.teacher is not None or recipe.readout == "class" or "reg_tokens" in recipe.model_args
-    asked = (KINDS | {"mask_cell"}) & recipe.method_args.keys()
-    return is_few and reaches and not is_other and not asked and not is_started(recipe)
+    asked = (KINDS | {"mask_cell", "mask_size"}) & recipe.method_args.keys()
+    return not is_other and not asked and not is_started(recipe)
 
 
 def _batch(images: int | None, pieces: int) -> tuple[int, str]:

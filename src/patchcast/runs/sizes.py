@@ -135,7 +135,7 @@ def check_units(recipe: Recipe, size: Size, patch: int | None) -> None:
     if _units(size, SMALLEST_PATCH) <= MOST_UNITS:
         return
     down, right = _unit(recipe, patch)
-    count = count_units(recipe, size, patch)
+    count, _ = count_units(recipe, size, patch)
     if count > MOST_UNITS:
         raise ValueError(
             f"{_text(size)} pixels are {count:,} units of {down}x{right} pixels, of which no network takes more than "
@@ -143,15 +143,15 @@ def check_units(recipe: Recipe, size: Size, patch: int | None) -> None:
         )
 
 
-def count_units(recipe: Recipe, size: Size, patch: int | None) -> int:
-    """The number of units of an image.
+def count_units(recipe: Recipe, size: Size, patch: int | None) -> tuple[int, int]:
+    """The number of units of an image, and of pixels of a unit.
 
     >>> from pathlib import Path
     >>> count_units(Recipe("mae", "test_vit", "data", Path("out")), (64, 32), 8)
-    32
+    (32, 64)
     """
     down, right = _unit(recipe, patch)
-    return (size[0] // down) * (size[1] // right)
+    return (size[0] // down) * (size[1] // right), down * right
 
 
 def _unit(recipe: Recipe, patch: int | None) -> Size:

@@ -31,9 +31,9 @@ FROM_DATA = ("img_size", "in_chans", "patch_size")
 FROM_START = ("image_size", "patch_size", "mean", "std", "tokenizer", "codes")
 OF_PARTS = ("decoder_", "predictor_", "head_")
 """How options of methods begin that set the sizes of a decoder, predictor or head."""
-KINDS = {"decoder_heads", "decoder_kernel", "predictor_heads", "predictor_kernel"}
-"""Options of methods that say which kind of decoder or predictor is wanted."""
-OF_TARGETS = ("pixel_weight", "local", "layers")
+KINDS = {"decoder_heads", "decoder_kernel", "predictor_heads", "predictor_kernel", "head_kernel"}
+"""Options of methods that say which kind of decoder, predictor or head is wanted."""
+OF_TARGETS = ("pixel_weight", "local", "layers", "normalize")
 """Options of methods that say what is predicted."""
 STARTED_LR, STARTED_LAYER_DECAY, STARTED_EMA, FROZEN_FIRST = 0.25, 0.75, 0.999, 0.1
 """Defaults of a run that starts from weights: share of the method's rate, decay from block to block, decay of averaged

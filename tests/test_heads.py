@@ -10,7 +10,7 @@ from patchcast import cosine, wrap
 from patchcast.geometry import Grid
 from patchcast.methods import beit, maskfeat, nepa, simmim
 from patchcast.plans import MaskPlan, RandomMask, RasterOrder
-from patchcast.predictors import ConvHead, LinearHead, NoHead, SideBySide
+from patchcast.predictors import ConvHead, LinearHead, MLPHead, NoHead, SideBySide
 from patchcast.tokenizers.patches import PatchCodebook
 from patchcast.views import Context
 
@@ -105,3 +105,10 @@ def test_nepa_with_pixels_is_nepa_plus_a_weighted_loss() -> None:
     assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
     with pytest.raises(ValueError, match="pixel_weight is a number of 0 or more; got -1"):
         nepa(backbone, pixel_weight=-1.0)
+
+
+def test_nepa_with_a_head_predicts_embeddings_and_pixels() -> None:
+    built = nepa(wrap("test_vit"), head_depth=2, pixel_weight=0.5)
+    assert isinstance(built.predictor, MLPHead)
+    assert len(built.predictor.block_modules()) == 2
+    assert built(torch.randn(2, 3, 160, 160)).predictions.shape == (2, 1, 99, 64 + 3 * 16 * 16)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from patchcast.backbones import wrap
+from patchcast.backbones import Backbone, wrap
 from patchcast.losses import cosine
 from patchcast.objectives import and_pixels
 from patchcast.plans import RasterOrder
-from patchcast.predictors import LinearHead, NoHead, SideBySide
+from patchcast.predictors import LinearHead, MLPHead, NoHead, Predictor, SideBySide
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Embeddings
 from patchcast.views import Attend
 
 
-def nepa(backbone: nn.Module | str, *, pixel_weight: float = 0.0) -> Pretrainer:
+def nepa(backbone: nn.Module | str, *, head_depth: int = 0, pixel_weight: float = 0.0) -> Pretrainer:
     """Predict the embedding of each patch from the patches before it, row by row, with causal attention.
 
     The features are the predictions: there is no head, unless features and embeddings differ in width. The targets are
@@ -27,22 +27,31 @@ def nepa(backbone: nn.Module | str, *, pixel_weight: float = 0.0) -> Pretrainer:
 
     Args:
         backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
-        pixel_weight: of a second loss, of the next patch's normalized pixels, which a linear layer predicts; that of
-            the embedding has weight 1. Not in the paper, whose weight is 0; see `ijepa`.
+        head_depth: residual blocks of AIM's head (`MLPHead`), as wide as the backbone, from features to predictions;
+            0, as in the paper: none.
+        pixel_weight: of a second loss, of the next patch's normalized pixels, by the same head or a linear layer; that
+            of the embedding has weight 1. Not in the paper, whose weight is 0; see `ijepa`.
     Raises:
         CannotError: if the backbone's attention takes no mask.
         ValueError: if the weight is negative or not a number.
     """
     backbone = wrap(backbone)
     embeddings = Embeddings(backbone)
-    head = NoHead() if backbone.width == embeddings.outputs else LinearHead(backbone.width, embeddings.outputs)
     target, loss = and_pixels(embeddings, cosine, backbone, pixel_weight)
-    of_pixels = target.outputs - embeddings.outputs
     return Pretrainer(
         backbone,
         plan=RasterOrder(random_prefix=False),
         view=Attend(),
-        predictor=SideBySide([head, LinearHead(backbone.width, of_pixels)]) if of_pixels else head,
+        predictor=_head(backbone, embeddings.outputs, target.outputs, head_depth),
         target=target,
         loss=loss,
     )
+
+
+def _head(backbone: Backbone, embedding: int, outputs: int, depth: int) -> Predictor:
+    if depth:
+        grid = backbone.grid(backbone.image_size)
+        return MLPHead(backbone.width, outputs, grid=grid, hidden=backbone.width, depth=depth)
+    head = NoHead() if backbone.width == embedding else LinearHead(backbone.width, embedding)
+    pixels = outputs - embedding
+    return SideBySide([head, LinearHead(backbone.width, pixels)]) if pixels else head

@@ -73,6 +73,7 @@ METHODS: dict[str, Method] = {
     "data2vec": Method(
         data2vec, lr_per_256=1e-3, paper_batch=256, highest_lr=1.5e-3, crop_scale=(0.2, 1.0), clip=4.0,
         takes_steps=True,
+        few={"masks": 2, "momentum": 0.99, "decoder_width": 128, "decoder_depth": 3, "pixel_weight": 0.5},
     ),
     "distill": Method(  # MAE's settings: no paper trains exactly this
         distill, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder, teacher="required",

@@ -112,3 +112,9 @@ def test_nepa_with_a_head_predicts_embeddings_and_pixels() -> None:
     assert isinstance(built.predictor, MLPHead)
     assert len(built.predictor.block_modules()) == 2
     assert built(torch.randn(2, 3, 160, 160)).predictions.shape == (2, 1, 99, 64 + 3 * 16 * 16)
+
+
+@pytest.mark.parametrize("given", [{"head_depth": 2}, {"head_width": 32}])
+def test_sizes_of_a_head_that_there_is_not_are_refused(given: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="without a head_kernel: give one, such as 3, or neither"):
+        simmim(wrap("test_vit"), **given)

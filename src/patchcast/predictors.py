@@ -97,8 +97,8 @@ class ConvHead(Predictor):
     """A few convolutions over the features of all units, hidden ones included.
 
     A linear head reads the feature of a hidden unit, which the backbone's attention must have filled from the others.
-    Here each prediction also reads features up to `depth * (kernel // 2)` units away. Short runs learn much more from
-    it, because a network learns late where to attend to (`benchmarks/NOTES.md`).
+    Here each prediction also reads features up to `depth * (kernel // 2)` units away, because a network learns late
+    where to attend to (`benchmarks/NOTES.md` has what it is worth).
 
     >>> from patchcast.plans import BlockMask
     >>> plan, units = BlockMask(0.4)(Grid(4, 6), 2), torch.randn(2, 24, 8)
@@ -472,7 +472,7 @@ def conv_layers(width: int, depth: int, kernel: int, groups: int) -> nn.ModuleLi
 
 
 def head_for(
-    backbone: Backbone, outputs: int, *, width: int | None = None, depth: int = 3, kernel: int | None = None
+    backbone: Backbone, outputs: int, *, width: int | None = None, depth: int | None = None, kernel: int | None = None
 ) -> LinearHead | ConvHead:
     """A head from a backbone's features to `outputs` values of each unit.
 
@@ -482,16 +482,22 @@ def head_for(
 
     Args:
         width: of a `ConvHead`. None: 128, or about the backbone's width if that is smaller.
-        depth: its layers.
+        depth: its layers; None: 3.
         kernel: units per side of its kernel; None: a `LinearHead`, which has neither.
     Raises:
-        ValueError: if the head refuses a size.
+        ValueError: if a size is given without a kernel, or the head refuses it.
     """
     if kernel is None:
+        if (width, depth) != (None, None):
+            raise ValueError(
+                f"head_width and head_depth are of a head of convolutions; got {width} and {depth} without a "
+                "head_kernel: give one, such as 3, or neither of them"
+            )
         return LinearHead(backbone.width, outputs)
     width = width or usable_width(min(128, backbone.width))
     embed, head = nn.Linear(backbone.width, width), nn.Linear(width, outputs)
-    return ConvHead(width, depth=depth, kernel=kernel, groups=gcd(width, GROUPS), embed=embed, head=head)
+    groups = gcd(width, GROUPS)
+    return ConvHead(width, depth=3 if depth is None else depth, kernel=kernel, groups=groups, embed=embed, head=head)
 
 
 def decoder_for(

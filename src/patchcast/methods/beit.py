@@ -20,7 +20,7 @@ def beit(
     *,
     mask_ratio: float = 0.4,
     head_width: int | None = None,
-    head_depth: int = 3,
+    head_depth: int | None = None,
     head_kernel: int | None = None,
 ) -> Pretrainer:
     """Replace hidden blocks by a mask token, and predict the tokenizer's code of each hidden unit.
@@ -40,9 +40,11 @@ def beit(
         tokenizer: gives every unit of an image a code: `PatchCodebook`, or anything with `vocabulary` and `encode`.
         mask_ratio: share of units hidden.
         head_width: of a head of convolutions; None: 128, or about the backbone's width if that is smaller.
-        head_depth: its layers.
+        head_depth: its layers; None: 3.
         head_kernel: units per side of the kernel of a head of convolutions over all units (`ConvHead`); None: one
-            linear layer, as in the paper. Short runs learn much more from convolutions (`benchmarks/NOTES.md`).
+            linear layer, as in the paper. See `benchmarks/NOTES.md` for what it is worth.
+    Raises:
+        ValueError: if the head refuses a size (`head_for`).
     """
     backbone = wrap(backbone)
     target = Codes(tokenizer)

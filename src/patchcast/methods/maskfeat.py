@@ -19,7 +19,7 @@ def maskfeat(
     mask_ratio: float = 0.4,
     bins: int = 9,
     head_width: int | None = None,
-    head_depth: int = 3,
+    head_depth: int | None = None,
     head_kernel: int | None = None,
 ) -> Pretrainer:
     """Replace hidden blocks by a mask token, and predict the histograms of oriented gradients of each hidden unit.
@@ -34,9 +34,11 @@ def maskfeat(
         mask_ratio: share of units hidden.
         bins: directions of gradients that a histogram tells apart.
         head_width: of a head of convolutions; None: 128, or about the backbone's width if that is smaller.
-        head_depth: its layers.
+        head_depth: its layers; None: 3.
         head_kernel: units per side of the kernel of a head of convolutions over all units (`ConvHead`); None: one
-            linear layer, as in the paper. Short runs learn much more from convolutions (`benchmarks/NOTES.md`).
+            linear layer, as in the paper. See `benchmarks/NOTES.md` for what it is worth.
+    Raises:
+        ValueError: if the head refuses a size (`head_for`).
     """
     backbone = wrap(backbone)
     target = HOG(backbone.stride, channels=backbone.channels, bins=bins)

@@ -20,7 +20,7 @@ def simmim(
     mask_size: int | None = None,
     normalize: bool = False,
     head_width: int | None = None,
-    head_depth: int = 3,
+    head_depth: int | None = None,
     head_kernel: int | None = None,
 ) -> Pretrainer:
     """Replace hidden squares by a mask token, and predict their raw pixels with a linear head.
@@ -41,9 +41,11 @@ def simmim(
             image's side if that is less, which is the paper's ratio of 32 to 192.
         normalize: predict each unit's pixels normalized by their mean and standard deviation, as in MAE, or raw.
         head_width: of a head of convolutions; None: 128, or about the backbone's width if that is smaller.
-        head_depth: its layers.
+        head_depth: its layers; None: 3.
         head_kernel: units per side of the kernel of a head of convolutions over all units (`ConvHead`); None: one
-            linear layer, as in the paper. Short runs learn much more from convolutions (`benchmarks/NOTES.md`).
+            linear layer, as in the paper. See `benchmarks/NOTES.md` for what it is worth.
+    Raises:
+        ValueError: if the head refuses a size (`head_for`).
     """
     backbone = wrap(backbone)
     mask_size = mask_size or min(32, min(backbone.image_size) // 6)

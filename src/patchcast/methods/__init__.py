@@ -92,7 +92,9 @@ METHODS: dict[str, Method] = {
     "maskfeat": Method(
         maskfeat, lr_per_256=2e-4, paper_batch=2048, crop_scale=(0.5, 1.0), betas=(0.9, 0.999), clip=0.02
     ),
-    "nepa": Method(nepa, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0)),  # MAE's: the paper's are unknown here
+    "nepa": Method(  # MAE's: the paper's are unknown here
+        nepa, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), few={"head_depth": 2, "pixel_weight": 0.5},
+    ),
     "simmim": Method(
         simmim, lr_per_256=1e-4, paper_batch=2048, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0,
         few={"head_kernel": 3, "normalize": True},

@@ -130,7 +130,8 @@ def test_a_decoder_with_attention_has_the_papers_proportions(given: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("method", "option"), [("mae", "decoder_kernel"), ("ijepa", "pixel_weight"), ("simmim", "normalize")]
+    ("method", "option"),
+    [("mae", "decoder_kernel"), ("ijepa", "pixel_weight"), ("simmim", "normalize"), ("nepa", "head_depth")],
 )
 def test_many_images_take_the_papers_method(method: str, option: str) -> None:
     few, many = (by_rule(method, "vit_tiny_patch16_224", images).method_args for images in (100_000, 100_001))

@@ -189,8 +189,8 @@ def table(found: dict[str, list[dict[str, Any]]], test_images: int) -> Iterator[
     yield "| | processor | seconds | steps | seeds | linear | kNN |"
     yield "|---|---|---|---|---|---|---|"
     every = [run | {"name": name} for name, runs in found.items() for run in runs]
-    for name, where in dict.fromkeys((run["name"], run["processor"]) for run in every):
-        runs = [run for run in every if (run["name"], run["processor"]) == (name, where)]
+    for name, where in dict.fromkeys((run["name"], run.get("processor", "unknown")) for run in every):
+        runs = [run for run in every if (run["name"], run.get("processor", "unknown")) == (name, where)]
         cells = []
         for what in ("linear", "knn"):
             values = [100 * run[what] for run in runs]

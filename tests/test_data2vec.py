@@ -176,9 +176,9 @@ def test_padding_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"groups": 5}, "divisible by its groups; got 32 and 5"),
+        ({"groups": 5}, "divisible by their groups; got 32 and 5"),
         ({"kernel": 2}, "odd number of units; got 2"),
-        ({"depth": 0}, "at least one layer; got depth=0"),
+        ({"depth": 0}, "at least one layer; got a depth of 0"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(options: dict[str, int], said: str) -> None:

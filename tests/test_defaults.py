@@ -69,12 +69,46 @@ def test_numbers_of_units_that_were_not_measured_take_the_papers_decoder(units: 
     assert found.get("decoder_kernel") == kernel
 
 
-@pytest.mark.parametrize(("pixels", "method_args"), [(9, {}), (16, {"head_kernel": 3, "normalize": True})])
-def test_units_of_few_pixels_are_not_normalized_unless_asked(pixels: int, method_args: dict[str, Any]) -> None:
-    """A unit of one gray pixel has no spread."""
-    recipe = Recipe("simmim", "vit_tiny_patch16_224", "data", Path("out"), model_args=SMALL)
-    found = choose_defaults(recipe, METHODS["simmim"], 5000, 64, pixels)
+@pytest.mark.parametrize(
+    ("method", "pixels", "method_args"),
+    [
+        ("simmim", 15, {}),
+        ("simmim", 16, {"head_kernel": 3, "normalize": True}),
+        ("mae", 1, {"decoder_width": 128, "decoder_depth": 3, "decoder_kernel": 3}),
+        ("nepa", 15, {}),
+    ],
+)
+def test_units_of_few_pixels_are_not_normalized_unless_asked(
+    method: str, pixels: int, method_args: dict[str, Any]
+) -> None:
+    """A unit of one gray pixel has no spread; MAE normalizes with either decoder."""
+    recipe = Recipe(method, "vit_tiny_patch16_224", "data", Path("out"), model_args=SMALL)
+    found = choose_defaults(recipe, METHODS[method], 5000, 64, pixels)
     assert (found["method_args"].value if "method_args" in found else {}) == method_args
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "wanted"),
+    [
+        ("simmim", {"head_kernel": 5}, {"normalize": True}),
+        ("simmim", {"mask_size": 16}, {"normalize": True, "head_kernel": 3}),
+        ("simmim", {"head_kernel": None}, {}),
+        ("mae", {"decoder_kernel": 5}, {"decoder_width": 128, "decoder_depth": 3}),
+        ("nepa", {}, {"head_depth": 2, "pixel_weight": 0.5}),
+        ("aim_features", {}, {"head_depth": 2, "pixel_weight": 0.5}),
+        (
+            "data2vec",
+            {"masks": 4},
+            {"momentum": 0.99, "decoder_width": 128, "decoder_depth": 3, "pixel_weight": 0.5},
+        ),
+    ],
+)
+def test_what_few_images_get(method: str, given: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Another kernel or mask keeps the rest; no kernel is the paper's method."""
+    assert by_rule(method, "vit_tiny_patch16_224", 5000, model_args=SMALL, method_args=given).method_args == {
+        **given,
+        **wanted,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
-"""Heads over the features of all units: convolutions, and several side by side."""
+"""Heads over the features of all units: convolutions, and NEPA's with pixels."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from torch import nn
 
 from patchcast import cosine, wrap
 from patchcast.geometry import Grid
-from patchcast.methods import beit, maskfeat, nepa, simmim
-from patchcast.plans import MaskPlan, RandomMask, RasterOrder
-from patchcast.predictors import ConvHead, LinearHead, MLPHead, NoHead, SideBySide
+from patchcast.methods import aim, beit, maskfeat, nepa, simmim
+from patchcast.plans import MaskPlan, RandomMask
+from patchcast.predictors import ConvHead, LinearHead, MLPHead
+from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.patches import PatchCodebook
 from patchcast.views import Context
 
@@ -56,9 +59,9 @@ def test_padding_is_not_read() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"groups": 5}, "divisible by its groups; got 32 and 5"),
+        ({"groups": 5}, "divisible by their groups; got 32 and 5"),
         ({"kernel": 2}, "odd number of units; got 2"),
-        ({"depth": 0}, "at least one layer; got depth=0"),
+        ({"depth": 0}, "at least one layer; got a depth of 0"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(options: dict[str, int], said: str) -> None:
@@ -79,14 +82,6 @@ def test_methods_keep_the_papers_linear_head_unless_asked() -> None:
         assert isinstance(built.predictor, ConvHead)
         assert len(built.predictor.block_modules()) == 2
         assert built.predictor.head.out_features == built.target.outputs
-
-
-def test_heads_side_by_side_are_the_heads() -> None:
-    plan, units = RasterOrder(random_prefix=False)(Grid(2, 2), 2), torch.randn(2, 4, 8)
-    context, linear = Context(Grid(2, 2), units[:, :0], units), LinearHead(8, 5)
-    both = SideBySide([NoHead(), linear])(context, plan)
-    assert torch.equal(both[..., :8], NoHead()(context, plan))
-    assert torch.equal(both[..., 8:], linear(context, plan))
 
 
 def test_nepa_with_pixels_is_nepa_plus_a_weighted_loss() -> None:
@@ -116,5 +111,13 @@ def test_nepa_with_a_head_predicts_embeddings_and_pixels() -> None:
 
 @pytest.mark.parametrize("given", [{"head_depth": 2}, {"head_width": 32}])
 def test_sizes_of_a_head_that_there_is_not_are_refused(given: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="without a head_kernel: give one, such as 3, or neither"):
+    with pytest.raises(
+        ValueError, match=r"head_(depth 2|width 32) is of a head of convolutions: give a head_kernel too"
+    ):
         simmim(wrap("test_vit"), **given)
+
+
+@pytest.mark.parametrize("build", [nepa, aim])
+def test_a_negative_depth_is_refused(build: Callable[..., Pretrainer]) -> None:
+    with pytest.raises(ValueError, match="at least one block; got a depth of -2"):
+        build(wrap("test_vit"), head_depth=-2)

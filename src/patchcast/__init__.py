@@ -149,7 +149,6 @@ if TYPE_CHECKING:
         MLPHead,
         NoHead,
         Predictor,
-        SideBySide,
         TargetQuery,
     )
     from patchcast.pretrainer import Output, Pretrainer
@@ -293,7 +292,6 @@ _HOMES = {
         "MLPHead",
         "NoHead",
         "Predictor",
-        "SideBySide",
         "TargetQuery",
     ),
     "pretrainer": ("Output", "Pretrainer"),

@@ -74,25 +74,6 @@ class NoHead(Predictor):
         return read(context, plan.source)
 
 
-class SideBySide(Predictor):
-    """Several heads of the same features, for `Targets`: their predictions one after the other.
-
-    >>> from patchcast.plans import RasterOrder
-    >>> plan, units = RasterOrder(random_prefix=False)(Grid(1, 3), 2), torch.randn(2, 3, 8)
-    >>> SideBySide([NoHead(), LinearHead(8, 5)])(Context(plan.grid, units[:, :0], units), plan).shape
-    torch.Size([2, 1, 2, 13])
-    """
-
-    reads_hidden = True
-
-    def __init__(self, heads: Sequence[Predictor]) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(heads)
-
-    def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
-        return torch.cat([head(context, plan) for head in self.heads], dim=-1)
-
-
 class ConvHead(Predictor):
     """A few convolutions over the features of all units, hidden ones included.
 
@@ -145,6 +126,8 @@ class MLPHead(Predictor):
     Args:
         query: adds the position of the unit to predict, for orders in which it does not follow from the feature's
             position. The paper needs none: in raster order it is always the next unit.
+    Raises:
+        ValueError: if `depth` is not positive.
     """
 
     reads_hidden = True
@@ -153,6 +136,8 @@ class MLPHead(Predictor):
         self, width: int, outputs: int, *, grid: Grid, hidden: int, depth: int, query: TargetQuery | None = None
     ) -> None:
         super().__init__()
+        if depth < 1:
+            raise ValueError(f"the head needs at least one block; got a depth of {depth}")
         self.embed = nn.Linear(width, hidden)
         self.positions = Positions(grid, hidden)
         self.query = query
@@ -455,12 +440,12 @@ def and_valid(
 
 def conv_layers(width: int, depth: int, kernel: int, groups: int) -> nn.ModuleList:
     """Layers of a convolution, a norm over channels and GELU, for residual use."""
-    if width % groups:
-        raise ValueError(f"the decoder's width must be divisible by its groups; got {width} and {groups}")
+    if width < 1 or width % groups:
+        raise ValueError(f"the width of convolutions must be divisible by their groups; got {width} and {groups}")
     if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"the kernel must be an odd number of units; got {kernel}")
+        raise ValueError(f"the kernel must be an odd number of units; got {kernel}: give 3 or 5")
     if depth < 1:
-        raise ValueError(f"the decoder must have at least one layer; got depth={depth}")
+        raise ValueError(f"convolutions need at least one layer; got a depth of {depth}")
     return nn.ModuleList(
         nn.Sequential(
             nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=groups),
@@ -488,13 +473,14 @@ def head_for(
         ValueError: if a size is given without a kernel, or the head refuses it.
     """
     if kernel is None:
-        if (width, depth) != (None, None):
+        given = {"head_width": width, "head_depth": depth}
+        if named := [f"{name} {value}" for name, value in given.items() if value is not None]:
             raise ValueError(
-                f"head_width and head_depth are of a head of convolutions; got {width} and {depth} without a "
-                "head_kernel: give one, such as 3, or neither of them"
+                f"{' and '.join(named)} is of a head of convolutions: give a head_kernel too, such as 3, or leave it "
+                "out"
             )
         return LinearHead(backbone.width, outputs)
-    width = width or usable_width(min(128, backbone.width))
+    width = usable_width(min(128, backbone.width)) if width is None else width
     embed, head = nn.Linear(backbone.width, width), nn.Linear(width, outputs)
     groups = gcd(width, GROUPS)
     return ConvHead(width, depth=3 if depth is None else depth, kernel=kernel, groups=groups, embed=embed, head=head)

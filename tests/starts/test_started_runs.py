@@ -133,6 +133,23 @@ def test_a_run_from_a_run_has_a_decoder_of_its_sizes(tmp_path: Path, sizes: dict
     assert second.recipe.method_args == Resolved.load(tmp_path / "first" / "config.yaml").method_args
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("data2vec", {"masks": 2, "momentum": 0.9, "decoder_width": 32, "decoder_depth": 1, "pixel_weight": 0.5}),
+        ("simmim", {"head_kernel": 3, "head_width": 32, "head_depth": 1, "normalize": True}),
+        ("nepa", {"head_depth": 1, "pixel_weight": 0.5}),
+    ],
+)
+def test_a_run_from_a_run_predicts_the_same(tmp_path: Path, method: str, options: dict[str, Any]) -> None:
+    assert pretrain(tmp_path / "first", "--method_args", json.dumps(options), method=method) == 0
+    start = str(tmp_path / "first")
+    second = start_run(Recipe(method, "test_vit", "digits", tmp_path / "second", start=start, steps=2))
+    assert second.recipe.method_args == options
+    assert second.fitted is not None
+    assert second.fitted.new == []
+
+
 def test_another_kind_of_decoder_has_sizes_of_its_own(tmp_path: Path) -> None:
     assert pretrain(tmp_path / "first", "--method_args", '{"decoder_kernel": 3, "decoder_width": 96}') == 0
     given: dict[str, Any] = {"start": str(tmp_path / "first"), "model_args": {}, "method_args": {"decoder_heads": 1}}

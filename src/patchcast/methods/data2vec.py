@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from torch import nn
 
 from patchcast.backbones import wrap
 from patchcast.losses import squared
 from patchcast.objectives import and_pixels
 from patchcast.plans import InverseBlockMask
-from patchcast.predictors import ConvDecoder, usable_width
+from patchcast.predictors import GROUPS, ConvDecoder, usable_width
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import EMAFeatures, even_blocks
 from patchcast.views import Drop, replace_or_paint
@@ -69,7 +71,7 @@ def data2vec(
         backbone,
         plan=InverseBlockMask(mask_ratio),
         view=Drop() if "drop" in backbone.can else replace_or_paint(backbone),
-        predictor=ConvDecoder(width, depth=decoder_depth, embed=embed, head=head),
+        predictor=ConvDecoder(width, depth=decoder_depth, groups=gcd(width, GROUPS), embed=embed, head=head),
         target=target,
         loss=loss,
         repeat=masks,

@@ -6,9 +6,9 @@ from torch import nn
 
 from patchcast.backbones import Backbone, wrap
 from patchcast.losses import cosine
-from patchcast.objectives import and_pixels
+from patchcast.objectives import Predictors, and_pixels
 from patchcast.plans import RasterOrder
-from patchcast.predictors import LinearHead, MLPHead, NoHead, Predictor, SideBySide
+from patchcast.predictors import LinearHead, MLPHead, NoHead, Predictor
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Embeddings
 from patchcast.views import Attend
@@ -33,7 +33,7 @@ def nepa(backbone: nn.Module | str, *, head_depth: int = 0, pixel_weight: float 
             of the embedding has weight 1. Not in the paper, whose weight is 0; see `ijepa`.
     Raises:
         CannotError: if the backbone's attention takes no mask.
-        ValueError: if the weight is negative or not a number.
+        ValueError: if the weight is negative or not a number, or the depth is negative.
     """
     backbone = wrap(backbone)
     embeddings = Embeddings(backbone)
@@ -54,4 +54,4 @@ def _head(backbone: Backbone, embedding: int, outputs: int, depth: int) -> Predi
         return MLPHead(backbone.width, outputs, grid=grid, hidden=backbone.width, depth=depth)
     head = NoHead() if backbone.width == embedding else LinearHead(backbone.width, embedding)
     pixels = outputs - embedding
-    return SideBySide([head, LinearHead(backbone.width, pixels)]) if pixels else head
+    return Predictors({"features": head, "pixels": LinearHead(backbone.width, pixels)}) if pixels else head

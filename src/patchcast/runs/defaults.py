@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +26,9 @@ WARMUP = 0.05
 """Share of the steps: MAE's 40 of 800 epochs."""
 SMALLEST_BATCH, STREAM_BATCH, LARGEST_BATCH = 32, 256, 2048
 MOST_IMAGES, UNITS, LEAST_PIXELS = 100_000, (49, 256), 16
-"""Up to this number of images, with a number of units in this range and of at least this number of pixels each, methods
-take the options that were best here; otherwise the papers'. Fewer units are learned better by attention, and of more
-some are beyond the reach of kernels. Smaller units have too few pixels to be normalized."""
+"""Up to this number of images, with a number of units in this range, methods take the options that were best here;
+otherwise the papers'. Fewer units are learned better by attention, and of more some are beyond the reach of kernels. If
+these options normalize pixels, units have at least this number of pixels: of fewer there is too little to normalize."""
 FEWEST_STEPS, EPOCHS, MOST_EPOCHS = 10_000, 100, 800
 
 
@@ -53,7 +53,8 @@ def choose_defaults(
     """
     is_few = images is not None and images <= MOST_IMAGES
     is_measured = units is None or UNITS[0] <= units <= UNITS[1]
-    can_normalize = pixels is None or pixels >= LEAST_PIXELS
+    normalizes = not {"normalize", "pixel_weight"}.isdisjoint(method.few)
+    can_normalize = not normalizes or pixels is None or pixels >= LEAST_PIXELS
     takes_few = is_few and is_measured and can_normalize and _is_like_measured(recipe)
     return dict(_choices(recipe, method, images, takes_few=takes_few))
 
@@ -121,8 +122,14 @@ def _is_like_measured(recipe: Recipe) -> bool:
     squares of hidden units. With a teacher it was not measured.
     """
     is_other = recipe.teacher is not None or recipe.readout == "class" or "reg_tokens" in recipe.model_args
-    asked = (KINDS | {"mask_cell", "mask_size"}) & recipe.method_args.keys()
+    args = recipe.method_args
+    asked = "mask_cell" in args or any(name in args and not _is_kernel(name, args) for name in KINDS)
     return not is_other and not asked and not is_started(recipe)
+
+
+def _is_kernel(name: str, args: Mapping[str, Any]) -> bool:
+    """Whether it is the size of a kernel: with another kernel the rest of the rule holds."""
+    return name.endswith("kernel") and args[name] is not None
 
 
 def _batch(images: int | None, pieces: int) -> tuple[int, str]:

@@ -33,8 +33,8 @@ OF_PARTS = ("decoder_", "predictor_", "head_")
 """How options of methods begin that set the sizes of a decoder, predictor or head."""
 KINDS = {"decoder_heads", "decoder_kernel", "predictor_heads", "predictor_kernel", "head_kernel"}
 """Options of methods that say which kind of decoder, predictor or head is wanted."""
-OF_TARGETS = ("pixel_weight", "local", "layers", "normalize")
-"""Options of methods that say what is predicted."""
+OF_TARGETS = ("pixel_weight", "local", "layers", "normalize", "masks", "momentum")
+"""Options of methods that say what is predicted, and how a teacher follows."""
 STARTED_LR, STARTED_LAYER_DECAY, STARTED_EMA, FROZEN_FIRST = 0.25, 0.75, 0.999, 0.1
 """Defaults of a run that starts from weights: share of the method's rate, decay from block to block, decay of averaged
 weights, and share of the steps in which the backbone waits for a new decoder or predictor. See docs/start.md."""

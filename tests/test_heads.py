@@ -12,15 +12,15 @@ from patchcast import cosine, wrap
 from patchcast.geometry import Grid
 from patchcast.methods import aim, beit, maskfeat, nepa, simmim
 from patchcast.plans import MaskPlan, RandomMask
-from patchcast.predictors import ConvHead, LinearHead, MLPHead
+from patchcast.predictors import LinearHead, MLPHead, NeighborHead
 from patchcast.pretrainer import Pretrainer
 from patchcast.tokenizers.patches import PatchCodebook
 from patchcast.views import Context
 
 
-def conv_head(**options: int) -> ConvHead:
+def conv_head(**options: int) -> NeighborHead:
     torch.manual_seed(0)
-    return ConvHead(32, **{"depth": 1, **options}, embed=nn.Linear(8, 32), head=nn.Linear(32, 5))
+    return NeighborHead(32, **{"depth": 1, **options}, embed=nn.Linear(8, 32), head=nn.Linear(32, 5))
 
 
 @pytest.mark.parametrize(("depth", "kernel", "reach"), [(1, 3, 1), (2, 3, 2), (1, 5, 2)])
@@ -79,7 +79,7 @@ def test_methods_keep_the_papers_linear_head_unless_asked() -> None:
         maskfeat(backbone, head_kernel=3, head_depth=2),
         beit(backbone, codes, head_kernel=3, head_depth=2),
     ):
-        assert isinstance(built.predictor, ConvHead)
+        assert isinstance(built.predictor, NeighborHead)
         assert len(built.predictor.block_modules()) == 2
         assert built.predictor.head.out_features == built.target.outputs
 

@@ -143,10 +143,10 @@ if TYPE_CHECKING:
     )
     from patchcast.predictors import (
         ConvDecoder,
-        ConvHead,
         Decoder,
         LinearHead,
         MLPHead,
+        NeighborHead,
         NoHead,
         Predictor,
         TargetQuery,
@@ -286,7 +286,7 @@ _HOMES = {
     ),
     "predictors": (
         "ConvDecoder",
-        "ConvHead",
+        "NeighborHead",
         "Decoder",
         "LinearHead",
         "MLPHead",

@@ -74,7 +74,7 @@ class NoHead(Predictor):
         return read(context, plan.source)
 
 
-class ConvHead(Predictor):
+class NeighborHead(Predictor):
     """A few convolutions over the features of all units, hidden ones included.
 
     A linear head reads the feature of a hidden unit, which the backbone's attention must have filled from the others.
@@ -83,7 +83,7 @@ class ConvHead(Predictor):
 
     >>> from patchcast.plans import BlockMask
     >>> plan, units = BlockMask(0.4)(Grid(4, 6), 2), torch.randn(2, 24, 8)
-    >>> head = ConvHead(32, depth=2, embed=torch.nn.Linear(8, 32), head=torch.nn.Linear(32, 5), groups=4)
+    >>> head = NeighborHead(32, depth=2, embed=torch.nn.Linear(8, 32), head=torch.nn.Linear(32, 5), groups=4)
     >>> head(Context(plan.grid, units[:, :0], units), plan).shape[-1]
     5
 
@@ -458,15 +458,15 @@ def conv_layers(width: int, depth: int, kernel: int, groups: int) -> nn.ModuleLi
 
 def head_for(
     backbone: Backbone, outputs: int, *, width: int | None = None, depth: int | None = None, kernel: int | None = None
-) -> LinearHead | ConvHead:
+) -> LinearHead | NeighborHead:
     """A head from a backbone's features to `outputs` values of each unit.
 
     >>> from patchcast.backbones import wrap
     >>> [type(head_for(wrap("test_vit"), 12, kernel=kernel)).__name__ for kernel in (None, 3)]
-    ['LinearHead', 'ConvHead']
+    ['LinearHead', 'NeighborHead']
 
     Args:
-        width: of a `ConvHead`. None: 128, or about the backbone's width if that is smaller.
+        width: of a `NeighborHead`. None: 128, or about the backbone's width if that is smaller.
         depth: its layers; None: 3.
         kernel: units per side of its kernel; None: a `LinearHead`, which has neither.
     Raises:
@@ -483,7 +483,9 @@ def head_for(
     width = usable_width(min(128, backbone.width)) if width is None else width
     embed, head = nn.Linear(backbone.width, width), nn.Linear(width, outputs)
     groups = gcd(width, GROUPS)
-    return ConvHead(width, depth=3 if depth is None else depth, kernel=kernel, groups=groups, embed=embed, head=head)
+    return NeighborHead(
+        width, depth=3 if depth is None else depth, kernel=kernel, groups=groups, embed=embed, head=head
+    )
 
 
 def decoder_for(

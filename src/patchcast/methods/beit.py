@@ -41,7 +41,7 @@ def beit(
         mask_ratio: share of units hidden.
         head_width: of a head of convolutions; None: 128, or about the backbone's width if that is smaller.
         head_depth: its layers; None: 3.
-        head_kernel: units per side of the kernel of a head of convolutions over all units (`ConvHead`); None: one
+        head_kernel: units per side of the kernel of a head of convolutions over all units (`NeighborHead`); None: one
             linear layer, as in the paper. See `benchmarks/NOTES.md` for what it is worth.
     Raises:
         ValueError: if the head refuses a size (`head_for`).

@@ -39,7 +39,7 @@ def maskfeat(
             is 0; see `ijepa`.
         head_width: of a head of convolutions; None: 128, or about the backbone's width if that is smaller.
         head_depth: its layers; None: 3.
-        head_kernel: units per side of the kernel of a head of convolutions over all units (`ConvHead`); None: one
+        head_kernel: units per side of the kernel of a head of convolutions over all units (`NeighborHead`); None: one
             linear layer, as in the paper. See `benchmarks/NOTES.md` for what it is worth.
     Raises:
         ValueError: if the weight is negative or not a number, or the head refuses a size (`head_for`).

@@ -192,9 +192,9 @@ class Bench:
     def compiled(self, name: str) -> dict[str, Any]:
         """The same, compiled; the work is that of the eager step, since counting it would end compiling for good."""
         make, batch = self.cases[name]
-        eager = self.results[name]
+        eager = self.results.get(name, {"failed": ""})
         if "failed" in eager:
-            return {"failed": "the eager step failed"}
+            return {"failed": "the eager step failed or was not run"}
         torch._dynamo.reset()
         torch.manual_seed(0)
         pretrainer, graphs = make().to(self.device), CountedGraphs("aot_eager" if self.quick else "inductor")
@@ -382,6 +382,10 @@ def main() -> int:
         return 0
     bench = Bench(args.device, quick=args.quick, out=args.out, seconds=args.seconds, only=args.only)
     bench.run()
+    if unknown := {*(args.only or ())} - {*bench.results, *bench.results["skipped"]}:
+        parser.error(
+            f"no part is called {', '.join(sorted(unknown))}; parts are product_rate, {', '.join(bench.cases)}, ..."
+        )
     args.out.write_text(json.dumps(bench.results, indent=2) + "\n")
     args.out.with_suffix(".md").write_text(bench.table() + "\n")
     print(f"\n{bench.table()}\n\n{args.out} has everything. It took {bench.results['seconds']:.0f} s.")

@@ -286,10 +286,10 @@ _HOMES = {
     ),
     "predictors": (
         "ConvDecoder",
-        "NeighborHead",
         "Decoder",
         "LinearHead",
         "MLPHead",
+        "NeighborHead",
         "NoHead",
         "Predictor",
         "TargetQuery",

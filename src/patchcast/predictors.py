@@ -110,7 +110,7 @@ class NeighborHead(Predictor):
     def forward(self, context: Context, plan: Plan) -> Float[Tensor, "B G P T"]:
         x = self.embed(context.units)
         if context.is_valid is not None:
-            x = x * context.is_valid[:, context.prefix.shape[1] :, None]
+            x = x.masked_fill(~context.is_valid[:, context.prefix.shape[1] :, None], 0.0)
         x = x.transpose(1, 2).unflatten(2, tuple(plan.grid))
         for block in self.blocks:
             x = x + block(x)
@@ -439,7 +439,11 @@ def and_valid(
 
 
 def conv_layers(width: int, depth: int, kernel: int, groups: int) -> nn.ModuleList:
-    """Layers of a convolution, a norm over channels and GELU, for residual use."""
+    """Layers of a convolution, a norm over channels and GELU, for residual use.
+
+    Raises:
+        ValueError: if `width` is not divisible by `groups`, `kernel` is even, or `depth` is not positive.
+    """
     if width < 1 or width % groups:
         raise ValueError(f"the width of convolutions must be divisible by their groups; got {width} and {groups}")
     if kernel < 1 or kernel % 2 == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchcast.data import Augment, Cutter, EpochSampler, TrainSet, finish, loader, open_images
+from patchcast.data import Augment, Cutter, EpochSampler, TrainSet, batched, finish, loader, open_images
 from patchcast.data.batched import collate, resampling
 from patchcast.data.transforms import resize
 from patchcast.training.engine import Engine
@@ -52,6 +52,19 @@ def test_a_batch_is_augmented_as_its_images_are(
         assert (levels > 0.5).float().mean() < 0.02
     else:
         assert levels.max() < 0.01
+
+
+@pytest.mark.parametrize("images_at_once", [0, 5, 47])
+def test_a_batch_that_is_resized_in_pieces_is_the_same(images_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image at a time too, where a single one has more values than are resized at once."""
+    augment = Augment((24, 32), (0.08, 1.0), True, MEAN, STD)
+    keys = [(image, seed) for image in photos(torch.float32) for seed in range(8)]
+    cuts, _ = collate([(Cutter(augment)(image, seed), seed) for image, seed in keys])
+    whole = finish(augment, cuts)
+    monkeypatch.setattr(batched, "VALUES_AT_ONCE", images_at_once * cuts.pixels[0].numel())
+    pieces = finish(augment, cuts)
+    assert pieces.shape == whole.shape
+    assert (pieces - whole).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("long", "short"), [(50, 7), (7, 50), (24, 24), (3, 2)])

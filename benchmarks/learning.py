@@ -11,9 +11,9 @@ The peers' losses (`peers.py`) train the same encoder on the same crops in the s
 schedule, for these seconds without any start: `_its` at the rate of the MAE paper (lightly's and birder's examples
 scale it with the batch, stable-pretraining's does not), `_our` at ours, `_bf16` at ours in bfloat16. A peer that cannot
 be imported is left out, with the reason. One thread. Every row is read by the default readout and the probes of
-`patchcast probe`, which choose on training images only. A seed of a row that is in the file already is not run again.
-The table has means over seeds with two standard errors: that of the seeds alone, by which rows are compared (all have
-the same test images), and in brackets that of seeds and test images together.
+`patchcast probe`, which choose on training images only. A seed of a row that is in the file already, from a processor
+like this one, is not run again. The table has means over seeds with two standard errors: that of the seeds alone, by
+which rows are compared (all have the same test images), and in brackets that of seeds and test images together.
 """
 
 from __future__ import annotations
@@ -227,7 +227,8 @@ def main() -> None:
         name = " ".join([row, f"{args.seconds:g} s", *args.options]) if is_trained else row
         measured: Cost | None = None
         for seed in args.seeds if row not in BASELINES else [0]:
-            if any(run["seed"] == seed for run in read(args.out).get(name, [])):
+            here = {"seed": seed, "processor": processor()}
+            if any(here.items() <= run.items() for run in read(args.out).get(name, [])):
                 continue
             if row in METHODS:
                 with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +243,7 @@ def main() -> None:
             else:
                 result = untrained(seed, args.data) if row == "untrained" else baseline(row, args.data)
             found = read(args.out)  # again: another row may have been run meanwhile
-            found.setdefault(name, []).append({"seed": seed, **result, "processor": processor()})
+            found.setdefault(name, []).append(here | result)
             args.out.write_text(json.dumps(found, indent=1) + "\n")
             print(name, seed, result, flush=True)
     print("\n".join(table(read(args.out), len(open_images(args.data, split="test")))))

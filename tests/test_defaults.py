@@ -164,6 +164,22 @@ def test_a_decoder_with_attention_has_the_papers_proportions(given: dict[str, An
 
 
 @pytest.mark.parametrize(
+    ("images", "given", "optimizer"),
+    [
+        (5000, {}, "muon"),
+        (100_001, {}, "adamw"),
+        (5000, {"start": "runs/a"}, "adamw"),
+        (5000, {"sharded": True}, "adamw"),
+        (5000, {"method_args": {"decoder_kernel": None}}, "adamw"),
+        (5000, {"optimizer": "adamw"}, "adamw"),
+        (IMAGENET, {"optimizer": "muon"}, "muon"),
+    ],
+)
+def test_few_images_are_learned_with_muon(images: int, given: dict[str, Any], optimizer: str) -> None:
+    assert by_rule("mae", "vit_tiny_patch16_224", images, model_args=SMALL, **given).optimizer == optimizer
+
+
+@pytest.mark.parametrize(
     ("method", "option"),
     [("mae", "decoder_kernel"), ("ijepa", "pixel_weight"), ("simmim", "normalize"), ("nepa", "head_depth")],
 )

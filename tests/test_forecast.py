@@ -12,7 +12,7 @@ import torch
 from patchcast.cli import main
 from patchcast.commands import pretrain as command
 from patchcast.commands.pretrain import dry_run, pretrain
-from patchcast.recipe import Recipe, Resolved
+from patchcast.recipe import OptimizerName, Recipe, Resolved
 from patchcast.runs import forecast as module
 from patchcast.runs import speed
 from patchcast.runs.costs import Memory
@@ -45,6 +45,7 @@ def fixed_speed(monkeypatch: pytest.MonkeyPatch, seconds_per_image: float) -> No
     monkeypatch.setattr(Rehearsal, "grow", lambda self, _: seconds_per_image * len(self.images))
     monkeypatch.setattr(Rehearsal, "rate", lambda *_: 1 / seconds_per_image)
     monkeypatch.setattr(Rehearsal, "evaluation_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(Rehearsal, "update_seconds", lambda *_: 0.0)
     monkeypatch.setattr(Rehearsal, "data_seconds", property(lambda _: 0.0, lambda *_: None), raising=False)
 
 
@@ -205,3 +206,23 @@ def test_images_that_grow_take_their_own_time_each(tmp_path: Path, monkeypatch: 
     asked = recipe(tmp_path, steps=400, precision="fp32", patch_size=2, sizes=("4@0", "8@0.25"))
     _, forecast = foresee(start_run(asked), asked)
     assert forecast.rate == pytest.approx(1 / (0.25 * 1 + 0.75 * 4))
+
+
+def test_the_update_is_taken_once_for_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds of images in a batch, and a tenth of that for what follows their gradients."""
+    fixed_speed(monkeypatch, 1.0)
+    monkeypatch.setattr(Rehearsal, "update_seconds", lambda *_: 1.0)
+    asked = recipe(tmp_path, steps=100, batch_size=10, precision="fp32")
+    _, forecast = foresee(start_run(asked), asked)
+    assert forecast.rate == pytest.approx(10 / 11)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_measuring_leaves_the_weights(optimizer: OptimizerName, tmp_path: Path) -> None:
+    asked = recipe(tmp_path, steps=2, method="simmim", method_args={}, optimizer=optimizer)
+    rehearsal = Rehearsal(start_run(asked))
+    before = {name: value.clone() for name, value in rehearsal.pretrainer.state_dict().items()}
+    assert rehearsal.update_seconds("fp32") > 0
+    assert rehearsal.grow("fp32") > 0
+    for name, value in rehearsal.pretrainer.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -300,6 +300,7 @@ RECIPE_GROUPS = {
         "minutes",
         "batch_size",
         "lr",
+        "optimizer",
         "betas",
         "weight_decay",
         "warmup",

@@ -23,6 +23,7 @@ AskedPrecision = Literal["auto", "fp32", "bf16"]
 AskedBatch = int | Literal["auto"]
 AttentionKernel = Literal["fused", "explicit"]
 Device = Literal["auto", "cpu", "gpu"]
+OptimizerName = Literal["adamw", "muon"]
 DecodingDevice = Literal["cpu", "gpu"]
 CropMode = Literal["center", "squash"]
 SomeRecipe = TypeVar("SomeRecipe", bound="Recipe")
@@ -37,6 +38,7 @@ EARLIER: dict[str, Any] = {
     "epochs": 100.0,
     "batch_size": 256,
     "warmup": 0.05,
+    "optimizer": "adamw",
     "layer_decay": 1.0,
     "freeze_first": 0,
     "ema": 0.0,
@@ -143,6 +145,8 @@ class Recipe:
             in as many micro-batches (accumulate) as the free memory asks for.
         lr: peak learning rate. Default: the paper's, by the root of the batch and the width of the model; a quarter of
             it if the run starts from weights.
+        optimizer: adamw, or muon: Muon for the matrices of blocks, and AdamW for all else, at the same rate. Default:
+            muon for at most 100,000 images, where it learned more (docs/which.md); else adamw, as in the papers.
         betas: of AdamW. Default: the method's.
         weight_decay: of weight matrices. Default: the method's.
         warmup: share of the steps over which the learning rate rises. Default: 0.05.
@@ -213,6 +217,7 @@ class Recipe:
     minutes: float | None = None
     batch_size: AskedBatch | None = None
     lr: float | None = None
+    optimizer: OptimizerName | None = None
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
     warmup: float | None = None
@@ -260,6 +265,10 @@ class Recipe:
             self._check_sizes(image_sizes(self.sizes)[-1][1])
         if "pretrained" in self.model_args:
             raise ValueError("model_args gives 'pretrained'; leave it out and give --pretrained")
+        if self.sharded and self.optimizer == "muon":
+            raise ValueError(
+                "Muon needs whole matrices, and sharded shares them out: give optimizer adamw, or leave one out"
+            )
         if self.pretrained and self.start is not None:
             raise ValueError(f"pretrained and start={self.start} both name weights to start from; leave one out")
         if not self.model and self.start is None:
@@ -370,6 +379,7 @@ class Resolved(Recipe):
     flip: bool
     steps: int
     lr: float
+    optimizer: OptimizerName = EARLIER["optimizer"]
     betas: tuple[float, float]
     weight_decay: float
     clip: float

@@ -87,7 +87,7 @@ METHODS: dict[str, Method] = {
     "imagegpt_masked": Method(imagegpt_masked, **_IMAGEGPT),
     "mae": Method(
         mae, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder, teacher="optional",
-        few={"decoder_depth": 3, "decoder_kernel": 3},
+        few={"decoder_depth": 3, "decoder_kernel": 3}, few_optimizer="muon",
     ),
     "maskfeat": Method(
         maskfeat, lr_per_256=2e-4, paper_batch=2048, crop_scale=(0.5, 1.0), betas=(0.9, 0.999), clip=0.02
@@ -97,7 +97,7 @@ METHODS: dict[str, Method] = {
     ),
     "simmim": Method(
         simmim, lr_per_256=1e-4, paper_batch=2048, crop_scale=(0.67, 1.0), betas=(0.9, 0.999), clip=5.0,
-        few={"head_kernel": 3, "normalize": True},
+        few={"head_kernel": 3, "normalize": True}, few_optimizer="muon",
     ),
 }  # fmt: skip
 """The methods of the command line, by name. In Python, call the functions; `aim_codes` is available in Python only."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from patchcast.pretrainer import Pretrainer
+from patchcast.recipe import OptimizerName
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Method:
         sizes: the options of `build` that set the size of the predictor, from the width and the number of blocks of the
             model, in the paper's proportions; None if the predictor has no size.
         few: options of `build` that were better than the paper's here, for few images and in short runs.
+        few_optimizer: the optimizer that learned more here, likewise.
         crop_scale: smallest and largest share of the image area that a random crop covers.
         clip: maximum norm of the gradient; None for no clipping.
         flip: whether half of the images are mirrored.
@@ -53,4 +55,5 @@ class Method:
     highest_lr: float = 3e-3
     sizes: Callable[[int, int], dict[str, Any]] | None = None
     few: Mapping[str, Any] = field(default_factory=dict)
+    few_optimizer: OptimizerName = "adamw"
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -31,6 +31,7 @@ from patchcast.starts import Start, StartReport, fit, fit_parts
 from patchcast.targets import Target
 from patchcast.tokenizers.base import Tokenizer
 from patchcast.training.engine import default_precision, default_workers
+from patchcast.training.optimization import block_matrices
 
 
 def find_method(name: str) -> Method:
@@ -215,6 +216,10 @@ def build_started(
         given["teacher"] = teacher
     with building(f"{recipe.method} with these method_args"):
         pretrainer = method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
+    if recipe.optimizer == "muon" and not block_matrices(pretrainer):
+        raise ValueError(
+            f"{backbone.name} has no blocks with matrices for Muon to move: leave out optimizer, or give adamw"
+        )
     if start is not None and fitted is not None:
         fit_parts(pretrainer, start, recipe.method, fitted)
     if recipe.sizes is not None:

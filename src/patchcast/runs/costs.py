@@ -18,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchcast.backbones.imagegpt_network import ImageGPTBackbone
 from patchcast.pretrainer import Pretrainer
-from patchcast.recipe import Precision
+from patchcast.recipe import OptimizerName, Precision
 from patchcast.tokenizers.encoded import Encoded
 from patchcast.training.engine import LossModule
+from patchcast.training.optimization import block_matrices
 
 VALUE_READ = torch.ops.aten._local_scalar_dense.default
 
@@ -91,6 +92,7 @@ def step_memory(
     precision: Precision = "fp32",
     pieces: int = 1,
     averaged: bool = False,
+    optimizer: OptimizerName = "adamw",
 ) -> Memory:
     """The memory of a training step on `batch` images at once.
 
@@ -105,6 +107,7 @@ def step_memory(
     Args:
         pieces: micro-batches of a step; from the second on, gradients of the earlier ones are there.
         averaged: whether an average of the trained weights is kept (`--ema`).
+        optimizer: AdamW has two moments of each parameter, and Muon one of each matrix.
     """
     for parameter in pretrainer.idle_parameters():
         parameter.requires_grad_(False)
@@ -119,7 +122,10 @@ def step_memory(
                 functional_call(objective, weights, (images, plan)).backward()
     unique = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     trained = sum(tensor.nbytes for tensor in tensors.values() if tensor.requires_grad)
-    return Memory(sum(unique.values()) + averaged * trained, 2 * trained, live.most + images.nbytes)
+    moments = 2 * trained
+    if optimizer == "muon":
+        moments -= sum(matrix.nbytes for matrix in block_matrices(pretrainer))
+    return Memory(sum(unique.values()) + averaged * trained, moments, live.most + images.nbytes)
 
 
 def step_flops(pretrainer: Pretrainer, batch: int) -> int:

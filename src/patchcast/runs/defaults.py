@@ -42,7 +42,8 @@ class Chosen(NamedTuple):
 def choose_defaults(
     recipe: Recipe, method: Method, images: int | None, units: int | None = None, pixels: int | None = None
 ) -> dict[str, Chosen]:
-    """The options among batch_size, epochs, lr, warmup and method_args that a recipe leaves out, by the rule.
+    """The options that a recipe leaves out among those that the rule sets: batch_size, epochs, lr, optimizer, warmup
+    and method_args.
 
     Args:
         images: to train on; None for a stream, whose number is unknown.
@@ -66,6 +67,7 @@ def filled(recipe: Recipe, chosen: dict[str, Chosen]) -> Recipe:
     return dataclasses.replace(recipe, **values)
 
 
+BEST = f"as was best here for at most {MOST_IMAGES:,} images of {UNITS[0]} to {UNITS[1]} units"
 UNUSED = "not used: steps or minutes are given"
 
 
@@ -106,13 +108,22 @@ def _choices(recipe: Recipe, method: Method, images: int | None, *, takes_few: b
         if is_started(recipe):
             rate, reason = STARTED_LR * rate, f"{reason}, and {STARTED_LR:g} of that, to keep what the weights know"
         yield "lr", Chosen(rate, reason)
+    if recipe.optimizer is None:
+        yield "optimizer", _optimizer(recipe, method, takes_few=takes_few)
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
     reason = f"for a model of {blocks} blocks of width {width}"
     if method.few and takes_few:
-        best = f"as was best here for at most {MOST_IMAGES:,} images of {UNITS[0]} to {UNITS[1]} units"
-        sizes, reason = {**sizes, **method.few}, f"{reason}, {best}" if sizes else best
+        sizes, reason = {**sizes, **method.few}, f"{reason}, {BEST}" if sizes else BEST
     if missing := {name: value for name, value in sizes.items() if name not in recipe.method_args}:
         yield "method_args", Chosen(missing, reason)
+
+
+def _optimizer(recipe: Recipe, method: Method, *, takes_few: bool) -> Chosen:
+    if method.few_optimizer == "adamw" or not takes_few:
+        return Chosen("adamw", "as in the papers")
+    if recipe.sharded or not nominal_backbone(recipe).block_modules():
+        return Chosen("adamw", "as Muon needs whole matrices, of blocks")
+    return Chosen(method.few_optimizer, BEST)
 
 
 def _is_like_measured(recipe: Recipe) -> bool:

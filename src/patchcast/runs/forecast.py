@@ -123,7 +123,8 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
         return run, _with_sizes(Forecast(run.recipe.steps, parameters), run, in_full)
     rehearsal = Rehearsal(run)
     recipe, choice = run.recipe, None
-    per_image = rehearsal.grow(recipe.precision) / len(rehearsal.images)
+    update = rehearsal.update_seconds(recipe.precision) / recipe.batch_size
+    per_image = rehearsal.grow(recipe.precision) / len(rehearsal.images) + update
     expected = recipe.steps * recipe.batch_size * per_image if asked.minutes is None else 60 * asked.minutes
     is_long = expected >= WORTHWHILE or in_full
     on_cpu = rehearsal.device.type == "cpu"
@@ -134,7 +135,8 @@ def foresee(run: Run, asked: Recipe, *, in_full: bool = False) -> tuple[Run, For
             recipe = replace(recipe, attention=choice.attention)
     use_attention(rehearsal.pretrainer, recipe.attention)
     if is_long:
-        per_image = _seconds_per_image(rehearsal, recipe)
+        update = rehearsal.update_seconds(recipe.precision) / recipe.batch_size
+        per_image = _seconds_per_image(rehearsal, recipe) + update
     # Workers, or a thread, read while the network trains; without them, reading comes on top.
     read = rehearsal.data_seconds
     is_ahead = recipe.workers or (reads_ahead(recipe.device, 0) and not run.source.is_stream)
@@ -200,7 +202,12 @@ def fitting_pieces(run: Run, memory: Callable[[], int] | None = None) -> int:
     pieces = recipe.accumulate
     while True:
         needed = step_memory(
-            trained(run), share // pieces, precision=recipe.precision, pieces=pieces, averaged=bool(recipe.ema)
+            trained(run),
+            share // pieces,
+            precision=recipe.precision,
+            pieces=pieces,
+            averaged=bool(recipe.ema),
+            optimizer=recipe.optimizer,
         )
         if needed.peak <= free:
             return pieces
@@ -277,6 +284,7 @@ def _with_sizes(found: Forecast, run: Run, *wanted: bool) -> Forecast:
         precision=recipe.precision,
         pieces=recipe.accumulate,
         averaged=bool(recipe.ema),
+        optimizer=recipe.optimizer,
     )
     flops = step_flops(pretrainer, 2) * recipe.batch_size // 2 if wanted[0] else None
     return replace(

@@ -90,6 +90,7 @@ def _train(recipe: Resolved, feed: Feed, looks: list[Look], blind: float | None)
             feed.held_out,
             optimization=Optimization(
                 lr=recipe.lr,
+                optimizer=recipe.optimizer,
                 betas=recipe.betas,
                 weight_decay=recipe.weight_decay,
                 warmup=recipe.warmup,

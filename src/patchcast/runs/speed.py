@@ -29,7 +29,7 @@ from patchcast.recipe import AttentionKernel, Precision
 from patchcast.runs.run import Run
 from patchcast.runs.watch import EVALUATED, WATCHED
 from patchcast.training.ahead import moved
-from patchcast.training.engine import LossModule, uses_cuda
+from patchcast.training.engine import LossModule, products_in, uses_cuda
 from patchcast.training.optimization import Optimization, make_optimizer
 
 FUSED: AttentionKernel = "fused"
@@ -81,8 +81,9 @@ class Choice:
 class Rehearsal:
     """Training steps that teach nothing, on a copy of a run's network with images of its data.
 
-    The run's own weights, random state and files are left as they are. The learning rate is 0, so that every step has
-    the initial weights. A copy of the weights, their gradients and the optimizer's state need 16 bytes per parameter.
+    The run's own weights, random state and files are left as they are. Steps compute gradients and leave the weights.
+    The optimizer is measured apart from them (`update_seconds`), as it takes the same time for any number of images. A
+    copy of the weights, their gradients and the optimizer's state need 16 bytes per parameter.
     """
 
     def __init__(self, run: Run) -> None:
@@ -95,13 +96,12 @@ class Rehearsal:
             parameter.requires_grad_(False)
         if recipe.checkpointing:
             self.pretrainer.backbone.model.set_grad_checkpointing(True)
-        self.optimizer = make_optimizer(self.pretrainer, Optimization(lr=0.0))
         self.data_seconds = 0.0  # to read and augment an image
         self._draw(1)  # the first image opens files, which would count as reading
         self.images = self._draw(min(FEWEST, self.largest))
 
     def seconds(self, precision: Precision, clock: Callable[[], float] = time.perf_counter) -> float:
-        """The time of one step."""
+        """The time of one step, without the optimizer's."""
         self._wait()
         began = clock()
         self.step(precision)
@@ -112,13 +112,26 @@ class Rehearsal:
         """The loss of one step: the same images, plan and dropout each time."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.run.recipe.seed)
-            self.optimizer.zero_grad()
+            self.pretrainer.zero_grad()
             plan = self.pretrainer.draw(self.images, each=self.pretrainer.repeat)
             loss = LossModule(self.pretrainer, precision)(self.images, plan)
             loss.backward()
-            self.optimizer.step()
             self.pretrainer.after_step()
         return float(loss.detach())
+
+    def update_seconds(self, precision: Precision) -> float:
+        """The time that the optimizer takes in each step, measured at a rate of 0."""
+        still = Optimization(lr=0.0, optimizer=self.run.recipe.optimizer)
+        optimizer = make_optimizer(self.pretrainer, still, products_in(precision))
+        self.step(precision)
+        taken = 0.0
+        for _ in range(2):  # the first one makes the optimizer's state
+            self._wait()
+            began = time.perf_counter()
+            optimizer.step()
+            self._wait()
+            taken = time.perf_counter() - began
+        return taken
 
     @property
     def starts_full(self) -> bool:

@@ -139,6 +139,11 @@ def default_workers(device: Device) -> int:
     return min(8, os.cpu_count() or 1) if uses_cuda(device) else 0
 
 
+def products_in(precision: Precision) -> torch.dtype:
+    """The type of matrix products."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def default_precision(device: Device) -> Precision:
     """bf16 on a GPU with hardware for it, fp32 elsewhere; for the CPU, `patchcast.runs.speed` measures both."""
     return "bf16" if uses_cuda(device) and torch.cuda.is_bf16_supported() else "fp32"

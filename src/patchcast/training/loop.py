@@ -28,7 +28,7 @@ from patchcast.training.ahead import InPlace, SideStream
 from patchcast.training.average import Average
 from patchcast.training.checkpoints import Checkpoint
 from patchcast.training.ending import Ending
-from patchcast.training.engine import Engine, LossModule, one_voice
+from patchcast.training.engine import Engine, LossModule, one_voice, products_in
 from patchcast.training.guard import Guard, NotFinite
 from patchcast.training.log import AVERAGE, OBJECTIVE, Log, Logger
 from patchcast.training.looks import Look, looking
@@ -83,7 +83,7 @@ def train(
     device, first, steps, pieces = fabric.device, fabric.is_global_zero, stream.steps, stream.accumulate
     objective = LossModule(pretrainer, engine.precision)
     network = fabric.setup_module(objective)
-    optimizer = make_optimizer(pretrainer, optimization)
+    optimizer = make_optimizer(pretrainer, optimization, products_in(engine.precision))
     average = None if optimization.ema is None else Average(objective, optimization.ema)
     clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     group: Any = dist.new_group(backend="gloo") if fabric.world_size > 1 else None  # on the CPU, so no GPU sync

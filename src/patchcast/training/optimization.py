@@ -13,17 +13,20 @@ from torch import nn
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
 from patchcast.pretrainer import Pretrainer
+from patchcast.recipe import OptimizerName
 from patchcast.schedules import warmup_cosine
+from patchcast.training.muon import Muon
 
 NEVER_DECAYED = ("pos_embed", "position", "token", "rel_pos")
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with linear warm-up and cosine decay to zero.
+    """AdamW or Muon, with linear warm-up and cosine decay to zero.
 
     Attributes:
         lr: the peak learning rate.
+        optimizer: adamw for all parameters, or muon for the matrices of blocks and adamw for the rest.
         betas: of AdamW.
         weight_decay: of matrices; norms, biases, positions and tokens are never decayed.
         warmup: share of the steps over which the learning rate rises from zero.
@@ -34,6 +37,7 @@ class Optimization:
     """
 
     lr: float
+    optimizer: OptimizerName = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     warmup: float = 0.05
@@ -136,8 +140,33 @@ def freeze_blocks(backbone: Backbone, count: int) -> None:
             parameter.requires_grad_(False)
 
 
-def make_optimizer(model: Pretrainer, settings: Optimization) -> torch.optim.AdamW:
-    """AdamW in its fused form: one kernel instead of one for every parameter."""
+def block_matrices(pretrainer: Pretrainer) -> set[nn.Parameter]:
+    """The matrices that Muon moves: decayed, in a block of the backbone or of the predictor, and trained.
+
+    Patches, positions, heads and the kernels of convolutions are none.
+    """
+    blocks = [*pretrainer.backbone.block_modules(), *pretrainer.predictor.block_modules()]
+    inside = {parameter for block in blocks for parameter in block.parameters()}
+    decayed = parameter_groups(pretrainer, 0.05)[0]["params"]
+    return {parameter for parameter in decayed if parameter in inside and parameter.ndim == 2}
+
+
+def make_optimizer(
+    model: Pretrainer, settings: Optimization, dtype: torch.dtype = torch.float32
+) -> torch.optim.AdamW | Muon:
+    """AdamW in its fused form, one kernel instead of one for every parameter; or Muon with it.
+
+    Args:
+        dtype: in which Muon orthogonalizes.
+    """
     is_plain = settings.layer_decay == 1.0 and not settings.freeze_first
     groups = parameter_groups(model, settings.weight_decay) if is_plain else layered_groups(model, settings)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    matrices = block_matrices(model)
+    split = []
+    for group in groups:
+        for is_matrix in (True, False):
+            if parameters := [each for each in group["params"] if (each in matrices) == is_matrix]:
+                split.append({**group, "params": parameters, "is_matrix": is_matrix})
+    return Muon(split, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, dtype=dtype)

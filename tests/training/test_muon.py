@@ -1,0 +1,135 @@
+"""Muon against torch's, for the matrices of blocks and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from patchcast.backbones import wrap
+from patchcast.methods import mae, simmim
+from patchcast.pretrainer import Pretrainer
+from patchcast.recipe import Recipe
+from patchcast.runs.costs import step_memory
+from patchcast.training.muon import Muon, orthogonalized
+from patchcast.training.optimization import Optimization, block_matrices, make_optimizer
+from tests.training.test_run import curve, killed_at, run, tiny
+
+MUON = Optimization(lr=1e-3, clip=1.0, optimizer="muon")
+SHAPES = [(6, 4), (4, 6), (6, 4), (5, 5)]
+
+
+def moved(optimizers: list[torch.optim.Optimizer], parameters: list[nn.Parameter], steps: int = 5) -> None:
+    torch.manual_seed(1)
+    for _ in range(steps):
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float32, 0.05)])
+def test_it_is_torchs_muon(dtype: torch.dtype, tolerance: float) -> None:
+    """torch's computes in bfloat16; a step moves values by about `lr * 0.2`."""
+    torch.manual_seed(0)
+    mine = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+    theirs = [copy.deepcopy(each) for each in mine]
+    settings = {"lr": 0.1, "weight_decay": 0.5}
+    moved([Muon([{"params": mine, "is_matrix": True}], dtype=dtype, **settings)], mine)
+    moved([torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings)], theirs)
+    for one, other in zip(mine, theirs, strict=True):
+        assert float((one - other).detach().abs().max()) < tolerance * 0.1
+
+
+def test_all_else_is_torchs_adamw() -> None:
+    torch.manual_seed(0)
+    mine = [nn.Parameter(torch.randn(7)), nn.Parameter(torch.randn(2, 3, 3, 3))]
+    theirs = [copy.deepcopy(each) for each in mine]
+    matrix = nn.Parameter(torch.randn(4, 4))
+    groups = [{"params": [matrix], "is_matrix": True}, {"params": mine, "is_matrix": False, "weight_decay": 0.3}]
+    moved([Muon(groups, lr=0.01, betas=(0.8, 0.9))], [*mine, matrix])
+    moved([torch.optim.AdamW(theirs, lr=0.01, betas=(0.8, 0.9), weight_decay=0.3, fused=True)], [*theirs, matrix])
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 3), (2, 3, 8), (1, 5, 5)])
+def test_singular_vectors_stay(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    inner = left.mT @ orthogonalized(matrices) @ right.mT
+    values = inner.diagonal(dim1=1, dim2=2)
+    assert float((inner - torch.diag_embed(values)).abs().max()) < 1e-4
+    assert ((values > 0.5) & (values < 1.5)).all()
+
+
+def test_gradients_of_zero_do_no_harm() -> None:
+    assert torch.equal(orthogonalized(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
+
+
+def test_only_matrices_are_moved_by_it() -> None:
+    vector = {"params": [nn.Parameter(torch.zeros(3))], "is_matrix": True}
+    with pytest.raises(ValueError, match=r"matrices; got a parameter of shape \(3,\)"):
+        Muon([vector], lr=0.1)
+
+
+def names_of(pretrainer: Pretrainer) -> set[str]:
+    chosen = block_matrices(pretrainer)
+    return {name for name, parameter in pretrainer.named_parameters() if parameter in chosen}
+
+
+def test_matrices_are_those_of_blocks() -> None:
+    pretrainer = mae(wrap("test_vit", img_size=32, patch_size=8, depth=1), decoder_depth=1, decoder_width=32)
+    inside = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    parts = ("backbone.model.blocks.0", "predictor.blocks.0")
+    assert names_of(pretrainer) == {f"{part}.{each}.weight" for part in parts for each in inside}
+
+
+def test_tables_of_positions_and_kernels_are_none() -> None:
+    swin = wrap(
+        "swin_tiny_patch4_window7_224", img_size=64, window_size=2, depths=(1, 1), embed_dim=24, num_heads=(1, 2)
+    )
+    names = names_of(simmim(swin, head_kernel=3))
+    assert names
+    assert not [name for name in names if "relative_position" in name or "patch_embed" in name or "predictor" in name]
+
+
+def test_layers_keep_their_own_rates() -> None:
+    settings = Optimization(lr=1e-3, optimizer="muon", layer_decay=0.5, freeze_first=2)
+    pretrainer = tiny("mae")
+    optimizer = make_optimizer(pretrainer, settings)
+    matrices = block_matrices(pretrainer)
+    assert {each for group in optimizer.param_groups if group["is_matrix"] for each in group["params"]} == matrices
+    everything = [each for group in optimizer.param_groups for each in group["params"]]
+    assert (
+        len(everything) == len({*everything}) == len([each for each in pretrainer.parameters() if each.requires_grad])
+    )
+    assert len({group["lr_scale"] for group in optimizer.param_groups if group["is_matrix"]}) > 1
+
+
+@pytest.mark.parametrize("kill_at", [7, 10])
+def test_a_killed_run_goes_on_to_the_bit(kill_at: int, tmp_path: Path) -> None:
+    trained, broken, resumed = (tiny("mae") for _ in range(3))
+    run(trained, tmp_path / "whole", optimization=MUON)
+    with killed_at(2 * kill_at):  # AdamW's step is counted too
+        run(broken, tmp_path / "broken", optimization=MUON)
+    run(resumed, tmp_path / "broken", optimization=MUON)
+    for (name, one), two in zip(trained.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+    assert curve(tmp_path / "whole" / "metrics.csv", "loss") == curve(tmp_path / "broken" / "metrics.csv", "loss")
+
+
+def test_its_state_is_smaller() -> None:
+    pretrainer = tiny("mae")
+    adamw, muon = (step_memory(pretrainer, 2, optimizer=each) for each in ("adamw", "muon"))
+    assert adamw.moments - muon.moments == 4 * sum(each.numel() for each in block_matrices(pretrainer))
+
+
+def test_shared_out_matrices_are_refused() -> None:
+    recipe = Recipe("mae", "test_vit", "digits", Path("runs/a"), sharded=True, optimizer="muon")
+    with pytest.raises(ValueError, match="give optimizer adamw"):
+        recipe.check()

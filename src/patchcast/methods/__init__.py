@@ -81,7 +81,7 @@ METHODS: dict[str, Method] = {
     "ijepa": Method(
         ijepa, lr_per_256=1.25e-4, paper_batch=2048, highest_lr=1.5e-3, crop_scale=(0.3, 1.0), flip=False,
         betas=(0.9, 0.999), takes_steps=True, sizes=_predictor,
-        few={"predictor_depth": 3, "predictor_kernel": 5, "pixel_weight": 0.5},
+        few={"predictor_depth": 3, "predictor_kernel": 5, "pixel_weight": 0.5}, few_optimizer="muon",
     ),
     "imagegpt": Method(imagegpt, **_IMAGEGPT, causal=True),
     "imagegpt_masked": Method(imagegpt_masked, **_IMAGEGPT),

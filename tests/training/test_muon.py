@@ -71,6 +71,13 @@ def test_gradients_of_zero_do_no_harm() -> None:
     assert torch.equal(orthogonalized(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
 
 
+def test_a_gpu_does_not_wait_for_it() -> None:
+    """Tensors without values: reading one would fail."""
+    matrix = nn.Parameter(torch.empty(4, 6, device="meta"))
+    matrix.grad = torch.empty_like(matrix)
+    Muon([{"params": [matrix], "is_matrix": True}], lr=0.1).step()
+
+
 def test_only_matrices_are_moved_by_it() -> None:
     vector = {"params": [nn.Parameter(torch.zeros(3))], "is_matrix": True}
     with pytest.raises(ValueError, match=r"matrices; got a parameter of shape \(3,\)"):

@@ -64,7 +64,7 @@ def train_on_meta(pretrainer: Pretrainer, out: Path, monkeypatch: pytest.MonkeyP
     def fabric(_: Engine) -> Fabric:
         return Fabric(strategy=SingleDeviceStrategy(torch.device("meta"), Meta()), precision="32-true")
 
-    def unfused(model: Any, settings: Optimization) -> torch.optim.AdamW:  # meta has no fused kernels
+    def unfused(model: Any, settings: Optimization, _: torch.dtype) -> torch.optim.AdamW:  # meta has no fused kernels
         return torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr)
 
     monkeypatch.setattr(Engine, "fabric", fabric)

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from patchcast.modes import evaluating
 from patchcast.plans import Plan
 from patchcast.pretrainer import Pretrainer
-from patchcast.training.optimization import parameter_groups
+from patchcast.training.muon import Muon
+from patchcast.training.optimization import block_matrices, by_kind, parameter_groups
 
 
 def step_on_meta(pretrainer: Pretrainer, images: Tensor) -> None:
@@ -29,7 +30,8 @@ def step_on_meta(pretrainer: Pretrainer, images: Tensor) -> None:
         parameter.requires_grad_(False)
     pretrainer.to("meta").train()
     images, plan = images.to("meta"), plan.to("meta")
-    optimizer = torch.optim.AdamW(parameter_groups(pretrainer, 0.05), lr=1e-3)
+    groups = by_kind(parameter_groups(pretrainer, 0.05), block_matrices(pretrainer))
+    optimizer = Muon(groups, lr=1e-3, fused=False)
     trained = [parameter for parameter in pretrainer.parameters() if parameter.requires_grad]
     for _ in range(2):
         optimizer.zero_grad()

@@ -40,6 +40,7 @@ class Muon(torch.optim.Optimizer):
         betas: of AdamW.
         weight_decay: of groups that do not name their own, decoupled from the gradient.
         dtype: in which matrices are orthogonalized.
+        fused: whether AdamW runs as one kernel, which some devices lack.
     Raises:
         ValueError: if a parameter of a group with `is_matrix` is no matrix.
     """
@@ -52,6 +53,7 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
         dtype: torch.dtype = torch.float32,
+        fused: bool = True,
     ) -> None:
         super().__init__([dict(group) for group in groups], {"lr": lr, "weight_decay": weight_decay})
         for group in self.param_groups:
@@ -59,7 +61,7 @@ class Muon(torch.optim.Optimizer):
                 if parameter.ndim != 2:
                     raise ValueError(f"Muon moves matrices; got a parameter of shape {tuple(parameter.shape)}")
         others = self._groups(is_matrix=False)
-        self.adamw = torch.optim.AdamW(others, betas=betas, fused=True) if others else None
+        self.adamw = torch.optim.AdamW(others, betas=betas, fused=fused) if others else None
         self.dtype = dtype
 
     def _groups(self, *, is_matrix: bool) -> list[dict[str, Any]]:

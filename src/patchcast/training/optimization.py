@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,10 +163,15 @@ def make_optimizer(
     groups = parameter_groups(model, settings.weight_decay) if is_plain else layered_groups(model, settings)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-    matrices = block_matrices(model)
+    split = by_kind(groups, block_matrices(model))
+    return Muon(split, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, dtype=dtype)
+
+
+def by_kind(groups: list[dict[str, Any]], matrices: Collection[nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups of parameters, each split into those that Muon moves and all others (`is_matrix`)."""
     split = []
     for group in groups:
         for is_matrix in (True, False):
             if parameters := [each for each in group["params"] if (each in matrices) == is_matrix]:
                 split.append({**group, "params": parameters, "is_matrix": is_matrix})
-    return Muon(split, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, dtype=dtype)
+    return split

@@ -67,7 +67,7 @@ def filled(recipe: Recipe, chosen: dict[str, Chosen]) -> Recipe:
     return dataclasses.replace(recipe, **values)
 
 
-BEST = f"as was best here for at most {MOST_IMAGES:,} images of {UNITS[0]} to {UNITS[1]} units"
+BEST_HERE = f"as was best here for at most {MOST_IMAGES:,} images of {UNITS[0]} to {UNITS[1]} units"
 UNUSED = "not used: steps or minutes are given"
 
 
@@ -113,7 +113,7 @@ def _choices(recipe: Recipe, method: Method, images: int | None, *, takes_few: b
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
     reason = f"for a model of {blocks} blocks of width {width}"
     if method.few and takes_few:
-        sizes, reason = {**sizes, **method.few}, f"{reason}, {BEST}" if sizes else BEST
+        sizes, reason = {**sizes, **method.few}, f"{reason}, {BEST_HERE}" if sizes else BEST_HERE
     if missing := {name: value for name, value in sizes.items() if name not in recipe.method_args}:
         yield "method_args", Chosen(missing, reason)
 
@@ -123,7 +123,7 @@ def _optimizer(recipe: Recipe, method: Method, *, takes_few: bool) -> Chosen:
         return Chosen("adamw", "as in the papers")
     if recipe.sharded or not nominal_backbone(recipe).block_modules():
         return Chosen("adamw", "as Muon needs whole matrices, of blocks")
-    return Chosen(method.few_optimizer, BEST)
+    return Chosen(method.few_optimizer, BEST_HERE)
 
 
 def _is_like_measured(recipe: Recipe) -> bool:

@@ -7,7 +7,7 @@ left to its defaults. Two runs that differ by forty steps tell what a step costs
 unlike `--minutes`, it does not depend on what else the machine does. The seconds of a row are those that its command
 took, its start, evaluations and pictures included; the precision is measured before.
 
-The peers' losses (`peers.py`) train the same encoder on the same crops in the same order, with our optimizer and
+The peers' losses (`peers.py`) train the same encoder on the same crops in the same order, with AdamW and our
 schedule, for these seconds without any start: `_its` at the rate of the MAE paper (lightly's and birder's examples
 scale it with the batch, stable-pretraining's does not), `_our` at ours, `_bf16` at ours in bfloat16. A peer that cannot
 be imported is left out, with the reason. One thread. Every row is read by the default readout and the probes of

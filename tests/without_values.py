@@ -20,7 +20,7 @@ from patchcast.modes import evaluating
 from patchcast.plans import Plan
 from patchcast.pretrainer import Pretrainer
 from patchcast.training.muon import Muon
-from patchcast.training.optimization import block_matrices, by_kind, parameter_groups
+from patchcast.training.optimization import by_kind, muon_matrices, parameter_groups
 
 
 def step_on_meta(pretrainer: Pretrainer, images: Tensor) -> None:
@@ -30,7 +30,7 @@ def step_on_meta(pretrainer: Pretrainer, images: Tensor) -> None:
         parameter.requires_grad_(False)
     pretrainer.to("meta").train()
     images, plan = images.to("meta"), plan.to("meta")
-    groups = by_kind(parameter_groups(pretrainer, 0.05), block_matrices(pretrainer))
+    groups = by_kind(parameter_groups(pretrainer, 0.05), muon_matrices(pretrainer))
     optimizer = Muon(groups, lr=1e-3, fused=False)
     trained = [parameter for parameter in pretrainer.parameters() if parameter.requires_grad]
     for _ in range(2):

@@ -146,7 +146,7 @@ class Recipe:
         lr: peak learning rate. Default: the paper's, by the root of the batch and the width of the model; a quarter of
             it if the run starts from weights.
         optimizer: adamw, or muon: Muon for the matrices of blocks, and AdamW for all else, at the same rate. Default:
-            muon for at most 100,000 images, where it learned more (docs/which.md); else adamw, as in the papers.
+            muon where mae, simmim and ijepa take their other options for few images (docs/which.md); else adamw.
         betas: of AdamW. Default: the method's.
         weight_decay: of weight matrices. Default: the method's.
         warmup: share of the steps over which the learning rate rises. Default: 0.05.
@@ -267,7 +267,8 @@ class Recipe:
             raise ValueError("model_args gives 'pretrained'; leave it out and give --pretrained")
         if self.sharded and self.optimizer == "muon":
             raise ValueError(
-                "Muon needs whole matrices, and sharded shares them out: give optimizer adamw, or leave one out"
+                "a run with Muon, which needs whole matrices, cannot be sharded: leave out sharded, or give a new run "
+                "optimizer adamw"
             )
         if self.pretrained and self.start is not None:
             raise ValueError(f"pretrained and start={self.start} both name weights to start from; leave one out")

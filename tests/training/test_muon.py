@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from patchcast.backbones import wrap
-from patchcast.methods import mae, simmim
+from patchcast.methods import METHODS, mae, simmim
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import Recipe
-from patchcast.runs.costs import step_memory
+from patchcast.runs.costs import LiveBytes, step_memory
+from patchcast.runs.defaults import choose_defaults
+from patchcast.training import muon
 from patchcast.training.muon import Muon, orthogonalized
-from patchcast.training.optimization import Optimization, block_matrices, make_optimizer
+from patchcast.training.optimization import Optimization, block_matrices, make_optimizer, muon_matrices
+from tests.backbones.zoo import NAMES, small
 from tests.training.test_run import curve, killed_at, run, tiny
 
 MUON = Optimization(lr=1e-3, clip=1.0, optimizer="muon")
@@ -78,6 +82,50 @@ def test_a_gpu_does_not_wait_for_it() -> None:
     Muon([{"params": [matrix], "is_matrix": True}], lr=0.1).step()
 
 
+def test_copies_and_later_groups_are_complete() -> None:
+    torch.manual_seed(0)
+    first = nn.Parameter(torch.randn(4, 4))
+    optimizer = Muon([{"params": [first], "is_matrix": True}], lr=0.1)
+    later = nn.Parameter(torch.randn(3))
+    optimizer.add_param_group({"params": [later], "is_matrix": False})
+    model, copied = copy.deepcopy(([first, later], optimizer))
+    for parameters, each in (([first, later], optimizer), (model, copied)):
+        moved([each], parameters)
+    assert torch.equal(first, model[0])
+    assert torch.equal(later, model[1])
+
+
+@pytest.mark.parametrize(
+    ("groups", "lr", "sentence"),
+    [
+        ([{"params": [nn.Parameter(torch.zeros(2, 2))]}], 0.1, "says is_matrix, True or False; got one of params"),
+        ([{"params": [nn.Parameter(torch.zeros(2, 2))], "is_matrix": True}], -1.0, "0 or more; got -1.0"),
+    ],
+)
+def test_what_it_is_not_given_is_said(groups: list[Any], lr: float, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Muon(groups, lr=lr)
+
+
+def test_memory_of_an_update_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "VALUES_AT_ONCE", 2 * 64 * 48)
+    matrices = [nn.Parameter(torch.randn(64, 48)) for _ in range(7)]
+    for matrix in matrices:
+        matrix.grad = torch.randn_like(matrix)
+    optimizer = Muon([{"params": matrices, "is_matrix": True}], lr=0.1)
+    optimizer.step()
+    with LiveBytes([*matrices, *(state["momentum_buffer"] for state in optimizer.state.values())]) as live:
+        optimizer.step()
+    assert live.most <= muon.update_bytes(matrices) == 5 * 2 * matrices[0].nbytes
+    assert live.most > 0.6 * muon.update_bytes(matrices)
+
+
+@pytest.mark.parametrize("name", ["levit_conv_128s", "efficientvit_m0", "fastvit_t8", "volo_d1_224", "pit_ti_224"])
+def test_models_without_known_matrices_take_adamw(name: str) -> None:
+    recipe = Recipe("simmim", name, "data", Path("out"))
+    assert choose_defaults(recipe, METHODS["simmim"], 100)["optimizer"].value == "adamw"
+
+
 def test_only_matrices_are_moved_by_it() -> None:
     vector = {"params": [nn.Parameter(torch.zeros(3))], "is_matrix": True}
     with pytest.raises(ValueError, match=r"matrices; got a parameter of shape \(3,\)"):
@@ -85,7 +133,7 @@ def test_only_matrices_are_moved_by_it() -> None:
 
 
 def names_of(pretrainer: Pretrainer) -> set[str]:
-    chosen = block_matrices(pretrainer)
+    chosen = muon_matrices(pretrainer)
     return {name for name, parameter in pretrainer.named_parameters() if parameter in chosen}
 
 
@@ -105,11 +153,22 @@ def test_tables_of_positions_and_kernels_are_none() -> None:
     assert not [name for name in names if "relative_position" in name or "patch_embed" in name or "predictor" in name]
 
 
+FOURTH = [pytest.param(name, marks=[pytest.mark.slow] * (place % 4 > 0)) for place, name in enumerate(NAMES)]
+
+
+@pytest.mark.parametrize("name", FOURTH)
+def test_of_every_family_only_weights_of_linear_layers(name: str) -> None:
+    backbone = small(name)
+    weights = {module.weight for module in backbone.modules() if isinstance(module, nn.Linear)}
+    weights |= {each.in_proj_weight for each in backbone.modules() if isinstance(each, nn.MultiheadAttention)}
+    assert block_matrices(backbone) <= weights
+
+
 def test_layers_keep_their_own_rates() -> None:
     settings = Optimization(lr=1e-3, optimizer="muon", layer_decay=0.5, freeze_first=2)
     pretrainer = tiny("mae")
     optimizer = make_optimizer(pretrainer, settings)
-    matrices = block_matrices(pretrainer)
+    matrices = muon_matrices(pretrainer)
     assert {each for group in optimizer.param_groups if group["is_matrix"] for each in group["params"]} == matrices
     everything = [each for group in optimizer.param_groups for each in group["params"]]
     assert (
@@ -133,10 +192,10 @@ def test_a_killed_run_goes_on_to_the_bit(kill_at: int, tmp_path: Path) -> None:
 def test_its_state_is_smaller() -> None:
     pretrainer = tiny("mae")
     adamw, muon = (step_memory(pretrainer, 2, optimizer=each) for each in ("adamw", "muon"))
-    assert adamw.moments - muon.moments == 4 * sum(each.numel() for each in block_matrices(pretrainer))
+    assert adamw.moments - muon.moments == 4 * sum(each.numel() for each in muon_matrices(pretrainer))
 
 
 def test_shared_out_matrices_are_refused() -> None:
     recipe = Recipe("mae", "test_vit", "digits", Path("runs/a"), sharded=True, optimizer="muon")
-    with pytest.raises(ValueError, match="give optimizer adamw"):
+    with pytest.raises(ValueError, match="cannot be sharded: leave out sharded"):
         recipe.check()

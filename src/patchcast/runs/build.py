@@ -216,9 +216,10 @@ def build_started(
         given["teacher"] = teacher
     with building(f"{recipe.method} with these method_args"):
         pretrainer = method.build(backbone, **{**given, **_with_parts(method, recipe.method_args)})
-    if recipe.optimizer == "muon" and not block_matrices(pretrainer):
+    if recipe.optimizer == "muon" and not block_matrices(backbone):
         raise ValueError(
-            f"{backbone.name} has no blocks with matrices for Muon to move: leave out optimizer, or give adamw"
+            f"Muon moves the matrices of linear layers in blocks, and patchcast knows none in {backbone.name}: give "
+            "optimizer adamw, or leave it out"
         )
     if start is not None and fitted is not None:
         fit_parts(pretrainer, start, recipe.method, fitted)

@@ -21,7 +21,8 @@ from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import OptimizerName, Precision
 from patchcast.tokenizers.encoded import Encoded
 from patchcast.training.engine import LossModule
-from patchcast.training.optimization import block_matrices
+from patchcast.training.muon import update_bytes
+from patchcast.training.optimization import muon_matrices
 
 VALUE_READ = torch.ops.aten._local_scalar_dense.default
 
@@ -122,10 +123,12 @@ def step_memory(
                 functional_call(objective, weights, (images, plan)).backward()
     unique = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     trained = sum(tensor.nbytes for tensor in tensors.values() if tensor.requires_grad)
-    moments = 2 * trained
+    moments, most = 2 * trained, live.most + images.nbytes
     if optimizer == "muon":
-        moments -= sum(matrix.nbytes for matrix in block_matrices(pretrainer))
-    return Memory(sum(unique.values()) + averaged * trained, moments, live.most + images.nbytes)
+        matrices = [*muon_matrices(pretrainer)]
+        moments -= sum(matrix.nbytes for matrix in matrices)
+        most = max(most, trained + update_bytes(matrices))
+    return Memory(sum(unique.values()) + averaged * trained, moments, most)
 
 
 def step_flops(pretrainer: Pretrainer, batch: int) -> int:

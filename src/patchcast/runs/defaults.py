@@ -21,6 +21,7 @@ from patchcast.runs.codes import network_args
 from patchcast.runs.sizes import nominal_backbone
 from patchcast.runs.starting import KINDS, STARTED_LR, is_started
 from patchcast.targets import even_blocks
+from patchcast.training.optimization import block_matrices
 
 WARMUP = 0.05
 """Share of the steps: MAE's 40 of 800 epochs."""
@@ -121,8 +122,10 @@ def _choices(recipe: Recipe, method: Method, images: int | None, *, takes_few: b
 def _optimizer(recipe: Recipe, method: Method, *, takes_few: bool) -> Chosen:
     if method.few_optimizer == "adamw" or not takes_few:
         return Chosen("adamw", "as in the papers")
-    if recipe.sharded or not nominal_backbone(recipe).block_modules():
-        return Chosen("adamw", "as Muon needs whole matrices, of blocks")
+    if recipe.sharded:
+        return Chosen("adamw", "as Muon needs whole matrices, and they are sharded")
+    if not block_matrices(nominal_backbone(recipe)):
+        return Chosen("adamw", "as no blocks with linear layers are known in this model, for Muon")
     return Chosen(method.few_optimizer, BEST_HERE)
 
 

@@ -55,7 +55,7 @@ class Choice:
     """Which precision a run trains in, and why.
 
     Attributes:
-        ratio: the time of a step in fp32 over that in bf16.
+        ratio: the time of a step in fp32 over that in bf16, without the optimizer's.
         problem: why bf16 must not be used; empty if it may.
         processor: on which it was measured.
         attention: the faster way in bf16.

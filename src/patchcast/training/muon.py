@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,11 @@ COEFFICIENTS, ITERATIONS = (3.4445, -4.775, 2.0315), 5
 """Jordan's quintic polynomial, which brings singular values to about 1 in five iterations."""
 RMS = 0.2
 """Of AdamW's usual step. A step of Muon is scaled to it, so rates of AdamW hold (Liu et al. 2025, section 2.2)."""
+
+VALUES_AT_ONCE = 2**22
+"""Of the matrices that are orthogonalized together: 16 MB in float32."""
+COPIES = 5
+"""Of them at one time: updates, the last iteration and the next one, and two Gram matrices, of square ones as large."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -42,7 +47,8 @@ class Muon(torch.optim.Optimizer):
         dtype: in which matrices are orthogonalized.
         fused: whether AdamW runs as one kernel, which some devices lack.
     Raises:
-        ValueError: if a parameter of a group with `is_matrix` is no matrix.
+        ValueError: if a group does not say `is_matrix`, one that does has a parameter of another shape, or `lr` is
+            negative.
     """
 
     def __init__(
@@ -55,17 +61,20 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype = torch.float32,
         fused: bool = True,
     ) -> None:
-        super().__init__([dict(group) for group in groups], {"lr": lr, "weight_decay": weight_decay})
+        if lr < 0:
+            raise ValueError(f"the learning rate is 0 or more; got {lr}")
+        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "fused": fused})
         for group in self.param_groups:
-            for parameter in group["params"] if group["is_matrix"] else []:
-                if parameter.ndim != 2:
-                    raise ValueError(f"Muon moves matrices; got a parameter of shape {tuple(parameter.shape)}")
-        others = self._groups(is_matrix=False)
-        self.adamw = torch.optim.AdamW(others, betas=betas, fused=fused) if others else None
-        self.dtype = dtype
+            group.setdefault("dtype", dtype)
 
-    def _groups(self, *, is_matrix: bool) -> list[dict[str, Any]]:
-        return [group for group in self.param_groups if group["is_matrix"] == is_matrix]
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        is_matrix = param_group.get("is_matrix")
+        if not isinstance(is_matrix, bool):
+            raise ValueError(f"each group of Muon's says is_matrix, True or False; got one of {', '.join(param_group)}")
+        super().add_param_group(param_group)
+        for parameter in param_group["params"] if is_matrix else []:
+            if parameter.ndim != 2:
+                raise ValueError(f"Muon moves matrices; got a parameter of shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -73,20 +82,18 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self._groups(is_matrix=True):
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for alike in by_shape.values():
-                self._move(alike, group["lr"], group["weight_decay"])
-        if self.adamw is not None:
-            # The groups and the state are this optimizer's, also after `load_state_dict` has replaced them.
-            self.adamw.param_groups, self.adamw.state = self._groups(is_matrix=False), self.state
-            self.adamw.step()
+        others = [group for group in self.param_groups if not group["is_matrix"]]
+        for group in self.param_groups:
+            if group["is_matrix"]:
+                for alike in at_once([each for each in group["params"] if each.grad is not None]):
+                    self._move(alike, group)
+        if others:  # made anew, because groups and state are replaced by `load_state_dict` and by copies
+            adamw = torch.optim.AdamW(others, betas=self.defaults["betas"], fused=self.defaults["fused"])
+            adamw.state = self.state
+            adamw.step()
         return loss
 
-    def _move(self, matrices: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def _move(self, matrices: list[nn.Parameter], group: Mapping[str, Any]) -> None:
         updates = []
         for matrix in matrices:
             assert matrix.grad is not None
@@ -95,9 +102,28 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(matrix.grad)
             state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)
             updates.append(matrix.grad.lerp(state["momentum_buffer"], MOMENTUM))  # Nesterov's
+        lr, kept = group["lr"], 1 - group["lr"] * group["weight_decay"]
         scale = RMS * math.sqrt(max(matrices[0].shape))
-        for matrix, update in zip(matrices, orthogonalized(torch.stack(updates).to(self.dtype)), strict=True):
-            matrix.mul_(1 - lr * weight_decay).add_(update, alpha=-lr * scale)
+        stacked = torch.stack(updates).to(group.get("dtype", torch.float32))
+        del updates
+        for matrix, update in zip(matrices, orthogonalized(stacked), strict=True):
+            matrix.mul_(kept).add_(update, alpha=-lr * scale)
+
+
+def at_once(matrices: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Matrices of one shape, up to `VALUES_AT_ONCE` values or one matrix, which one product takes together."""
+    by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+    for matrix in matrices:
+        by_shape.setdefault(matrix.shape, []).append(matrix)
+    for alike in by_shape.values():
+        count = max(1, VALUES_AT_ONCE // alike[0].numel())
+        for start in range(0, len(alike), count):
+            yield alike[start : start + count]
+
+
+def update_bytes(matrices: Sequence[nn.Parameter]) -> int:
+    """The memory that a step needs besides gradients and momenta: copies of the matrices that are taken together."""
+    return COPIES * max((sum(each.nbytes for each in alike) for alike in at_once(matrices)), default=0)
 
 
 def orthogonalized(matrices: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from patchcast.backbones.backbone import Backbone
 from patchcast.backbones.tiled import Tiled
+from patchcast.predictors import Predictor
 from patchcast.pretrainer import Pretrainer
 from patchcast.recipe import OptimizerName
 from patchcast.schedules import warmup_cosine
@@ -140,15 +141,27 @@ def freeze_blocks(backbone: Backbone, count: int) -> None:
             parameter.requires_grad_(False)
 
 
-def block_matrices(pretrainer: Pretrainer) -> set[nn.Parameter]:
-    """The matrices that Muon moves: decayed, in a block of the backbone or of the predictor, and trained.
+SMALLEST_SIDE = 8
+"""Of matrices that Muon moves. Smaller ones mix heads, or map positions to biases."""
 
-    Patches, positions, heads and the kernels of convolutions are none.
+
+def block_matrices(part: Backbone | Predictor) -> set[nn.Parameter]:
+    """The matrices that Muon moves: weights of linear layers in the blocks of a backbone or a predictor.
+
+    Patches, tables of positions, heads and the kernels of convolutions are none.
     """
-    blocks = [*pretrainer.backbone.block_modules(), *pretrainer.predictor.block_modules()]
-    inside = {parameter for block in blocks for parameter in block.parameters()}
-    decayed = parameter_groups(pretrainer, 0.05)[0]["params"]
-    return {parameter for parameter in decayed if parameter in inside and parameter.ndim == 2}
+    return {
+        parameter
+        for block in part.block_modules()
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 2 and name.endswith("weight") and min(parameter.shape) >= SMALLEST_SIDE
+    }
+
+
+def muon_matrices(pretrainer: Pretrainer) -> set[nn.Parameter]:
+    """Those of backbone and predictor that are trained."""
+    both = block_matrices(pretrainer.backbone) | block_matrices(pretrainer.predictor)
+    return {matrix for matrix in both if matrix.requires_grad}
 
 
 def make_optimizer(
@@ -163,7 +176,7 @@ def make_optimizer(
     groups = parameter_groups(model, settings.weight_decay) if is_plain else layered_groups(model, settings)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-    split = by_kind(groups, block_matrices(model))
+    split = by_kind(groups, muon_matrices(model))
     return Muon(split, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, dtype=dtype)
 
 

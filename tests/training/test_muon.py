@@ -108,7 +108,7 @@ def test_what_it_is_not_given_is_said(groups: list[Any], lr: float, sentence: st
 
 
 def test_memory_of_an_update_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(muon, "VALUES_AT_ONCE", 2 * 64 * 48)
+    monkeypatch.setattr(muon, "MOST_VALUES", 2 * 64 * 48)
     matrices = [nn.Parameter(torch.randn(64, 48)) for _ in range(7)]
     for matrix in matrices:
         matrix.grad = torch.randn_like(matrix)

@@ -16,7 +16,7 @@ COEFFICIENTS, ITERATIONS = (3.4445, -4.775, 2.0315), 5
 RMS = 0.2
 """Of AdamW's usual step. A step of Muon is scaled to it, so rates of AdamW hold (Liu et al. 2025, section 2.2)."""
 
-VALUES_AT_ONCE = 2**22
+MOST_VALUES = 2**22
 """Of the matrices that are orthogonalized together: 16 MB in float32."""
 COPIES = 5
 """Of them at one time: updates, the last iteration and the next one, and two Gram matrices, of square ones as large."""
@@ -111,12 +111,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def at_once(matrices: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Matrices of one shape, up to `VALUES_AT_ONCE` values or one matrix, which one product takes together."""
+    """Matrices of one shape, up to `MOST_VALUES` values or one matrix, which one product takes together."""
     by_shape: dict[torch.Size, list[nn.Parameter]] = {}
     for matrix in matrices:
         by_shape.setdefault(matrix.shape, []).append(matrix)
     for alike in by_shape.values():
-        count = max(1, VALUES_AT_ONCE // alike[0].numel())
+        count = max(1, MOST_VALUES // alike[0].numel())
         for start in range(0, len(alike), count):
             yield alike[start : start + count]
 

@@ -85,9 +85,10 @@ def test_a_gpu_does_not_wait_for_it() -> None:
 def test_copies_and_later_groups_are_complete() -> None:
     torch.manual_seed(0)
     first = nn.Parameter(torch.randn(4, 4))
-    optimizer = Muon([{"params": [first], "is_matrix": True}], lr=0.1)
+    optimizer = Muon([{"params": [first], "is_matrix": True}], lr=0.1, dtype=torch.bfloat16)
     later = nn.Parameter(torch.randn(3))
     optimizer.add_param_group({"params": [later], "is_matrix": False})
+    assert {group["dtype"] for group in optimizer.param_groups} == {torch.bfloat16}
     model, copied = copy.deepcopy(([first, later], optimizer))
     for parameters, each in (([first, later], optimizer), (model, copied)):
         moved([each], parameters)

@@ -63,9 +63,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         if lr < 0:
             raise ValueError(f"the learning rate is 0 or more; got {lr}")
-        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "fused": fused})
-        for group in self.param_groups:
-            group.setdefault("dtype", dtype)
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "dtype": dtype, "fused": fused}
+        super().__init__(groups, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         is_matrix = param_group.get("is_matrix")
@@ -104,7 +103,7 @@ class Muon(torch.optim.Optimizer):
             updates.append(matrix.grad.lerp(state["momentum_buffer"], MOMENTUM))  # Nesterov's
         lr, kept = group["lr"], 1 - group["lr"] * group["weight_decay"]
         scale = RMS * math.sqrt(max(matrices[0].shape))
-        stacked = torch.stack(updates).to(group.get("dtype", torch.float32))
+        stacked = torch.stack(updates).to(group["dtype"])
         del updates
         for matrix, update in zip(matrices, orthogonalized(stacked), strict=True):
             matrix.mul_(kept).add_(update, alpha=-lr * scale)

@@ -94,6 +94,7 @@ def test_units_of_few_pixels_are_not_normalized_unless_asked(
         ("simmim", {"mask_size": 16}, {"normalize": True, "head_kernel": 3}),
         ("simmim", {"head_kernel": None}, {}),
         ("mae", {"decoder_kernel": 5}, {"decoder_width": 128, "decoder_depth": 3}),
+        ("maskfeat", {}, {"head_kernel": 3, "pixel_weight": 0.5}),
         ("nepa", {}, {"head_depth": 2, "pixel_weight": 0.5}),
         ("aim_features", {}, {"head_depth": 2, "pixel_weight": 0.5}),
         (

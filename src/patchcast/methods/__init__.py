@@ -64,11 +64,11 @@ _IMAGEGPT: dict[str, Any] = {  # the rate is that of the paper's iGPT-L
     "codes": "colors",
 }
 METHODS: dict[str, Method] = {
-    "aim": Method(aim, **_AIM),
+    "aim": Method(aim, **_AIM, few_optimizer="muon"),
     "aim_features": Method(aim_features, **_AIM, takes_steps=True, few={"pixel_weight": 0.5}),
     "beit": Method(
         beit, lr_per_256=1.875e-4, paper_batch=2048, crop_scale=(0.08, 1.0), clip=3.0, betas=(0.9, 0.999),
-        codes="patches",
+        codes="patches", few_optimizer="muon",
     ),
     "data2vec": Method(
         data2vec, lr_per_256=1e-3, paper_batch=256, highest_lr=1.5e-3, crop_scale=(0.2, 1.0), clip=4.0,
@@ -90,7 +90,8 @@ METHODS: dict[str, Method] = {
         few={"decoder_depth": 3, "decoder_kernel": 3}, few_optimizer="muon",
     ),
     "maskfeat": Method(
-        maskfeat, lr_per_256=2e-4, paper_batch=2048, crop_scale=(0.5, 1.0), betas=(0.9, 0.999), clip=0.02
+        maskfeat, lr_per_256=2e-4, paper_batch=2048, crop_scale=(0.5, 1.0), betas=(0.9, 0.999), clip=0.02,
+        few={"head_kernel": 3, "pixel_weight": 0.5}, few_optimizer="muon",
     ),
     "nepa": Method(  # MAE's: the paper's are unknown here
         nepa, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), few={"head_depth": 2, "pixel_weight": 0.5},

@@ -65,7 +65,7 @@ _IMAGEGPT: dict[str, Any] = {  # the rate is that of the paper's iGPT-L
 }
 METHODS: dict[str, Method] = {
     "aim": Method(aim, **_AIM, few_optimizer="muon"),
-    "aim_features": Method(aim_features, **_AIM, takes_steps=True, few={"pixel_weight": 0.5}),
+    "aim_features": Method(aim_features, **_AIM, takes_steps=True, few={"pixel_weight": 0.5}, few_optimizer="muon"),
     "beit": Method(
         beit, lr_per_256=1.875e-4, paper_batch=2048, crop_scale=(0.08, 1.0), clip=3.0, betas=(0.9, 0.999),
         codes="patches", few_optimizer="muon",

@@ -126,6 +126,13 @@ def test_what_convolutions_cannot_see_takes_the_papers_decoder(given: dict[str, 
     assert "decoder_kernel" not in found.method_args
 
 
+def test_distillation_with_few_images() -> None:
+    """Its teacher is a part of the method, and not added to one that was measured without it."""
+    found = by_rule("distill", "vit_tiny_patch16_224", 5000, model_args=SMALL, teacher="test_resnet")
+    assert found.method_args == {"decoder_width": 128, "decoder_depth": 2}
+    assert found.optimizer == "muon"
+
+
 @pytest.mark.parametrize(("patch", "units"), [(None, 16), (4, 16), (2, 64)])
 def test_units_of_a_network_of_stages(patch: int | None, units: int) -> None:
     """Patches of 4 pixels are merged three times: a unit has 32 pixels."""

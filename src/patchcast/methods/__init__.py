@@ -77,6 +77,7 @@ METHODS: dict[str, Method] = {
     ),
     "distill": Method(  # MAE's settings: no paper trains exactly this
         distill, lr_per_256=1.5e-4, crop_scale=(0.2, 1.0), sizes=_decoder, teacher="required",
+        few_optimizer="muon",
     ),
     "ijepa": Method(
         ijepa, lr_per_256=1.25e-4, paper_batch=2048, highest_lr=1.5e-3, crop_scale=(0.3, 1.0), flip=False,

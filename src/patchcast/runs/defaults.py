@@ -57,7 +57,7 @@ def choose_defaults(
     is_measured = units is None or UNITS[0] <= units <= UNITS[1]
     normalizes = not {"normalize", "pixel_weight"}.isdisjoint(method.few)
     can_normalize = not normalizes or pixels is None or pixels >= LEAST_PIXELS
-    takes_few = is_few and is_measured and can_normalize and _is_like_measured(recipe)
+    takes_few = is_few and is_measured and can_normalize and _is_like_measured(recipe, method)
     return dict(_choices(recipe, method, images, takes_few=takes_few))
 
 
@@ -129,13 +129,14 @@ def _optimizer(recipe: Recipe, method: Method, *, takes_few: bool) -> Chosen:
     return Chosen(method.few_optimizer, BEST_HERE)
 
 
-def _is_like_measured(recipe: Recipe) -> bool:
+def _is_like_measured(recipe: Recipe, method: Method) -> bool:
     """Whether the options of a method for few images are for this recipe.
 
     A decoder of convolutions reads neither the class token nor registers, and its kernels do not reach over large
-    squares of hidden units. With a teacher it was not measured.
+    squares of hidden units. MAE with a teacher's features next to pixels was not measured.
     """
-    is_other = recipe.teacher is not None or recipe.readout == "class" or "reg_tokens" in recipe.model_args
+    has_added_teacher = recipe.teacher is not None and method.teacher != "required"
+    is_other = has_added_teacher or recipe.readout == "class" or "reg_tokens" in recipe.model_args
     args = recipe.method_args
     asked = "mask_cell" in args or any(name in args and not _is_kernel(name, args) for name in KINDS)
     return not is_other and not asked and not is_started(recipe)

@@ -39,7 +39,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import peers
-from patchcast.backbones import wrap
+from patchcast.backbones import Backbone, wrap
 from patchcast.backbones.start_positions import start_from_sincos
 from patchcast.data import Augment, EpochSampler, EvalSet, Evaluate, TrainSet, channel_statistics, loader, open_images
 from patchcast.evaluation import Features, extract, knn_probe, linear_probe
@@ -52,7 +52,7 @@ from patchcast.runs.run import open_run
 from patchcast.schedules import warmup_cosine
 from patchcast.training.optimization import Optimization, make_optimizer
 
-MODEL, DEPTH, SIZE, PATCH = "vit_tiny_patch16_224", 4, (64, 64), 8
+MODEL, DEPTH = "vit_tiny_patch16_224", 4
 DECODER = peers.DecoderSize(width=128, depth=2, heads=4)
 BATCH, OUR_RATE = 128, 1.7e-3  # what the rule of defaults gives for 5,000 images
 TIMES = ("seconds", "steps")
@@ -61,6 +61,19 @@ MAE_EXAMPLES: dict[str, tuple[Callable[..., Any], float]] = {  # and the rates o
     "stable": (peers.stable_mae, 1.5e-4),
     "birder": (peers.birder_mae, 1.5e-4 * BATCH / 256),
 }
+
+
+class Images(NamedTuple):
+    """What all rows are given: a source with labels, and the sizes at which untrained networks and peers see it."""
+
+    data: str
+    size: tuple[int, int]
+    patch: int
+
+    def loaders(self, evaluate: Evaluate) -> Iterator[DataLoader[Any]]:
+        """Images to train probes on, and to test."""
+        for split in ("train", "test"):
+            yield DataLoader(EvalSet(open_images(self.data, split=split), evaluate), 256)
 
 
 class Peer(NamedTuple):
@@ -114,25 +127,22 @@ def cost(method: str, data: str, options: list[str], folder: Path) -> Cost:
     return Cost(short, (longer - short) / (MORE - FEW), settled)
 
 
-def ours(method: str, seed: int, seconds: float, data: str, folder: Path, cost: Cost) -> dict[str, Any]:
+def ours(method: str, seed: int, seconds: float, images: Images, folder: Path, cost: Cost) -> dict[str, Any]:
     steps = max(1, FEW + round((seconds - cost.start) / cost.step))
-    spent = command(method, seed, data, steps, folder / f"run-{seed}", cost.options)
+    spent = command(method, seed, images.data, steps, folder / f"run-{seed}", cost.options)
     run = open_run(folder / f"run-{seed}")
-    loaders = (DataLoader(EvalSet(open_images(data, split=split), run.evaluation), 256) for split in ("train", "test"))
     what = {"steps": steps, "seconds": round(spent), "precision": run.recipe.precision}
-    return what | judged(*(extract(run.pretrainer.backbone, each) for each in loaders))
+    return what | judged(*(extract(run.pretrainer.backbone, each) for each in images.loaders(run.evaluation)))
 
 
-def theirs(name: str, seed: int, seconds: float, data: str) -> dict[str, Any]:
+def theirs(name: str, seed: int, seconds: float, given: Images) -> dict[str, Any]:
     """The peer's loss on our crops, by the clock of this process; the rate follows the time."""
     make, rate, bf16 = PEERS[name]
-    images = open_images(data)
+    images = open_images(given.data)
     mean, std = channel_statistics(images)
-    augment, evaluate = Augment(SIZE, (0.2, 1.0), True, mean, std), Evaluate(SIZE, mean, std)
-    torch.manual_seed(seed)
-    backbone = wrap(MODEL, img_size=SIZE, patch_size=PATCH, depth=DEPTH)
-    start_from_sincos(backbone)
-    model, loss_of = make(backbone.model, PATCH, DECODER)
+    augment = Augment(given.size, (0.2, 1.0), True, mean, std)
+    backbone, evaluate = fresh(seed, given)
+    model, loss_of = make(backbone.model, given.patch, DECODER)
     optimizer = make_optimizer(model, Optimization(lr=rate))
     endless = EpochSampler(len(images), BATCH, seed=seed, steps=10**6)
     start, steps, done = time.process_time(), 0, 0.0
@@ -150,9 +160,8 @@ def theirs(name: str, seed: int, seconds: float, data: str) -> dict[str, Any]:
         optimizer.zero_grad()
         steps += 1
     spent = time.process_time() - start
-    loaders = (DataLoader(EvalSet(open_images(data, split=split), evaluate), 256) for split in ("train", "test"))
     what = {"steps": steps, "seconds": round(spent), "precision": "bf16" if bf16 else "fp32"}
-    return what | judged(*(extract(backbone.eval(), each) for each in loaders))
+    return what | judged(*(extract(backbone.eval(), each) for each in given.loaders(evaluate)))
 
 
 def judged(train: Features, test: Features) -> dict[str, Any]:
@@ -164,21 +173,24 @@ def judged(train: Features, test: Features) -> dict[str, Any]:
     }
 
 
-def untrained(seed: int, data: str) -> dict[str, Any]:
-    mean, std = channel_statistics(open_images(data))
-    evaluate = Evaluate(SIZE, mean, std)
+def fresh(seed: int, images: Images) -> tuple[Backbone, Evaluate]:
+    """The network before any training, and what it sees of an image."""
+    source = open_images(images.data)
     torch.manual_seed(seed)
-    backbone = wrap(MODEL, img_size=SIZE, patch_size=PATCH, depth=DEPTH).eval()
+    backbone = wrap(MODEL, img_size=images.size, patch_size=images.patch, depth=DEPTH, in_chans=source.channels)
     start_from_sincos(backbone)
-    loaders = (DataLoader(EvalSet(open_images(data, split=split), evaluate), 256) for split in ("train", "test"))
-    return judged(*(extract(backbone, each) for each in loaders))
+    return backbone, Evaluate(images.size, *channel_statistics(source))
 
 
-def baseline(name: str, data: str) -> dict[str, Any]:
-    images = open_images(data)
-    evaluate = Evaluate(SIZE, *channel_statistics(images))
-    loaders = (DataLoader(EvalSet(open_images(data, split=split), evaluate), 256) for split in ("train", "test"))
-    return judged(*(extract_with(BASELINES[name](images.channels), each) for each in loaders))
+def untrained(seed: int, images: Images) -> dict[str, Any]:
+    backbone, evaluate = fresh(seed, images)
+    return judged(*(extract(backbone.eval(), each) for each in images.loaders(evaluate)))
+
+
+def baseline(name: str, images: Images) -> dict[str, Any]:
+    source = open_images(images.data)
+    evaluate = Evaluate(images.size, *channel_statistics(source))
+    return judged(*(extract_with(BASELINES[name](source.channels), each) for each in images.loaders(evaluate)))
 
 
 def table(found: dict[str, list[dict[str, Any]]], test_images: int) -> Iterator[str]:
@@ -212,6 +224,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "learning.json")
+    parser.add_argument("--image_size", type=int, default=64, help="of untrained networks, baselines and peers")
+    parser.add_argument("--patch_size", type=int, default=8, help="likewise")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=[*BASELINES, "untrained", "mae", *PEERS])
@@ -222,6 +236,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
 
+    images = Images(args.data, (args.image_size, args.image_size), args.patch_size)
     for row in args.rows:
         is_trained = row in METHODS or row in PEERS
         name = " ".join([row, f"{args.seconds:g} s", *args.options]) if is_trained else row
@@ -233,15 +248,15 @@ def main() -> None:
             if row in METHODS:
                 with tempfile.TemporaryDirectory() as folder:
                     measured = measured or cost(row, args.data, args.options, Path(folder))
-                    result = ours(row, seed, args.seconds, args.data, Path(folder), measured)
+                    result = ours(row, seed, args.seconds, images, Path(folder), measured)
             elif row in PEERS:
                 try:
-                    result = theirs(row, seed, args.seconds, args.data)
+                    result = theirs(row, seed, args.seconds, images)
                 except ImportError as problem:
                     print(f"{row}: not measured: {problem}", flush=True)
                     break
             else:
-                result = untrained(seed, args.data) if row == "untrained" else baseline(row, args.data)
+                result = untrained(seed, images) if row == "untrained" else baseline(row, images)
             found = read(args.out)  # again: another row may have been run meanwhile
             found.setdefault(name, []).append(here | result)
             args.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -53,12 +53,13 @@ def choose_defaults(
     Raises:
         ValueError: if the model cannot be built.
     """
-    is_few = images is not None and images <= MOST_IMAGES
-    is_measured = units is None or UNITS[0] <= units <= UNITS[1]
+    has_few = images is not None and images <= MOST_IMAGES
+    has_usual = units is None or UNITS[0] <= units <= UNITS[1]
+    takes_muon = has_few and has_usual and not is_started(recipe) and not _has_added_teacher(recipe, method)
     normalizes = not {"normalize", "pixel_weight"}.isdisjoint(method.few)
     can_normalize = not normalizes or pixels is None or pixels >= LEAST_PIXELS
-    takes_few = is_few and is_measured and can_normalize and _is_like_measured(recipe, method)
-    return dict(_choices(recipe, method, images, takes_few=takes_few))
+    takes_few = takes_muon and can_normalize and _takes_kernels(recipe)
+    return dict(_choices(recipe, method, images, takes_muon=takes_muon, takes_few=takes_few))
 
 
 def filled(recipe: Recipe, chosen: dict[str, Chosen]) -> Recipe:
@@ -88,7 +89,9 @@ def in_words(chosen: dict[str, Chosen]) -> str:
     return "\n".join(lines)
 
 
-def _choices(recipe: Recipe, method: Method, images: int | None, *, takes_few: bool) -> Iterator[tuple[str, Chosen]]:
+def _choices(
+    recipe: Recipe, method: Method, images: int | None, *, takes_muon: bool, takes_few: bool
+) -> Iterator[tuple[str, Chosen]]:
     batch = recipe.given_batch
     if batch is None:
         batch, reason = _batch(images, recipe.devices * recipe.nodes * recipe.accumulate)
@@ -110,7 +113,7 @@ def _choices(recipe: Recipe, method: Method, images: int | None, *, takes_few: b
             rate, reason = STARTED_LR * rate, f"{reason}, and {STARTED_LR:g} of that, to keep what the weights know"
         yield "lr", Chosen(rate, reason)
     if recipe.optimizer is None:
-        yield "optimizer", _optimizer(recipe, method, takes_few=takes_few)
+        yield "optimizer", _optimizer(recipe, method, takes_muon=takes_muon)
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
     reason = f"for a model of {blocks} blocks of width {width}"
     if method.few and takes_few:
@@ -119,8 +122,9 @@ def _choices(recipe: Recipe, method: Method, images: int | None, *, takes_few: b
         yield "method_args", Chosen(missing, reason)
 
 
-def _optimizer(recipe: Recipe, method: Method, *, takes_few: bool) -> Chosen:
-    if method.few_optimizer == "adamw" or not takes_few:
+def _optimizer(recipe: Recipe, method: Method, *, takes_muon: bool) -> Chosen:
+    """Muon trains the backbone, whatever predicts: it does not depend on the options of the method."""
+    if method.few_optimizer == "adamw" or not takes_muon:
         return Chosen("adamw", "as in the papers")
     if recipe.sharded:
         return Chosen("adamw", "as Muon needs whole matrices, and they are sharded")
@@ -129,17 +133,20 @@ def _optimizer(recipe: Recipe, method: Method, *, takes_few: bool) -> Chosen:
     return Chosen(method.few_optimizer, BEST_HERE)
 
 
-def _is_like_measured(recipe: Recipe, method: Method) -> bool:
+def _has_added_teacher(recipe: Recipe, method: Method) -> bool:
+    """Such as a teacher's features next to pixels in MAE, which was not measured."""
+    return recipe.teacher is not None and method.teacher != "required"
+
+
+def _takes_kernels(recipe: Recipe) -> bool:
     """Whether the options of a method for few images are for this recipe.
 
     A decoder of convolutions reads neither the class token nor registers, and its kernels do not reach over large
-    squares of hidden units. MAE with a teacher's features next to pixels was not measured.
+    squares of hidden units.
     """
-    has_added_teacher = recipe.teacher is not None and method.teacher != "required"
-    is_other = has_added_teacher or recipe.readout == "class" or "reg_tokens" in recipe.model_args
     args = recipe.method_args
     asked = "mask_cell" in args or any(name in args and not _is_kernel(name, args) for name in KINDS)
-    return not is_other and not asked and not is_started(recipe)
+    return not asked and recipe.readout != "class" and "reg_tokens" not in recipe.model_args
 
 
 def _is_kernel(name: str, args: Mapping[str, Any]) -> bool:

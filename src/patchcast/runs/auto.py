@@ -35,8 +35,8 @@ def with_method(recipe: Recipe) -> tuple[Recipe, str]:
         chosen = replace(recipe, method="mae")
     else:
         reason = (
-            f"Method beit: {recipe.model} cannot leave hidden units out, and of the methods that replace them it was "
-            "ahead at equal steps."
+            f"Method beit: {recipe.model} cannot leave hidden units out, and none of the methods that replace them had "
+            "better features after twenty minutes."
         )
         chosen = replace(recipe, method="beit")
     config = timm.get_pretrained_cfg(recipe.model) if timm.is_model(recipe.model.partition(".")[0]) else None

@@ -146,7 +146,7 @@ class Recipe:
         lr: peak learning rate. Default: the paper's, by the root of the batch and the width of the model; a quarter of
             it if the run starts from weights.
         optimizer: adamw, or muon: Muon for the matrices of blocks, and AdamW for all else, at the same rate. Default:
-            muon where mae, simmim and ijepa take their other options for few images (docs/which.md); else adamw.
+            by the rule of docs/which.md: muon for most methods on few images; else adamw.
         betas: of AdamW. Default: the method's.
         weight_decay: of weight matrices. Default: the method's.
         warmup: share of the steps over which the learning rate rises. Default: 0.05.

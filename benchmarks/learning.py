@@ -1,6 +1,7 @@
 """What given seconds teach: the command line at its defaults, and the peers' methods on the same images.
 
     python benchmarks/learning.py ../shared/data/eurosat --seconds 300 --rows mae simmim lightly_our
+    python benchmarks/learning.py mnist-5k --image_size 28 --patch_size 4 --rows untrained mae --out mnist-5k.json
 
 Ours is `patchcast pretrain --method M --model vit_tiny_patch16_224 --model_args.depth 4 --steps N`, everything else
 left to its defaults. Two runs that differ by forty steps tell what a step costs, and N follows, all in processor time:

@@ -52,6 +52,13 @@ def test_the_paper_needs_no_query() -> None:
         assert (head.query is None) == isinstance(order, RasterOrder), name
 
 
+def test_the_head_on_a_width_that_positions_cannot_have() -> None:
+    """Sine-cosine positions need a width divisible by 4."""
+    pretrainer = aim(wrap("test_vit", img_size=32, patch_size=8, depth=2, embed_dim=90, num_heads=3), head_depth=1)
+    assert pretrainer.predictor.embed.out_features == 88
+    assert pretrainer(torch.randn(2, 3, 32, 32)).loss.isfinite()
+
+
 def test_a_linear_head_is_refused_a_random_order() -> None:
     with pytest.raises(ValueError, match="give head_depth >= 1"):
         small(plan=RandomOrder(), head_depth=0)

@@ -82,3 +82,9 @@ def test_the_angle_decides() -> None:
     a, b = torch.randn(1, 1, 2, 5), torch.randn(1, 1, 2, 5)
     torch.testing.assert_close(cosine(3 * a, 0.5 * b), cosine(a, b))
     torch.testing.assert_close(cosine(a, -a), torch.full((1, 1, 2), 2.0))
+
+
+def test_a_head_on_a_width_that_positions_cannot_have() -> None:
+    """Sine-cosine positions need a width divisible by 4."""
+    backbone = wrap("test_vit", img_size=32, patch_size=8, depth=2, embed_dim=90, num_heads=3)
+    assert nepa(backbone, head_depth=2)(torch.randn(2, 3, 32, 32)).predictions.shape == (2, 1, 15, 90)

@@ -25,6 +25,15 @@ def sincos_positions(grid: Grid, width: int) -> Float[Tensor, "N D"]:
     return torch.cat([quarters[i] for i in (1, 3, 0, 2)], dim=-1)  # timm has the same four parts in another order
 
 
+def sincos_width(wish: int) -> int:
+    """The largest width up to `wish` that sine-cosine positions can have.
+
+    >>> sincos_width(386)
+    384
+    """
+    return max(4, wish // 4 * 4)
+
+
 class Positions(nn.Module):
     """Sine-cosine positions of any grid. Those of the usual grid are cached and move with the module.
 

@@ -8,6 +8,7 @@ from patchcast.backbones import Backbone, wrap
 from patchcast.losses import cross_entropy, smooth_l1, squared
 from patchcast.objectives import and_pixels
 from patchcast.plans import Planner, RandomOrder, RasterOrder
+from patchcast.positions import sincos_width
 from patchcast.predictors import LinearHead, MLPHead, Predictor, TargetQuery
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Codes, EMAFeatures, Pixels
@@ -36,7 +37,7 @@ def aim(
         plan: the order. The paper's is row by row; `RasterOrder(random_prefix=False)` is purely causal. With
             `FixedOrder` and `RandomOrder`, the head gets the position of the unit to predict.
         head_width: of the MLP head. None: the paper's 2,048 for trunks as wide as its own (1,536 or more), else the
-            backbone's width. A head of width 2,048 has 400 million parameters.
+            backbone's width, rounded down to a multiple of 4. A head of width 2,048 has 400 million parameters.
         head_depth: residual blocks of the head; 0 for a linear head.
         normalize: predict each patch's pixels normalized by their mean and standard deviation, or raw pixels. Only raw
             pixels can be drawn: `patchcast.drawing.completion`.
@@ -119,7 +120,7 @@ def _head(backbone: Backbone, outputs: int, plan: Planner, width: int | None, de
                 "a random order needs a head that takes the position of the next unit; give head_depth >= 1"
             )
         return LinearHead(backbone.width, outputs)
-    hidden = width or (2048 if backbone.width >= 1536 else backbone.width)
+    hidden = width or (2048 if backbone.width >= 1536 else sincos_width(backbone.width))
     grid = backbone.grid(backbone.image_size)
     query = None if isinstance(plan, RasterOrder) else TargetQuery(grid, hidden)
     return MLPHead(backbone.width, outputs, grid=grid, hidden=hidden, depth=depth, query=query)

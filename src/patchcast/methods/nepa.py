@@ -8,6 +8,7 @@ from patchcast.backbones import Backbone, wrap
 from patchcast.losses import cosine
 from patchcast.objectives import Predictors, and_pixels
 from patchcast.plans import RasterOrder
+from patchcast.positions import sincos_width
 from patchcast.predictors import LinearHead, MLPHead, NoHead, Predictor
 from patchcast.pretrainer import Pretrainer
 from patchcast.targets import Embeddings
@@ -51,7 +52,7 @@ def nepa(backbone: nn.Module | str, *, head_depth: int = 0, pixel_weight: float 
 def _head(backbone: Backbone, embedding: int, outputs: int, depth: int) -> Predictor:
     if depth:
         grid = backbone.grid(backbone.image_size)
-        return MLPHead(backbone.width, outputs, grid=grid, hidden=backbone.width, depth=depth)
+        return MLPHead(backbone.width, outputs, grid=grid, hidden=sincos_width(backbone.width), depth=depth)
     head = NoHead() if backbone.width == embedding else LinearHead(backbone.width, embedding)
     pixels = outputs - embedding
     return Predictors({"features": head, "pixels": LinearHead(backbone.width, pixels)}) if pixels else head

@@ -28,8 +28,8 @@ def nepa(backbone: nn.Module | str, *, head_depth: int = 0, pixel_weight: float 
 
     Args:
         backbone: a backbone, a timm or torchvision model, or the name of a timm model; see `wrap`.
-        head_depth: residual blocks of AIM's head (`MLPHead`), as wide as the backbone, from features to predictions;
-            0, as in the paper: none.
+        head_depth: residual blocks of AIM's head (`MLPHead`), from features to predictions, as wide as the backbone,
+            rounded down to a multiple of 4; 0, as in the paper: none.
         pixel_weight: of a second loss, of the next patch's normalized pixels, by the same head or a linear layer; that
             of the embedding has weight 1. Not in the paper, whose weight is 0; see `ijepa`.
     Raises:

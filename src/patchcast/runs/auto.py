@@ -36,7 +36,7 @@ def with_method(recipe: Recipe) -> tuple[Recipe, str]:
     else:
         reason = (
             f"Method beit: {recipe.model} cannot leave hidden units out. Of the methods that replace them, beit, "
-            "maskfeat and simmim were compared on a ViT, and none was better than beit."
+            "maskfeat and simmim were compared on a ViT, and none was better by more than the error."
         )
         chosen = replace(recipe, method="beit")
     config = timm.get_pretrained_cfg(recipe.model) if timm.is_model(recipe.model.partition(".")[0]) else None

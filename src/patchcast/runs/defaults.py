@@ -55,11 +55,11 @@ def choose_defaults(
     """
     has_few = images is not None and images <= MOST_IMAGES
     has_usual = units is None or UNITS[0] <= units <= UNITS[1]
-    takes_muon = has_few and has_usual and not is_started(recipe) and not _has_added_teacher(recipe, method)
+    is_like_measured = has_few and has_usual and not is_started(recipe) and not _has_added_teacher(recipe, method)
     normalizes = not {"normalize", "pixel_weight"}.isdisjoint(method.few)
     can_normalize = not normalizes or pixels is None or pixels >= LEAST_PIXELS
-    takes_few = takes_muon and can_normalize and _takes_kernels(recipe)
-    return dict(_choices(recipe, method, images, takes_muon=takes_muon, takes_few=takes_few))
+    takes_few = is_like_measured and can_normalize and _takes_kernels(recipe)
+    return dict(_choices(recipe, method, images, is_like_measured=is_like_measured, takes_few=takes_few))
 
 
 def filled(recipe: Recipe, chosen: dict[str, Chosen]) -> Recipe:
@@ -90,7 +90,7 @@ def in_words(chosen: dict[str, Chosen]) -> str:
 
 
 def _choices(
-    recipe: Recipe, method: Method, images: int | None, *, takes_muon: bool, takes_few: bool
+    recipe: Recipe, method: Method, images: int | None, *, is_like_measured: bool, takes_few: bool
 ) -> Iterator[tuple[str, Chosen]]:
     batch = recipe.given_batch
     if batch is None:
@@ -113,7 +113,7 @@ def _choices(
             rate, reason = STARTED_LR * rate, f"{reason}, and {STARTED_LR:g} of that, to keep what the weights know"
         yield "lr", Chosen(rate, reason)
     if recipe.optimizer is None:
-        yield "optimizer", _optimizer(recipe, method, takes_muon=takes_muon)
+        yield "optimizer", _optimizer(recipe, method, is_like_measured=is_like_measured)
     sizes = method.sizes(width, blocks) if method.sizes is not None and blocks else {}
     reason = f"for a model of {blocks} blocks of width {width}"
     if method.few and takes_few:
@@ -122,9 +122,9 @@ def _choices(
         yield "method_args", Chosen(missing, reason)
 
 
-def _optimizer(recipe: Recipe, method: Method, *, takes_muon: bool) -> Chosen:
+def _optimizer(recipe: Recipe, method: Method, *, is_like_measured: bool) -> Chosen:
     """Muon trains the backbone, whatever predicts: it does not depend on the options of the method."""
-    if method.few_optimizer == "adamw" or not takes_muon:
+    if method.few_optimizer == "adamw" or not is_like_measured:
         return Chosen("adamw", "as in the papers")
     if recipe.sharded:
         return Chosen("adamw", "as Muon needs whole matrices, and they are sharded")
